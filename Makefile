@@ -1,0 +1,48 @@
+# `make run` shows what the model can do; `make test` proves it. Both install into .venv first.
+PYTHON ?= python3
+PROMPT ?= a red apple
+override PROMPT := $(value PROMPT)
+export PROMPT
+BIN := .venv/bin
+
+run: .venv/installed
+	@$(BIN)/cm3 tour -- "$$PROMPT"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/pyright
+
+demo: .venv/installed
+	$(BIN)/python -m demo.app
+
+data: .venv/installed
+	$(BIN)/python -m train.build_data --out data/emoji
+
+train-emoji: data
+	$(BIN)/python -m train.image_tokenizer --config train/configs/image_tokenizer_emoji.toml --out runs/image_tokenizer
+	$(BIN)/python -m train.tokenize_data --data data/emoji --image-tokenizer runs/image_tokenizer/model --out data/emoji-tokens
+	$(BIN)/python -m train.lm --config train/configs/lm_emoji.toml --out runs/lm
+	$(BIN)/python -m train.evaluate --model runs/lm/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
+
+wheel: .venv/installed
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: .venv/installed
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,train,dev]'
+	touch $@
+
+.PHONY: run test test-slow lint types demo data train-emoji wheel clean .venv
