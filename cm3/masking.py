@@ -1,0 +1,147 @@
+"""The CM3 objective as pure functions on lists of ids: sample spans, rotate them to the end, un-rotate.
+
+    <eos> a  red  apple <break> <image> c1 c2 </image> <eos>
+             ^^^^^^^^^^ a span
+    <eos> a <mask:0> <break> <image> c1 c2 </image> <infill:0> red apple <eos>
+            ^ no loss
+
+Spans are pairs (start, end), end excluded, in order and apart. Tensors come in and go out as tensors.
+Source: CM3 (arXiv 2201.07520), section 2; CM3leon, section 2.2.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from cm3.document import split_infills
+from cm3.vocab import MAX_MASKS, Vocab
+
+Ids = TypeVar("Ids", list[int], Tensor)
+Span = tuple[int, int]
+POISSON_MEAN = 1.0
+
+
+class Rotated(NamedTuple):
+    """ids: the rotated sequence. loss_mask: 1 where the id is a target of the loss, 0 at every <mask:*>."""
+
+    ids: list[int]
+    loss_mask: list[int]
+
+
+def segments(ids: Sequence[int], vocab: Vocab, allowed: Callable[[int], bool]) -> list[Span]:
+    """Longest runs of ids that `allowed` takes and that a span may not leave. Special ids end a run, so that no span
+    crosses <break>, <image>, </image> or <eos>; so does a change between text and codes."""
+    runs: list[Span] = []
+    start, kind = 0, ""
+    for i, id in enumerate(ids):
+        here = "" if id < vocab.first_text or not allowed(id) else "text" if id < vocab.first_code else "code"
+        if here != kind:
+            if kind:
+                runs.append((start, i))
+            start, kind = i, here
+    if kind:
+        runs.append((start, len(ids)))
+    return runs
+
+
+def text_segments(ids: Sequence[int], vocab: Vocab) -> list[Span]:
+    """Where spans of text alone may lie."""
+    return segments(ids, vocab, vocab.is_text)
+
+
+def all_segments(ids: Sequence[int], vocab: Vocab) -> list[Span]:
+    """Where spans of text or of image codes may lie."""
+    return segments(ids, vocab, lambda id: True)
+
+
+def sample_spans(allowed: Sequence[Span], generator: torch.Generator) -> list[Span]:
+    """n = clamp(Poisson(1), 1, 16) spans, each from two Uniform draws over the allowed positions laid end to end. A
+    span is cut to the segment its first end lies in; one that meets an earlier span is drawn anew, a few times, and
+    then left out. No allowed position gives no span."""
+    size = sum(end - start for start, end in allowed)
+    if not size:
+        return []
+    draws = torch.rand(1 + 8 * MAX_MASKS, generator=generator, dtype=torch.float64).tolist()
+    n = min(max(_poisson(draws[0]), 1), MAX_MASKS)
+    spans: list[Span] = []
+    for i in range(1, 1 + 8 * n, 2):
+        low, high = int(draws[i] * size), int(draws[i + 1] * size)
+        span = _within(allowed, low, high)
+        if all(span[1] <= start or end <= span[0] for start, end in spans):
+            spans.append(span)
+        if len(spans) == n:
+            break
+    return sorted(spans)
+
+
+def _poisson(u: float) -> int:
+    """The Poisson number whose cumulative probability first exceeds u."""
+    n, p = 0, math.exp(-POISSON_MEAN)
+    total = p
+    while u >= total and n < MAX_MASKS:
+        n += 1
+        p *= POISSON_MEAN / n
+        total += p
+    return n
+
+
+def _within(allowed: Sequence[Span], a: int, b: int) -> Span:
+    """From a-th to b-th allowed position, either way round, cut to the segment that holds the a-th."""
+    for start, end in allowed:
+        size = end - start
+        if a < size:
+            other = min(max(start + b, start), end - 1)
+            return min(start + a, other), max(start + a, other) + 1
+        a, b = a - size, b - size
+    raise AssertionError("position beyond the allowed segments")
+
+
+def rotate(ids: Ids, spans: Sequence[Span], vocab: Vocab) -> tuple[Ids, Ids]:
+    """Move each span to the end of the document, before its closing <eos>, and leave <mask:k> in its place.
+
+    Returns the ids and the loss mask (0 at each <mask:*>, 1 elsewhere). No spans: the ids as they are."""
+    if isinstance(ids, Tensor):
+        rotated, loss_mask = _rotate(ids.tolist(), spans, vocab)
+        return ids.new_tensor(rotated), ids.new_tensor(loss_mask)
+    return _rotate(ids, spans, vocab)
+
+
+def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
+    assert len(spans) <= MAX_MASKS, f"{len(spans)} spans, at most {MAX_MASKS}"
+    closed = len(ids) > 1 and ids[-1] == vocab.eos
+    last = len(ids) - closed
+    body: list[int] = []
+    loss_mask: list[int] = []
+    tail: list[int] = []
+    at = 0
+    for k, (start, end) in enumerate(spans):
+        assert at <= start < end <= last, f"span {start, end} of {list(spans)} overlaps, is empty or leaves 0..{last}"
+        body += ids[at:start]
+        loss_mask += [1] * (start - at)
+        body.append(vocab.first_mask + k)
+        loss_mask.append(0)
+        tail.append(vocab.first_infill + k)
+        tail += ids[start:end]
+        at = end
+    body += ids[at:last]
+    body += tail
+    body += ids[last:]
+    return Rotated(body, loss_mask + [1] * (len(body) - len(loss_mask)))
+
+
+def unrotate(ids: Ids, vocab: Vocab) -> Ids:
+    """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
+    if isinstance(ids, Tensor):
+        return ids.new_tensor(_unrotate(ids.tolist(), vocab))
+    return _unrotate(ids, vocab)
+
+
+def _unrotate(ids: list[int], vocab: Vocab) -> list[int]:
+    body, spans = split_infills(ids, vocab)
+    out: list[int] = []
+    for id in body:
+        out += spans.get(id - vocab.first_mask, [id]) if vocab.is_mask(id) else [id]
+    return out

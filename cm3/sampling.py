@@ -1,0 +1,92 @@
+"""From logits [B, V] to ids [B]: temperature, top-k, top-p, greedy. Pure functions; -inf stands for "never".
+
+Each row has its own settings and its own generator, from which every draw takes one number: what a row gets does not
+depend on the rows beside it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """temperature: 0 = greedy. top_k: keep the k likeliest, 0 = all. top_p: keep the likeliest that together reach
+    this probability, 1 = all. Errors: ValueError for a value outside its limits."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be 0 (greedy) or more, but is {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, but is {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, but is {self.top_p}")
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def greedy(logits: Tensor) -> Tensor:  # [B, V] -> [B]
+    """The likeliest id; the first of equals."""
+    return logits.argmax(-1)
+
+
+def temperature(logits: Tensor, value: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
+    """Divide by the temperature, which must be above 0."""
+    return logits / value[:, None]
+
+
+def top_k(logits: Tensor, k: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
+    """Keep each row's k largest and those equal to the k-th; 0 keeps all."""
+    size = logits.shape[-1]
+    kept = torch.where(k == 0, size, k.clamp(max=size))  # [B]
+    largest = logits.topk(int(kept.max()), dim=-1).values  # [B, max k], from the largest down
+    kth = largest.gather(-1, kept[:, None] - 1)  # [B, 1]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
+    """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
+    drop = (before >= p[:, None]) & (p[:, None] < 1)
+    drop[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:  # [B, V] -> [B]
+    """One id of each row with its softmax probability, by inverting the cumulative sum at one uniform number."""
+    uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators])
+    total = logits.double().softmax(-1).cumsum(-1)  # [B, V]
+    point = uniform.to(total.device)[:, None] * total[:, -1:]
+    return torch.searchsorted(total, point, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+
+def sample(logits: Tensor, configs: Sequence[SamplingConfig],
+           generators: Sequence[torch.Generator]) -> Tensor:  # [B, V] -> [B]
+    """Temperature, then top-k, then top-p, then one draw; greedy where the temperature is 0."""
+    ids = greedy(logits)
+    rows = [i for i, config in enumerate(configs) if config.temperature > 0]
+    if not rows:
+        return ids
+    chosen = [configs[i] for i in rows]
+    at = torch.tensor(rows, device=logits.device)
+
+    def column(values: list[float] | list[int]) -> Tensor:
+        return torch.tensor(values, device=logits.device)
+
+    logits = temperature(logits[at], column([config.temperature for config in chosen]))
+    if any(config.top_k for config in chosen):
+        logits = top_k(logits, column([config.top_k for config in chosen]))
+    if any(config.top_p < 1 for config in chosen):
+        logits = top_p(logits, column([config.top_p for config in chosen]))
+    ids[at] = draw(logits, [generators[i] for i in rows])
+    return ids

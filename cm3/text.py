@@ -1,0 +1,65 @@
+"""Byte-level BPE through `tokenizers`: train, load, encode, decode.
+
+It knows no special tokens, so text that spells `<break>` or `<image>` is text. Ids start from 0; vocab.py moves
+them to their place.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Text <-> ids of a byte-level BPE; every string can be encoded, and decoded to itself."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> "TextTokenizer":
+        """Learn the merges. vocab_size: at most so many ids, at least the 256 bytes. The same texts in the same
+        order give the same tokenizer."""
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if vocab_size < len(alphabet):
+            raise ValueError(f"vocab_size must be at least {len(alphabet)}, one for each byte, but is {vocab_size}")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False,
+                                      initial_alphabet=sorted(alphabet))
+        tokenizer.train_from_iterator((well_formed(text) for text in texts), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextTokenizer":
+        """Read tokenizer.json. Errors: ValueError for a missing or unreadable file."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise ValueError(f"no {FILE} in {folder}: a model folder must hold the text tokenizer")
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"{path} is not a tokenizer ({error}): fetch the model again") from error
+
+    def save(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(Path(folder) / FILE))
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids from 0. A lone surrogate, which no encoding can hold, becomes U+FFFD."""
+        return self.tokenizer.encode(well_formed(text), add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Bytes that are no UTF-8 become U+FFFD."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def well_formed(text: str) -> str:
+    """The text with each lone surrogate replaced by U+FFFD (a pair becomes its character)."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

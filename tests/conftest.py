@@ -1,0 +1,78 @@
+"""A tiny model folder with random weights, so that the tests need no trained one."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from cm3.config import CM3Config
+from cm3.pipeline import CM3
+from cm3.text import TextTokenizer
+from cm3.transformer import CM3ForCausalLM
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.vqgan import PRESETS, VQModel
+
+torch.set_num_threads(1)  # tiny tensors are slower on more
+settings.register_profile("any-machine", deadline=None)  # a busy machine is no failure
+settings.load_profile("any-machine")
+
+TEXTS = ["a red apple", "Caption: a blue car", "Question: What is this? Answer: a cat", "الوصف: تفاحة حمراء"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vq = VQModel(PRESETS["tiny"])
+        model = CM3ForCausalLM(CM3Config.preset("tiny", image_grid=vq.config.grid))
+        for parameter in model.parameters():  # a fresh model's blocks do nothing: they would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.4)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    CM3(model, TextTokenizer.train(TEXTS, vocab_size=300), ImageTokenizer(vq)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> CM3:
+    return CM3.from_pretrained(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        noise = (torch.rand(3, 24, 32, 3) * 255).byte().numpy()
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The committed data sample: 220 pictures to train on, 9 held out."""
+    return Path(__file__).parent.parent / "data" / "sample"
+
+
+@pytest.fixture(scope="session")
+def vq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image tokenizer with random weights: 16 pixels, 4 x 4 of 32 codes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vq = VQModel(PRESETS["tiny"])
+    folder = tmp_path_factory.mktemp("models") / "image_tokenizer"
+    ImageTokenizer(vq).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_shards(sample: Path, vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data sample in tokens: for each picture in two views, a caption and a few questions."""
+    from train import tokenize_data
+
+    out = tmp_path_factory.mktemp("tokens")
+    config = tokenize_data.Config(subgroups=(), views=2, draw=1, ask=1, text_vocab=600)
+    tokenize_data.build(sample, ImageTokenizer.from_pretrained(vq_folder), out, config)
+    return out

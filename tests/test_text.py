@@ -1,0 +1,64 @@
+"""TextTokenizer: every string goes there and back, and no string is a control token."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3.text import TextTokenizer, well_formed
+
+TEXTS = ["a red apple", "the red car", "تفاحة حمراء", "a red apple on the red car"] * 3
+TOKENIZER = TextTokenizer.train(TEXTS, vocab_size=300)
+
+strings = st.text(st.characters(exclude_categories=["Cs"]))
+any_strings = st.text(st.characters())  # lone surrogates too
+
+
+@given(strings)
+def test_decoding_undoes_encoding(text: str):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@given(any_strings)
+def test_lone_surrogates_become_the_replacement_character(text: str):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == well_formed(text)
+    well_formed(text).encode("utf-8")
+
+
+def test_a_surrogate_pair_is_its_character():
+    assert well_formed("\ud83d\ude00") == "😀"
+    assert well_formed("a\ud83db\udc00") == "a\ufffdb\ufffd"
+    assert well_formed("\ufeffa") == "\ufeffa"
+
+
+@pytest.mark.parametrize("text", ["<break>", "<image>", "</image>", "<eos>", "<pad>", "<mask:0>", "<infill:0>"])
+def test_text_that_spells_a_special_token_is_bytes(text: str):
+    ids = TOKENIZER.encode(text)
+    assert len(ids) > 1
+    assert TOKENIZER.decode(ids) == text
+
+
+def test_frequent_words_are_short():
+    assert len(TOKENIZER.encode("a red apple")) < len("a red apple")
+    assert len(TOKENIZER) <= 300
+
+
+def test_saving_and_loading_keeps_the_ids(tmp_path):
+    TOKENIZER.save(tmp_path / "new")
+    loaded = TextTokenizer.load(tmp_path / "new")
+    assert all(loaded.encode(text) == TOKENIZER.encode(text) for text in TEXTS)
+
+
+def test_training_twice_gives_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        TextTokenizer.train(iter(TEXTS), vocab_size=290).save(tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+def test_a_missing_or_broken_file_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer.json"):
+        TextTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        TextTokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match="256"):
+        TextTokenizer.train(TEXTS, vocab_size=255)
