@@ -1,0 +1,148 @@
+"""The `cm3` command, run in this process: what it prints, writes and returns."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cm3 import cli
+
+
+@pytest.fixture
+def cm3(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*args: str, model: bool = True) -> tuple[int, str, str]:
+        tail = ["--model", str(tiny_folder)] if model else []
+        monkeypatch.setattr(sys, "argv", ["cm3", args[0], *tail, *args[1:]] if args else ["cm3"])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    return "red.png"
+
+
+def refused(result: tuple[int, str, str], message: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("cm3: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_generate_saves_one_grid_and_prints_its_path(cm3, tmp_path: Path):
+    assert cm3("generate", "a red apple", "-n", "3", "-o", "apple.png", "--scale", "2") == (0, "apple.png\n", "")
+    assert Image.open("apple.png").size == (64, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["apple.png"]
+
+
+def test_generate_gives_the_same_file_for_the_same_seed(cm3):
+    for name in ("a.png", "b.png"):
+        cm3("generate", "a red apple", "--seed", "5", "-o", name)
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_caption_prints_a_line_for_each_picture(cm3, picture: str):
+    code, out, err = cm3("caption", picture)
+    assert (code, err) == (0, "")
+    both = cm3("caption", picture, picture)[1]
+    assert both == f"{picture}: {out}" * 2
+    assert cm3("caption", picture, "--language", "ar")[0] == 0
+
+
+def test_ask_prints_the_answer(cm3, picture: str):
+    code, out, err = cm3("ask", picture, "What is this?")
+    assert (code, err) == (0, "")
+    assert out.endswith("\n")
+
+
+def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):
+    code, out, err = cm3("info", str(tiny_folder), model=False)
+    assert (code, err) == (0, "")
+    assert "416 = 64 special + 320 text + 32 image codes" in out
+    assert "16 tokens, 4 x 4" in out
+
+
+def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):
+    code, out, err = cm3("tour", "a \udc80 <break> تفاحة")
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()][0] == "prompt"
+    assert out.endswith("pictures: out.png\n")
+    assert Image.open("out.png").size == (128, 128)
+
+
+WRONG_CALLS = [
+    (["generate", ""], "prompt is empty"),
+    (["generate", "apple " * 500], "leaves no room"),
+    (["generate", "a", "-n", "0"], "n is 0, but 1 to 64"),
+    (["generate", "a", "-n", "10000"], "n is 10000, but 1 to 64"),
+    (["generate", "a", "-n", "many"], "-n"),
+    (["generate", "a", "--temperature", "-1"], "temperature must be 0"),
+    (["generate", "a", "--scale", "0"], "scale is 0, but must be 1 to 16"),
+    (["generate", "a", "-o", "a.doc"], "must end with one of .png"),
+    (["generate", "a", "-o", "no/a.png"], "there is no folder no"),
+    (["generate", "a", "-o", "folder.png"], "folder.png"),
+    (["generate", "a", "b"], "unexpected extra argument"),
+    (["generate"], "Missing argument"),
+    (["generate", "a", "--colour", "red"], "No such option"),
+    (["caption", "none.png"], "none.png: cannot be read (No such file or directory)"),
+    (["caption", "notes.png"], "notes.png: not a picture"),
+    (["caption", "red.png", "notes.png"], "notes.png: not a picture"),
+    (["caption", "red.png", "--language", "xx"], "language is 'xx'"),
+    (["ask", "red.png", ""], "question is empty"),
+    (["ask", "notes.png", "What?"], "notes.png: not a picture"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG_CALLS, ids=[" ".join(args)[:40] for args, _ in WRONG_CALLS])
+def test_a_mistake_is_one_line_and_writes_nothing(cm3, picture: str, tmp_path: Path, args: list[str], message: str):
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    refused(cm3(*args), message)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("args", [[], ["draw", "a"]])
+def test_no_such_command(cm3, args: list[str]):
+    refused(cm3(*args, model=False), "ommand")
+
+
+def test_no_such_model(cm3):
+    refused(cm3("info", "nothing", model=False), "there is no model 'nothing'")
+
+
+def test_a_failed_save_keeps_the_old_file(cm3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "out.png").write_text("old")
+
+    def full(self: Image.Image, file: Path, format: str) -> None:
+        Path(file).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    refused(cm3("generate", "a red apple"), "No space left on device")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.png", "old")]
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, (10, 10)), (2, (20, 10)), (3, (20, 20)), (5, (30, 20)), (64, (80, 80))])
+def test_grid_is_about_square(n: int, size: tuple[int, int]):
+    assert cli.grid([Image.new("RGB", (5, 5))] * n, 2).size == size
+
+
+def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: str, tmp_path: Path):
+    command = [sys.executable, "-c", "from cm3.cli import main; main()", "caption", "--model", str(tiny_folder)]
+    good = subprocess.run([*command, picture], cwd=tmp_path, capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = subprocess.run([*command, "none.png"], cwd=tmp_path, capture_output=True, text=True)
+    refused((bad.returncode, bad.stdout, bad.stderr), "none.png")
