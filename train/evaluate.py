@@ -1,0 +1,287 @@
+"""Measure a model on the splits of the emoji data set: reconstruction, captions, answers, drawings.
+
+    python -m train.evaluate --model runs/lm/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
+
+OUT receives evaluation.json, evaluation.md (the table) and contact_sheet.png. Everything is seeded: the same model
+gives the same figures. The training split is measured on a fixed sample of pictures, placed plainly as at test time.
+"""
+
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.progress import track
+from safetensors.numpy import load_file
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from cm3.pipeline import CM3
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from train.image_tokenizer import psnr, to_pixels
+from train.judge import Judge, Reference, ranks
+from train.phrases import KINDS as GROUPS
+from train.phrases import Facts, Target, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
+from train.sheet import contact_sheet
+from train.tokenize_data import LANGUAGES, others_of
+from train.views import PLAIN, place, read_split
+
+JUDGED = 250  # concepts a drawing is told apart from
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a split, as it is shown to the model."""
+
+    picture: Image.Image
+    facts: Facts
+
+
+def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[Sample]:
+    """The split's pictures of the given concepts (None = all), placed plainly on white."""
+    return [
+        Sample(Image.fromarray(place(drawing, PLAIN, size)), facts)
+        for _, drawing, facts in read_split(folder)
+        if concepts is None or facts["code"] in concepts
+    ]
+
+
+def reconstruction(model: CM3, samples: list[Sample]) -> dict[str, float]:
+    """Mean PSNR (dB) and SSIM over the pictures, and the share of codes in use."""
+    pixels = to_pixels([np.asarray(sample.picture) for sample in samples])
+    vq = model.image_tokenizer.model
+    codes = torch.cat([vq.encode(part) for part in pixels.split(64)])
+    out = torch.cat([vq.decode(part) for part in codes.split(64)])
+    ssim = structural_similarity_index_measure(out, pixels, data_range=2.0)
+    assert isinstance(ssim, torch.Tensor)
+    return {"pictures": len(samples), "psnr": psnr(out, pixels).mean().item(), "ssim": ssim.item(),
+            "code_use": codes.unique().numel() / vq.config.n_embed}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s-]", "", text.lower()).split())
+
+
+def captions(model: CM3, samples: list[Sample]) -> dict[str, Any]:
+    """Per language: share of captions that are the name (but for case), and that are the name or a keyword."""
+    out: dict[str, Any] = {"pictures": len(samples)}
+    for language in LANGUAGES:
+        said = model.caption([sample.picture for sample in samples], language=language)
+        exact = keyword = 0
+        for text, sample in zip(said, samples, strict=True):
+            name, words = sample.facts["name"][language], sample.facts["keywords"][language]
+            exact += plain(text) == plain(name)
+            keyword += plain(text) in {plain(word) for word in (name, *words)}
+        out[language] = {"exact": exact / len(samples), "name_or_keyword": keyword / len(samples)}
+    return out
+
+
+def questions(samples: list[Sample], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
+    """For each language the questions on every sample: (index of the sample, language, target)."""
+    out = []
+    for language in LANGUAGES:
+        rng = np.random.default_rng(0)
+        rows = []
+        for i, sample in enumerate(samples):
+            facts = sample.facts
+            asked = [
+                ask_what(facts, language, rng),
+                ask_style(facts, language, rng),
+                ask_ground("white", language, rng),
+            ]
+            if facts["subgroup"] in GROUPS:
+                asked.append(ask_kind(facts, language, rng))
+            if facts["colour"]:
+                asked.append(ask_colour(facts, language, rng))
+            wrong = [other for other in others[facts["subgroup"]] if other["family"] != facts["family"]]
+            if wrong:
+                asked.append(ask_is(facts, wrong[rng.integers(len(wrong))], language, rng))
+            rows += [(i, language, target) for target in asked]
+        out.append(rows)
+    return out
+
+
+def answers(model: CM3, samples: list[Sample], others: dict[str, list[Facts]], blind: dict[str, str]) -> dict[str, Any]:
+    """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no picture.
+
+    "ground" is left out of the means: every test picture stands on white.
+    """
+    right: dict[str, list[int]] = defaultdict(list)
+    guessed: dict[str, list[int]] = defaultdict(list)
+    for rows in questions(samples, others):
+        asked = [target.prompt for _, _, target in rows]
+        texts = model._texts(model._infill(asked, [samples[i].picture for i, _, _ in rows], 0.0, 0))
+        for text, (_, _, target) in zip(texts, rows, strict=True):
+            right[target.task].append(plain(text) == plain(target.answer))
+            guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))
+    tasks = {
+        task: {
+            "questions": len(right[task]),
+            "accuracy": float(np.mean(right[task])),
+            "blind": float(np.mean(guessed[task])),
+        }
+        for task in sorted(right)
+    }
+    counted = [task for task in tasks if task != "ground"]
+    flat = (
+        np.concatenate([right[task] for task in counted]).mean(),
+        np.concatenate([guessed[task] for task in counted]).mean(),
+    )
+    return {
+        "tasks": tasks,
+        "accuracy": float(flat[0]),
+        "blind": float(flat[1]),
+        "above_blind": float(flat[0] - flat[1]),
+    }
+
+
+def pooled(prompt: str) -> str:
+    """Yes-or-no questions name a thing each; to someone who sees no picture they are one question."""
+    return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
+
+
+def blind_answers(tokens: Path, vocab: Vocab, text: TextTokenizer) -> dict[str, str]:
+    """Pooled prompt -> its most frequent answer in the training documents."""
+    arrays = load_file(tokens / "train.safetensors")
+    ids, offsets, spans = arrays["ids"], arrays["offsets"], arrays["spans"]
+    seen: dict[str, Counter] = defaultdict(Counter)
+    for i in np.flatnonzero(spans[:, 0, 1]):
+        document = ids[offsets[i] : offsets[i + 1]].tolist()
+        start = 1
+        for low, high in spans[i]:
+            if high:
+                prompt = text.decode(vocab.ids_to_text(document[start:low]))
+                seen[pooled(prompt)][text.decode(vocab.ids_to_text(document[low:high]))] += 1
+                start = high
+    return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
+
+
+def drawings(
+    model: CM3, train: list[Sample], judge: Judge, guidance: float, top_p: float
+) -> tuple[dict[str, Any], Image.Image]:
+    """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
+
+    Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
+    """
+    by_concept: dict[str, list[Sample]] = defaultdict(list)
+    for sample in train:
+        by_concept[sample.facts["code"]].append(sample)
+    many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
+    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
+    chosen = [many[i] for i in sorted(order)]
+    pictures = [sample for code in chosen for sample in by_concept[code]]
+    reference = Reference(judge.features([s.picture for s in pictures]), [s.facts["code"] for s in pictures],
+                          [s.facts["style"] for s in pictures])  # fmt: skip
+    asked = [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(chosen)]
+    styles = [sample.facts["style"] for sample in asked]
+    figures: dict[str, Any] = {"concepts": len(chosen), "guidance": guidance, "top_p": top_p}
+
+    def record(name: str, shown: list[Image.Image]) -> None:
+        rank = ranks(judge.features(shown), chosen, styles, reference)
+        figures[name] = {"top1": (rank < 1).float().mean().item(), "top5": (rank < 5).float().mean().item()}
+
+    record("real pictures (ceiling)", [sample.picture for sample in asked])
+    codes = [model.image_tokenizer.encode(sample.picture) for sample in asked]
+    record(
+        "real pictures through the image tokenizer",
+        [cast(Image.Image, model.image_tokenizer.decode(code)) for code in codes],
+    )
+    drawn = []
+    for i, sample in enumerate(track(asked, "drawing")):
+        prompt = f"{sample.facts['name']['en']} in the {sample.facts['style']} style"
+        drawn += model.generate(prompt, n=1, guidance=guidance, top_p=top_p, seed=i)
+    record("drawings", drawn)
+    labels = [f"{sample.facts['name']['en']} ({sample.facts['style']})" for sample in asked]
+    picks = range(0, len(asked), max(1, len(asked) // 24))
+    sheet = contact_sheet([labels[i] for i in picks], [[asked[i].picture, drawn[i]] + model.generate(
+        asked[i].facts["name"]["en"], n=6, guidance=guidance, top_p=top_p, seed=0) for i in picks])  # fmt: skip
+    return figures, sheet
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = ["| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for split, row in result["splits"].items():
+        rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
+        cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
+        cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    lines += ["", "| judged among 250 concepts | top-1 | top-5 |", "|---|---|---|"]
+    for name, row in result["drawings"].items():
+        if isinstance(row, dict):
+            lines.append(f"| {name} | {row['top1']:.1%} | {row['top5']:.1%} |")
+    tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
+    lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for task in next(iter(tasks.values())):
+        cells = [f"{rows[task]['accuracy']:.1%} (blind {rows[task]['blind']:.1%})" for rows in tasks.values()]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    use = result["code_use_test"]
+    lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
+    return "\n".join(lines)
+
+
+def evaluate(model: CM3, data: Path, tokens: Path, out: Path, sample: int = 300, guidance: float = 3.0,
+             top_p: float = 0.95) -> dict[str, Any]:  # fmt: skip
+    """Everything above. Returns what evaluation.json holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    meta = json.loads((tokens / "meta.json").read_text())
+    concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
+    size = model.image_tokenizer.size[0]
+    started = time.time()
+    train = load_split(data / "train", size, concepts)
+    subgroups = set(meta["config"]["subgroups"])
+    test = load_split(data / "unseen_cell", size, None) + load_split(data / "unseen_concept", size, None)
+    unseen_concept = [
+        s for s in load_split(data / "unseen_concept", size, None) if not subgroups or s.facts["subgroup"] in subgroups
+    ]
+    picks = np.random.default_rng(0).permutation(len(train))[:sample]
+    splits = {
+        "train": [train[i] for i in sorted(picks)],
+        "unseen_cell": load_split(data / "unseen_cell", size, concepts),
+        "unseen_concept": unseen_concept,
+    }
+    others = others_of([s.facts for s in train])
+    blind = blind_answers(tokens, model.vocab, model.text_tokenizer)
+    result: dict[str, Any] = {"splits": {}}
+    for split, samples in splits.items():
+        result["splits"][split] = {
+            "reconstruction": reconstruction(model, samples),
+            "captions": captions(model, samples),
+            "answers": answers(model, samples, others, blind),
+        }
+    share = reconstruction(model, test)
+    result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
+    result["drawings"], sheet = drawings(model, train, Judge(), guidance, top_p)
+    result["seconds"] = round(time.time() - started, 1)
+    (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "evaluation.md").write_text(table(result))
+    sheet.save(out / "contact_sheet.png")
+    return result
+
+
+def main(
+    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
+    sample: Annotated[int, typer.Option(help="pictures of the training split")] = 300,
+    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = 3.0,
+    top_p: Annotated[float, typer.Option(help="of the drawings")] = 0.95,
+) -> None:
+    try:
+        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, guidance, top_p)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"evaluate: {error}") from None
+    print(table(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)
