@@ -26,11 +26,15 @@ demo: .venv/installed
 data: .venv/installed
 	$(BIN)/python -m train.build_data --out data/emoji
 
+# From nothing to the embedded model. Interrupted runs continue where they were; delete runs/ to start afresh.
+DEVICE ?= CPU
 train-emoji: data
 	$(BIN)/python -m train.image_tokenizer --config train/configs/image_tokenizer_emoji.toml --out runs/image_tokenizer
-	$(BIN)/python -m train.tokenize_data --data data/emoji --image-tokenizer runs/image_tokenizer/model --out data/emoji-tokens
+	$(BIN)/python -m train.image_tokenizer --config train/configs/image_tokenizer_emoji_decoder.toml --out runs/decoder
+	$(BIN)/python -m train.tokenize_data --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
 	$(BIN)/python -m train.lm --config train/configs/lm_emoji.toml --out runs/lm
 	$(BIN)/python -m train.evaluate --model runs/lm/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
+	$(BIN)/python -m train.package_model --name emoji --device "$(DEVICE)"
 
 wheel: .venv/installed
 	$(BIN)/python -m build --wheel

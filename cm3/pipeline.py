@@ -112,7 +112,12 @@ class CM3:
         model = load_transformer(folder, options)
         own = folder / "image_tokenizer"
         named = own if own.is_dir() else getattr(model.config, "image_tokenizer", own)
-        pipeline = cls(model, TextTokenizer.load(folder), ImageTokenizer.from_pretrained(named))
+        image_tokenizer = ImageTokenizer.from_pretrained(named)
+        mark = getattr(model.config, "image_tokenizer_fingerprint", None)
+        if mark not in (None, image_tokenizer.fingerprint()):
+            raise ValueError(f"the image tokenizer {str(named)!r} is not the one that {folder} was trained with: "
+                             "it was changed or damaged; fetch the model again")
+        pipeline = cls(model, TextTokenizer.load(folder), image_tokenizer)
         return pipeline.to("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -215,3 +215,14 @@ def test_image_tokenizer_of_another_model(tiny: CM3):
 
 def test_a_local_folder_is_found_by_its_path(folder: Path):
     assert find_model(str(folder)) == folder
+
+
+def test_another_image_tokenizer_than_the_model_was_trained_with(folder: Path):
+    (folder / "checksums.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    right = ImageTokenizer.from_pretrained(folder / "image_tokenizer").fingerprint()
+    (folder / "config.json").write_text(json.dumps(config | {"image_tokenizer_fingerprint": right}))
+    CM3.from_pretrained(folder, device="cpu")
+    ImageTokenizer(VQModel(PRESETS["tiny"])).save_pretrained(folder / "image_tokenizer")
+    with pytest.raises(ValueError, match="not the one"):
+        CM3.from_pretrained(folder, device="cpu")

@@ -81,9 +81,12 @@ class ImageTokenizer:
         return self
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with the codes' meaning: shards and models note them."""
+        """Twelve hex digits that change with the codes' meaning, which the decoder has no part in: shards and models
+        note them."""
         digest = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
+            if not key.startswith(("encoder.", "quant_conv.", "quantize.")):
+                continue
             digest.update(key.encode())
             digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]

@@ -55,7 +55,7 @@ def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[Sampl
 
 def reconstruction(model: CM3, samples: list[Sample]) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over the pictures, and the share of codes in use."""
-    pixels = to_pixels([np.asarray(sample.picture) for sample in samples])
+    pixels = to_pixels([np.asarray(sample.picture) for sample in samples]).to(model.image_tokenizer.device)
     vq = model.image_tokenizer.model
     codes = torch.cat([vq.encode(part) for part in pixels.split(64)])
     out = torch.cat([vq.decode(part) for part in codes.split(64)])
@@ -100,7 +100,7 @@ def questions(samples: list[Sample], others: dict[str, list[Facts]]) -> list[lis
                 asked.append(ask_kind(facts, language, rng))
             if facts["colour"]:
                 asked.append(ask_colour(facts, language, rng))
-            wrong = [other for other in others[facts["subgroup"]] if other["family"] != facts["family"]]
+            wrong = [other for other in others.get(facts["subgroup"], []) if other["family"] != facts["family"]]
             if wrong:
                 asked.append(ask_is(facts, wrong[rng.integers(len(wrong))], language, rng))
             rows += [(i, language, target) for target in asked]
@@ -205,6 +205,10 @@ def drawings(
     return figures, sheet
 
 
+def _accuracy(row: dict[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} (blind {row['blind']:.1%})" if row else ""
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = ["| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
@@ -214,14 +218,14 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
         cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    lines += ["", "| judged among 250 concepts | top-1 | top-5 |", "|---|---|---|"]
+    lines += ["", f"| judged among {result['drawings']['concepts']} concepts | top-1 | top-5 |", "|---|---|---|"]
     for name, row in result["drawings"].items():
         if isinstance(row, dict):
             lines.append(f"| {name} | {row['top1']:.1%} | {row['top5']:.1%} |")
     tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
     lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for task in next(iter(tasks.values())):
-        cells = [f"{rows[task]['accuracy']:.1%} (blind {rows[task]['blind']:.1%})" for rows in tasks.values()]
+        cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     use = result["code_use_test"]
     lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
@@ -252,6 +256,8 @@ def evaluate(model: CM3, data: Path, tokens: Path, out: Path, sample: int = 300,
     blind = blind_answers(tokens, model.vocab, model.text_tokenizer)
     result: dict[str, Any] = {"splits": {}}
     for split, samples in splits.items():
+        if not samples:
+            raise ValueError(f"the {split} split of {data} has none of the model's concepts")
         result["splits"][split] = {
             "reconstruction": reconstruction(model, samples),
             "captions": captions(model, samples),
@@ -278,7 +284,7 @@ def main(
 ) -> None:
     try:
         result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, guidance, top_p)
-    except (ValueError, FileNotFoundError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None
     print(table(result))
 

@@ -1,4 +1,4 @@
-"""Train an image tokenizer on webdataset shards of drawings (RGBA).
+"""Train an image tokenizer on webdataset shards of drawings (RGBA), or on a folder of pictures.
 
     python -m train.image_tokenizer --config train/configs/image_tokenizer_emoji.toml --out runs/image_tokenizer
 
@@ -18,14 +18,14 @@ from typing import Annotated, cast
 import numpy as np
 import torch
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
-from tokenizer_image.pixels import to_pil
+from tokenizer_image.pixels import open_image, to_pil
 from train import config as configs
-from train.views import PLAIN, Augmentation, place, read_split
+from train.views import PLAIN, Augmentation, place, read_folder, read_split
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,12 @@ class Config:
     """One run.
 
     Attributes:
-        data: folder of the data set, with train/ and the split to evaluate on.
+        data: folder of the data set, with train/ and the split to evaluate on; or of pictures, every twentieth of
+            which is then held out.
         evaluate_on: the split whose PSNR is logged.
         preset: key of tokenizer_image.PRESETS.
+        start: folder or name of a tokenizer to start from; empty = from nothing.
+        decoder_only: leave encoder and codebook as they are, so that shards and models keep their codes.
         steps: optimiser steps.
         batch_size: pictures a step.
         lr: peak of AdamW's rate; linear warm-up, then half a cosine to 0.
@@ -60,6 +63,8 @@ class Config:
     data: str = "data/emoji"
     evaluate_on: str = "unseen_cell"
     preset: str = "emoji-64"
+    start: str = ""
+    decoder_only: bool = False
     steps: int = 6000
     batch_size: int = 32
     lr: float = 1.5e-3
@@ -132,6 +137,30 @@ def sample_sheet(pictures: Tensor, out: Tensor, count: int = 48, columns: int = 
     return to_pil(torch.cat([row for row in rows if row.shape == rows[0].shape], 1))
 
 
+def read_drawings(config: Config) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The drawings to train on and those to evaluate on, in RGBa. Raises ValueError where there are too few."""
+    folder = Path(config.data)
+    if (folder / "train").is_dir():
+        held = [drawing for _, drawing, _ in read_split(folder / config.evaluate_on)]
+        return [drawing for _, drawing, _ in read_split(folder / "train")], held
+    side = 2 * PRESETS[config.preset].resolution
+    squares = (ImageOps.fit(open_image(path), (side, side)) for path, _ in read_folder(folder))
+    drawings = [square.convert("RGBA").convert("RGBa") for square in squares]
+    if len(drawings) < 2:
+        raise ValueError(f"{folder} has {len(drawings)} pictures: give a data set or a folder with at least two")
+    return [d for i, d in enumerate(drawings) if i % 20], drawings[::20]
+
+
+def starting_model(config: Config) -> VQModel:
+    """The model before the first step, with what is to be trained asking for gradients."""
+    model = ImageTokenizer.from_pretrained(config.start).model if config.start else VQModel(PRESETS[config.preset])
+    model.train().requires_grad_(True)
+    if config.decoder_only:
+        for frozen in (model.encoder, model.quant_conv, model.quantize):
+            frozen.requires_grad_(False)
+    return model
+
+
 def train(config: Config, out: Path) -> ImageTokenizer:
     """The whole run; continues from OUT/checkpoint.pt where there is one."""
     if config.preset not in PRESETS:
@@ -142,7 +171,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    model = VQModel(PRESETS[config.preset]).to(device)
+    model = starting_model(config).to(device)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -153,10 +182,8 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     size = model.config.resolution
     views = Augmentation(config.white, config.scale, config.shift, config.mirror)
 
-    drawings = [drawing for _, drawing, _ in read_split(Path(config.data) / "train")]
-    held = to_pixels(
-        [place(drawing, PLAIN, size) for _, drawing, _ in read_split(Path(config.data) / config.evaluate_on)]
-    )
+    drawings, held_out = read_drawings(config)
+    held = to_pixels([place(drawing, PLAIN, size) for drawing in held_out])
     held = held.to(device)
 
     first = 0
@@ -192,7 +219,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
             optimizer.step()
             optimizer.zero_grad()
             model.quantize.count(result.codes)
-            if step % config.restart_every == 0 and step < 0.8 * config.steps:
+            if step % config.restart_every == 0 and step < 0.8 * config.steps and not config.decoder_only:
                 moved += model.quantize.restart_dead(result.latents, generator)
             average.update_parameters(model)
             progress.update(bar, completed=step + 1)
@@ -238,7 +265,7 @@ def main(
     try:
         settings = configs.load(Config, config, overrides)
         train(replace(settings, data=data) if data else settings, out)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"image_tokenizer: {error}") from None
 
 

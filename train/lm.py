@@ -9,7 +9,7 @@ which `CM3.from_pretrained` reads.
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cm3.config import CM3Config
@@ -30,6 +29,7 @@ from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.image_tokenizer import autocast
 from train.objective import KINDS, Objective, training_row
+from train.shards import Shard, read_shard
 from train.sheet import contact_sheet
 
 
@@ -65,7 +65,7 @@ class Config:
     """
 
     data: str = "data/emoji-tokens"
-    image_tokenizer: str = "runs/image_tokenizer/model"
+    image_tokenizer: str = "runs/decoder/model"
     preset: str = "emoji"
     model: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
@@ -89,20 +89,8 @@ class Config:
     sample_every: int = 500
     prompts: tuple[str, ...] = (
         "a red apple", "a cat", "a yellow taxi", "a pizza", "a soccer ball", "a tulip in the noto style",
-        "a guitar on a pink background", "سمكة",
+        "a guitar on a pink background", "a blue fish",
     )  # fmt: skip
-
-
-class Shard(NamedTuple):
-    """Documents as flat arrays: ids [tokens], offsets [N + 1], spans [N, 3, 2]."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    spans: np.ndarray
-
-    def document(self, index: int) -> tuple[list[int], list[tuple[int, int]]]:
-        ids = self.ids[self.offsets[index] : self.offsets[index + 1]].tolist()
-        return ids, [(start, end) for start, end in self.spans[index].tolist() if end]
 
 
 class Batch(NamedTuple):
@@ -113,18 +101,14 @@ class Batch(NamedTuple):
     kinds: Tensor
 
 
-def read_shard(folder: Path) -> tuple[Shard, dict[str, Any]]:
-    """The shard and meta.json. Raises ValueError where they are missing."""
-    for name in ("train.safetensors", "meta.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing: run python -m train.tokenize_data first")
-    arrays = {name: array.numpy() for name, array in load_file(folder / "train.safetensors").items()}
-    return Shard(arrays["ids"], arrays["offsets"], arrays["spans"]), json.loads((folder / "meta.json").read_text())
+def objective_of(config: Config) -> Objective:
+    """Raises ValueError for a field that does not exist."""
+    return configs.load(Objective, None, [f"{key}={value}" for key, value in config.objective.items()])
 
 
 def batches(shard: Shard, vocab: Vocab, config: Config, first: int = 0) -> Iterator[list[Batch]]:
     """Micro-batches of each step from `first` on, for ever; step s is the same whatever step it starts from."""
-    objective = Objective(**config.objective)
+    objective = objective_of(config)
     count = len(shard.offsets) - 1
     per_epoch = count // config.batch_size
     if per_epoch == 0:
@@ -203,6 +187,7 @@ def losses(model: CM3ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
 
 def train(config: Config, out: Path) -> CM3:
     """The whole run; continues from OUT/checkpoint.pt where there is one."""
+    objective_of(config)  # before anything is written
     shard, meta = read_shard(Path(config.data))
     image_tokenizer = ImageTokenizer.from_pretrained(config.image_tokenizer)
     if (mark := image_tokenizer.fingerprint()) != meta["image_tokenizer"]:
@@ -292,8 +277,9 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:
-        train(configs.load(Config, config, [*(overrides or []), *([f"data='{data}'"] if data else [])]), out)
-    except ValueError as error:
+        settings = configs.load(Config, config, overrides)
+        train(replace(settings, data=data) if data else settings, out)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"lm: {error}") from None
 
 

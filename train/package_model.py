@@ -1,7 +1,6 @@
 """Put a trained model into the package: weights in halves, model card, attribution, checksums.
 
-    python -m train.package_model --name emoji --lm runs/lm --image-tokenizer runs/image_tokenizer \
-        --tokens data/emoji-tokens --data data/emoji --evaluation runs/evaluation
+    python -m train.package_model --name emoji --runs runs --tokens data/emoji-tokens --data data/emoji
 
 Writes cm3/models/NAME and tokenizer_image/models/NAME. Nothing is written before everything has been read.
 """
@@ -9,7 +8,7 @@ Writes cm3/models/NAME and tokenizer_image/models/NAME. Nothing is written befor
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -42,9 +41,10 @@ concepts ("unseen cell"), and a tenth of the concepts of every kind ("unseen con
 ## Training
 
 Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_batch} documents, seed {seed}.
-Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts. {note}
+Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts;
+then its decoder alone, {decoder_hours:.2f} hours, {decoder_steps} steps. {note}
 
-`make train-emoji` repeats it. Configs: train/configs/image_tokenizer_emoji.toml, train/configs/lm_emoji.toml.
+`make train-emoji` repeats it. Its configs are in train/configs/.
 
 ## Evaluation
 
@@ -88,22 +88,44 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         lm_parameters=facts["lm_parameters"] / 1e6, vq_parameters=facts["vq_parameters"] / 1e6,
         lm_hours=facts["lm_hours"], lm_steps=lm["steps"], lm_batch=lm["batch_size"], seed=lm["seed"],
         vq_hours=facts["vq_hours"], vq_steps=vq["steps"], vq_batch=vq["batch_size"],
+        decoder_hours=facts["decoder_hours"], decoder_steps=facts["decoder"]["steps"],
     )  # fmt: skip
 
 
-def package(name: str, lm: Path, image_tokenizer: Path, tokens: Path, data: Path, evaluation: Path, device: str,
-            note: str, root: Path = ROOT) -> int:  # fmt: skip
+class Runs(NamedTuple):
+    """The folders that a model comes from.
+
+    Attributes:
+        lm: of train.lm.
+        image_tokenizer: of train.image_tokenizer.
+        decoder: of its second phase, whose weights are taken.
+        tokens: the token shards.
+        data: the data set.
+        evaluation: output of train.evaluate.
+    """
+
+    lm: Path = Path("runs/lm")
+    image_tokenizer: Path = Path("runs/image_tokenizer")
+    decoder: Path = Path("runs/decoder")
+    tokens: Path = Path("data/emoji-tokens")
+    data: Path = Path("data/emoji")
+    evaluation: Path = Path("runs/evaluation")
+
+
+def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) -> int:
     """Write both folders. Returns the bytes of their weights."""
     facts: dict[str, Any] = {
-        "lm": json.loads((lm / "config.json").read_text()),
-        "vq": json.loads((image_tokenizer / "config.json").read_text()),
-        "meta": json.loads((tokens / "meta.json").read_text()),
-        "model": json.loads((lm / "model" / "config.json").read_text()),
-        "evaluation": json.loads((evaluation / "evaluation.json").read_text()),
+        "lm": json.loads((runs.lm / "config.json").read_text()),
+        "vq": json.loads((runs.image_tokenizer / "config.json").read_text()),
+        "decoder": json.loads((runs.decoder / "config.json").read_text()),
+        "meta": json.loads((runs.tokens / "meta.json").read_text()),
+        "model": json.loads((runs.lm / "model" / "config.json").read_text()),
+        "evaluation": json.loads((runs.evaluation / "evaluation.json").read_text()),
     }
-    facts["lm_hours"] = hours(lm / "log.jsonl", facts["lm"]["batch_size"], "documents_per_second")
-    facts["vq_hours"] = hours(image_tokenizer / "log.jsonl", facts["vq"]["batch_size"], "images_per_second")
-    manifest = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
+    facts["lm_hours"] = hours(runs.lm / "log.jsonl", facts["lm"]["batch_size"], "documents_per_second")
+    for run, phase in ((runs.image_tokenizer, "vq"), (runs.decoder, "decoder")):
+        facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_size"], "images_per_second")
+    manifest = [json.loads(line) for line in (runs.data / "manifest.jsonl").open(encoding="utf-8")]
     credits = attribution([row for row in manifest if row["split"] == "train"])
 
     ours, pictures = root / "cm3" / "models" / name, root / "tokenizer_image" / "models" / name
@@ -111,13 +133,14 @@ def package(name: str, lm: Path, image_tokenizer: Path, tokens: Path, data: Path
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "ATTRIBUTION.md").write_text(credits, encoding="utf-8")
-    facts["vq_parameters"] = halve(image_tokenizer / "model" / "model.safetensors", pictures / "model.safetensors")
-    shutil.copy(image_tokenizer / "model" / "config.json", pictures / "config.json")
-    facts["lm_parameters"] = halve(lm / "model" / "model.safetensors", ours / "model.safetensors")
-    (ours / "config.json").write_text(json.dumps(facts["model"] | {"image_tokenizer": name}, indent=2) + "\n")
+    facts["vq_parameters"] = halve(runs.decoder / "model" / "model.safetensors", pictures / "model.safetensors")
+    shutil.copy(runs.decoder / "model" / "config.json", pictures / "config.json")
+    facts["lm_parameters"] = halve(runs.lm / "model" / "model.safetensors", ours / "model.safetensors")
+    named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
+    (ours / "config.json").write_text(json.dumps(facts["model"] | named, indent=2) + "\n")
     for file in ("tokenizer.json", "generation_config.json"):
-        if (lm / "model" / file).exists():
-            shutil.copy(lm / "model" / file, ours / file)
+        if (runs.lm / "model" / file).exists():
+            shutil.copy(runs.lm / "model" / file, ours / file)
     (ours / "README.md").write_text(card(name, device, note, facts), encoding="utf-8")
     (ours / "evaluation.json").write_text(json.dumps(facts["evaluation"], indent=1) + "\n")
     write_checksums(ours)
@@ -129,16 +152,15 @@ def package(name: str, lm: Path, image_tokenizer: Path, tokens: Path, data: Path
 
 def main(
     name: Annotated[str, typer.Option(help="of the model")] = "emoji",
-    lm: Annotated[Path, typer.Option(help="run of train.lm")] = Path("runs/lm"),
-    image_tokenizer: Annotated[Path, typer.Option(help="run of train.image_tokenizer")] = Path("runs/image_tokenizer"),
+    runs: Annotated[Path, typer.Option(help="folder with lm, image_tokenizer, decoder, evaluation")] = Path("runs"),
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    evaluation: Annotated[Path, typer.Option(help="output of train.evaluate")] = Path("runs/evaluation"),
     device: Annotated[str, typer.Option(help="what it was trained on, for the card")] = "CPU",
     note: Annotated[str, typer.Option(help="a sentence for the card")] = "",
 ) -> None:
+    folders = Runs(runs / "lm", runs / "image_tokenizer", runs / "decoder", tokens, data, runs / "evaluation")
     try:
-        print(f"{package(name, lm, image_tokenizer, tokens, data, evaluation, device, note):,} bytes of weights")
+        print(f"{package(name, folders, device, note):,} bytes of weights")
     except (OSError, ValueError) as error:
         raise SystemExit(f"package_model: {error}") from None
 

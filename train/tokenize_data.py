@@ -1,14 +1,9 @@
 """Turn the data set into token shards: pictures in several views to codes, what is said of them to text ids.
 
-    python -m train.tokenize_data --data data/emoji --image-tokenizer runs/image_tokenizer/model --out data/emoji-tokens
+    python -m train.tokenize_data --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
 
-    OUT/tokenizer.json            the text tokenizer, trained here on the training split alone
-    OUT/train.safetensors         ids [tokens], offsets [documents + 1], spans [documents, 3, 2]
-    OUT/concepts.json             the concepts in it, with their names
-    OUT/meta.json                 vocabulary layout, fingerprint of the image tokenizer, counts
-
-A document is stored as it reads, `<eos> ... <eos>`; a span (start, end) marks an answer in it, which training moves to
-the end behind a <mask> (cm3/masking.py). Documents without spans are captions with their picture.
+OUT receives what train/shards.py describes, and concepts.json: the concepts in it, with their names. The text tokenizer
+is trained here, on the training split alone.
 """
 
 import json
@@ -23,17 +18,15 @@ import torch
 import typer
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import save_file
 
 from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import config as configs
-from train.phrases import Facts, Target, caption, targets
+from train.phrases import Facts, caption, targets
+from train.shards import ShardWriter
 from train.views import PLAIN, Augmentation, View, place, read_split
 
 LANGUAGES = ("en", "ar")
-MAX_TARGETS = 3
 
 EVERYDAY = (
     "animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile", "animal-marine", "animal-bug", "plant-flower",
@@ -114,28 +107,6 @@ def others_of(rows: list[Facts]) -> dict[str, list[Facts]]:
     return {subgroup: list(members.values()) for subgroup, members in seen.items()}
 
 
-def ask_ids(
-    asked: list[Target], codes: list[int], text: TextTokenizer, vocab: Vocab
-) -> tuple[list[int], list[list[int]]]:
-    """`<eos> prompt answer prompt answer <break> <image> codes </image> <eos>` and where the answers stand."""
-    ids, spans = [vocab.eos], []
-    for i, target in enumerate(asked):
-        ids += vocab.text_to_ids(text.encode((" " if i else "") + target.prompt))
-        start = len(ids)
-        ids += vocab.text_to_ids(text.encode(target.answer))
-        spans.append([start, len(ids)])
-    return ids + _picture(codes, vocab), spans
-
-
-def draw_ids(words: str, codes: list[int], text: TextTokenizer, vocab: Vocab) -> list[int]:
-    """`<eos> words <break> <image> codes </image> <eos>`."""
-    return [vocab.eos, *vocab.text_to_ids(text.encode(words)), *_picture(codes, vocab)]
-
-
-def _picture(codes: list[int], vocab: Vocab) -> list[int]:
-    return [vocab.break_, vocab.image, *vocab.code_to_id(codes), vocab.end_image, vocab.eos]
-
-
 def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer: ImageTokenizer) -> torch.Tensor:
     """Codes of every view of every drawing, [N, V, h * w]."""
     size, out = tokenizer.size[0], []
@@ -153,11 +124,7 @@ def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config
     if not samples:
         raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
     drawings, rows = [drawing for drawing, _ in samples], [row for _, row in samples]
-    out.mkdir(parents=True, exist_ok=True)
     text = TextTokenizer.train(texts(rows, config), config.text_vocab)
-    text.save(out)
-    vocab = Vocab(64, len(text), image_tokenizer.num_codes)
-
     rng = np.random.default_rng(config.seed)
     augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
     size = image_tokenizer.size[0]
@@ -165,14 +132,7 @@ def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config
     codes = encode_views(drawings, views, image_tokenizer)
 
     aliases, by_kind = aliases_of(rows, config.max_sharing), others_of(rows)
-    ids: list[int] = []
-    offsets, spans, tasks = [0], [], Counter()
-
-    def add(document: list[int], marked: list[list[int]]) -> None:
-        ids.extend(document)
-        offsets.append(len(ids))
-        spans.append(marked + [[0, 0]] * (MAX_TARGETS - len(marked)))
-
+    writer, tasks = ShardWriter(text, image_tokenizer), Counter()
     for i, row in enumerate(track(rows, "documents")):
         others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
         for j, view in enumerate(views[i]):
@@ -180,31 +140,28 @@ def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config
             for k in range(config.draw):
                 language = LANGUAGES[(j + k) % 2]
                 words = caption(row, view.ground, language, aliases[row["code"], language], rng)
-                add(draw_ids(words, picture, text, vocab), [])
+                writer.draw(words, picture)
                 tasks["draw"] += 1
             for k in range(config.ask):
                 asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
-                add(*ask_ids(asked, picture, text, vocab))
+                writer.ask(asked, picture)
                 tasks.update(target.task for target in asked)
-    dtype = torch.uint16 if len(vocab) <= 2**16 else torch.int32
-    arrays = {"ids": torch.tensor(ids).to(dtype), "offsets": torch.tensor(offsets)}
-    save_file(arrays | {"spans": torch.tensor(spans, dtype=torch.int16)}, out / "train.safetensors")
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in rows}
+    meta = writer.save(
+        out,
+        pictures=len(rows),
+        concepts=len(concepts),
+        tasks=dict(tasks),
+        styles=dict(Counter(row["style"] for row in rows)),
+        config=asdict(config),
+    )
     (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    meta = {
-        "vocab": {"num_special_tokens": vocab.num_special, "text_vocab_size": vocab.num_text,
-                  "image_vocab_size": vocab.num_codes, "image_grid": list(image_tokenizer.grid)},
-        "image_tokenizer": image_tokenizer.fingerprint(), "pictures": len(rows), "concepts": len(concepts),
-        "documents": len(spans), "tokens": len(ids), "tasks": dict(tasks),
-        "styles": dict(Counter(row["style"] for row in rows)), "config": asdict(config),
-    }  # fmt: skip
-    (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return meta
 
 
 def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "runs/image_tokenizer/model",
+    image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "runs/decoder/model",
     out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
@@ -213,7 +170,7 @@ def main(
         settings = configs.load(Config, config, overrides)
         meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, replace(settings))
         print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"tokenize_data: {error}") from None
 
 

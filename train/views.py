@@ -27,6 +27,9 @@ GROUNDS: dict[str, tuple[str, str, tuple[int, int, int]]] = {
 }
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
 @dataclass(frozen=True)
 class View:
     """How a drawing is placed.
@@ -90,6 +93,16 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
     colour = np.array(GROUNDS[view.ground][2], np.float32)
     blend = rgba[..., :3] + colour * (1 - rgba[..., 3:] / 255)
     return blend.clip(0, 255).round().astype(np.uint8)
+
+
+def read_folder(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(path, caption) of every picture in a folder and below, in order; the caption is "" where there is no .txt."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES:
+            words = path.with_suffix(".txt")
+            yield path, words.read_text(encoding="utf-8", errors="replace").strip() if words.is_file() else ""
 
 
 def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:

@@ -1,0 +1,164 @@
+"""Evaluation: what counts as right, the blind baseline, and the whole run on the data sample."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cm3 import CM3
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train import evaluate as module
+from train.evaluate import (
+    Sample,
+    answers,
+    blind_answers,
+    captions,
+    load_split,
+    plain,
+    pooled,
+    questions,
+    reconstruction,
+)
+from train.lm import Config, build_model
+from train.phrases import ask_is
+from train.shards import read_shard
+from train.tokenize_data import others_of
+
+
+@pytest.fixture(scope="module")
+def samples(sample: Path) -> list[Sample]:
+    return load_split(sample / "train", 16, None)
+
+
+@pytest.fixture(scope="module")
+def untrained(token_shards: Path, vq_folder: Path) -> CM3:
+    """A tiny model that knows the shards' vocabulary and nothing else."""
+    _, meta = read_shard(token_shards)
+    image_tokenizer = ImageTokenizer.from_pretrained(vq_folder)
+    config = Config(preset="tiny", model={"max_position_embeddings": 256})
+    return CM3(build_model(config, meta, image_tokenizer), TextTokenizer.load(token_shards), image_tokenizer)
+
+
+def fake(**methods: Any) -> CM3:
+    return cast(CM3, SimpleNamespace(**methods))
+
+
+def concept(en: str, ar: str, *keywords: str) -> Sample:
+    facts = {"name": {"en": en, "ar": ar}, "keywords": {"en": list(keywords), "ar": []}}
+    return Sample(Image.new("RGB", (16, 16)), facts)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("  Red  Apple. ", "red apple"), ("T-Rex!", "t-rex"), ("تفاحة حمراء.", "تفاحة حمراء"), ("man's shoe", "mans shoe"),
+])  # fmt: skip
+def test_case_space_and_punctuation_do_not_count(text: str, expected: str):
+    assert plain(text) == expected
+
+
+def test_captions_count_names_to_the_letter_and_keywords_apart():
+    shown = [concept("red apple", "تفاحة حمراء", "fruit"), concept("cat", "قطة", "pet"), concept("dog", "كلب"),
+             concept("car", "سيارة")]  # fmt: skip
+    said = {"en": ["Red apple.", "pet", "cat", ""], "ar": ["تفاحة حمراء", "قطة", "كلب", "كلب"]}
+    out = captions(fake(caption=lambda pictures, language: said[language]), shown)
+    assert out["pictures"] == 4
+    assert out["en"] == {"exact": 0.25, "name_or_keyword": 0.5}
+    assert out["ar"] == {"exact": 0.75, "name_or_keyword": 0.75}
+
+
+def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[Sample]):
+    rng = np.random.default_rng(0)
+    for language in ("en", "ar"):
+        prompts = {ask_is(s.facts, samples[0].facts, language, rng).prompt for s in samples}
+        assert len(prompts) > 10 and len({pooled(prompt) for prompt in prompts}) == 1
+    assert pooled(" Question: What is it? Answer: ") == "Question: What is it? Answer:"
+
+
+def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(token_shards: Path):
+    shard, meta = read_shard(token_shards)
+    layout, text = meta["vocab"], TextTokenizer.load(token_shards)
+    vocab = Vocab(layout["num_special_tokens"], layout["text_vocab_size"], layout["image_vocab_size"])
+    blind = blind_answers(token_shards, vocab, text)
+    assert blind.keys() >= {"Caption:", "الوصف:", "Question: What style is it? Answer:", "Question: Is it ... Answer:"}
+    assert sum("Is it ..." in prompt or "هل هذه صورة ..." in prompt for prompt in blind) == 2
+    assert blind["Question: Is it ... Answer:"] in ("yes", "no")
+    counts = Counter()
+    for i in range(len(shard.offsets) - 1):
+        ids, spans = shard.document(i)
+        if spans:
+            start, end = spans[0]
+            if text.decode(vocab.ids_to_text(ids[1:start])) == "Caption: ":
+                counts[text.decode(vocab.ids_to_text(ids[start:end]))] += 1
+    firsts = {word for word, count in counts.items() if count == max(counts.values())}
+    assert counts and blind["Caption:"] in firsts | set(counts)
+
+
+def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languages(samples: list[Sample]):
+    others = others_of([s.facts for s in samples])
+    asked = questions(samples, others)
+    assert asked == questions(samples, others)
+    assert len(asked) == 2
+    for rows, language in zip(asked, ("en", "ar"), strict=True):
+        assert {i for i, _, _ in rows} == set(range(len(samples)))
+        assert {spoken for _, spoken, _ in rows} == {language}
+        tasks = Counter(target.task for _, _, target in rows)
+        assert tasks["what"] == tasks["style"] == tasks["ground"] == len(samples)
+        assert max(Counter((i, target.task) for i, _, target in rows).values()) == 1
+
+
+def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: list[Sample]):
+    [rows, _] = questions([Sample(samples[0].picture, samples[0].facts | {"subgroup": "moon"})], {})
+    assert not {"is", "kind"} & {target.task for _, _, target in rows}
+
+
+def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[Sample]):
+    few, others = samples[:20], others_of([s.facts for s in samples])
+    truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
+    model = fake(_infill=lambda asked, pictures, temperature, seed: asked,
+                 _texts=lambda asked: [next(truth) for _ in asked])  # fmt: skip
+    out = answers(model, few, others, {"Question: What colour is the background? Answer:": "white"})
+    assert {row["accuracy"] for row in out["tasks"].values()} == {1.0}
+    assert out["tasks"]["ground"]["blind"] > 0
+    assert (out["accuracy"], out["blind"], out["above_blind"]) == (1.0, 0.0, 1.0)
+
+
+def test_reconstruction_is_measured_over_all_pictures(untrained: CM3, samples: list[Sample]):
+    out = reconstruction(untrained, samples)
+    assert out["pictures"] == 220
+    assert 0 < out["code_use"] <= 1 and out["ssim"] < 1 and 0 < out["psnr"] < 30
+
+
+def test_a_split_is_shown_plainly_and_may_be_narrowed_to_concepts(sample: Path):
+    apples = load_split(sample / "train", 16, {"1f34e"})
+    assert apples and {s.facts["code"] for s in apples} == {"1f34e"}
+    assert all(s.picture.size == (16, 16) and s.picture.getpixel((0, 0)) == (255, 255, 255) for s in apples)
+
+
+def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Path, tiny_folder: Path):
+    for model, match in (("no-such-model", "there is no model"), (str(tiny_folder), "meta.json")):
+        with pytest.raises(SystemExit, match=f"evaluate: .*{match}") as error:
+            module.main(model, tmp_path, tmp_path, tmp_path / "out")
+        assert "\n" not in str(error.value.code)
+
+
+@pytest.mark.slow
+def test_the_whole_evaluation_runs_on_the_data_sample(
+        untrained: CM3, sample: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    monkeypatch.setattr(module, "JUDGED", 6)
+    result = module.evaluate(untrained, sample, token_shards, tmp_path, sample=12)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    pictures = {split: row["reconstruction"]["pictures"] for split, row in result["splits"].items()}
+    assert pictures == {"train": 12, "unseen_cell": 3, "unseen_concept": 6}
+    assert result["code_use_test"]["pictures"] == 9
+    ceiling = result["drawings"]["real pictures (ceiling)"]
+    assert 0 <= ceiling["top1"] <= ceiling["top5"] <= 1 and result["drawings"]["concepts"] == 6
+    table = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert all(f"| {split} |" in table for split in pictures)
+    assert "judged among 6 concepts" in table
+    assert Image.open(tmp_path / "contact_sheet.png").size[1] == 6 * 18

@@ -1,0 +1,172 @@
+"""Training the image tokenizer: a few steps, an exact resume, and clear errors."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tokenizer_image import PRESETS, ImageTokenizer
+from train import image_tokenizer
+from train.build_data import write_shards
+from train.image_tokenizer import Config, autocast, learning_rate, psnr, sample_sheet, to_pixels, train
+from train.views import PLAIN, place, read_split
+
+
+@pytest.fixture(scope="module")
+def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run of four steps on the six pictures of a concept."""
+    data = tmp_path_factory.mktemp("data")
+    samples = []
+    for key, drawing, facts in read_split(sample / "unseen_concept"):
+        out = io.BytesIO()
+        drawing.convert("RGBA").save(out, "PNG")
+        samples.append((key, out.getvalue(), facts))
+    for split in ("train", "unseen_cell"):
+        write_shards(data / split, samples)
+    return Config(str(data), preset="tiny", steps=4, batch_size=4, warmup=2, restart_every=1, precision="fp32",
+                  log_every=1, evaluate_every=2)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("run")
+    train(config, out)
+    return out
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """killed_at(step, config, out): a run that dies as a step begins."""
+
+    def run(last: int, config: Config, out: Path) -> None:
+        def dies(step: int, config: Config) -> float:
+            if step == last:
+                raise KeyboardInterrupt
+            return learning_rate(step, config)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(image_tokenizer, "learning_rate", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, out)
+
+    return run
+
+
+def logged(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_logs_samples_and_saves_a_tokenizer(config: Config, run: Path):
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "log.jsonl", "checkpoint.pt", "model", "samples-000002.png", "samples-000004.png"}  # fmt: skip
+    assert json.loads((run / "config.json").read_text())["preset"] == "tiny"
+    steps = [row for row in logged(run) if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert all(row["images_per_second"] > 0 for row in steps)
+    evaluations = [row for row in logged(run) if "code_use" in row]
+    assert [(row["step"], row["split"]) for row in evaluations] == [(2, "unseen_cell"), (4, "unseen_cell")]
+    tokenizer = ImageTokenizer.from_pretrained(run / "model")
+    assert tokenizer.model.config == PRESETS["tiny"]
+
+
+def test_a_run_of_another_length_learns(config: Config, tmp_path: Path):
+    train(replace(config, steps=60, lr=1e-2, evaluate_every=60, log_every=5), tmp_path)
+    errors = [row["loss"] - row["quantizer"] for row in logged(tmp_path) if "loss" in row]
+    assert errors[-1] < 0.7 * errors[0]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(config: Config, run: Path, tmp_path: Path, killed_at):
+    killed_at(3, config, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    train(config, tmp_path)
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (run, tmp_path))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    one, two = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (run, tmp_path))
+    assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
+    assert torch.equal(one["generator"], two["generator"]) and one["rng"] == two["rng"]
+    assert [row["loss"] for row in logged(tmp_path) if row.get("step", 0) > 2 and "loss" in row][-2:] == [
+        row["loss"] for row in logged(run) if row["step"] > 2 and "loss" in row]  # fmt: skip
+
+
+def test_a_finished_run_is_not_trained_again(config: Config, run: Path):
+    before = (run / "model" / "model.safetensors").read_bytes()
+    train(config, run)
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_no_half_checkpoint_is_left(run: Path):
+    assert not list(run.glob("*.part"))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(config: Config, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"the gradient is (nan|inf) at step \d: lower lr \(now 1e\+30\)"):
+        train(replace(config, lr=1e30, warmup=1), tmp_path)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing(config: Config):
+    config = replace(config, steps=100, warmup=10, lr=1.0)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize(("difference", "decibels"), [(0.2, 20.0), (0.02, 40.0), (2.0, 0.0)])
+def test_psnr_of_known_differences(difference: float, decibels: float):
+    a = torch.full((2, 3, 4, 4), -1.0)
+    assert psnr(a, a + difference).tolist() == pytest.approx([decibels] * 2, abs=1e-3)
+
+
+def test_pixels_run_from_minus_one_to_one(sample: Path):
+    _, drawing, _ = next(read_split(sample / "unseen_cell"))
+    pixels = to_pixels([place(drawing, PLAIN, 16)] * 2)
+    assert pixels.shape == (2, 3, 16, 16)
+    assert -1 <= pixels.min() < pixels.max() == 1
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_precision_chooses_the_type_of_a_product():
+    a = torch.ones(2, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(precision, torch.device("cpu")):
+            assert (a @ a).dtype == dtype
+
+
+def test_a_sheet_shows_each_picture_above_its_reconstruction():
+    pictures = torch.ones(3, 3, 16, 16)
+    sheet = sample_sheet(pictures, -pictures, columns=2)  # the third has no full row
+    assert isinstance(sheet, Image.Image) and sheet.size == (32, 32)
+    assert sheet.getpixel((20, 5)) == (255, 255, 255) and sheet.getpixel((20, 20)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("overrides", "match"), [
+    (["preset=huge"], "preset 'huge': choose one of .*tiny"),
+    (["stepz=3"], "unknown config keys: stepz"),
+    (["data=nowhere", "preset=tiny"], "nowhere is not a folder"),
+])  # fmt: skip
+def test_mistakes_end_the_script_with_one_line(tmp_path: Path, overrides: list[str], match: str):
+    with pytest.raises(SystemExit, match=f"image_tokenizer: {match}") as error:
+        image_tokenizer.main(tmp_path, None, None, overrides)
+    assert "\n" not in str(error.value.code)
+
+
+def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
+    with pytest.raises(SystemExit, match="it's here is not a folder"):
+        image_tokenizer.main(tmp_path, None, "it's here", ["preset=tiny"])
+
+
+def test_the_decoder_alone_learns_on_and_the_codes_stay(config: Config, run: Path, tmp_path: Path):
+    second = train(replace(config, start=str(run / "model"), decoder_only=True, lr=0.01), tmp_path / "second")
+    first = ImageTokenizer.from_pretrained(run / "model")
+    pixels = torch.rand(3, 3, 16, 16) * 2 - 1
+    codes = first.model.encode(pixels)
+    assert torch.equal(second.model.encode(pixels), codes)
+    assert second.fingerprint() == first.fingerprint()
+    assert not torch.equal(second.model.decode(codes), first.model.decode(codes))

@@ -1,0 +1,106 @@
+"""Views of drawings: where they lie, on what ground, and clean edges."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.views import GROUNDS, PLAIN, Augmentation, View, place, read_split
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def noise() -> Image.Image:
+    """An opaque drawing that no symmetry maps to itself."""
+    pixels = np.random.default_rng(0).integers(256, size=(SIZE, SIZE, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    return Image.fromarray(pixels).convert("RGBa")
+
+
+@pytest.fixture(scope="module")
+def disc() -> Image.Image:
+    """A red disc; the transparent pixels around it hold green."""
+    y, x = np.mgrid[:128, :128] - 63.5
+    pixels = np.zeros((128, 128, 4), np.uint8)
+    pixels[:] = (0, 255, 0, 0)
+    pixels[np.hypot(x, y) < 50] = (255, 0, 0, 255)
+    return Image.fromarray(pixels).convert("RGBa")
+
+
+def test_the_plain_view_of_an_opaque_drawing_is_the_drawing(noise: Image.Image):
+    picture = place(noise, PLAIN, SIZE)
+    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, np.asarray(noise)[..., :3])
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_the_ground_has_its_colour_at_the_corners(disc: Image.Image, ground: str):
+    picture = place(disc, View(ground), SIZE)
+    for corner in (picture[0, 0], picture[0, -1], picture[-1, 0], picture[-1, -1]):
+        assert tuple(corner) == GROUNDS[ground][2]
+    assert tuple(picture[SIZE // 2, SIZE // 2]) == (255, 0, 0)
+
+
+def test_a_mirrored_view_is_the_plain_one_from_right_to_left(noise: Image.Image):
+    np.testing.assert_array_equal(place(noise, View(mirror=True), SIZE), place(noise, PLAIN, SIZE)[:, ::-1])
+
+
+@pytest.mark.parametrize(("right", "down"), [(3, 2), (-3, -2), (0, 5)])
+def test_a_shift_moves_right_and_down_and_shows_the_ground_behind(noise: Image.Image, right: int, down: int):
+    view = place(noise, View("pink", shift=(right, down)), SIZE)
+    expected = np.full((SIZE + 10, SIZE + 10, 3), GROUNDS["pink"][2], np.uint8)  # with a border of 5
+    expected[5 + down : 5 + down + SIZE, 5 + right : 5 + right + SIZE] = place(noise, PLAIN, SIZE)
+    np.testing.assert_array_equal(view, expected[5:-5, 5:-5])
+
+
+def test_a_smaller_scale_leaves_a_free_border(noise: Image.Image):
+    picture = place(noise, View("blue", scale=0.5), SIZE)
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[8:24, 8:24] = True
+    assert (picture[~inside] == GROUNDS["blue"][2]).all()
+    assert (picture[inside] != GROUNDS["blue"][2]).any(-1).mean() > 0.9
+
+
+@pytest.mark.parametrize("scale", [0.85, 0.97, 1.0])
+def test_the_colour_of_transparent_pixels_does_not_bleed(disc: Image.Image, scale: float):
+    picture = place(disc, View(scale=scale), SIZE).astype(int)
+    assert (picture[..., 0] >= 253).all()  # from red to white through pink alone
+    assert (abs(picture[..., 1] - picture[..., 2]) <= 2).all()
+
+
+def test_a_seed_gives_the_same_views(noise: Image.Image):
+    views = [[Augmentation().sample(np.random.default_rng(3), 64) for _ in range(2)] for _ in range(2)]
+    assert views[0] == views[1]
+
+
+def test_samples_stay_within_their_limits():
+    rng, augmentation = np.random.default_rng(0), Augmentation(white=0.6, scale=0.8, shift=3, mirror=0.25)
+    views = [augmentation.sample(rng, 128) for _ in range(2000)]
+    assert all(0.8 <= view.scale <= 1 for view in views)
+    for view in views:
+        free = 128 * (1 - view.scale) / 2
+        assert max(map(abs, view.shift)) <= free + 3 * 128 / 64
+    assert np.mean([view.ground == "white" for view in views]) == pytest.approx(0.6, abs=0.04)
+    assert np.mean([view.mirror for view in views]) == pytest.approx(0.25, abs=0.04)
+    assert {view.ground for view in views} == set(GROUNDS)
+
+
+def test_text_is_never_mirrored_when_nothing_is():
+    rng = np.random.default_rng(0)
+    assert not any(Augmentation(mirror=0).sample(rng, 64).mirror for _ in range(200))
+
+
+def test_a_split_is_read_in_order_with_premultiplied_alpha(sample: Path):
+    rows = list(read_split(sample / "unseen_concept"))
+    assert len(rows) == 6
+    assert [key for key, _, _ in rows] == [key for key, _, _ in read_split(sample / "unseen_concept")]
+    for key, drawing, facts in rows:
+        assert drawing.mode == "RGBa" and drawing.size == (128, 128)
+        assert key == f"{facts['style'].replace(' ', '-')}_{facts['code']}"
+
+
+def test_a_split_without_shards_says_what_to_run(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no shards in .*: run python -m train\.build_data first"):
+        list(read_split(tmp_path))
