@@ -50,10 +50,10 @@ def main(
     loading = time.perf_counter() - started
     pictures = cm3.generate("a red apple", n=4)
     jobs: dict[str, Callable[[], object]] = {
-        "4 pictures, guidance 3": lambda: cm3.generate("a red apple", n=4, guidance=3.0),
+        "4 pictures, guidance 6": lambda: cm3.generate("a red apple", n=4, guidance=6.0),
         "4 pictures, no guidance": lambda: cm3.generate("a red apple", n=4, guidance=1.0),
-        "1 picture, guidance 3": lambda: cm3.generate("a red apple", n=1, guidance=3.0),
-        "16 pictures, guidance 3": lambda: cm3.generate("a red apple", n=16, guidance=3.0),
+        "1 picture, guidance 6": lambda: cm3.generate("a red apple", n=1, guidance=6.0),
+        "16 pictures, guidance 6": lambda: cm3.generate("a red apple", n=16, guidance=6.0),
         "1 caption": lambda: cm3.caption(pictures[0]),
         "1 answer": lambda: cm3.answer(pictures[0], "What colour is it?"),
     }

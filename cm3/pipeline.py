@@ -133,12 +133,20 @@ class CM3:
         self.image_tokenizer.to(device)
         return self
 
-    def generate(self, prompt: str, n: int = 1, guidance: float = 3.0, temperature: float = 1.0, top_p: float = 0.95,
-                 top_k: int = 0, seed: int = 0) -> list[PIL_Image.Image]:  # fmt: skip
-        """Draw n pictures of what the prompt says. Picture i of seed s is picture 0 of seed s + i, whatever else is
-        in the batch. guidance: how much the text counts (CM3leon 3.1); 1 = no guidance. top_k 0 = all."""
-        requests = self._draw(prompt, n, guidance, temperature, top_p, top_k, seed)
-        return [self._picture([id for id in ids if self.vocab.is_code(id)]) for ids in self._run(requests)]
+    @overload
+    def generate(self, prompt: str, n: int = ..., guidance: float = ..., temperature: float = ..., top_p: float = ...,
+                 top_k: int = ..., seed: int = ...) -> list[PIL_Image.Image]: ...  # fmt: skip
+    @overload
+    def generate(self, prompt: list[str], n: int = ..., guidance: float = ..., temperature: float = ...,
+                 top_p: float = ..., top_k: int = ..., seed: int = ...) -> list[list[PIL_Image.Image]]: ...  # fmt: skip
+    def generate(self, prompt, n=1, guidance=6.0, temperature=0.8, top_p=0.9, top_k=0, seed=0):  # fmt: skip
+        """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
+        is picture 0 of seed s + i, whatever else is in the batch. guidance: how much the text counts (CM3leon 3.1);
+        1 = no guidance. top_k 0 = all."""
+        options = (n, guidance, temperature, top_p, top_k, seed)
+        requests = [request for text in listed(prompt) for request in self._draw(text, *options)]
+        pictures = [self._picture([id for id in ids if self.vocab.is_code(id)]) for ids in self._run(requests)]
+        return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
 
     @overload
     def caption(self, image: Picture, language: str = ..., temperature: float = ..., seed: int = ...) -> str: ...
@@ -194,7 +202,7 @@ class CM3:
         pieces = self._stream_pictures if task == "generate" else self._stream_texts
         return pieces(requests)
 
-    def _draw(self, prompt: str, n: int = 1, guidance: float = 3.0, temperature: float = 1.0, top_p: float = 0.95,
+    def _draw(self, prompt: str, n: int = 1, guidance: float = 6.0, temperature: float = 0.8, top_p: float = 0.9,
               top_k: int = 0, seed: int = 0) -> list[Request]:  # fmt: skip
         if not prompt.strip():
             raise ValueError("the prompt is empty: say what to draw")

@@ -20,8 +20,8 @@ ABOUT = (
     "# CM3leon\nOne small transformer draws pictures, describes them and answers questions about them, in English and "
     "Arabic. It has seen emoji art only. Click a drawing to describe it or ask about it."
 )
-PROMPTS = ["a red apple", "a blue car", "a cat with a happy face", "شجرة خضراء", "قطة"]
-QUESTIONS = ["What is this?", "What colour is it?", "Is it an animal?", "ما هذا؟"]
+PROMPTS = ["a red apple", "a yellow taxi", "a sunflower on a blue background", "broccoli, noto style", "قطة"]
+QUESTIONS = ["What is this?", "What colour is it?", "What kind of thing is it?", "Is it a cat?", "ما هذا؟"]
 CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"  # small pictures are shown large
 LANGUAGES = [("English", "en"), ("العربية", "ar")]
 
@@ -62,9 +62,9 @@ def build(model: CM3) -> gr.Blocks:
                 gr.Examples([[text] for text in PROMPTS], prompt, label="Examples")
                 n = gr.Slider(1, 16, 4, step=1, label="Pictures")
                 with gr.Accordion("More", open=False):
-                    guidance = gr.Slider(1, 10, 3, step=0.5, label="Guidance", info="How much the text counts")
-                    temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="0 is the likeliest picture")
-                    top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p")
+                    guidance = gr.Slider(1, 10, 6, step=0.5, label="Guidance", info="How much the text counts")
+                    temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 = the likeliest")
+                    top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="The same seed, the same pictures")
             gallery = gr.Gallery(label="Pictures", columns=2, height=560, format="png", interactive=False)
         with gr.Tab("Describe"), gr.Row():

@@ -116,3 +116,10 @@ def test_a_saved_model_is_the_same_model(tiny: CM3, tmp_path: Path):
 
 def test_a_picture_may_be_larger_than_one_batch_of_rows(tiny: CM3):
     assert len(tiny.generate(APPLE, n=64, guidance=1.0)) == 64
+
+
+def test_a_list_of_prompts_gives_a_list_of_lists_and_the_same_pictures(tiny: CM3):
+    both = tiny.generate(["a cat", "a blue car"], n=2, seed=3)
+    assert [[p.tobytes() for p in row] for row in both] == [
+        [p.tobytes() for p in tiny.generate(prompt, n=2, seed=3)] for prompt in ("a cat", "a blue car")
+    ]

@@ -3,7 +3,7 @@
     python -m train.evaluate --model runs/lm/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
 
 OUT receives evaluation.json, evaluation.md (the table) and contact_sheet.png. Everything is seeded: the same model
-gives the same figures. The training split is measured on a fixed sample of pictures, placed plainly as at test time.
+gives the same figures. Each split is measured on a fixed sample of its pictures, placed plainly.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ from train.tokenize_data import LANGUAGES, others_of
 from train.views import PLAIN, place, read_split
 
 JUDGED = 250  # concepts a drawing is told apart from
+
+
+class Decoding(NamedTuple):
+    """How the judged drawings are drawn: the arguments of CM3.generate."""
+
+    guidance: float = 6.0
+    temperature: float = 0.8
+    top_p: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,7 @@ def blind_answers(tokens: Path, vocab: Vocab, text: TextTokenizer) -> dict[str, 
     return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
 
 
-def drawings(
-    model: CM3, train: list[Sample], judge: Judge, guidance: float, top_p: float
-) -> tuple[dict[str, Any], Image.Image]:
+def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
     """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
 
     Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
@@ -181,7 +187,7 @@ def drawings(
                           [s.facts["style"] for s in pictures])  # fmt: skip
     asked = [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(chosen)]
     styles = [sample.facts["style"] for sample in asked]
-    figures: dict[str, Any] = {"concepts": len(chosen), "guidance": guidance, "top_p": top_p}
+    figures: dict[str, Any] = {"concepts": len(chosen), **decoding._asdict()}
 
     def record(name: str, shown: list[Image.Image]) -> None:
         rank = ranks(judge.features(shown), chosen, styles, reference)
@@ -193,16 +199,15 @@ def drawings(
         "real pictures through the image tokenizer",
         [cast(Image.Image, model.image_tokenizer.decode(code)) for code in codes],
     )
-    drawn = []
-    for i, sample in enumerate(track(asked, "drawing")):
-        prompt = f"{sample.facts['name']['en']} in the {sample.facts['style']} style"
-        drawn += model.generate(prompt, n=1, guidance=guidance, top_p=top_p, seed=i)
+    names = [sample.facts["name"]["en"] for sample in asked]
+    prompts = [f"{name} in the {style} style" for name, style in zip(names, styles, strict=True)]
+    drawn = [row[0] for row in model.generate(prompts, n=1, **decoding._asdict())]
     record("drawings", drawn)
-    labels = [f"{sample.facts['name']['en']} ({sample.facts['style']})" for sample in asked]
     picks = range(0, len(asked), max(1, len(asked) // 24))
-    sheet = contact_sheet([labels[i] for i in picks], [[asked[i].picture, drawn[i]] + model.generate(
-        asked[i].facts["name"]["en"], n=6, guidance=guidance, top_p=top_p, seed=0) for i in picks])  # fmt: skip
-    return figures, sheet
+    free = model.generate([names[i] for i in picks], n=6, **decoding._asdict())
+    labels = [f"{names[i]} ({styles[i]})" for i in picks]
+    rows = [[asked[i].picture, drawn[i], *six] for i, six in zip(picks, free, strict=True)]
+    return figures, contact_sheet(labels, rows)
 
 
 def _accuracy(row: dict[str, float] | None) -> str:
@@ -232,8 +237,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(model: CM3, data: Path, tokens: Path, out: Path, sample: int = 300, guidance: float = 3.0,
-             top_p: float = 0.95) -> dict[str, Any]:  # fmt: skip
+def evaluate(
+    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, decoding: Decoding | None = None
+) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds."""
     out.mkdir(parents=True, exist_ok=True)
     meta = json.loads((tokens / "meta.json").read_text())
@@ -246,16 +252,14 @@ def evaluate(model: CM3, data: Path, tokens: Path, out: Path, sample: int = 300,
     unseen_concept = [
         s for s in load_split(data / "unseen_concept", size, None) if not subgroups or s.facts["subgroup"] in subgroups
     ]
-    picks = np.random.default_rng(0).permutation(len(train))[:sample]
-    splits = {
-        "train": [train[i] for i in sorted(picks)],
-        "unseen_cell": load_split(data / "unseen_cell", size, concepts),
-        "unseen_concept": unseen_concept,
-    }
+    unseen_cell = load_split(data / "unseen_cell", size, concepts)
+    splits = {"train": train, "unseen_cell": unseen_cell, "unseen_concept": unseen_concept}
     others = others_of([s.facts for s in train])
     blind = blind_answers(tokens, model.vocab, model.text_tokenizer)
     result: dict[str, Any] = {"splits": {}}
-    for split, samples in splits.items():
+    for split, samples in track(splits.items(), "captions and answers", total=len(splits)):
+        picks = np.random.default_rng(0).permutation(len(samples))[:sample]
+        samples = [samples[i] for i in sorted(picks)]
         if not samples:
             raise ValueError(f"the {split} split of {data} has none of the model's concepts")
         result["splits"][split] = {
@@ -265,7 +269,7 @@ def evaluate(model: CM3, data: Path, tokens: Path, out: Path, sample: int = 300,
         }
     share = reconstruction(model, test)
     result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
-    result["drawings"], sheet = drawings(model, train, Judge(), guidance, top_p)
+    result["drawings"], sheet = drawings(model, train, Judge(), decoding or Decoding())
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(table(result))
@@ -278,12 +282,13 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
-    sample: Annotated[int, typer.Option(help="pictures of the training split")] = 300,
-    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = 3.0,
-    top_p: Annotated[float, typer.Option(help="of the drawings")] = 0.95,
+    sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 200,
+    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = 6.0,
+    temperature: Annotated[float, typer.Option(help="of the drawings")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="of the drawings")] = 0.9,
 ) -> None:
     try:
-        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, guidance, top_p)
+        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, Decoding(guidance, temperature, top_p))
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None
     print(table(result))

@@ -1,0 +1,80 @@
+"""The model inside the package: whole, small, credited, and able to do what it is for."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import cm3
+import tokenizer_image
+from cm3 import CM3
+from train.evaluate import Sample, captions, load_split
+
+FOLDERS = [Path(package.__path__[0]) / "models" / "emoji" for package in (cm3, tokenizer_image)]
+
+
+@pytest.fixture(scope="module")
+def emoji() -> CM3:
+    return CM3.from_pretrained("emoji", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shown(sample: Path) -> list[Sample]:
+    """Pictures that it was trained on."""
+    return load_split(sample / "train", 64, None)[:40]
+
+
+def test_its_weights_take_less_than_48_megabytes():
+    sizes = [path.stat().st_size for folder in FOLDERS for path in folder.iterdir()]
+    assert 10e6 < sum(sizes) < 48e6
+
+
+def test_it_has_8_to_25_million_parameters(emoji: CM3):
+    assert 8e6 <= emoji.model.num_parameters() <= 25e6
+
+
+def test_its_card_and_credits_are_there():
+    card = (FOLDERS[0] / "README.md").read_text(encoding="utf-8")
+    result = json.loads((FOLDERS[0] / "evaluation.json").read_text())
+    psnr = result["splits"]["unseen_cell"]["reconstruction"]["psnr"]
+    assert f"{psnr:.2f} dB" in card and "seed" in card and "hours" in card
+    for folder in FOLDERS:
+        credits = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
+        licences = set(re.findall(r"licence ([\w.-]+\w)", credits))
+        assert {"Apache-2.0", "CC-BY-4.0", "MIT", "Unicode-3.0"} == licences  # nothing that shares alike
+
+
+def test_it_names_what_it_was_shown(emoji: CM3, shown: list[Sample]):
+    result = captions(emoji, shown)
+    assert result["en"]["exact"] >= 0.5 and result["ar"]["exact"] >= 0.5
+
+
+def test_the_same_seed_draws_the_same_picture_alone_and_in_a_batch(emoji: CM3):
+    many = emoji.generate("a red apple", n=3, seed=5)
+    alone = emoji.generate("a red apple", n=1, seed=7)
+    assert many[2].tobytes() == alone[0].tobytes()
+    assert many[0].tobytes() != many[1].tobytes()
+
+
+def test_it_draws_the_colour_that_it_is_asked_for(emoji: CM3):
+    red = emoji.generate("a red apple", n=4, seed=0) + emoji.generate("a strawberry", n=4, seed=0)
+    green = emoji.generate("a green apple", n=4, seed=0) + emoji.generate("broccoli", n=4, seed=0)
+
+    def redness(picture: Image.Image) -> float:
+        r, g, _ = picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # pyright: ignore
+        return r - g
+
+    assert sum(map(redness, red)) / 8 > sum(map(redness, green)) / 8 + 20
+
+
+def test_the_ground_that_is_asked_for_is_in_the_corners(emoji: CM3):
+    for word, colour in (("pink", (252, 208, 224)), ("blue", (190, 222, 250))):
+        pictures = emoji.generate(f"a cat on a {word} background", n=4, seed=1)
+        near = sum(max(abs(a - b) for a, b in zip(p.getpixel((2, 2)), colour, strict=True)) < 40 for p in pictures)  # pyright: ignore
+        assert near >= 3, word
+
+
+def test_it_reads_the_ground_of_a_picture(emoji: CM3):
+    assert emoji.answer(Image.new("RGB", (64, 64), (190, 222, 250)), "What colour is the background?") == "blue"
