@@ -21,7 +21,7 @@ ABOUT = (
     "Arabic. It has seen emoji art only. Click a drawing to describe it or ask about it."
 )
 PROMPTS = ["a red apple", "a yellow taxi", "a sunflower on a blue background", "broccoli, noto style", "قطة"]
-QUESTIONS = ["What is this?", "What colour is it?", "What kind of thing is it?", "Is it a cat?", "ما هذا؟"]
+QUESTIONS = ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"]
 CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"  # small pictures are shown large
 LANGUAGES = [("English", "en"), ("العربية", "ar")]
 
