@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from cm3.document import Text, from_ids
+from cm3.document import Image, Text, from_ids
 from cm3.pipeline import PROMPTS
 from cm3.text import TextTokenizer
 from tokenizer_image import ImageTokenizer
@@ -34,7 +35,7 @@ def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter,
     assert [decode(writer, ids[start:end]) for start, end in spans] == ["red apple", "noto"]
     text, picture = from_ids(ids, writer.vocab, writer.text, (4, 4))
     assert text == Text("Caption: red apple Question: What? Answer: noto")
-    assert picture.codes.flatten().tolist() == CODES
+    assert picture == Image(torch.tensor(CODES).view(4, 4))
     ids, spans = shard.document(1)
     assert spans == [] and from_ids(ids, writer.vocab, writer.text, (4, 4))[0] == Text("a red apple")
     assert meta["documents"] == 2 and meta["pictures"] == 1 and meta["tokens"] == len(shard.ids)
