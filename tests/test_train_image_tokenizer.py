@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.build_data import write_shards
-from train.image_tokenizer import Config, autocast, learning_rate, psnr, sample_sheet, to_pixels, train
+from train.image_tokenizer import Config, learning_rate, psnr, sample_sheet, to_pixels, train
+from train.precision import autocast
 from train.views import PLAIN, place, read_split
 
 

@@ -9,7 +9,6 @@ which `ImageTokenizer.from_pretrained` reads.
 import json
 import math
 import time
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 from tokenizer_image.pixels import open_image, to_pil
 from train import config as configs
+from train.precision import autocast
 from train.views import PLAIN, Augmentation, place, read_folder, read_split
 
 
@@ -91,19 +91,6 @@ def learning_rate(step: int, config: Config) -> float:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively (a CPU without AVX-512 BF16 emulates it, many times slower)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public query exists
-
-
-def autocast(precision: str, device: torch.device):
-    """The context of a forward pass in `precision` ("auto", "bf16" or "fp32")."""
-    bf16 = bf16_is_fast(device) if precision == "auto" else precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def to_pixels(pictures: list[np.ndarray]) -> Tensor:

@@ -27,8 +27,8 @@ from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import config as configs
-from train.image_tokenizer import autocast
 from train.objective import KINDS, Objective, training_row
+from train.precision import autocast
 from train.shards import Shard, read_shard
 from train.sheet import contact_sheet
 
