@@ -239,3 +239,23 @@ def test_mistakes_end_the_script_with_one_line(config: Config, tmp_path: Path, o
 def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"it's here/train\.safetensors is missing"):
         lm.main(tmp_path, None, "it's here", None)
+
+
+def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config: Config, monkeypatch):
+    shard, meta = read_shard(Path(config.data))
+    model = build_model(config, meta, ImageTokenizer.from_pretrained(config.image_tokenizer))
+    for matrices, fast, kind in (("muon", False, torch.optim.Muon), ("adamw", True, torch.optim.AdamW),
+                                 ("auto", True, torch.optim.Muon), ("auto", False, torch.optim.AdamW)):  # fmt: skip
+        monkeypatch.setattr(lm, "bf16_is_fast", lambda device, fast=fast: fast)
+        inside, rest = lm.optimizers(model, replace(config, matrices=matrices))
+        assert type(inside) is kind and type(rest) is torch.optim.AdamW
+        held = [p for one in (inside, rest) for group in one.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len({*map(id, held)})
+    with pytest.raises(ValueError, match="'sgd': choose auto, muon or adamw"):
+        lm.optimizers(model, replace(config, matrices="sgd"))
+
+
+def test_it_learns_with_adamw_alone_too(config: Config, tmp_path: Path):
+    train(replace(config, matrices="adamw", steps=40, save_every=100, decay=0.2), tmp_path)
+    rows = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open()]
+    assert rows[-1]["other codes"] < 0.8 * rows[0]["other codes"]

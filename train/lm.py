@@ -28,7 +28,7 @@ from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.objective import KINDS, Objective, training_row
-from train.precision import autocast
+from train.precision import autocast, bf16_is_fast
 from train.shards import Shard, read_shard
 from train.sheet import contact_sheet
 
@@ -47,7 +47,9 @@ class Config:
         steps: optimiser steps.
         batch_size: documents a step.
         micro_batches: parts that a batch, sorted by length, is computed in.
-        muon_lr: rate of Muon for the matrices inside the blocks.
+        matrices: optimiser of the matrices inside the blocks: "muon", "adamw", or "auto" = Muon where bf16, in which
+            PyTorch's Muon computes, is fast.
+        muon_lr: rate of Muon.
         lr: rate of AdamW for everything else.
         warmup: steps of linear warm-up.
         decay: share of the run at its end in which the rate falls linearly to 0.
@@ -73,6 +75,7 @@ class Config:
     steps: int = 5000
     batch_size: int = 48
     micro_batches: int = 2
+    matrices: str = "auto"
     muon_lr: float = 0.02
     lr: float = 3e-3
     warmup: int = 100
@@ -156,13 +159,19 @@ def build_model(config: Config, meta: dict[str, Any], image_tokenizer: ImageToke
 
 
 def optimizers(model: CM3ForCausalLM, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings, head and norms."""
+    """Muon (Jordan et al. 2024) or AdamW for the matrices inside the blocks, AdamW for embeddings, head and norms.
+
+    The peak rate of each is its `defaults["lr"]`.
+    """
+    if config.matrices not in ("auto", "muon", "adamw"):
+        raise ValueError(f"matrices is {config.matrices!r}: choose auto, muon or adamw")
     inside = [p for p in model.model.layers.parameters() if p.ndim == 2]
     ids = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    muon = torch.optim.Muon(inside, config.muon_lr, config.weight_decay, adjust_lr_fn="original")
     adamw = torch.optim.AdamW(rest, config.lr, config.betas, weight_decay=0.0, fused=True)
-    return [muon, adamw]
+    if config.matrices == "muon" or (config.matrices == "auto" and bf16_is_fast(model.device)):
+        return [torch.optim.Muon(inside, config.muon_lr, config.weight_decay, adjust_lr_fn="original"), adamw]
+    return [torch.optim.AdamW(inside, config.lr, config.betas, weight_decay=config.weight_decay, fused=True), adamw]
 
 
 def rate(step: int, config: Config) -> float:
@@ -233,9 +242,9 @@ def train(config: Config, out: Path) -> CM3:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not torch.isfinite(norm):
                 raise ValueError(f"the gradient is {norm.item()} at step {step}: lower muon_lr and lr")
-            for one, peak in zip(optimizer, (config.muon_lr, config.lr), strict=True):
+            for one in optimizer:
                 for group in one.param_groups:
-                    group["lr"] = peak * rate(step, config)
+                    group["lr"] = one.defaults["lr"] * rate(step, config)
                 one.step()
                 one.zero_grad()
             progress.update(bar, completed=step + 1)
