@@ -1,7 +1,9 @@
 """A tiny model folder with random weights, so that the tests need no trained one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -76,3 +78,23 @@ def token_shards(sample: Path, vq_folder: Path, tmp_path_factory: pytest.TempPat
     config = tokenize_data.Config(subgroups=(), views=2, draw=1, ask=1, text_vocab=600)
     tokenize_data.build(sample, ImageTokenizer.from_pretrained(vq_folder), out, config)
     return out
+
+
+@pytest.fixture
+def dies_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """dies_at(script, schedule, step, config, out): a run of the script that dies as `schedule` is asked for a step."""
+
+    def run(script: Any, schedule: str, last: int, config: Any, out: Path) -> None:
+        rate = getattr(script, schedule)
+
+        def dies(step: int, config: Any) -> float:
+            if step == last:
+                raise KeyboardInterrupt
+            return rate(step, config)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(script, schedule, dies)
+            with pytest.raises(KeyboardInterrupt):
+                script.train(config, out)
+
+    return run

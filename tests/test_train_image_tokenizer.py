@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,21 +44,9 @@ def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """killed_at(step, config, out): a run that dies as a step begins."""
-
-    def run(last: int, config: Config, out: Path) -> None:
-        def dies(step: int, config: Config) -> float:
-            if step == last:
-                raise KeyboardInterrupt
-            return learning_rate(step, config)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(image_tokenizer, "learning_rate", dies)
-            with pytest.raises(KeyboardInterrupt):
-                train(config, out)
-
-    return run
+def killed_at(dies_at: Callable[..., None]) -> Callable[..., None]:
+    """killed_at(step, config, out): a run that dies in a step."""
+    return partial(dies_at, image_tokenizer, "learning_rate")
 
 
 def logged(out: Path) -> list[dict]:

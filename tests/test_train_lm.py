@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,21 +60,9 @@ def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def killed_at(dies_at: Callable[..., None]) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
-
-    def run(last: int, config: Config, out: Path) -> None:
-        def dies(step: int, config: Config) -> float:
-            if step == last:
-                raise KeyboardInterrupt
-            return rate(step, config)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(lm, "rate", dies)
-            with pytest.raises(KeyboardInterrupt):
-                train(config, out)
-
-    return run
+    return partial(dies_at, lm, "rate")
 
 
 def logged(out: Path) -> list[dict]:
@@ -257,5 +246,5 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
 
 def test_it_learns_with_adamw_alone_too(config: Config, tmp_path: Path):
     train(replace(config, matrices="adamw", steps=40, save_every=100, decay=0.2), tmp_path)
-    rows = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open()]
+    rows = [row["loss"] for row in logged(tmp_path)]
     assert rows[-1]["other codes"] < 0.8 * rows[0]["other codes"]

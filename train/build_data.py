@@ -18,8 +18,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -105,7 +105,7 @@ def _render_file(job: tuple[bytes | str, Path]) -> None:
 
 def facts(concept: Concept, style: Style, png: bytes) -> dict:
     """What is true of one picture, for captions and questions."""
-    rgba = np.asarray(Image.open(io.BytesIO(png)))[::2, ::2]
+    rgba = np.asarray(Image.open(io.BytesIO(png)))
     return {
         "code": concept.code,
         "family": concept.family,
@@ -142,20 +142,21 @@ def write_shards(folder: Path, samples: Iterable[tuple[str, bytes, dict]]) -> in
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("shard-*.tar*"):
         old.unlink()
-    count, sink, path = 0, None, folder
-    for count, (key, png, row) in enumerate(samples, 1):
-        if sink is None:
-            path = folder / f"shard-{(count - 1) // SHARD:05d}.tar"
-            sink = TarWriter(str(path) + ".part", encoder=False, mtime=0, user="", group="", mode=0o644)
-        sink.write({"__key__": key, "json": _json(row).encode(), "png": png})
-        if count % SHARD == 0:
-            sink.close()
-            os.rename(str(path) + ".part", path)
-            sink = None
-    if sink is not None:
-        sink.close()
-        os.rename(str(path) + ".part", path)
+    count, rest = 0, iter(samples)
+    while part := list(islice(rest, SHARD)):
+        path = folder / f"shard-{count // SHARD:05d}.tar"
+        with TarWriter(f"{path}.part", encoder=False, mtime=0, user="", group="", mode=0o644) as sink:
+            for key, png, row in part:
+                sink.write({"__key__": key, "json": _json(row).encode(), "png": png})
+        os.rename(f"{path}.part", path)
+        count += len(part)
     return count
+
+
+def write_manifest(folder: Path, rows: list[dict]) -> None:
+    """manifest.jsonl and the ATTRIBUTION.md that follows from it."""
+    (folder / "manifest.jsonl").write_text("".join(_json(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "ATTRIBUTION.md").write_text(attribution(rows), encoding="utf-8")
 
 
 def _json(value: object) -> str:
@@ -223,7 +224,7 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
         })  # fmt: skip
     kept = drop_leaks(rows, np.stack(thumbnails))
     # Shards are read in order when they are streamed: mix concepts and styles once, by hash.
-    kept.sort(key=partial(_mixed, "order"))
+    kept.sort(key=lambda row: chance("order", row["key"]))
     counts = {}
     for split in SPLITS:
         chosen = [row for row in kept if row["split"] == split]
@@ -233,14 +234,9 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
         "size": SIZE, "concepts": len(concepts), "counts": counts, "near_duplicates_dropped": len(rows) - len(kept),
         "styles": dict(Counter(row["style"] for row in kept)),
     }  # fmt: skip
-    (out / "manifest.jsonl").write_text("".join(_json(row) + "\n" for row in kept), encoding="utf-8")
-    (out / "ATTRIBUTION.md").write_text(attribution(kept), encoding="utf-8")
+    write_manifest(out, kept)
     (out / "data.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
-
-
-def _mixed(salt: str, row: dict) -> float:
-    return chance(salt, row["key"])
 
 
 def main(

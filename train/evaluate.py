@@ -248,11 +248,10 @@ def evaluate(
     started = time.time()
     train = load_split(data / "train", size, concepts)
     subgroups = set(meta["config"]["subgroups"])
-    test = load_split(data / "unseen_cell", size, None) + load_split(data / "unseen_concept", size, None)
-    unseen_concept = [
-        s for s in load_split(data / "unseen_concept", size, None) if not subgroups or s.facts["subgroup"] in subgroups
-    ]
-    unseen_cell = load_split(data / "unseen_cell", size, concepts)
+    all_cells = load_split(data / "unseen_cell", size, None)
+    all_concepts = load_split(data / "unseen_concept", size, None)
+    unseen_cell = [s for s in all_cells if s.facts["code"] in concepts]
+    unseen_concept = [s for s in all_concepts if not subgroups or s.facts["subgroup"] in subgroups]
     splits = {"train": train, "unseen_cell": unseen_cell, "unseen_concept": unseen_concept}
     others = others_of([s.facts for s in train])
     blind = blind_answers(tokens, model.vocab, model.text_tokenizer)
@@ -267,7 +266,7 @@ def evaluate(
             "captions": captions(model, samples),
             "answers": answers(model, samples, others, blind),
         }
-    share = reconstruction(model, test)
+    share = reconstruction(model, all_cells + all_concepts)
     result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
     result["drawings"], sheet = drawings(model, train, Judge(), decoding or Decoding())
     result["seconds"] = round(time.time() - started, 1)

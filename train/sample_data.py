@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from webdataset.compat import WebDataset
 
-from train.build_data import SPLITS, attribution, write_shards
+from train.build_data import SPLITS, write_manifest, write_shards
+from train.views import read_samples
 
 CODES = (
     "1f34e", "1f431", "1f436", "1f695", "1f355", "1f337", "1f3b8", "1f41f", "1f34c", "26bd", "1f680", "1f9c1", "1f98b",
@@ -25,18 +25,11 @@ def cut(data: Path, out: Path, codes: tuple[str, ...] = CODES) -> dict[str, int]
     rows = [row for row in rows if row["code"] in codes]
     counts = {}
     for split in SPLITS:
-        shards = sorted(str(path) for path in (data / split).glob("*.tar"))
-        if shards:
-            samples = (
-                (sample["__key__"], sample["png"], json.loads(sample["json"]))
-                for sample in WebDataset(shards, shardshuffle=False)
-                if json.loads(sample["json"])["code"] in codes
-            )
+        if any((data / split).glob("*.tar")):
+            samples = (sample for sample in read_samples(data / split) if sample[2]["code"] in codes)
             counts[split] = write_shards(out / split, samples)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "manifest.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    (out / "ATTRIBUTION.md").write_text(attribution(rows), encoding="utf-8")
+    write_manifest(out, rows)
     return counts
 
 

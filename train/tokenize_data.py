@@ -9,7 +9,7 @@ is trained here, on the training split alone.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -168,7 +168,7 @@ def main(
 ) -> None:
     try:
         settings = configs.load(Config, config, overrides)
-        meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, replace(settings))
+        meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings)
         print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
     except (OSError, ValueError) as error:
         raise SystemExit(f"tokenize_data: {error}") from None

@@ -105,16 +105,17 @@ def read_folder(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, words.read_text(encoding="utf-8", errors="replace").strip() if words.is_file() else ""
 
 
-def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
-    """(key, drawing in RGBa, facts) of every sample in a split's shards, in order.
-
-    Raises:
-        ValueError: there are no shards.
-    """
+def read_samples(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """(key, PNG, facts) of every sample in a split's shards, in order. Raises ValueError where there are no shards."""
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     if not shards:
         raise ValueError(f"no shards in {folder}: run python -m train.build_data first")
-    data = WebDataset(shards, shardshuffle=False, empty_check=False)
-    for sample in data:
-        with Image.open(io.BytesIO(sample["png"])) as picture:
-            yield sample["__key__"], picture.convert("RGBA").convert("RGBa"), json.loads(sample["json"])
+    for sample in WebDataset(shards, shardshuffle=False, empty_check=False):
+        yield sample["__key__"], sample["png"], json.loads(sample["json"])
+
+
+def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
+    """(key, drawing in RGBa, facts), otherwise as read_samples."""
+    for key, png, facts in read_samples(folder):
+        with Image.open(io.BytesIO(png)) as picture:
+            yield key, picture.convert("RGBA").convert("RGBa"), facts
