@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from cm3.pipeline import CM3
+from cm3.pipeline import CM3, tokenizer_presets
 
 app = typer.Typer(add_completion=False, help="Draw pictures, caption them, and ask about them.")
 
@@ -63,7 +63,7 @@ def ask(image: str, question: str, model: Model = "emoji") -> None:
 
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji") -> None:
-    """Show what a model is: sizes, vocabulary, pictures."""
+    """Show what a model is: sizes, vocabulary, pictures; and the image tokenizers that can be trained or imported."""
     cm3 = CM3.from_pretrained(model)
     config = cm3.model.config
     rows, columns = cm3.grid
@@ -77,6 +77,7 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
     table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}")
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
     Console().print(table)
+    Console().print(preset_table())
 
 
 @app.command()
@@ -98,6 +99,19 @@ def tour(
     print(f"answer:   {cm3.answer(pictures[0], question)}")
     save(grid(pictures, 4), output)
     print(f"pictures: {output}")
+
+
+def preset_table() -> Table:
+    """The shapes of image tokenizers, a row each; parameters in millions."""
+    table = Table(title="image tokenizer presets", box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("name")
+    for column in ("pixels", "f", "tokens", "codes x dim", "bits/px", "encoder", "decoder", "all (M)"):
+        table.add_column(column, justify="right")
+    for name, config, parameters in tokenizer_presets():
+        table.add_row(name, f"{config.resolution}", f"{config.downsampling}", f"{config.tokens}",
+                      f"{config.n_embed} x {config.embed_dim}", f"{config.bits_per_pixel:.3f}",
+                      *(f"{number / 1e6:.2f}" for number in parameters))  # fmt: skip
+    return table
 
 
 def grid(pictures: list[Image.Image], scale: int) -> Image.Image:

@@ -32,7 +32,7 @@ from cm3.sampling import SamplingConfig
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
-from tokenizer_image import ImageTokenizer
+from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, count_parameters
 from tokenizer_image.pixels import Picture
 
 EMBEDDED = Path(__file__).parent / "models"
@@ -80,6 +80,19 @@ class Piece(NamedTuple):
 
     index: int
     content: str | PIL_Image.Image
+
+
+class TokenizerPreset(NamedTuple):
+    """A shape of image tokenizer that has a name; parameters: of the encoder, the decoder, and in all."""
+
+    name: str
+    config: VQConfig
+    parameters: tuple[int, int, int]
+
+
+def tokenizer_presets() -> list[TokenizerPreset]:
+    """The shapes of image tokenizers that can be trained or imported."""
+    return [TokenizerPreset(name, config, count_parameters(config)) for name, config in PRESETS.items()]
 
 
 class CM3:

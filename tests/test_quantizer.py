@@ -1,5 +1,7 @@
+import pytest
 import torch
 import torch.nn.functional as F
+from largest import Largest
 
 from tokenizer_image.quantizer import VectorQuantizer
 
@@ -13,7 +15,27 @@ def test_nearest_is_the_argmin_of_the_distances_in_any_chunk() -> None:
     torch.nn.init.normal_(quantizer.embedding.weight)
     flat = latents().movedim(1, -1).reshape(-1, 4)
     expected = torch.cdist(flat, quantizer.embedding.weight).argmin(1)
-    assert torch.equal(quantizer.nearest(flat, chunk=7), expected)
+    assert torch.equal(quantizer.nearest(flat, room=7 * 16), expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_search_never_holds_all_distances_at_once(normalize: bool) -> None:
+    quantizer = VectorQuantizer(16384, 8, normalize).requires_grad_(False)
+    flat = torch.randn(1024, 8)
+    with Largest() as largest:
+        codes = quantizer.nearest(flat, room=2**18)
+    assert largest.elements == 2**18  # 1024 x 16384 distances are 2**24
+    with Largest() as largest:
+        quantizer.nearest(flat)
+    assert largest.elements == 2**22
+    assert torch.equal(codes[:100], quantizer.nearest(flat[:100]))
+
+
+def test_a_codebook_in_16_bits_is_searched_in_32() -> None:
+    quantizer = VectorQuantizer(16, 4).requires_grad_(False).to(torch.bfloat16)
+    exact = VectorQuantizer(16, 4).requires_grad_(False)
+    exact.load_state_dict(quantizer.state_dict())
+    assert torch.equal(quantizer(latents().bfloat16()).codes, exact(latents().bfloat16().float()).codes)
 
 
 def test_normalised_codes_are_compared_by_angle() -> None:

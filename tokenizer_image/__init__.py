@@ -1,6 +1,7 @@
 """Pictures <-> codes. Knows nothing of text or of token ids."""
 
+from tokenizer_image.config import PRESETS, VQConfig
 from tokenizer_image.tokenizer import ImageTokenizer
-from tokenizer_image.vqgan import PRESETS, VQConfig, VQModel
+from tokenizer_image.vqgan import VQModel, count_parameters
 
-__all__ = ["PRESETS", "ImageTokenizer", "VQConfig", "VQModel"]
+__all__ = ["PRESETS", "ImageTokenizer", "VQConfig", "VQModel", "count_parameters"]

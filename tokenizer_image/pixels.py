@@ -38,12 +38,30 @@ def open_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
-    """The middle of an RGB picture, scaled to fill size = (H, W) pixels, with values in [-1, 1]."""
+    """The middle of an RGB picture, scaled to fill size = (H, W) pixels, with values in [-1, 1].
+
+    numpy does the sums: torch would start a team of threads in every thread that decodes pictures.
+    """
     height, width = size
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image))  # [H, W, 3]
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+    pixels = np.asarray(image).astype(np.float32) / 127.5 - 1  # [H, W, 3]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def crop_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
+    """The middle of a picture, unscaled, with sides that are multiples of `multiple`, in pixels.
+
+    Raises ValueError for a picture with a shorter side.
+    """
+    width, height = (side // multiple * multiple for side in image.size)
+    if not width or not height:
+        raise ValueError(
+            f"a picture of {image.height} x {image.width} pixels (height x width) is smaller than one code, "
+            f"{multiple} x {multiple}: scale it up, or give a size to bring it to"
+        )
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

@@ -3,6 +3,7 @@
 Shapes: B pictures, Z latent channels, h x w grid, K codes, N = B * h * w latents.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ class Quantized(NamedTuple):
     """What a quantiser makes of latents.
 
     Attributes:
-        quantized: [B, Z, h, w], the chosen code vectors; gradients pass straight through to the latents.
+        quantized: [B, Z, h, w], the chosen code vectors; gradients pass to the latents as the estimator has it.
         codes: [B, h, w] long, in 0 .. K - 1.
         loss: scalar, codebook and commitment loss (van den Oord et al. 2017, eq. 3).
     """
@@ -22,6 +23,27 @@ class Quantized(NamedTuple):
     quantized: Tensor
     codes: Tensor
     loss: Tensor
+
+
+def straight_through(z: Tensor, e: Tensor) -> Tensor:
+    """`e` whose gradient goes to `z` as it is (van den Oord et al. 2017, section 3.2). Args: [N, Z] each."""
+    return z + (e - z).detach()
+
+
+def rotation_trick(z: Tensor, e: Tensor) -> Tensor:
+    """`e` whose gradient is rotated and scaled onto `z` as `z` is onto `e` (Fifty et al. 2024, section 4).
+
+    Args:
+        z: [N, Z] latents.
+        e: [N, Z] their codes.
+    """
+    with torch.no_grad():
+        p, q = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
+        middle = F.normalize(p + q, dim=-1)
+        scale = e.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    along_middle = 2 * (z * middle).sum(-1, keepdim=True) * middle
+    along_p = 2 * (z * p).sum(-1, keepdim=True) * q
+    return scale * (z - along_middle + along_p)
 
 
 class VectorQuantizer(nn.Module):
@@ -36,6 +58,9 @@ class VectorQuantizer(nn.Module):
         dim: Z.
         normalize: compare by angle.
         commitment: weight of the commitment term.
+
+    Attributes:
+        estimator: how gradients pass from codes to latents: straight_through or rotation_trick.
     """
 
     usage: Tensor
@@ -44,6 +69,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.normalize = normalize
         self.commitment = commitment
+        self.estimator: Callable[[Tensor, Tensor], Tensor] = straight_through
         self.embedding = nn.Embedding(num_codes, dim)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         if normalize:
@@ -63,19 +89,20 @@ class VectorQuantizer(nn.Module):
         """codes [B, h, w] -> code vectors [B, Z, h, w]."""
         return F.embedding(codes, self.codebook()).movedim(-1, 1)
 
-    def nearest(self, latents: Tensor, chunk: int = 8192) -> Tensor:
+    def nearest(self, latents: Tensor, room: int = 2**22) -> Tensor:
         """Index of the nearest code of each latent, without ever holding N x K distances.
 
         Args:
-            latents: [N, Z], normalised if the quantiser is.
-            chunk: latents compared at a time.
+            latents: [N, Z] in fp32, normalised if the quantiser is.
+            room: distances held at a time, at least K: a chunk of the latents is compared with all codes.
 
         Returns:
             [N] long.
         """
-        codebook = self.codebook()
-        offset = 0.5 * codebook.square().sum(1)  # argmin |z - e|^2 = argmax z.e - |e|^2 / 2
-        return torch.cat([(part @ codebook.T - offset).argmax(1) for part in latents.split(chunk)])
+        codebook = self.codebook().float()
+        offset = -0.5 * codebook.square().sum(1)  # argmin |z - e|^2 = argmax z.e - |e|^2 / 2
+        parts = latents.split(max(1, room // self.num_codes))
+        return torch.cat([torch.addmm(offset, part, codebook.T).argmax(1) for part in parts])
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents [B, Z, h, w] -> Quantized. Distances are taken in fp32 whatever the autocast."""
@@ -88,8 +115,8 @@ class VectorQuantizer(nn.Module):
                 codes = self.nearest(flat)
             chosen = F.embedding(codes, self.codebook())  # [N, Z]
             loss = F.mse_loss(chosen, flat.detach()) + self.commitment * F.mse_loss(flat, chosen.detach())
-            straight = flat + (chosen - flat).detach()
-        return Quantized(straight.view_as(z).movedim(-1, 1), codes.view(z.shape[:-1]), loss)
+            passed = self.estimator(flat, chosen)
+        return Quantized(passed.view_as(z).movedim(-1, 1), codes.view(z.shape[:-1]), loss)
 
     @torch.no_grad()
     def count(self, codes: Tensor, decay: float = 0.98) -> None:

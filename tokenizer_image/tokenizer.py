@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokenizer_image.pixels import Picture, open_image, to_pil, to_tensor
+from tokenizer_image.pixels import Picture, crop_to_multiple, open_image, to_pil, to_tensor
+from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel
 
 MODELS = Path(__file__).parent / "models"  # the embedded ones
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TILE = 512  # side in pixels of what goes through the model at once; a batch of smaller pictures has as many pixels
+
+Size = tuple[int, int] | Literal["fit", "keep"]
 
 
 class ImageTokenizer:
@@ -29,6 +34,7 @@ class ImageTokenizer:
 
     def __init__(self, model: VQModel):
         self.model = model.eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "ImageTokenizer":
@@ -76,8 +82,9 @@ class ImageTokenizer:
     def device(self) -> torch.device:
         return self.model.quantize.embedding.weight.device
 
-    def to(self, device: torch.device | str) -> "ImageTokenizer":
-        self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ImageTokenizer":
+        """Move it; `dtype` bfloat16 is faster where the device computes it, and changes some codes."""
+        self.model.to(device, dtype)
         return self
 
     def fingerprint(self) -> str:
@@ -91,30 +98,81 @@ class ImageTokenizer:
             digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def encode(self, pictures: Picture | Sequence[Picture]) -> Tensor:
-        """Codes of one picture, [h, w] long, or of a list of them, [N, h, w]. Any size: the middle is scaled to fit.
+    def pixels(self, picture: Picture, size: Size = "fit") -> Tensor:
+        """What the model sees of a picture, [3, H, W] in [-1, 1]; arguments and errors as for `encode`."""
+        image = open_image(picture)
+        if size == "keep":
+            image = crop_to_multiple(image, self.model.config.downsampling)
+            return to_tensor(image, (image.height, image.width))
+        height, width = self.size if size == "fit" else size
+        self.model.check_size(height, width)
+        return to_tensor(image, (height, width))
+
+    def encode(self, pictures: Picture | Sequence[Picture], size: Size = "fit", tile: int = TILE) -> Tensor:
+        """Codes of one picture, [h, w] long, or of a list of them, [N, h, w].
+
+        Args:
+            pictures: of any size.
+            size: "fit": the middle, scaled to the tokenizer's own size; (H, W) in pixels: the middle, scaled to that;
+                "keep": as it is, cropped to whole codes.
+            tile: larger sides, in pixels, are worked in overlapping tiles (tokenizer_image/tiles.py).
 
         Raises:
-            ValueError: a file that is no picture, or an empty list.
+            ValueError: a file that is no picture, an empty list, a size or tile that does not divide into codes, or
+                kept pictures of unequal sizes.
         """
         if isinstance(pictures, Image.Image | str | Path | bytes):
-            return self.encode([pictures])[0]
+            return self.encode([pictures], size, tile)[0]
         if not pictures:
             raise ValueError("no pictures to encode: the list is empty")
-        pixels = torch.stack([to_tensor(open_image(picture), self.size) for picture in pictures])  # [N, 3, H, W]
-        return self.model.encode(pixels.to(self.device)).cpu()
+        pixels = [self.pixels(picture, size) for picture in pictures]  # [3, H, W] each
+        if sizes := {tuple(part.shape[1:]) for part in pixels[1:] if part.shape != pixels[0].shape}:
+            sizes.add(tuple(pixels[0].shape[1:]))
+            raise ValueError(
+                f"pictures of unequal sizes {', '.join(f'{h} x {w}' for h, w in sorted(sizes))}: encode them one at a "
+                "time, or give a size"
+            )
+        return self.encode_pixels(torch.stack(pixels), tile)
 
-    def decode(self, codes: Tensor) -> Image.Image | list[Image.Image]:
-        """A picture from codes [h, w], or a list of them from [N, h, w].
+    def encode_pixels(self, pixels: Tensor, tile: int = TILE) -> Tensor:
+        """pixels [N, 3, H, W] in [-1, 1] -> codes [N, h, w], on the CPU; errors as for `encode`."""
+        codes, overlap = self._in_codes(tile)
+        at_once = _at_once(pixels.shape[2] * pixels.shape[3], tile)
+        parts = (tiled_encode(self.model, part.to(self.device), codes, overlap) for part in pixels.split(at_once))
+        return torch.cat([part.cpu() for part in parts])
+
+    def decode(self, codes: Tensor, tile: int = TILE) -> Image.Image | list[Image.Image]:
+        """A picture from codes [h, w], or a list of them from [N, h, w]; of any h and w.
+
+        Args:
+            codes: integers below num_codes.
+            tile: larger sides, in pixels, are worked in overlapping tiles (tokenizer_image/tiles.py).
 
         Raises:
-            ValueError: a code outside the codebook, or codes of another shape.
+            ValueError: a code outside the codebook, codes of another shape, or a tile that does not divide into codes.
         """
         if codes.ndim not in (2, 3):
             raise ValueError(f"codes of shape {tuple(codes.shape)}: want [h, w] or [N, h, w]")
         batch = codes[None] if codes.ndim == 2 else codes
-        pictures = [to_pil(pixels) for pixels in self.model.decode(batch.to(self.device))]
+        size, overlap = self._in_codes(tile)
+        at_once = _at_once(batch.shape[1] * batch.shape[2] * self.model.config.downsampling**2, tile)
+        pictures: list[Image.Image] = []
+        for part in batch.split(at_once):
+            pictures += [to_pil(pixels) for pixels in tiled_decode(self.model, part.to(self.device), size, overlap)]
         return pictures[0] if codes.ndim == 2 else pictures
+
+    def _in_codes(self, tile: int) -> tuple[int, int]:
+        """(tile, overlap) in codes for a tile in pixels: an eighth overlaps, at least one code where it can."""
+        f = self.model.config.downsampling
+        if tile < f or tile % f:
+            raise ValueError(f"tile of {tile} pixels: want a multiple of {f}, such as {max(1, TILE // f) * f}")
+        codes = tile // f
+        return codes, min(codes - 1, max(1, codes // 8))
+
+
+def _at_once(pixels: int, tile: int) -> int:
+    """How many pictures of so many pixels go through the model together."""
+    return max(1, tile**2 // max(1, pixels))
 
 
 def _folder(name: str | Path) -> Path:

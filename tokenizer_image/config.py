@@ -1,0 +1,112 @@
+"""VQConfig: the shape of a VQModel; PRESETS: shapes that people know, and our own."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Shape of a VQModel.
+
+    Attributes:
+        resolution: side of the pictures it is made for, in pixels.
+        patch_size: side of the pixel blocks folded into channels before the first convolution; 1 = none.
+        ch: channels at the first level.
+        ch_mult: channels of each level, in units of `ch`; between levels the side halves.
+        num_res_blocks: residual blocks a level (the decoder has one more).
+        attn_resolutions: sides, in latent pixels, at which a level has attention.
+        norm_groups: groups of every GroupNorm.
+        z_channels: channels between the encoder or decoder and the 1 x 1 convolutions around the quantiser.
+        embed_dim: dimensions of a code, Z.
+        n_embed: number of codes, K.
+        normalize: compare codes by angle.
+        decoder_ch: channels at the decoder's last level; None = `ch`.
+    """
+
+    resolution: int = 256
+    patch_size: int = 1
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    norm_groups: int = 32
+    z_channels: int = 256
+    embed_dim: int = 256
+    n_embed: int = 1024
+    normalize: bool = False
+    decoder_ch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resolution % self.downsampling:
+            raise ValueError(f"resolution {self.resolution} is not a multiple of the downsampling {self.downsampling}")
+        for ch in {self.ch, self.decoder_ch or self.ch}:
+            for mult in self.ch_mult:
+                if ch * mult % self.norm_groups:
+                    raise ValueError(f"{ch * mult} channels do not divide into norm_groups = {self.norm_groups}")
+
+    @property
+    def downsampling(self) -> int:
+        """f: pixels a code, each way."""
+        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) at `resolution`."""
+        side = self.resolution // self.downsampling
+        return side, side
+
+    @property
+    def tokens(self) -> int:
+        """Codes a picture at `resolution`."""
+        return math.prod(self.grid)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """What the codes cost, each written in log2(K) bits."""
+        return math.log2(self.n_embed) / self.downsampling**2
+
+    @property
+    def attn_levels(self) -> tuple[int, ...]:
+        """Levels with attention, 0 = the finest."""
+        sides = [self.resolution // self.patch_size // 2**level for level in range(len(self.ch_mult))]
+        return tuple(level for level, side in enumerate(sides) if side in self.attn_resolutions)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VQConfig":
+        """Raises ValueError for keys that do not exist."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"unknown VQConfig keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**settings)
+
+    @classmethod
+    def load(cls, path: Path) -> "VQConfig":
+        return cls.from_dict(json.loads(path.read_text()))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+# Sources: taming-transformers' imagenet_vqgan.yaml and its 16384-code twin; CM3leon (section 2.1: size, downsampling
+# and codes; the rest as taming's f8 of the same shape); transformers' ChameleonVQVAEConfig; LlamaGen's VQ_16 and VQ_8.
+_TAMING = VQConfig()
+_LLAMAGEN = replace(_TAMING, n_embed=16384, embed_dim=8, normalize=True)
+_EMOJI = VQConfig(resolution=64, patch_size=4, ch=128, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(),
+                  norm_groups=16, z_channels=128, embed_dim=8, n_embed=2048, normalize=True)  # fmt: skip
+PRESETS: dict[str, VQConfig] = {
+    "taming-f16-1024": _TAMING,
+    "taming-f16-16384": replace(_TAMING, n_embed=16384),
+    "cm3leon-f8": replace(_TAMING, ch_mult=(1, 2, 2, 4), attn_resolutions=(32,), n_embed=8192),
+    "chameleon-512": replace(_TAMING, resolution=512, attn_resolutions=(), n_embed=8192),
+    "llamagen-vq16": _LLAMAGEN,
+    "llamagen-vq8": replace(_LLAMAGEN, ch_mult=(1, 2, 2, 4), attn_resolutions=(32,)),
+    "emoji-64": _EMOJI,
+    "emoji-128-f16": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), n_embed=4096, decoder_ch=96),
+    "emoji-128-f8": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2), n_embed=4096, decoder_ch=96),
+    "tiny": VQConfig(resolution=16, patch_size=2, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(),
+                     norm_groups=4, z_channels=8, embed_dim=4, n_embed=32, normalize=True),
+}  # fmt: skip

@@ -1,0 +1,238 @@
+"""Other people's image tokenizers -> ours; ours -> diffusers.
+
+    python -m tokenizer_image.convert SOURCE OUT [--family auto] [--resolution N] [--decoder-from FILE] [--max-gb 8]
+    python -m tokenizer_image.convert NAME OUT --to diffusers
+
+SOURCE is a checkpoint of taming-transformers (.ckpt), Meta's Chameleon (vqgan.ckpt), transformers' ChameleonVQVAE,
+LlamaGen (.pt), Janus (its own or transformers' names) or diffusers' VQModel (folder); a larger model that holds one of
+them will do. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours.
+"""
+
+import argparse
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokenizer_image.checkpoint import MAX_GIGABYTES, open_checkpoint
+from tokenizer_image.config import PRESETS, VQConfig
+from tokenizer_image.families import (
+    FAMILIES,
+    Names,
+    count_levels,
+    from_diffusers,
+    guess,
+    infer,
+    modern,
+    rename,
+    to_diffusers,
+    to_ours,
+)
+from tokenizer_image.tokenizer import ImageTokenizer
+from tokenizer_image.vqgan import VQModel
+
+CHOICES = ("auto", "taming", "chameleon", "llamagen", "janus", "diffusers")
+CHAMELEON = PRESETS["chameleon-512"]
+SHOWN = 10  # keys that an error names; it counts the others
+
+# What a tokenizer is called inside a larger model, or by a wrapper around it.
+PREFIXES = ("", "gen_vision_model.", "model.vqmodel.", "vqmodel.", "first_stage_model.", "module.", "_orig_mod.")
+NOT_NEEDED = ("loss.", "quantize.codebook_used")  # discriminator and perceptual network; statistics of training
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    family: str = "auto",
+    resolution: int | None = None,
+    decoder_from: str | Path | None = None,
+    max_gigabytes: float = MAX_GIGABYTES,
+) -> ImageTokenizer:
+    """Write the tokenizer in `source` to the folder `out`, for ImageTokenizer.from_pretrained.
+
+    Args:
+        source: a checkpoint, see tokenizer_image.checkpoint.open_checkpoint.
+        out: a folder.
+        family: one of CHOICES; "auto" looks at the keys.
+        resolution: side in pixels; None = what config.json beside the weights says, or else the family's usual one.
+        decoder_from: another checkpoint to take the decoder from; transformers' Chameleon has none of its own.
+        max_gigabytes: larger pickles are refused.
+
+    Raises:
+        ValueError: as open_checkpoint; another family than it was said to be (it says which one it looks like);
+            missing, unknown and misshapen weights, by name; no decoder.
+    """
+    if Path(out).is_file() or Path(out).resolve() in (Path(source).resolve(), Path(source).resolve().parent):
+        raise ValueError(f"{out}: a file, or the source's own folder; name a new folder to write to")
+    config, weights = read(Path(source), family, resolution, max_gigabytes)
+    if decoder_from is not None:
+        other, others = read(Path(decoder_from), "auto", config.resolution, max_gigabytes)
+        config, weights = replace(config, decoder_ch=other.decoder_ch), with_decoder(weights, others, decoder_from)
+        check(weights, config, f"{source} with the decoder of {decoder_from}", (), 0)
+    if not _has_decoder(weights):
+        raise ValueError(f"{source} holds no decoder (transformers keeps Chameleon's encoder only): give the original "
+                         "file too, --decoder-from vqgan.ckpt")  # fmt: skip
+    model = VQModel(config)
+    model.load_state_dict(weights)
+    tokenizer = ImageTokenizer(model)
+    tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
+    """Write a folder that diffusers' VQModel.from_pretrained loads.
+
+    Raises:
+        ValueError: a shape that VQModel cannot have: patch_size, normalize, decoder_ch, or a first level wider than ch.
+    """
+    config, folder = tokenizer.model.config, Path(folder)
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a config.json already; name a new folder to write to")
+    values = to_diffusers(config)
+    back = from_diffusers(values)
+    same = replace(config, attn_resolutions=back.attn_resolutions,
+                   decoder_ch=None if config.decoder_ch == config.ch else config.decoder_ch)  # fmt: skip
+    if lost := [f"{name} = {value}" for name, value in vars(same).items() if value != getattr(back, name)]:
+        raise ValueError(f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there")
+    weights = {}
+    for key, value in tokenizer.model.state_dict().items():
+        name = rename(key, FAMILIES["diffusers"].names, len(config.ch_mult))
+        linear = ".attentions." in name and value.ndim == 4  # a 1 x 1 convolution of ours
+        weights[name] = (value[:, :, 0, 0] if linear else value).cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def read(source: Path, family: str, resolution: int | None, max_gigabytes: float) -> tuple[VQConfig, dict[str, Tensor]]:
+    """The shape, and the weights in our names, without a decoder if there is none; see convert."""
+    if family not in CHOICES:
+        raise ValueError(f"family is {family!r}, but must be one of {', '.join(CHOICES)}")
+    weights = open_checkpoint(source, max_gigabytes)
+    prefix = next((prefix for prefix in PREFIXES if f"{prefix}encoder.conv_in.weight" in weights), "")
+    theirs = {modern(key.removeprefix(prefix)): key for key in weights if key.startswith(prefix)}
+    theirs = {name: key for name, key in theirs.items() if not name.startswith(NOT_NEEDED)}
+    looks = guess(theirs, prefix)
+    if not looks:
+        raise ValueError(f"{source}: no image tokenizer of {', '.join(CHOICES[1:])}; its keys: {_some(weights)}")
+    names, usual, normalize = FAMILIES[looks]
+    if family != "auto" and family != looks.removesuffix("-transformers"):
+        if FAMILIES[family].names != names:
+            raise ValueError(f"{source}: no {family} checkpoint: it looks like {looks.removesuffix('-transformers')}; "
+                             "give that --family, or auto")  # fmt: skip
+        _, usual, normalize = FAMILIES[family]  # the same keys mean another
+
+    levels = count_levels(theirs)
+    ours = {name: to_ours(name, names, levels) for name in theirs}
+    if stray := [name for name, key in ours.items() if rename(key, names, levels) != name]:
+        raise ValueError(f"{source}: unknown weights for {looks}: {_some(stray)}")
+    found = {ours[name]: weights[key] for name, key in theirs.items()}
+    described = description(source)
+    try:
+        if looks == "diffusers":
+            config = from_diffusers(described if resolution is None else described | {"sample_size": resolution})
+        else:
+            config = infer(found, levels, resolution or _side(described, levels) or usual, normalize)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{source}: config.json beside the weights is missing or damaged ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"{source}, read as {looks}: {error}") from error
+    if resolution is None and replace(config, resolution=CHAMELEON.resolution) == CHAMELEON:
+        config = CHAMELEON  # taming's keys; known by its shape
+    return config, check(found, config, str(source), names, levels)
+
+
+def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Names, levels: int) -> dict[str, Tensor]:
+    """The weights, keys as ours, with linear layers made 1 x 1 convolutions. Errors: ValueError, in their names."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in VQModel(config).state_dict().items()}
+    if not _has_decoder(found):
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("decoder.")}
+    fitted = {key: value[:, :, None, None] if value.ndim == 2 and len(shapes.get(key, ())) == 4 else value
+              for key, value in found.items()}  # fmt: skip
+    wrong = {
+        "missing": shapes.keys() - fitted.keys(),
+        "unknown": fitted.keys() - shapes.keys(),
+        "of another shape than the rest tells": {
+            key for key, value in fitted.items() if key in shapes and value.shape != shapes[key]
+        },
+    }
+    if problems := [f"{what}: {_some([rename(key, names, levels) for key in keys])}"
+                    for what, keys in wrong.items() if keys]:  # fmt: skip
+        raise ValueError(f"{source}: weights {'; '.join(problems)}")
+    return fitted
+
+
+def with_decoder(weights: dict[str, Tensor], others: dict[str, Tensor], name: str | Path) -> dict[str, Tensor]:
+    """The weights with the others' decoder. Errors: ValueError if it was trained with another codebook, or is none."""
+    book, other = weights["quantize.embedding.weight"].float(), others["quantize.embedding.weight"].float()
+    if book.shape != other.shape or not torch.allclose(book, other, rtol=0.01, atol=1e-6):  # one may be rounded to bf16
+        raise ValueError(f"{name}: its codebook is another one, so its decoder does not fit")
+    if not _has_decoder(others):
+        raise ValueError(f"{name} holds no decoder either")
+    return weights | {key: value for key, value in others.items() if key.startswith(("decoder.", "post_quant_conv."))}
+
+
+def _has_decoder(weights: Collection[str]) -> bool:
+    return any(key.startswith("decoder.") for key in weights)
+
+
+def description(source: Path) -> dict[str, Any]:
+    """config.json beside the weights, a tokenizer's own or its section in a larger model's; {} = none.
+
+    Raises:
+        ValueError: the folder is a tokenizer of ours.
+    """
+    file = (source if source.is_dir() else source.parent) / "config.json"
+    try:
+        values = json.loads(file.read_text())
+        values = values.get("vq_config", values)
+    except (OSError, ValueError, AttributeError):
+        return {}
+    if values.keys() >= {"ch_mult", "n_embed"}:
+        raise ValueError(f"{file.parent} is a tokenizer of ours already: ImageTokenizer.from_pretrained loads it")
+    return values
+
+
+def _side(described: dict[str, Any], levels: int) -> int | None:
+    """Pixels a side, in the words of transformers' Janus and Chameleon."""
+    if "num_patches" in described:
+        return described["num_patches"] * 2 ** (levels - 1)
+    return described.get("resolution")
+
+
+def _some(keys: Collection[str]) -> str:
+    more = len(keys) - SHOWN
+    return ", ".join(sorted(keys)[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tokenizer_image.convert", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("source", type=Path, help="a checkpoint; with --to, a tokenizer of ours")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--family", choices=CHOICES, default="auto")
+    parser.add_argument("--resolution", type=int, help="side of its pictures in pixels")
+    parser.add_argument("--decoder-from", type=Path, metavar="FILE", help="a checkpoint to take the decoder from")
+    parser.add_argument("--max-gb", type=float, default=MAX_GIGABYTES, help="larger pickles are refused")
+    parser.add_argument("--to", choices=["diffusers"], help="export SOURCE instead")
+    args = parser.parse_args()
+    try:
+        if args.to:
+            export_diffusers(ImageTokenizer.from_pretrained(args.source), args.out)
+            print(f"{args.out}: diffusers' VQModel.from_pretrained loads it")
+            return
+        tokenizer = convert(args.source, args.out, args.family, args.resolution, args.decoder_from, args.max_gb)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"convert: {error}") from error
+    config = tokenizer.model.config
+    print(f"{args.out}: {config.resolution} px, {config.tokens} tokens of {config.n_embed} x {config.embed_dim}")
+
+
+if __name__ == "__main__":
+    main()
