@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.build_data import write_shards
-from train.image_tokenizer import Config, learning_rate, psnr, sample_sheet, to_pixels, train
+from train.image_tokenizer import Config, adversarial_share, learning_rate, train
+from train.learner import psnr, sample_sheet
 from train.precision import autocast
-from train.views import PLAIN, place, read_split
+from train.views import read_split
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def logged(out: Path) -> list[dict]:
 
 def test_a_run_logs_samples_and_saves_a_tokenizer(config: Config, run: Path):
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "log.jsonl", "checkpoint.pt", "model", "samples-000002.png", "samples-000004.png"}  # fmt: skip
+        "config.json", "log.jsonl", "curves.png", "checkpoint.pt", "model", "samples-000002.png", "samples-000004.png",
+    }  # fmt: skip
     assert json.loads((run / "config.json").read_text())["preset"] == "tiny"
     steps = [row for row in logged(run) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -72,17 +74,65 @@ def test_a_run_of_another_length_learns(config: Config, tmp_path: Path):
     assert errors[-1] < 0.7 * errors[0]
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(config: Config, run: Path, tmp_path: Path, killed_at):
-    killed_at(3, config, tmp_path)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
-    train(config, tmp_path)
-    one, two = (load_file(out / "model" / "model.safetensors") for out in (run, tmp_path))
+ALL_LOSSES = dict(perceptual=0.1, align=0.5, jepa=0.5, entropy=0.01, adversarial=0.5, adversarial_from=1,
+                  adversarial_warmup=2, discriminator_ch=8, discriminator_layers=1, balance_every=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("losses", [{}, ALL_LOSSES], ids=["plain", "all losses"])
+def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, killed_at, losses: dict):
+    config = replace(config, **losses)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole)
+    killed_at(3, config, broken)
+    assert torch.load(broken / "checkpoint.pt", weights_only=True)["step"] == 2
+    train(config, broken)
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (whole, broken))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-    one, two = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (run, tmp_path))
-    assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
-    assert torch.equal(one["generator"], two["generator"]) and one["rng"] == two["rng"]
-    assert [row["loss"] for row in logged(tmp_path) if row.get("step", 0) > 2 and "loss" in row][-2:] == [
-        row["loss"] for row in logged(run) if row["step"] > 2 and "loss" in row]  # fmt: skip
+    one, two = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (whole, broken))
+    for part in ("learner", "judge", "lecam"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+    assert one["balances"] == two["balances"]
+    assert [row["loss"] for row in logged(broken) if row.get("step", 0) > 2 and "loss" in row][-2:] == [
+        row["loss"] for row in logged(whole) if row["step"] > 2 and "loss" in row]  # fmt: skip
+
+
+def test_every_loss_is_logged_and_reaches_the_weights(config: Config, run: Path, tmp_path: Path):
+    train(replace(config, **ALL_LOSSES), tmp_path)
+    rows = [row for row in logged(tmp_path) if "loss" in row]
+    assert {"l1", "l2", "perceptual", "align", "jepa", "entropy", "quantizer", "discriminator"} <= rows[0].keys()
+    assert "adversarial" not in rows[0] and "adversarial" in rows[1]
+    plain = torch.load(run / "checkpoint.pt", weights_only=True)["learner"]
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["learner"].keys() > plain.keys()  # the heads of alignment and prediction
+    assert state["balances"].keys() == {"adversarial", "align", "jepa"}
+    assert load_file(tmp_path / "model" / "model.safetensors").keys() == load_file(
+        run / "model" / "model.safetensors").keys()  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", [
+    {"perceptual": 1.0}, {"align": 1.0}, {"jepa": 1.0}, {"entropy": 1.0}, {"estimator": "rotation"},
+    {"adversarial": 1.0, "adversarial_from": 0, "adversarial_warmup": 1, "discriminator_ch": 8,
+     "discriminator_layers": 1, "steps": 3},
+], ids=lambda loss: next(iter(loss)))  # fmt: skip
+def test_each_loss_changes_what_is_learnt(config: Config, tmp_path: Path, loss: dict):
+    config = replace(config, steps=2)
+    train(replace(config, steps=loss.get("steps", 2)), tmp_path / "plain")
+    train(replace(config, **loss), tmp_path / "other")
+    one, two = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("plain", "other"))
+    assert not torch.equal(one["encoder.conv_in.weight"], two["encoder.conv_in.weight"])
+
+
+def test_simvq_is_saved_as_an_ordinary_codebook(config: Config, tmp_path: Path):
+    tokenizer = train(replace(config, simvq=True, restart_every=0), tmp_path)
+    assert load_file(tmp_path / "model" / "model.safetensors")["quantize.embedding.weight"].shape == (32, 4)
+    trained = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["learner"]
+    assert any("parametrizations" in key for key in trained)
+    assert tokenizer.num_codes == 32
+
+
+def test_the_adversarial_loss_begins_late_and_grows():
+    config = Config(adversarial_from=10, adversarial_warmup=5)
+    assert [adversarial_share(step, config) for step in (0, 10, 11, 15, 99)] == pytest.approx([0, 0, 0.2, 1, 1])
 
 
 def test_a_finished_run_is_not_trained_again(config: Config, run: Path):
@@ -100,6 +150,38 @@ def test_a_gradient_that_is_not_finite_stops_the_run(config: Config, tmp_path: P
         train(replace(config, lr=1e30, warmup=1), tmp_path)
 
 
+def test_a_collapsed_codebook_stops_the_run(config: Config, tmp_path: Path):
+    """All pictures grey: one code is enough for them."""
+    for i in range(4):
+        Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
+    config = replace(config, data=str(tmp_path), restart_every=0, steps=600, batch_size=1, warmup=1, log_every=520,
+                     evaluate_every=600, least_codes=0.5)  # fmt: skip
+    with pytest.raises(ValueError, match=r"the codebook has collapsed at step 519: .*% of 32 codes .* restart_every"):
+        train(config, tmp_path / "run")
+
+
+def test_a_collapsed_reconstruction_stops_the_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    falling = iter([20.0, 13.9])
+    pictures = torch.zeros(1, 3, 16, 16)
+    monkeypatch.setattr(image_tokenizer, "evaluate", lambda *_: ({"psnr": next(falling)}, pictures))
+    with pytest.raises(ValueError, match=r"collapsed at step 3: 13.9 dB after 20.0; lower lr \(now .* or adversarial"):
+        train(config, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2  # the good one stays
+
+
+def test_bad_files_are_counted_and_training_goes_on(config: Config, tmp_path: Path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (20, 24), (6 * i, 90, 200)).save(folder / f"{i:02}.png")
+    (folder / "07.png").write_bytes((folder / "08.png").read_bytes()[:40])
+    train(replace(config, data=str(folder), steps=12), tmp_path / "run")
+    rows = logged(tmp_path / "run")
+    assert [list(row["skipped"]) for row in rows if "skipped" in row] == [[str(folder / "07.png")]]
+    assert rows[-2 if "skipped" in rows[-1] else -1]["step"] == 12
+    assert max(row["skipped_files"] for row in rows if "loss" in row) == 1
+
+
 def test_the_rate_warms_up_and_falls_to_nothing(config: Config):
     config = replace(config, steps=100, warmup=10, lr=1.0)
     rates = [learning_rate(step, config) for step in range(100)]
@@ -112,14 +194,6 @@ def test_the_rate_warms_up_and_falls_to_nothing(config: Config):
 def test_psnr_of_known_differences(difference: float, decibels: float):
     a = torch.full((2, 3, 4, 4), -1.0)
     assert psnr(a, a + difference).tolist() == pytest.approx([decibels] * 2, abs=1e-3)
-
-
-def test_pixels_run_from_minus_one_to_one(sample: Path):
-    _, drawing, _ = next(read_split(sample / "unseen_cell"))
-    pixels = to_pixels([place(drawing, PLAIN, 16)] * 2)
-    assert pixels.shape == (2, 3, 16, 16)
-    assert -1 <= pixels.min() < pixels.max() == 1
-    assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_precision_chooses_the_type_of_a_product():
@@ -139,7 +213,13 @@ def test_a_sheet_shows_each_picture_above_its_reconstruction():
 @pytest.mark.parametrize(("overrides", "match"), [
     (["preset=huge"], "preset 'huge': choose one of .*tiny"),
     (["stepz=3"], "unknown config keys: stepz"),
-    (["data=nowhere", "preset=tiny"], "nowhere is not a folder"),
+    (["data=nowhere", "preset=tiny"], "nowhere"),
+    (["estimator=gumbel"], "estimator 'gumbel': choose straight or rotation"),
+    (["simvq=true"], "simvq moves all codes by one matrix: it needs restart_every=0"),
+    (["decoder_only=true"], "decoder_only needs a tokenizer to start from: set start"),
+    (["decoder_only=true", "start=emoji", "align=1.0"], "align, jepa and entropy change the codes"),
+    (["model.chh=3", "preset=tiny"], "unknown VQConfig keys: chh"),
+    (["preset=tiny", "align=1.0", "align_features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
 ])  # fmt: skip
 def test_mistakes_end_the_script_with_one_line(tmp_path: Path, overrides: list[str], match: str):
     with pytest.raises(SystemExit, match=f"image_tokenizer: {match}") as error:

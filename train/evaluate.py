@@ -25,10 +25,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
-from train.image_tokenizer import psnr, to_pixels
 from train.judge import Judge, Reference, ranks
+from train.learner import psnr
 from train.phrases import KINDS as GROUPS
 from train.phrases import Facts, Target, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
+from train.pictures import to_pixels
 from train.sheet import contact_sheet
 from train.tokenize_data import LANGUAGES, others_of
 from train.views import PLAIN, place, read_split

@@ -1,31 +1,41 @@
-"""Train an image tokenizer on webdataset shards of drawings (RGBA), or on a folder of pictures.
+"""Train an image tokenizer on a folder of pictures, or on webdataset shards.
 
-    python -m train.image_tokenizer --config train/configs/image_tokenizer_emoji.toml --out runs/image_tokenizer
+    python -m train.image_tokenizer --data my_pictures --out runs/mine_vq
+    torchrun --nproc_per_node 8 -m train.image_tokenizer --config train/configs/image_tokenizer_f16.toml --data photos
 
-OUT receives config.json, log.jsonl, samples-*.png, checkpoint.pt (to resume: run the same command again) and model/,
-which `ImageTokenizer.from_pretrained` reads.
+OUT receives config.json, log.jsonl, curves.png, samples-*.png, checkpoint.pt (to resume: run the same command again)
+and model/, which `ImageTokenizer.from_pretrained` reads. Losses: absolute and squared error; distance of frozen
+features; a patch discriminator (VQGAN, Esser et al. 2021, section 3.1); alignment or a JEPA objective for codes that
+carry meaning.
 """
 
+import itertools
 import json
 import math
 import time
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import typer
-from PIL import Image, ImageOps
+from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenizer_image import PRESETS, ImageTokenizer, VQModel
-from tokenizer_image.pixels import open_image, to_pil
+from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
+from tokenizer_image.quantizer import rotation_trick, straight_through
 from train import config as configs
+from train.codebook import baked, entropy_loss, use_simvq
+from train.curves import draw_curves
+from train.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
+from train.features import Features, perceptual
+from train.learner import Learner, Losses, evaluate, psnr, sample_sheet
+from train.meaning import hide_blocks
+from train.pictures import Pictures
 from train.precision import autocast
-from train.views import PLAIN, Augmentation, place, read_folder, read_split
+from train.views import Augmentation
 
 
 @dataclass(frozen=True)
@@ -33,36 +43,66 @@ class Config:
     """One run.
 
     Attributes:
-        data: folder of the data set, with train/ and the split to evaluate on; or of pictures, every twentieth of
-            which is then held out.
+        data: folder of pictures, every twentieth of which is held out; or of a data set of shards, with train/ and the
+            split to evaluate on.
         evaluate_on: the split whose PSNR is logged.
+        evaluate_at_most: pictures of it.
         preset: key of tokenizer_image.PRESETS.
+        model: fields of VQConfig that replace the preset's.
         start: folder or name of a tokenizer to start from; empty = from nothing.
         decoder_only: leave encoder and codebook as they are, so that shards and models keep their codes.
         steps: optimiser steps.
-        batch_size: pictures a step.
+        batch_size: pictures a step on each device.
         lr: peak of AdamW's rate; linear warm-up, then half a cosine to 0.
         warmup: steps of warm-up.
         betas: of AdamW.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
+        ema: decay of the averaged weights that are evaluated and saved, and that teach the JEPA objective.
         l1: weight of the absolute error.
         l2: weight of the squared error.
-        ema: decay of the averaged weights that are evaluated and saved.
-        restart_every: steps between looks for dead codes; none in the last fifth of the run.
+        perceptual: weight of the distance of frozen features.
+        perceptual_features: "lite0", "lpips" or "timm:NAME".
+        restart_every: steps between looks for dead codes, none in the last fifth of the run; 0 = never.
+        estimator: how gradients pass the quantiser: "straight" or "rotation".
+        simvq: train one linear map of a fixed codebook in place of the codes; needs restart_every = 0.
+        entropy: weight of the entropy loss over the choice of codes.
+        adversarial: weight of the discriminator's verdict, in units of the reconstruction's gradient; 0 = none.
+        adversarial_from: step at which it begins to count.
+        adversarial_warmup: steps over which it grows to its weight; the discriminator trains as long before it counts.
+        discriminator_ch: channels of its first convolution.
+        discriminator_layers: strided convolutions; 2 for 64 pixels, 3 for 256.
+        discriminator_lr: rate of its Adam.
+        r1: weight of the gradient penalty, taken every 16th step; 0 = none.
+        lecam: weight of the LeCam regulariser; 0 = none.
+        align: weight of the alignment to frozen features, in units of the reconstruction's gradient; 0 = none.
+        align_features: "lite0" or "timm:NAME".
+        align_side: shorter side that pictures are scaled up to before the features are taken.
+        jepa: weight of the JEPA objective, likewise; 0 = none.
+        jepa_share: share of each batch that it is computed on.
+        jepa_hidden: share of each picture that is hidden.
+        balance_every: steps between measurements of those units.
+        least_codes: stop as collapsed where a smaller share of the codes is in use.
+        most_loss: stop as collapsed where the PSNR falls so many dB below its best.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
+        compile: torch.compile encoder and decoder.
         seed: of everything random.
+        workers: threads that read pictures.
         log_every: steps between log lines.
         evaluate_every: steps between evaluations, samples and checkpoints.
-        white: share of white grounds among the views.
-        scale: smallest scale of a view.
-        shift: largest shift of a view, in pixels.
-        mirror: share of mirrored views.
+        white: share of white grounds under pictures with transparency.
+        scale: smallest scale of those.
+        shift: largest shift of those, in pixels of a 64-pixel picture.
+        crop: smallest share of the area of an opaque picture that a crop shows.
+        mirror: share of mirrored pictures; 0 where they hold text.
+        aspects: shapes of the crops, such as ["1:1", "3:2", "2:3"]; each picture is cropped to the nearest.
     """
 
     data: str = "data/emoji"
     evaluate_on: str = "unseen_cell"
+    evaluate_at_most: int = 2000
     preset: str = "emoji-64"
+    model: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     decoder_only: bool = False
     steps: int = 6000
@@ -72,18 +112,56 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
+    ema: float = 0.998
     l1: float = 1.0
     l2: float = 1.0
-    ema: float = 0.998
+    perceptual: float = 0.0
+    perceptual_features: str = "lite0"
     restart_every: int = 10
+    estimator: str = "straight"
+    simvq: bool = False
+    entropy: float = 0.0
+    adversarial: float = 0.0
+    adversarial_from: int = 2000
+    adversarial_warmup: int = 500
+    discriminator_ch: int = 64
+    discriminator_layers: int = 3
+    discriminator_lr: float = 2e-4
+    r1: float = 1.0
+    lecam: float = 0.001
+    align: float = 0.0
+    align_features: str = "lite0"
+    align_side: int = 96
+    jepa: float = 0.0
+    jepa_share: float = 0.5
+    jepa_hidden: float = 0.5
+    balance_every: int = 10
+    least_codes: float = 0.01
+    most_loss: float = 6.0
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
+    workers: int = 1
     log_every: int = 20
     evaluate_every: int = 500
     white: float = 0.6
     scale: float = 0.85
     shift: int = 2
+    crop: float = 0.6
     mirror: float = 0.5
+    aspects: tuple[str, ...] = ("1:1",)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r}: choose one of {', '.join(PRESETS)}")
+        if self.estimator not in ("straight", "rotation"):
+            raise ValueError(f"estimator {self.estimator!r}: choose straight or rotation")
+        if self.simvq and (self.restart_every or self.start):
+            raise ValueError("simvq moves all codes by one matrix: it needs restart_every=0 and no start")
+        if self.decoder_only and (self.align or self.jepa or self.entropy):
+            raise ValueError("align, jepa and entropy change the codes, which decoder_only keeps: set them to 0")
+        if self.decoder_only and not self.start:
+            raise ValueError("decoder_only needs a tokenizer to start from: set start")
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -93,55 +171,25 @@ def learning_rate(step: int, config: Config) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def to_pixels(pictures: list[np.ndarray]) -> Tensor:
-    """Pictures [H, W, 3] uint8 -> [B, 3, H, W] float in [-1, 1], channels last."""
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return batch.contiguous(memory_format=torch.channels_last)
+def adversarial_share(step: int, config: Config) -> float:
+    """0 before `adversarial_from`, then a line up to 1."""
+    return min(1.0, max(0.0, (step - config.adversarial_from) / max(1, config.adversarial_warmup)))
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB. Args: [B, 3, H, W] in [-1, 1]. Returns: [B]."""
-    return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)).clamp_min(1e-10))
-
-
-@torch.inference_mode()
-def evaluate(model: VQModel, pictures: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Mean PSNR and the share of codes in use; reconstructions [N, 3, H, W]."""
-    outs, codes = [], []
-    for batch in pictures.split(64):
-        codes.append(model.encode(batch))
-        outs.append(model.decode(codes[-1]))
-    out = torch.cat(outs)
-    used = torch.cat(codes).unique().numel() / model.config.n_embed
-    return {"psnr": psnr(out, pictures).mean().item(), "code_use": used}, out
-
-
-def sample_sheet(pictures: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:
-    """Rows of pictures, each above its reconstruction."""
-    rows = []
-    for i in range(0, min(count, len(pictures)), columns):
-        rows += [torch.cat(list(pictures[i : i + columns]), 2), torch.cat(list(out[i : i + columns]), 2)]
-    return to_pil(torch.cat([row for row in rows if row.shape == rows[0].shape], 1))
-
-
-def read_drawings(config: Config) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The drawings to train on and those to evaluate on, in RGBa. Raises ValueError where there are too few."""
-    folder = Path(config.data)
-    if (folder / "train").is_dir():
-        held = [drawing for _, drawing, _ in read_split(folder / config.evaluate_on)]
-        return [drawing for _, drawing, _ in read_split(folder / "train")], held
-    side = 2 * PRESETS[config.preset].resolution
-    squares = (ImageOps.fit(open_image(path), (side, side)) for path, _ in read_folder(folder))
-    drawings = [square.convert("RGBA").convert("RGBa") for square in squares]
-    if len(drawings) < 2:
-        raise ValueError(f"{folder} has {len(drawings)} pictures: give a data set or a folder with at least two")
-    return [d for i, d in enumerate(drawings) if i % 20], drawings[::20]
+def generator(config: Config, step: int, rank: int = 0) -> torch.Generator:
+    """What is random in a step depends on the step alone, so that a resumed run repeats it."""
+    state = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def starting_model(config: Config) -> VQModel:
     """The model before the first step, with what is to be trained asking for gradients."""
-    model = ImageTokenizer.from_pretrained(config.start).model if config.start else VQModel(PRESETS[config.preset])
+    shape = VQConfig.from_dict({**vars(PRESETS[config.preset]), **config.model})
+    model = ImageTokenizer.from_pretrained(config.start).model if config.start else VQModel(shape)
     model.train().requires_grad_(True)
+    model.quantize.estimator = rotation_trick if config.estimator == "rotation" else straight_through
+    if config.simvq:
+        use_simvq(model.quantize)
     if config.decoder_only:
         for frozen in (model.encoder, model.quant_conv, model.quantize):
             frozen.requires_grad_(False)
@@ -150,103 +198,190 @@ def starting_model(config: Config) -> VQModel:
 
 def train(config: Config, out: Path) -> ImageTokenizer:
     """The whole run; continues from OUT/checkpoint.pt where there is one."""
-    if config.preset not in PRESETS:
-        raise ValueError(f"preset {config.preset!r}: choose one of {', '.join(PRESETS)}")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / "config.json")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    model = starting_model(config).to(device)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
-    )
-    size = model.config.resolution
-    views = Augmentation(config.white, config.scale, config.shift, config.mirror)
+    vq = starting_model(config).to(device)
+    vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    shape = vq.config
+    source = Pictures(
+        config.data, shape.resolution, multiple=shape.downsampling, aspects=config.aspects, crop=(config.crop, 1.0),
+        views=Augmentation(config.white, config.scale, config.shift, config.mirror), evaluate_on=config.evaluate_on,
+        seed=config.seed,
+    )  # fmt: skip
+    held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
 
-    drawings, held_out = read_drawings(config)
-    held = to_pixels([place(drawing, PLAIN, size) for drawing in held_out])
-    held = held.to(device)
-
-    first = 0
+    features = Features(config.align_features, config.align_side, last=2).to(device) if config.align else None
+    distance = perceptual(config.perceptual_features) if config.perceptual else None
+    if isinstance(distance, nn.Module):
+        distance.to(device)
+    learner = Learner(vq, features.channels if features else (), config.jepa > 0).to(device)
+    moving = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+    average = torch.optim.swa_utils.AveragedModel(vq, multi_avg_fn=moving)
+    teacher = cast(VQModel, average.module)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+    judge = PatchDiscriminator(config.discriminator_ch, config.discriminator_layers).to(device)
+    judge_optimizer = torch.optim.Adam(judge.parameters(), config.discriminator_lr, (0.5, 0.9))
+    lecam = LeCam().to(device)
+    balances: dict[str, float] = {}
+    first, seconds, best = 0, 0.0, 0.0
+    parts = {"learner": learner, "average": average, "optimizer": optimizer, "judge": judge,
+             "judge_optimizer": judge_optimizer, "lecam": lecam}  # fmt: skip
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        model.quantize.usage.copy_(state["usage"])
-        generator.set_state(state["generator"])
-        rng.bit_generator.state = json.loads(state["rng"])
-        first = state["step"]
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        vq.quantize.usage.copy_(state["usage"])
+        balances, first, seconds, best = state["balances"], state["step"], state["seconds"], state["best"]
+    model, critic = accelerator.prepare(learner, judge) if world > 1 else (learner, judge)
+    if config.compile:
+        vq.encoder.compile()
+        vq.decoder.compile()
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, (out / "log.jsonl").open("a") as log:
+    main_process = accelerator.is_main_process
+    log = (out / "log.jsonl" if main_process else Path("/dev/null")).open("a")
+
+    def write(row: dict[str, Any]) -> None:
+        log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}) + "\n")
+        log.flush()
+
+    with Progress(*columns, disable=not main_process) as progress, log:
         bar = progress.add_task("image tokenizer", total=config.steps, completed=first)
         clock, moved = time.perf_counter(), 0
-        for step in range(first, config.steps):
+        batches = source.batches(first, config.batch_size, rank, world, config.workers)
+        for step, pixels in itertools.islice(batches, config.steps - first):
+            pixels = pixels.to(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
-            picks = rng.integers(len(drawings), size=config.batch_size)
-            pixels = to_pixels([place(drawings[i], views.sample(rng, size), size) for i in picks]).to(device)
+            maps = masked = taught = None
+            with autocast(config.precision, device), torch.no_grad():
+                if features is not None:
+                    maps = features(pixels)
+                if config.jepa:
+                    some = pixels[: max(1, round(config.jepa_share * len(pixels)))]
+                    grid = (some.shape[2] // shape.downsampling, some.shape[3] // shape.downsampling)
+                    masked = hide_blocks(some, grid, generator(config, step, rank), config.jepa_hidden)
+                    taught = teacher.encoder(some)
+            # 1. The tokenizer.
             with autocast(config.precision, device):
-                result = model(pixels)
-            error = result.pixels.float() - pixels
-            reconstruction = config.l1 * error.abs().mean() + config.l2 * error.square().mean()
-            loss = reconstruction + result.loss
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                result: Losses = model(pixels, maps, masked, taught)
+                error = result.pixels.float() - pixels
+                losses = {"l1": error.abs().mean(), "l2": error.square().mean()}
+                if distance is not None:
+                    losses["perceptual"] = distance(result.pixels, pixels)
+                reconstruction = torch.stack([getattr(config, name) * value for name, value in losses.items()]).sum()
+                if config.align:
+                    losses["align"] = result.align
+                if config.jepa:
+                    losses["jepa"] = result.jepa
+                if counts := config.adversarial > 0 and step >= config.adversarial_from:
+                    judge.requires_grad_(False)
+                    losses["adversarial"] = -judge(result.pixels).float().mean()
+                    judge.requires_grad_(True)
+            if step % config.balance_every == 0 or (counts and step == config.adversarial_from):
+                for name in losses.keys() & {"adversarial", "align", "jepa"}:
+                    half = vq.decoder if name == "adversarial" else vq.encoder
+                    measured = balance(reconstruction, losses[name], half.conv_out.weight)
+                    measured = float(cast(Tensor, accelerator.reduce(measured, "mean")))
+                    before = balances.get(name, measured)
+                    balances[name] = before + 0.2 * (measured - before)
+            loss = reconstruction + result.quantizer
+            for name in ("align", "jepa", "adversarial"):
+                if name in losses:
+                    ramp = adversarial_share(step, config) if name == "adversarial" else 1.0
+                    loss = loss + getattr(config, name) * ramp * balances[name] * losses[name]
+            if config.entropy:
+                losses["entropy"] = entropy_loss(vq.quantize, result.latents)
+                loss = loss + config.entropy * losses["entropy"]
+            accelerator.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
             if not torch.isfinite(norm):
-                raise ValueError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})")
+                raise ValueError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})"
+                                 + (f", or adversarial (now {config.adversarial})" if counts else ""))  # fmt: skip
             optimizer.step()
             optimizer.zero_grad()
-            model.quantize.count(result.codes)
-            if step % config.restart_every == 0 and step < 0.8 * config.steps and not config.decoder_only:
-                moved += model.quantize.restart_dead(result.latents, generator)
-            average.update_parameters(model)
+            # 2. The discriminator.
+            if config.adversarial and step >= config.adversarial_from - config.adversarial_warmup:
+                penalised = config.r1 > 0 and step % 16 == 0
+                real = pixels.detach().requires_grad_(penalised)
+                with autocast(config.precision, device):
+                    on_real, on_fake = critic(torch.cat([real, result.pixels.detach().float()])).float().chunk(2)
+                losses["discriminator"] = hinge(on_real, on_fake)
+                against = losses["discriminator"] + config.lecam * lecam(on_real, on_fake)
+                if penalised:
+                    against = against + 16 * config.r1 * gradient_penalty(on_real, real)
+                accelerator.backward(against)
+                judge_optimizer.step()
+                judge_optimizer.zero_grad()
+            # 3. The codebook.
+            vq.quantize.count(cast(Tensor, accelerator.gather(result.codes)))
+            if (config.restart_every and step % config.restart_every == 0 and step < 0.8 * config.steps
+                    and not config.decoder_only):  # fmt: skip
+                latents = cast(Tensor, accelerator.gather(result.latents.detach().contiguous()))
+                moved += vq.quantize.restart_dead(latents, generator(config, step))
+            average.update_parameters(vq)
+
             progress.update(bar, completed=step + 1)
             if (step + 1) % config.log_every == 0:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                took, clock = time.perf_counter() - clock, time.perf_counter()
+                seconds += took
+                usage = vq.quantize.usage / vq.quantize.usage.sum()
+                alive = (usage > 0.1 / len(usage)).float().mean().item()
+                speed = config.log_every * len(pixels) * world / took
                 row = {"step": step + 1, "loss": loss.item(), "psnr": psnr(result.pixels.float(), pixels).mean().item(),
-                       "quantizer": result.loss.item(), "restarted": moved, "gradient": norm.item(),
-                       "images_per_second": config.log_every * config.batch_size / seconds}  # fmt: skip
+                       "quantizer": result.quantizer.item(), **{name: value.item() for name, value in losses.items()},
+                       "codes_alive": alive, "perplexity": torch.special.entr(usage).sum().exp().item(),
+                       "restarted": moved, "gradient": norm.item(), "skipped_files": len(source.skipped),
+                       "images_per_second": speed, "seconds": seconds}  # fmt: skip
                 moved = 0
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+                write(row)
                 progress.update(bar, description=f"psnr {row['psnr']:.2f} dB, {row['images_per_second']:.0f} images/s")
+                if alive < config.least_codes and step > config.warmup + 500:
+                    raise ValueError(
+                        f"the codebook has collapsed at step {step}: {alive:.1%} of {len(usage)} codes are in use; set "
+                        "restart_every (10), model.normalize with a small model.embed_dim (8), or simvq"
+                    )
             if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-                shadow = cast(VQModel, average.module)
-                figures, reconstructed = evaluate(shadow, held)
-                log.write(json.dumps({"step": step + 1, "split": config.evaluate_on, **figures}) + "\n")
-                log.flush()
-                progress.console.print(f"step {step + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                sample_sheet(held, reconstructed).save(out / f"samples-{step + 1:06d}.png")
-                state = {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "usage": model.quantize.usage,
-                    "generator": generator.get_state(),
-                    "rng": json.dumps(rng.bit_generator.state),
-                    "step": step + 1,
-                }
-                torch.save(state, checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
-                # Halves, so that whoever loads the model later computes the very codes that the shards hold.
-                ImageTokenizer(deepcopy(shadow)).save_pretrained(out / "model", torch.float16)
+                took, clock = time.perf_counter() - clock, time.perf_counter()
+                seconds += took
+                if main_process:
+                    figures, reconstructed = evaluate(teacher.eval(), held)
+                    teacher.train()
+                    write({"step": step + 1, "split": config.evaluate_on, **figures, "seconds": seconds})
+                    progress.console.print(f"step {step + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                    if figures["psnr"] < best - config.most_loss:
+                        raise ValueError(
+                            f"the reconstruction has collapsed at step {step}: {figures['psnr']:.1f} dB after "
+                            f"{best:.1f}; lower lr (now {config.lr}) or adversarial (now {config.adversarial}), or let "
+                            "that begin later"
+                        )
+                    best = max(best, figures["psnr"])
+                    sample_sheet(held, reconstructed).save(out / f"samples-{step + 1:06d}.png")
+                    draw_curves(out / "log.jsonl", out / "curves.png")
+                    state = {name: part.state_dict() for name, part in parts.items()}
+                    state |= {"usage": vq.quantize.usage, "balances": balances, "step": step + 1, "seconds": seconds,
+                              "best": best}  # fmt: skip
+                    torch.save(state, checkpoint.with_suffix(".part"))
+                    checkpoint.with_suffix(".part").replace(checkpoint)
+                    # Halves, so that whoever loads the model later computes the very codes that the shards hold.
+                    ImageTokenizer(baked(teacher)).save_pretrained(out / "model", torch.float16)
+                accelerator.wait_for_everyone()
                 clock = time.perf_counter()
+        if main_process and source.skipped:
+            write({"skipped": {str(path): reason for path, reason in source.skipped.items()}})
+            progress.console.print(f"{len(source.skipped)} files were left out; log.jsonl names each with its reason")
     return ImageTokenizer.from_pretrained(out / "model")
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/image_tokenizer"),
     config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
-    data: Annotated[str | None, typer.Option(help="folder of the data set")] = None,
+    data: Annotated[str | None, typer.Option(help="folder of pictures or of a data set")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:

