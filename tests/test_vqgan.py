@@ -1,10 +1,14 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tokenizer_image.vqgan import PRESETS, VQConfig, VQModel
+from tokenizer_image.vqgan import PRESETS, AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel
 
 SMALL_TAMING = VQConfig(resolution=16, ch=8, ch_mult=(1, 1, 2), num_res_blocks=2, attn_resolutions=(4,), norm_groups=4,
                         z_channels=8, embed_dim=8, n_embed=16)  # fmt: skip
@@ -25,9 +29,66 @@ def test_any_multiple_of_f_is_encoded() -> None:
     assert model.encode(torch.zeros(1, 3, 8, 24)).shape == (1, 2, 6)
 
 
-def test_other_sizes_are_refused_with_the_multiple() -> None:
-    with pytest.raises(ValueError, match="multiples of 4"):
-        VQModel(PRESETS["tiny"]).encode(torch.zeros(1, 3, 10, 16))
+@pytest.mark.parametrize(("height", "width"), [(10, 16), (16, 10), (3, 3), (0, 4), (4, 0)])
+def test_other_sizes_are_refused_with_the_multiple_and_a_size_that_fits(height: int, width: int) -> None:
+    with pytest.raises(ValueError, match=rf"{height} x {width} .* multiples of 4.* to (8|4|16) x (8|4|16)"):
+        VQModel(PRESETS["tiny"]).encode(torch.zeros(1, 3, height, width))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 1, 8, 8)])
+def test_pixels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"want \[B, 3, H, W\]"):
+        VQModel(PRESETS["tiny"]).encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (0, 2, 2), (1, 0, 2)])
+def test_codes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"want \[B, h, w\]"):
+        VQModel(PRESETS["tiny"]).decode(torch.zeros(shape).long())
+
+
+def plain(module: nn.Module, x: Tensor) -> Tensor:
+    """Blocks and upsampling as the paper's code has them, step by step."""
+    if isinstance(module, ResnetBlock):
+        h = module.conv1(F.silu(module.norm1(x)))
+        return module.nin_shortcut(x) + module.conv2(F.silu(module.norm2(h)))
+    if isinstance(module, AttnBlock):
+        q, k, v = (part(module.norm(x)).flatten(2) for part in (module.q, module.k, module.v))  # [B, C, HW]
+        weights = (q.mT @ k * x.shape[1] ** -0.5).softmax(2)  # [B, HW, HW]
+        return x + module.proj_out((v @ weights.mT).view_as(x))
+    assert isinstance(module, Upsample)
+    return module.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("make", [lambda: ResnetBlock(8, 12, 4), lambda: ResnetBlock(8, 8, 4), lambda: AttnBlock(8, 4),
+                                  lambda: Upsample(8)], ids=["widening", "block", "attention", "upsample"])  # fmt: skip
+def test_values_and_gradients_are_those_of_the_plain_steps(make: Callable[[], nn.Module], layout: Any) -> None:
+    module = make()
+    x = torch.randn(2, 8, 6, 10).contiguous(memory_format=layout).requires_grad_()
+    fast, slow = module(x), plain(module, x)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+    weight = torch.randn_like(slow)
+    wanted = (x, *module.parameters())
+    for one, other in zip(torch.autograd.grad((fast * weight).sum(), wanted),
+                          torch.autograd.grad((slow * weight).sum(), wanted), strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    before = x.detach().clone()
+    with torch.inference_mode():
+        torch.testing.assert_close(module(before), slow.detach(), rtol=0, atol=1e-5)
+    assert torch.equal(before, x)  # what works in place leaves its input alone
+
+
+def test_in_16_bits_codes_and_pixels_are_nearly_the_same() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VQModel(SMALL_TAMING).eval()
+        pixels = torch.rand(2, 3, 32, 16) * 2 - 1
+    codes = model.encode(pixels)
+    drawn = model.decode(codes)
+    model.to(torch.bfloat16)
+    assert (model.encode(pixels) == codes).float().mean() > 0.8
+    assert (model.decode(codes).float() - drawn).abs().max() < 0.05
 
 
 def test_codes_outside_the_codebook_are_refused() -> None:

@@ -15,6 +15,8 @@ from rich.progress import track
 from cm3.pipeline import PROMPTS
 from cm3.text import TextTokenizer
 from tokenizer_image import ImageTokenizer
+from train.codes import encode_entries
+from train.folders import Entry
 from train.phrases import Target
 from train.shards import ShardWriter
 from train.views import read_folder
@@ -26,15 +28,17 @@ def prepare(folder: Path, out: Path, image_tokenizer: ImageTokenizer, text_vocab
     Raises:
         ValueError: the folder has no picture with a caption.
     """
-    captions, codes, skipped = [], [], []
-    for path, caption in track(list(read_folder(folder)), "encoding"):
-        try:
-            if not caption:
-                raise ValueError(f"{path}: no caption in {path.with_suffix('.txt').name}")
-            codes.append(image_tokenizer.encode(path).flatten().tolist())
-            captions.append(caption)
-        except ValueError as error:
-            skipped.append(str(error))
+    words = {str(path): caption for path, caption in read_folder(folder)}
+    silent = [name for name, caption in words.items() if not caption]
+    skipped = [f"{name}: no caption in {Path(name).with_suffix('.txt').name}" for name in silent]
+    entries = [Entry(name, name, 0, Path(name).stat().st_size) for name, caption in words.items() if caption]
+    captions, codes = [], []
+    for done in track(encode_entries(entries, image_tokenizer), "encoding", len(entries)):
+        if done.reason:
+            skipped.append(f"{done.entry.name}: {done.reason}")
+        else:
+            captions.append(words[done.entry.name])
+            codes.append(done.codes.flatten().tolist())
     if not captions:
         raise ValueError(f"{folder} has no picture with a caption: put cat.txt beside cat.jpg")
     prompt = PROMPTS["caption"]["en"]
@@ -42,7 +46,7 @@ def prepare(folder: Path, out: Path, image_tokenizer: ImageTokenizer, text_vocab
     for caption, picture in zip(captions, codes, strict=True):
         writer.draw(caption, picture)
         writer.ask([Target("caption", prompt, caption)], picture)
-    return writer.save(out, pictures=len(captions), skipped=skipped)
+    return writer.save(out, pictures=len(captions), skipped=sorted(skipped))
 
 
 def main(

@@ -1,0 +1,84 @@
+"""The comparison of codes: what is held out, what counts as a caption, and a whole run on the data sample."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from cm3 import CM3
+from train import compare_codes
+from train.compare_codes import Config, Pictures, compare, designs_of, exact_match, held_cells, read, table
+from train.tokenize_data import EVERYDAY
+
+TINY = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+
+
+@pytest.fixture(scope="module")
+def train(sample: Path) -> Pictures:
+    return read(sample / "train")
+
+
+def test_flat_and_3d_drawings_of_one_artist_are_one_design(train: Pictures):
+    designs = {row["style"]: design for row, design in zip(train.rows, train.designs(), strict=True)}
+    assert designs["fluent flat"] == designs["fluent 3d"] == "fluent"
+    assert len(set(designs.values())) == len(designs) - 1
+
+
+def test_one_design_of_each_concept_with_four_is_held_out_and_the_others_stay(train: Pictures):
+    held, designs = held_cells(train), designs_of(train)
+    assert held == held_cells(train)
+    assert sorted(code for code, _ in held) == sorted(code for code, has in designs.items() if len(has) >= 4)
+    assert all(design in designs[code] for code, design in held)
+    assert len({design for _, design in held}) > 2  # not the same design each time
+
+
+def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Pictures):
+    four = train.where([i < 4 for i in range(len(train.rows))])
+    names = [row["name"]["en"] for row in four.rows]
+    said = [names[0].upper(), f" {names[1]}", f"a {names[2]}", ""]
+    model = SimpleNamespace(caption=lambda pictures: said, image_tokenizer=SimpleNamespace(size=(16, 16)))
+    assert exact_match(cast(CM3, model), four) == 0.5
+
+
+def small(data: Path, folder: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
+    return compare([str(folder)], data, out, Config(views=1, batch_size=16, model=TINY, **options))
+
+
+def test_a_comparison_measures_pictures_probes_and_captions_once(
+        sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    [row] = small(sample, vq_folder, tmp_path, steps=2)
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
+    assert row["reconstruction"]["pictures"] == 3 and 0 < row["reconstruction"]["code_use"] <= 1
+    probe = row["probe"]
+    assert 0 < probe["concept"] <= 39 and probe["category"] <= len(EVERYDAY)
+    for feature in ("bag of codes", "code vectors"):
+        assert 0 <= probe[feature]["concept"]["top1"] <= probe[feature]["concept"]["top5"] <= 1
+    captions = row["captions"]
+    train = compare_codes.everyday(read(sample / "train"))
+    assert captions["documents"] + captions["held cell"]["pictures"] == len(train.rows)
+    for split in ("held cell", "unseen_cell"):
+        assert 0 <= captions[split]["exact"] <= 1 and captions[split]["loss"] > 0
+    assert f"| {vq_folder} |" in table([row])
+
+    monkeypatch.setattr(compare_codes, "probes", lambda *_: pytest.fail("measured twice"))
+    assert small(sample, vq_folder, tmp_path, steps=2) == [row]
+
+
+def test_without_steps_no_language_model_is_trained(sample: Path, vq_folder: Path, tmp_path: Path):
+    [row] = small(sample, vq_folder, tmp_path, steps=0)
+    assert "captions" not in row and [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert table([row]).endswith("|  |  |  |  |")
+
+
+@pytest.mark.parametrize(("name", "data", "match"), [
+    ("no-such-tokenizer", "sample", "no-such-tokenizer"), ("tiny", "empty", "no shards"),
+])  # fmt: skip
+def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
+        name: str, data: str, match: str, sample: Path, vq_folder: Path, tmp_path: Path):  # fmt: skip
+    named = str(vq_folder) if name == "tiny" else name
+    folder = sample if data == "sample" else tmp_path
+    with pytest.raises(SystemExit, match=f"compare_codes: .*{match}") as error:
+        compare_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
+    assert "\n" not in str(error.value.code)

@@ -1,0 +1,62 @@
+"""The yardsticks: bytes are kept to, more of them never look worse, and headers are counted as documented."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from train.yardstick import OPTIONS, counted, squeeze
+
+
+@pytest.fixture(scope="module")
+def drawing() -> Image.Image:
+    picture = Image.new("RGB", (64, 48), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((8, 6, 50, 40), "orange", "brown", 2)
+    draw.rectangle((30, 20, 60, 44), "teal")
+    return picture
+
+
+def encoded(picture: Image.Image, codec: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, **{**OPTIONS[codec], **options})
+    return file.getvalue()
+
+
+def error(a: Image.Image, b: Image.Image) -> float:
+    return float(np.square(np.asarray(a, float) - np.asarray(b, float)).mean())
+
+
+@pytest.mark.parametrize("codec", ["WebP", "JPEG"])
+def test_the_budget_is_kept_and_more_bytes_never_look_worse(codec: str, drawing: Image.Image):
+    errors = []
+    for budget in (60, 120, 400, 4000):
+        back = squeeze(drawing, codec, budget)
+        assert back.size <= budget and back.picture.size == drawing.size and back.picture.mode == "RGB"
+        errors.append(error(back.picture, drawing))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 20
+
+
+@pytest.mark.parametrize("codec", ["WebP", "JPEG"])
+def test_a_budget_out_of_reach_takes_the_fewest_bytes_and_says_how_many(codec: str, drawing: Image.Image):
+    least = squeeze(drawing, codec, 1)
+    assert 1 < least.size <= squeeze(drawing, codec, 60).size
+
+
+def test_scaling_down_beats_the_lowest_quality_at_full_size(drawing: Image.Image):
+    data = encoded(drawing, "WebP", quality=0)
+    lowest = Image.open(io.BytesIO(data)).convert("RGB")
+    assert error(squeeze(drawing, "WebP", counted(data, "WebP")).picture, drawing) <= error(lowest, drawing)
+
+
+def test_a_webp_is_counted_without_its_container(drawing: Image.Image):
+    data = encoded(drawing, "WebP", quality=50)
+    assert data[:4] == b"RIFF" and data[20 + 3 : 20 + 6] == b"\x9d\x01\x2a"  # the start code of a VP8 frame
+    assert counted(data, "WebP") == len(data[20:])
+
+
+def test_a_jpeg_is_counted_without_its_tables(drawing: Image.Image):
+    data, plain = (encoded(picture, "JPEG", quality=50) for picture in (drawing, Image.new("RGB", drawing.size)))
+    assert counted(data, "JPEG") - counted(plain, "JPEG") == len(data) - len(plain)  # all the rest is equal
+    assert counted(plain, "JPEG") == 50 and data[-2:] == b"\xff\xd9"  # 12 blocks of 16 x 16 pixels

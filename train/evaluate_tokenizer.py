@@ -1,0 +1,262 @@
+"""Measure image tokenizers beside WebP and JPEG at equal bytes: on the emoji splits, and on photographs.
+
+    python -m train.evaluate_tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
+
+OUT receives tokenizers.json, tokenizers.md (the tables) and pictures.png. The photographs are those that scikit-image
+and scikit-learn carry inside their packages; nothing is fetched. Every picture is compared at the tokenizer's own
+resolution, in 8 bits, drawings placed plainly on white.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.pixels import open_image, to_tensor
+from train.judge import Judge
+from train.learner import psnr
+from train.sheet import contact_sheet
+from train.views import PLAIN, place, read_split
+from train.yardstick import squeeze
+
+SPLITS = ("train", "unseen_cell", "unseen_concept")
+PHOTOGRAPHS = "photographs"
+CODECS = ("WebP", "JPEG")
+FILES = {
+    "skimage.data": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "motorcycle_left.png",
+                     "rocket.jpg"),
+    "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+}  # fmt: skip
+SHOWN = {"unseen_cell": 4, "unseen_concept": 4, PHOTOGRAPHS: 6}  # pictures on the sheet
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One coder on one set of pictures.
+
+    Attributes:
+        pictures: how many.
+        psnr: dB, mean over the pictures.
+        ssim: mean over the pictures.
+        lite0: mean cosine distance between the EfficientNet-lite0 features of picture and reconstruction.
+        frechet: lite0 Frechet distance between the two sets; depends on the number of pictures. It is not FID.
+        bits_per_pixel: as stored, each code at full length.
+        entropy_bits_per_pixel: codes at the length that their frequencies in the training sample call for.
+        code_use: share of the codes that occur.
+    """
+
+    pictures: int
+    psnr: float
+    ssim: float
+    lite0: float
+    frechet: float
+    bits_per_pixel: float
+    entropy_bits_per_pixel: float | None = None
+    code_use: float | None = None
+
+
+def read_drawings(folder: Path, sample: int) -> list[Image.Image]:
+    """At most `sample` drawings of a split in RGBa, always the same ones."""
+    drawings = [drawing for _, drawing, _ in read_split(folder)]
+    picks = np.random.default_rng(0).permutation(len(drawings))[:sample]
+    return [drawings[i] for i in sorted(picks)]
+
+
+def photographs(size: int) -> list[Image.Image]:
+    """Of each photograph the middle, and nine squares of half its height or width, scaled to size x size.
+
+    Raises:
+        ValueError: scikit-image or scikit-learn is not installed.
+    """
+    crops = []
+    for package, names in FILES.items():
+        try:
+            folder = resources.files(package)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"the photographs are scikit-image's and scikit-learn's own ({error}): "
+                             "pip install scikit-image scikit-learn") from error  # fmt: skip
+        for name in names:
+            photograph = open_image(folder.joinpath(name).read_bytes())
+            width, height = photograph.size
+            side = min(width, height)
+            boxes = [((width - side) // 2, (height - side) // 2, side)]
+            half = side // 2
+            boxes += [((width - half) * i // 2, (height - half) * j // 2, half) for j in range(3) for i in range(3)]
+            crops += [photograph.crop((x, y, x + s, y + s)).resize((size, size), Image.Resampling.LANCZOS)
+                      for x, y, s in boxes]  # fmt: skip
+    return crops
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance between the Gaussians with the means and covariances of two sets of features [N, F], [M, F].
+
+    tr sqrt(A B) of the covariances is the nuclear norm of the product of the centred sets, which needs N x M alone.
+    """
+    a, b = a.double(), b.double()
+    x, y = ((s - s.mean(0)) / math.sqrt(len(s) - 1) for s in (a, b))
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return (shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()).clamp_min(0).item()
+
+
+def compare(pictures: list[Image.Image], back: list[Image.Image], judge: Judge, features: Tensor) -> dict[str, float]:
+    """PSNR, SSIM and lite0 distances of pictures that came back; `features` [N, F] are the judge's of the pictures."""
+    size = (pictures[0].height, pictures[0].width)
+    x, y = (torch.stack([to_tensor(picture, size) for picture in some]) for some in (pictures, back))
+    ssim = structural_similarity_index_measure(y, x, data_range=2.0)
+    assert isinstance(ssim, Tensor)
+    seen = judge.features(back)
+    return {"psnr": psnr(y, x).mean().item(), "ssim": ssim.item(),
+            "lite0": 1 - (seen * features).sum(1).mean().item(), "frechet": frechet(seen, features)}  # fmt: skip
+
+
+def code_lengths(codes: Tensor, num_codes: int) -> Tensor:
+    """Bits of each code [K] under its frequency in `codes`, each counted once more so that none is infinite."""
+    counts = torch.bincount(codes.flatten(), minlength=num_codes) + 1.0
+    return -torch.log2(counts / counts.sum())
+
+
+class Bench:
+    """The sets of pictures in every resolution asked for, with their features, and what the codecs make of them."""
+
+    def __init__(self, data: Path, sample: int):
+        self.drawings = {split: read_drawings(data / split, sample) for split in SPLITS}
+        self.judge = Judge()
+        self._sets: dict[int, dict[str, list[Image.Image]]] = {}
+        self._features: dict[int, dict[str, Tensor]] = {}
+        self._squeezed: dict[tuple[int, float], dict[str, dict[str, Figures]]] = {}
+
+    def sets(self, size: int) -> dict[str, list[Image.Image]]:
+        if size not in self._sets:
+            placed = {
+                split: [Image.fromarray(place(drawing, PLAIN, size)) for drawing in drawings]
+                for split, drawings in self.drawings.items()
+            }
+            self._sets[size] = placed | {PHOTOGRAPHS: photographs(size)}
+            self._features[size] = {name: self.judge.features(some) for name, some in self._sets[size].items()}
+        return self._sets[size]
+
+    def tokenizer(self, tokenizer: ImageTokenizer) -> dict[str, Figures]:
+        """Figures of each set."""
+        size, tokens = tokenizer.size[0], math.prod(tokenizer.grid)
+        sets = self.sets(size)
+        codes = {name: tokenizer.encode(pictures) for name, pictures in sets.items()}
+        lengths = code_lengths(codes["train"], tokenizer.num_codes)
+        out = {}
+        for name, pictures in sets.items():
+            same = compare(pictures, decode(tokenizer, codes[name]), self.judge, self._features[size][name])
+            out[name] = Figures(
+                len(pictures), **same,
+                bits_per_pixel=tokens * math.log2(tokenizer.num_codes) / size**2,
+                entropy_bits_per_pixel=lengths[codes[name]].mean().item() * tokens / size**2,
+                code_use=codes[name].unique().numel() / tokenizer.num_codes,
+            )  # fmt: skip
+        return out
+
+    def yardsticks(self, size: int, budget: float) -> dict[str, dict[str, Figures]]:
+        """Codec -> figures of each set, at `budget` bytes a picture."""
+        if (size, budget) not in self._squeezed:
+            found: dict[str, dict[str, Figures]] = {codec: {} for codec in CODECS}
+            for codec in CODECS:
+                for name, pictures in self.sets(size).items():
+                    back = [squeeze(picture, codec, budget) for picture in track(pictures, f"{codec}, {name}")]
+                    same = compare(pictures, [one.picture for one in back], self.judge, self._features[size][name])
+                    bits = 8 * float(np.mean([one.size for one in back])) / size**2
+                    found[codec][name] = Figures(len(pictures), **same, bits_per_pixel=bits)
+            self._squeezed[size, budget] = found
+        return self._squeezed[size, budget]
+
+
+def budget(tokenizer: ImageTokenizer) -> float:
+    """Bytes of a picture's codes, each at full length."""
+    return math.prod(tokenizer.grid) * math.log2(tokenizer.num_codes) / 8
+
+
+def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
+    pictures = tokenizer.decode(codes)
+    assert isinstance(pictures, list)
+    return pictures
+
+
+def sheet(bench: Bench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
+    """Rows: the original, each tokenizer, WebP at the bytes of each; the same pictures in each row."""
+    sides = sorted({tokenizer.size[0] for tokenizer in tokenizers.values()}, reverse=True)
+    shown = {side: [picture for name, count in SHOWN.items() for picture in spread(bench.sets(side)[name], count)]
+             for side in sides}  # fmt: skip
+    labels, rows = ["original"], [shown[sides[0]]]
+    for name, tokenizer in tokenizers.items():
+        labels.append(f"{name}, {budget(tokenizer):.0f} bytes")
+        rows.append(decode(tokenizer, tokenizer.encode(shown[tokenizer.size[0]])))
+    for side, size in sorted({(tokenizer.size[0], budget(tokenizer)) for tokenizer in tokenizers.values()}):
+        labels.append(f"WebP at {side} px, {size:.0f} bytes")
+        rows.append([squeeze(picture, "WebP", size).picture for picture in shown[side]])
+    return contact_sheet(labels, rows, max(1, 128 // sides[0]))
+
+
+def spread(pictures: list[Image.Image], count: int) -> list[Image.Image]:
+    return pictures[:: max(1, len(pictures) // count)][:count]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown, one table a set."""
+    lines = []
+    for name in next(iter(result["rows"]))["sets"]:
+        count = result["rows"][0]["sets"][name]["pictures"]
+        lines += [f"{name} ({count} pictures)", "",
+                  "| coder | bits per pixel | entropy-coded | PSNR | SSIM | lite0 distance "
+                  "| lite0 Fréchet | code use |",
+                  "|" + "---|" * 8]  # fmt: skip
+        for row in result["rows"]:
+            f = row["sets"][name]
+            entropy = "" if f["entropy_bits_per_pixel"] is None else f"{f['entropy_bits_per_pixel']:.3f}"
+            use = "" if f["code_use"] is None else f"{f['code_use']:.1%}"
+            lines.append(f"| {row['coder']} | {f['bits_per_pixel']:.3f} | {entropy} | {f['psnr']:.2f} dB "
+                         f"| {f['ssim']:.3f} | {f['lite0']:.3f} | {f['frechet']:.3f} | {use} |")  # fmt: skip
+        lines.append("")
+    return "\n".join(lines)
+
+
+def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict[str, Any]:
+    """Everything above. Returns what tokenizers.json holds."""
+    started = time.perf_counter()
+    tokenizers = {name: ImageTokenizer.from_pretrained(name) for name in names}
+    bench, rows = Bench(data, sample), []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, tokenizer in tokenizers.items():
+        rows.append({"coder": name, "sets": bench.tokenizer(tokenizer)})
+    for side, size in sorted({(tokenizer.size[0], budget(tokenizer)) for tokenizer in tokenizers.values()}):
+        for codec, sets in bench.yardsticks(side, size).items():
+            rows.append({"coder": f"{codec}, {side} px, {size:.0f} bytes", "sets": sets})
+    plain = [{"coder": row["coder"], "sets": {k: asdict(v) for k, v in row["sets"].items()}} for row in rows]
+    result = {"sample": sample, "rows": plain, "seconds": round(time.perf_counter() - started, 1)}
+    (out / "tokenizers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "tokenizers.md").write_text(table(result), encoding="utf-8")
+    sheet(bench, tokenizers).save(out / "pictures.png")
+    return result
+
+
+def main(
+    names: Annotated[list[str], typer.Argument(help="folders or names of image tokenizers")],
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/tokenizers"),
+    sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 500,
+) -> None:
+    try:
+        print(table(evaluate(names, data, out, sample)))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate_tokenizer: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
