@@ -232,7 +232,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
              "judge_optimizer": judge_optimizer, "lecam": lecam}  # fmt: skip
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         vq.quantize.usage.copy_(state["usage"])
