@@ -1,6 +1,7 @@
 """The benchmark of the image tokenizer runs, on a tiny shape, and its peers agree with us."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,13 +9,14 @@ from benchmarks import tokenizer as benchmark
 
 
 @pytest.mark.slow
-def test_a_smoke_run_prints_a_row_for_every_library_and_job(tmp_path, capsys: pytest.CaptureFixture[str]):
+def test_a_smoke_run_prints_a_row_for_every_library_and_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("diffusers")
     benchmark.main(1, "", "fp32", "1", False, True, tmp_path / "out.json")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads((tmp_path / "out.json").read_text())
     done = {(row["job"], row["library"]) for row in result["rows"]}
-    assert done == {("encode", name) for name in benchmark.LIBRARIES} | {("decode", "ours"), ("decode", "diffusers VQModel")}
+    coders = ("ours", "diffusers VQModel")
+    assert done == {("encode", name) for name in benchmark.LIBRARIES} | {("decode", name) for name in coders}
     assert all(row["codes_as_fp32"] == 1 for row in result["rows"] if row["job"] == "encode")
     assert all(row["largest_difference_to_fp32"] < 1e-4 for row in result["rows"] if row["job"] == "decode")
 

@@ -138,9 +138,9 @@ def test_the_command_reports_and_fails_with_one_line(
     out = capsys.readouterr().out
     assert "skipped broken.jpg" in out and "7 pictures, 3 skipped" in out
     assert next(read_codes(tmp_path / "out"))[1].shape == (2, 3)
-    for arguments in ((tmp_path / "none", tmp_path / "o", str(vq_folder)), (folder, tmp_path / "o", str(vq_folder), "big")):
+    for source, size in ((tmp_path / "none", "fit"), (folder, "big")):
         with pytest.raises(SystemExit, match=r"^encode: "):
-            main(*arguments)
+            main(source, tmp_path / "other", str(vq_folder), size)
 
 
 def test_sizes_are_read_as_people_write_them():

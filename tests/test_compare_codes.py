@@ -9,24 +9,24 @@ import pytest
 
 from cm3 import CM3
 from train import compare_codes
-from train.compare_codes import Config, Pictures, compare, designs_of, exact_match, held_cells, read, table
+from train.compare_codes import Config, Drawings, compare, designs_of, exact_match, held_cells, read, table
 from train.tokenize_data import EVERYDAY
 
 TINY = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
 
 @pytest.fixture(scope="module")
-def train(sample: Path) -> Pictures:
+def train(sample: Path) -> Drawings:
     return read(sample / "train")
 
 
-def test_flat_and_3d_drawings_of_one_artist_are_one_design(train: Pictures):
+def test_flat_and_3d_drawings_of_one_artist_are_one_design(train: Drawings):
     designs = {row["style"]: design for row, design in zip(train.rows, train.designs(), strict=True)}
     assert designs["fluent flat"] == designs["fluent 3d"] == "fluent"
     assert len(set(designs.values())) == len(designs) - 1
 
 
-def test_one_design_of_each_concept_with_four_is_held_out_and_the_others_stay(train: Pictures):
+def test_one_design_of_each_concept_with_four_is_held_out_and_the_others_stay(train: Drawings):
     held, designs = held_cells(train), designs_of(train)
     assert held == held_cells(train)
     assert sorted(code for code, _ in held) == sorted(code for code, has in designs.items() if len(has) >= 4)
@@ -34,7 +34,7 @@ def test_one_design_of_each_concept_with_four_is_held_out_and_the_others_stay(tr
     assert len({design for _, design in held}) > 2  # not the same design each time
 
 
-def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Pictures):
+def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Drawings):
     four = train.where([i < 4 for i in range(len(train.rows))])
     names = [row["name"]["en"] for row in four.rows]
     said = [names[0].upper(), f" {names[1]}", f"a {names[2]}", ""]

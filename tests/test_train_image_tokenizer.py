@@ -21,6 +21,14 @@ from train.precision import autocast
 from train.views import read_split
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """Drawing them takes longer than a tiny run; tests/test_curves.py does it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_tokenizer, "draw_curves", lambda log, out: out.touch())
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run of four steps on the six pictures of a concept."""

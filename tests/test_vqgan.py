@@ -88,7 +88,8 @@ def test_in_16_bits_codes_and_pixels_are_nearly_the_same() -> None:
     drawn = model.decode(codes)
     model.to(torch.bfloat16)
     assert (model.encode(pixels) == codes).float().mean() > 0.8
-    assert (model.decode(codes).float() - drawn).abs().max() < 0.05
+    off = (model.decode(codes).float() - drawn).abs()
+    assert off.max() < 0.15 and off.mean() < 0.01
 
 
 def test_codes_outside_the_codebook_are_refused() -> None:

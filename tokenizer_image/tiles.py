@@ -4,10 +4,10 @@
               |--- tile 1 ----|
                        |--- tile 2 ----|
 
-Every tile is worked twice. The first time each group norm notes the mean and variance of its input; the second time it
-takes those of all tiles together, or else a tile of sky would come out as bright as a tile of ground. What is left
-of the difference to the whole picture comes from attention, which sees its tile only (docs/tokenizers.md has
-figures). A picture no larger than a tile is worked whole, exactly.
+Every tile is worked twice. The first time each group norm notes the mean and variance of its input, by the same
+weights; the second time it takes those of all tiles together, or else a tile of sky would come out as bright as a tile
+of ground. What is left of the difference to the whole picture comes from attention, which sees its tile only, and from
+what the second time changes in the inputs of later norms. A picture no larger than a tile is worked whole, exactly.
 
 Shapes: B pictures, H x W pixels, h x w = H/f x W/f codes, C channels, G groups of them.
 """
@@ -17,6 +17,7 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer_image.vqgan import VQModel
@@ -99,13 +100,15 @@ class Norms:
 
     Attributes:
         model: shares the weights of the given one, whose own norms stay as they are.
-        sums: of each norm, the sums of the inputs' means and mean squares, and their number, [3, B, G].
+        sums: of each norm, the weighted sums of its inputs, of their squares, and of ones, [3, B, G].
+        weights: of the tile at work, along its two axes; an axis has any number of them.
     """
 
     def __init__(self, model: VQModel):
         weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model = deepcopy(model, weights)
         self.sums: dict[nn.GroupNorm, Tensor] = {}
+        self.weights = (torch.ones(1), torch.ones(1))
         self.norms = [module for module in self.model.modules() if isinstance(module, nn.GroupNorm)]
         self.hooks = [norm.register_forward_hook(self._measure) for norm in self.norms]
 
@@ -117,9 +120,11 @@ class Norms:
             norm.register_forward_hook(self._apply)
 
     def _measure(self, norm: nn.GroupNorm, inputs: tuple[Tensor], out: Tensor) -> None:
-        variance, mean = torch.var_mean(inputs[0].float(), (2, 3), correction=0)  # [B, C]
-        both = torch.stack((mean, variance + mean.square(), torch.ones_like(mean)))
-        groups = both.view(3, len(mean), norm.num_groups, -1).mean(3)  # [3, B, G]
+        x = inputs[0].float()  # [B, C, H, W]
+        axes = zip(self.weights, x.shape[2:], strict=True)
+        down, right = (F.adaptive_avg_pool1d(weights[None].to(x), size)[0] for weights, size in axes)
+        sums = [(part @ right) @ down for part in (x, x.square(), torch.ones_like(x[:, :, :1, :1]).expand_as(x))]
+        groups = torch.stack(sums).view(3, len(x), norm.num_groups, -1).sum(3)  # [3, B, G]
         self.sums[norm] = self.sums.get(norm, 0) + groups
 
     def _apply(self, norm: nn.GroupNorm, inputs: tuple[Tensor], out: Tensor) -> Tensor:
@@ -145,6 +150,7 @@ def _blend(
     norms = Norms(model)
     for rows in down:
         for columns in right:
+            norms.weights = (rows.weights, columns.weights)
             work(norms.model, rows, columns)
     norms.settle()
     out = torch.empty(0)

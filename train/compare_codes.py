@@ -58,15 +58,15 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Drawings:
     """Drawings in RGBa, each with its facts."""
 
     drawings: list[Image.Image]
     rows: list[Facts]
 
-    def where(self, keep: list[bool]) -> "Pictures":
+    def where(self, keep: list[bool]) -> "Drawings":
         pairs = [pair for pair, kept in zip(zip(self.drawings, self.rows, strict=True), keep, strict=True) if kept]
-        return Pictures([drawing for drawing, _ in pairs], [row for _, row in pairs])
+        return Drawings([drawing for drawing, _ in pairs], [row for _, row in pairs])
 
     def designs(self) -> list[str]:
         return [DESIGNS[row["style"]] for row in self.rows]
@@ -75,17 +75,17 @@ class Pictures:
         return [Image.fromarray(place(drawing, PLAIN, size)) for drawing in self.drawings]
 
 
-def read(folder: Path) -> Pictures:
+def read(folder: Path) -> Drawings:
     """All pictures of a split."""
     samples = [(drawing, row) for _, drawing, row in read_split(folder)]
-    return Pictures([drawing for drawing, _ in samples], [row for _, row in samples])
+    return Drawings([drawing for drawing, _ in samples], [row for _, row in samples])
 
 
-def everyday(pictures: Pictures) -> Pictures:
+def everyday(pictures: Drawings) -> Drawings:
     return pictures.where([row["subgroup"] in EVERYDAY for row in pictures.rows])
 
 
-def designs_of(pictures: Pictures) -> dict[str, set[str]]:
+def designs_of(pictures: Drawings) -> dict[str, set[str]]:
     """Concept -> designs that draw it."""
     out: dict[str, set[str]] = defaultdict(set)
     for row, design in zip(pictures.rows, pictures.designs(), strict=True):
@@ -93,20 +93,20 @@ def designs_of(pictures: Pictures) -> dict[str, set[str]]:
     return out
 
 
-def held_cells(pictures: Pictures) -> set[tuple[str, str]]:
+def held_cells(pictures: Drawings) -> set[tuple[str, str]]:
     """(concept, design): one design of each concept that has four or more; always the same."""
     rng = np.random.default_rng(0)
     many = {code: sorted(designs) for code, designs in sorted(designs_of(pictures).items()) if len(designs) >= 4}
     return {(code, designs[rng.integers(len(designs))]) for code, designs in many.items()}
 
 
-def reconstruction(tokenizer: ImageTokenizer, pictures: Pictures) -> dict[str, float]:
+def reconstruction(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, float]:
     """PSNR in dB and the share of codes in use."""
     figures, _ = evaluate(tokenizer.model, to_pixels([np.asarray(p) for p in pictures.plain(tokenizer.size[0])]))
     return {"pictures": len(pictures.rows), **figures}
 
 
-def probes(tokenizer: ImageTokenizer, pictures: Pictures) -> dict[str, Any]:
+def probes(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, Any]:
     """Concept and category of the concepts with three designs or more, read from their codes in a design left out."""
     designs = designs_of(pictures)
     pictures = pictures.where([len(designs[row["code"]]) >= 3 for row in pictures.rows])
@@ -122,7 +122,7 @@ def probes(tokenizer: ImageTokenizer, pictures: Pictures) -> dict[str, Any]:
     return out
 
 
-def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Pictures, views: int, out: Path) -> None:
+def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Drawings, views: int, out: Path) -> None:
     """For each view of each picture a document that asks for its English name."""
     rng, augmentation, size = np.random.default_rng(0), Augmentation(), tokenizer.size[0]
     placed: list[list[View]] = [
@@ -150,7 +150,7 @@ def answer_loss(model: CM3ForCausalLM, folder: Path) -> float:
 
 
 def captioning(
-    name: str, tokenizer: ImageTokenizer, train: Pictures, unseen: Pictures, out: Path, config: Config
+    name: str, tokenizer: ImageTokenizer, train: Drawings, unseen: Drawings, out: Path, config: Config
 ) -> dict[str, Any]:
     """Train a small captioner on the codes. Share of names given exactly (but for case), and the names' loss in nats.
 
@@ -190,7 +190,7 @@ def captioning(
     return result
 
 
-def exact_match(model: CM3, pictures: Pictures) -> float:
+def exact_match(model: CM3, pictures: Drawings) -> float:
     """Share of greedy captions that are the English name, but for case."""
     said = model.caption(pictures.plain(model.image_tokenizer.size[0]))
     names = [row["name"]["en"] for row in pictures.rows]
@@ -212,7 +212,7 @@ def compare(names: list[str], data: Path, out: Path, config: Config) -> list[dic
         usual, unseen = everyday(train), everyday(all_unseen)
         row = identity | {
             "reconstruction": reconstruction(tokenizer, all_unseen),
-            "probe": probes(tokenizer, Pictures(usual.drawings + unseen.drawings, usual.rows + unseen.rows)),
+            "probe": probes(tokenizer, Drawings(usual.drawings + unseen.drawings, usual.rows + unseen.rows)),
         }
         if config.steps:
             folder = out / f"{identity['fingerprint']}-{config.seed}-{config.steps}"
