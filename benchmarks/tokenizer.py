@@ -56,7 +56,7 @@ def transformers(vq: VQModel, device: torch.device, dtype: torch.dtype) -> Coder
     from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
     c = vq.config
-    peer = ChameleonVQVAE(
+    peer: Any = ChameleonVQVAE(
         ChameleonVQVAEConfig(
             embed_dim=c.embed_dim, num_embeddings=c.n_embed, latent_channels=c.z_channels, resolution=c.resolution,
             base_channels=c.ch, channel_multiplier=list(c.ch_mult), num_res_blocks=c.num_res_blocks,

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from train.package_model import Runs, halve, hours, package
+from tokenizer_image import ImageTokenizer
+from train import package_model
+from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer
 
 
 def test_halved_weights_are_the_same_numbers_in_half_the_room(tmp_path: Path):
@@ -36,3 +38,37 @@ def test_nothing_is_written_when_a_run_is_missing(tmp_path: Path):
     with pytest.raises(OSError, match="config.json"):
         package("x", Runs(*[tmp_path] * 6), "CPU", "", root=tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+@pytest.fixture
+def tokenizer_run(vq_folder: Path, tmp_path: Path) -> Path:
+    """The folder of a run of train.image_tokenizer, as far as packaging reads it."""
+    run = tmp_path / "run"
+    ImageTokenizer.from_pretrained(vq_folder).save_pretrained(run / "model", torch.float16)
+    (run / "config.json").write_text(json.dumps({"steps": 30, "batch_size": 4, "seed": 0}))
+    rows = [{"step": 30, "split": "x", "psnr": 20.5, "code_use": 0.75, "seconds": 1800.0}]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return run
+
+
+def test_an_image_tokenizer_alone_is_packaged_with_card_and_credits(
+    tokenizer_run: Path, vq_folder: Path, sample: Path, tmp_path: Path
+):
+    package_tokenizer("small", tokenizer_run, sample, "a toaster", root=tmp_path)
+    folder = tmp_path / "tokenizer_image" / "models" / "small"
+    loaded = ImageTokenizer.from_pretrained(folder)
+    assert loaded.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
+    card = (folder / "README.md").read_text()
+    assert "20.50 dB, 75.0%" in card and "0.50 hours" in card and "a toaster" in card
+    assert "4 x 4 codes out of 32" in card
+    assert "CC-BY-4.0" in (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
+
+
+def test_all_embedded_weights_together_have_a_limit(
+    tokenizer_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    size = package_tokenizer("one", tokenizer_run, sample, "CPU", root=tmp_path)
+    assert package_tokenizer("two", tokenizer_run, sample, "CPU", root=tmp_path) == 2 * size == embedded(tmp_path)
+    monkeypatch.setattr(package_model, "LIMIT", 2 * size)
+    with pytest.raises(ValueError, match=f"the weights take {3 * size:,} bytes; at most {2 * size:,} are embedded"):
+        package_tokenizer("three", tokenizer_run, sample, "CPU", root=tmp_path)

@@ -12,6 +12,7 @@ what the second time changes in the inputs of later norms. A picture no larger t
 Shapes: B pictures, H x W pixels, h x w = H/f x W/f codes, C channels, G groups of them.
 """
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
@@ -38,12 +39,12 @@ class Window(NamedTuple):
 
 
 def windows(length: int, tile: int, overlap: int, scale: int = 1) -> list[Window]:
-    """Tiles that cover an axis, at least `overlap` shared between neighbours; their weights sum to 1 at every place.
+    """Even tiles that cover an axis, as few as go; their weights sum to 1 at every place.
 
     Args:
         length: codes along the axis.
-        tile: codes of a tile.
-        overlap: codes shared with the next tile.
+        tile: most codes of a tile.
+        overlap: fewest codes shared with the next tile.
         scale: results a code (1 for codes, f for pixels).
 
     Raises:
@@ -51,8 +52,9 @@ def windows(length: int, tile: int, overlap: int, scale: int = 1) -> list[Window
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles of {tile} codes that overlap by {overlap}: the overlap must be 0 to {tile - 1}")
-    size = min(tile, length)
-    starts = [*range(0, length - size, tile - overlap), length - size]
+    count = 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
+    size = math.ceil((length + (count - 1) * overlap) / count)
+    starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
     places = torch.arange(size * scale) + 0.5
     ramp = torch.minimum(places, places.flip(0)).clamp(max=max(0.5, overlap * scale))
     total = torch.zeros(length * scale)
@@ -63,7 +65,7 @@ def windows(length: int, tile: int, overlap: int, scale: int = 1) -> list[Window
 
 @torch.inference_mode()
 def tiled_decode(model: VQModel, codes: Tensor, tile: int, overlap: int) -> Tensor:
-    """codes [B, h, w] -> pixels [B, 3, H, W] in [-1, 1], in tiles of tile x tile codes.
+    """codes [B, h, w] -> pixels [B, 3, H, W] in [-1, 1], in tiles of at most tile x tile codes.
 
     Raises:
         ValueError: codes outside the codebook, an overlap not below the tile.
@@ -79,7 +81,8 @@ def tiled_decode(model: VQModel, codes: Tensor, tile: int, overlap: int) -> Tens
 
 @torch.inference_mode()
 def tiled_encode(model: VQModel, pixels: Tensor, tile: int, overlap: int) -> Tensor:
-    """pixels [B, 3, H, W] -> codes [B, h, w], in tiles of tile x tile codes: the latents are blended, then quantised.
+    """pixels [B, 3, H, W] -> codes [B, h, w], in tiles of at most tile x tile codes: the latents are
+    blended, then quantised.
 
     Raises:
         ValueError: sides that are no multiples of f, an overlap not below the tile.
