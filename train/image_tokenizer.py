@@ -202,6 +202,10 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / "config.json")
+    features = Features(config.align_features, config.align_side, last=2).to(device) if config.align else None
+    distance = perceptual(config.perceptual_features) if config.perceptual else None
+    if isinstance(distance, nn.Module):
+        distance.to(device)
     torch.manual_seed(config.seed)
     vq = starting_model(config).to(device)
     vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -213,10 +217,6 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     )  # fmt: skip
     held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
 
-    features = Features(config.align_features, config.align_side, last=2).to(device) if config.align else None
-    distance = perceptual(config.perceptual_features) if config.perceptual else None
-    if isinstance(distance, nn.Module):
-        distance.to(device)
     learner = Learner(vq, features.channels if features else (), config.jepa > 0).to(device)
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
     average = torch.optim.swa_utils.AveragedModel(vq, multi_avg_fn=moving)
