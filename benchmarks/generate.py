@@ -5,8 +5,6 @@
 Prints a table, and one JSON line last.
 """
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,17 +14,8 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.report import device_name, finish
 from cm3 import CM3
-
-
-def device_name() -> str:
-    """What the figures were measured on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def seconds(work: Callable[[], object], repeats: int) -> list[float]:
@@ -62,19 +51,10 @@ def main(
     print(f"| job | median s | fastest s |\n|---|---|---|\n| load the model | {loading:.2f} | |")
     for name, times in rows.items():
         print(f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} |")
-    result = {
-        "benchmark": "generate",
-        "device": device_name(),
-        "torch": torch.__version__,
-        "model": model,
-        "load_seconds": round(loading, 3),
-        "seconds": {name: [round(value, 4) for value in times] for name, times in rows.items()},
-    }
-    line = json.dumps(result)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(line + "\n")
-    print(line)
+    finish(
+        "generate", out, model=model, load_seconds=round(loading, 3),
+        seconds={name: [round(value, 4) for value in times] for name, times in rows.items()},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ else the machine does falls on all alike; a ratio is the median over the turns. 
 each. Prints tables, and one JSON line last. Needs diffusers.
 """
 
-import json
 import multiprocessing
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +21,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.report import device_name, finish
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.convert import export_diffusers
 
@@ -91,16 +90,6 @@ def diffusers(vq: VQModel, device: torch.device, dtype: torch.dtype) -> Coder:
 
 
 LIBRARIES = {"ours": ours, "transformers ChameleonVQVAE": transformers, "diffusers VQModel": diffusers}
-
-
-def device_name() -> str:
-    """What the figures were measured on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def the_device() -> torch.device:
@@ -209,12 +198,7 @@ def main(
                     shown = [row[key] for key in ("preset", "precision", "batch", "job", "library")]
                     shown += [row["images_per_second"], row["times_ours"], row.get("peak_mb", ""), against]
                     print("| " + " | ".join(str(value) for value in shown) + " |", flush=True)
-    result = {"benchmark": "tokenizer", "device": device_name(), "torch": torch.__version__, "rows": rows}
-    line = json.dumps(result)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(line + "\n")
-    print(line)
+    finish("tokenizer", out, rows=rows)
 
 
 if __name__ == "__main__":

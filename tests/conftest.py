@@ -16,8 +16,7 @@ from cm3.config import CM3Config
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
-from tokenizer_image import ImageTokenizer
-from tokenizer_image.vqgan import PRESETS, VQModel
+from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 torch.set_num_threads(1)  # tiny tensors are slower on more
 settings.register_profile("any-machine", deadline=None)  # a busy machine is no failure

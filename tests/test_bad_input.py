@@ -13,8 +13,7 @@ from PIL import Image as PIL_Image
 from cm3 import CM3
 from cm3.document import Document, Image, Mask, Text
 from cm3.pipeline import find_model
-from tokenizer_image import ImageTokenizer
-from tokenizer_image.vqgan import PRESETS, VQModel
+from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 APPLE = "a red apple"
 

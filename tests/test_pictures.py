@@ -256,7 +256,8 @@ def test_too_many_bad_files_stop_the_run_with_examples(folder: Path, data: bytes
     for i in range(1, 5):
         (folder / f"{i:03}.png").write_bytes(data)
     source = Pictures(folder, 16, every=COUNT)
-    with pytest.raises(ValueError, match=r"3 of 21 files are bad, more than max_bad = 10%: .*00\d\.png: "):
+    # Two threads read: the one that finds the fourth may be heard first.
+    with pytest.raises(ValueError, match=r"[34] of 21 files are bad, more than max_bad = 10%: .*00\d\.png: "):
         for _ in itertools.islice(source.batches(0, 5), 4):
             pass
     lenient = Pictures(folder, 16, every=COUNT, max_bad=0.5)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer_image.vqgan import PRESETS, AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel
+from tokenizer_image import PRESETS
+from tokenizer_image.vqgan import AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel
 
 SMALL_TAMING = VQConfig(resolution=16, ch=8, ch_mult=(1, 1, 2), num_res_blocks=2, attn_resolutions=(4,), norm_groups=4,
                         z_channels=8, embed_dim=8, n_embed=16)  # fmt: skip

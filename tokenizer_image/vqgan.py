@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer_image.config import PRESETS as PRESETS
 from tokenizer_image.config import VQConfig
 from tokenizer_image.quantizer import VectorQuantizer
 
@@ -206,12 +205,14 @@ class Reconstruction(NamedTuple):
     Attributes:
         pixels: [B, 3, H, W].
         latents: [B, Z, h, w], before quantisation.
+        quantized: [B, Z, h, w].
         codes: [B, h, w].
         loss: scalar, of the quantiser.
     """
 
     pixels: Tensor
     latents: Tensor
+    quantized: Tensor
     codes: Tensor
     loss: Tensor
 
@@ -277,7 +278,7 @@ class VQModel(nn.Module):
     def forward(self, pixels: Tensor) -> Reconstruction:
         latents = self.latents(pixels)
         quantized, codes, loss = self.quantize(latents)
-        return Reconstruction(self.decoder(self.post_quant_conv(quantized)), latents, codes, loss)
+        return Reconstruction(self.decoder(self.post_quant_conv(quantized)), latents, quantized, codes, loss)
 
 
 class Parameters(NamedTuple):

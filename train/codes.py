@@ -56,9 +56,7 @@ def encode_entries(
 
     def load(entry: Entry) -> Tensor | str:
         try:
-            with open(entry.file, "rb") as file:
-                file.seek(entry.offset)
-                return tokenizer.pixels(file.read(entry.size), size)
+            return tokenizer.pixels(entry.read(), size)
         except (OSError, ValueError) as error:
             return str(error).removeprefix("the picture: ")
 

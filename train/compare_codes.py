@@ -202,6 +202,7 @@ def compare(names: list[str], data: Path, out: Path, config: Config) -> list[dic
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
     train, all_unseen = read(data / "train"), read(data / "unseen_cell")
+    usual, unseen = everyday(train), everyday(all_unseen)
     rows = []
     for name in names:
         started, tokenizer = time.perf_counter(), ImageTokenizer.from_pretrained(name)
@@ -209,7 +210,6 @@ def compare(names: list[str], data: Path, out: Path, config: Config) -> list[dic
         if found := [row for row in read_rows(file) if identity.items() <= row.items()]:
             rows.append(found[0])
             continue
-        usual, unseen = everyday(train), everyday(all_unseen)
         row = identity | {
             "reconstruction": reconstruction(tokenizer, all_unseen),
             "probe": probes(tokenizer, Drawings(usual.drawings + unseen.drawings, usual.rows + unseen.rows)),

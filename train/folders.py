@@ -24,6 +24,11 @@ class Entry(NamedTuple):
     offset: int
     size: int
 
+    def read(self) -> bytes:
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
 
 class Split(NamedTuple):
     """Pictures to train on and pictures to evaluate on; `bad`: file -> reason, for tars that are cut off."""

@@ -75,9 +75,7 @@ class Learner(nn.Module):
     ) -> Losses:
         """pixels [B, 3, H, W]; maps of the frozen features; the first pictures with blocks hidden, and what the teacher
         makes of the whole of them, [b, C, h, w]."""
-        latents = self.vq.latents(pixels)
-        quantized, codes, loss = self.vq.quantize(latents)
-        out = self.vq.decoder(self.vq.post_quant_conv(quantized))
+        out, latents, quantized, codes, loss = self.vq(pixels)
         align = jepa = loss.new_zeros(())
         if self.alignment is not None and maps is not None:
             align = self.alignment(quantized, maps)

@@ -269,9 +269,7 @@ class Pictures:
         if entry.name in self.skipped:
             return None
         try:
-            with open(entry.file, "rb") as file:
-                file.seek(entry.offset)
-                return decode(file.read(entry.size), least)
+            return decode(entry.read(), least)
         except (OSError, ValueError) as error:
             return self._skip(entry, error)
 

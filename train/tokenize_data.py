@@ -23,6 +23,7 @@ from cm3.text import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.phrases import Facts, caption, targets
+from train.pictures import to_pixels
 from train.shards import ShardWriter
 from train.views import PLAIN, Augmentation, View, place, read_split
 
@@ -113,7 +114,7 @@ def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer
     for i in track(range(0, len(drawings), 16), "encoding"):
         pairs = zip(drawings[i : i + 16], views[i : i + 16], strict=True)
         pictures = [place(drawing, view, size) for drawing, row in pairs for view in row]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = to_pixels(pictures)
         out.append(torch.cat([tokenizer.model.encode(part) for part in pixels.to(tokenizer.device).split(128)]).cpu())
     return torch.cat(out).view(len(drawings), len(views[0]), -1)
 

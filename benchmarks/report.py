@@ -1,0 +1,27 @@
+"""What every benchmark says last: the device, and its figures as one JSON line."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def device_name() -> str:
+    """What the figures were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def finish(benchmark: str, out: Path | None, **figures: Any) -> None:
+    """Print one JSON line, and keep it as the file `out` where there is one."""
+    line = json.dumps({"benchmark": benchmark, "device": device_name(), "torch": torch.__version__, **figures})
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(line + "\n")
+    print(line)
