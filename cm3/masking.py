@@ -57,22 +57,26 @@ def all_segments(ids: Sequence[int], vocab: Vocab) -> list[Span]:
     return segments(ids, vocab, lambda id: True)
 
 
-def sample_spans(allowed: Sequence[Span], generator: torch.Generator) -> list[Span]:
-    """n = clamp(Poisson(1), 1, 16) spans, each from two Uniform draws over the allowed positions laid end to end. A
-    span is cut to the segment its first end lies in; one that meets an earlier span is drawn anew, a few times, and
-    then left out. No allowed position gives no span."""
+def span_count(u: float) -> int:
+    """How many spans a document has: clamp(Poisson(1), 1, 16) from a uniform number in [0, 1) (CM3, section 2)."""
+    return min(max(_poisson(u), 1), MAX_MASKS)
+
+
+def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator) -> list[Span]:
+    """`count` spans, each from two Uniform draws over the allowed positions laid end to end. A span is cut to the
+    segment its first end lies in; one that meets an earlier span is drawn anew, a few times, and then left out. No
+    allowed position gives no span."""
     size = sum(end - start for start, end in allowed)
     if not size:
         return []
-    draws = torch.rand(1 + 8 * MAX_MASKS, generator=generator, dtype=torch.float64).tolist()
-    n = min(max(_poisson(draws[0]), 1), MAX_MASKS)
+    draws = torch.rand(8 * count, generator=generator, dtype=torch.float64).tolist()
     spans: list[Span] = []
-    for i in range(1, 1 + 8 * n, 2):
+    for i in range(0, 8 * count, 2):
         low, high = int(draws[i] * size), int(draws[i + 1] * size)
         span = _within(allowed, low, high)
         if all(span[1] <= start or end <= span[0] for start, end in spans):
             spans.append(span)
-        if len(spans) == n:
+        if len(spans) == count:
             break
     return sorted(spans)
 

@@ -43,7 +43,7 @@ def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Drawings):
 
 
 def small(data: Path, folder: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
-    return compare([str(folder)], data, out, Config(views=1, batch_size=16, model=TINY, **options))
+    return compare([str(folder)], data, out, Config(views=1, batch_tokens=2048, model=TINY, **options))
 
 
 def test_a_comparison_measures_pictures_probes_and_captions_once(

@@ -12,7 +12,6 @@ from PIL import Image
 
 from cm3 import CM3
 from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import evaluate as module
 from train.evaluate import (
@@ -26,9 +25,9 @@ from train.evaluate import (
     questions,
     reconstruction,
 )
-from train.lm import Config, build_model
 from train.phrases import ask_is
-from train.shards import read_shard
+from train.recipe import Config, starting_model
+from train.shards import Shards, read_meta
 from train.tokenize_data import others_of
 
 
@@ -40,10 +39,10 @@ def samples(sample: Path) -> list[Sample]:
 @pytest.fixture(scope="module")
 def untrained(token_shards: Path, vq_folder: Path) -> CM3:
     """A tiny model that knows the shards' vocabulary and nothing else."""
-    _, meta = read_shard(token_shards)
     image_tokenizer = ImageTokenizer.from_pretrained(vq_folder)
     config = Config(preset="tiny", model={"max_position_embeddings": 256})
-    return CM3(build_model(config, meta, image_tokenizer), TextTokenizer.load(token_shards), image_tokenizer)
+    model = starting_model(config, read_meta(token_shards), image_tokenizer)
+    return CM3(model, TextTokenizer.load(token_shards), image_tokenizer)
 
 
 def fake(**methods: Any) -> CM3:
@@ -81,16 +80,15 @@ def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[Sample]
 
 
 def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(token_shards: Path):
-    shard, meta = read_shard(token_shards)
-    layout, text = meta["vocab"], TextTokenizer.load(token_shards)
-    vocab = Vocab(layout["num_special_tokens"], layout["text_vocab_size"], layout["image_vocab_size"])
+    shards = Shards(token_shards)
+    vocab, text = shards.vocab(), shards.text_tokenizer()
     blind = blind_answers(token_shards, vocab, text)
     assert blind.keys() >= {"Caption:", "الوصف:", "Question: What style is it? Answer:", "Question: Is it ... Answer:"}
     assert sum("Is it ..." in prompt or "هل هذه صورة ..." in prompt for prompt in blind) == 2
     assert blind["Question: Is it ... Answer:"] in ("yes", "no")
     counts = Counter()
-    for i in range(len(shard.offsets) - 1):
-        ids, spans = shard.document(i)
+    for i in range(len(shards)):
+        ids, spans = shards.document(i)
         if spans:
             start, end = spans[0]
             if text.decode(vocab.ids_to_text(ids[1:start])) == "Caption: ":

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.config import CM3Config
-from cm3.masking import all_segments, rotate, sample_spans, segments, text_segments, unrotate
+from cm3.masking import all_segments, rotate, sample_spans, segments, span_count, text_segments, unrotate
 from cm3.vocab import Vocab
 
 VOCAB = Vocab.from_config(CM3Config.preset("tiny"))
@@ -30,9 +30,9 @@ def test_the_example_of_the_paper():
 
 
 @settings(max_examples=200)
-@given(documents, st.integers(0, 2**31))
-def test_unrotating_undoes_rotating(ids: list[int], seed: int):
-    spans = sample_spans(all_segments(ids, VOCAB), seeded(seed))
+@given(documents, st.integers(1, 16), st.integers(0, 2**31))
+def test_unrotating_undoes_rotating(ids: list[int], count: int, seed: int):
+    spans = sample_spans(all_segments(ids, VOCAB), count, seeded(seed))
     rotated, loss_mask = rotate(ids, spans, VOCAB)
     assert unrotate(rotated, VOCAB) == ids
     assert len(rotated) == len(loss_mask) == len(ids) + 2 * len(spans)
@@ -42,10 +42,10 @@ def test_unrotating_undoes_rotating(ids: list[int], seed: int):
 
 
 @settings(max_examples=200)
-@given(documents, st.integers(0, 2**31))
-def test_spans_are_ordered_apart_and_cross_no_border(ids: list[int], seed: int):
-    spans = sample_spans(all_segments(ids, VOCAB), seeded(seed))
-    assert len(spans) <= 16
+@given(documents, st.integers(1, 16), st.integers(0, 2**31))
+def test_spans_are_ordered_apart_and_cross_no_border(ids: list[int], count: int, seed: int):
+    spans = sample_spans(all_segments(ids, VOCAB), count, seeded(seed))
+    assert len(spans) <= count
     assert bool(spans) == any(id >= T for id in ids)
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
     for start, end in spans:
@@ -64,23 +64,29 @@ def test_segments_end_at_special_ids():
 def test_spans_stay_where_they_are_allowed():
     generator = seeded(0)
     for _ in range(200):
-        for start, end in sample_spans([(1, 4)], generator):
+        for start, end in sample_spans([(1, 4)], 3, generator):
             assert 1 <= start < end <= 4
 
 
 def test_nothing_allowed_gives_no_span_and_leaves_the_ids():
-    assert sample_spans([], seeded(0)) == []
+    assert sample_spans([], 1, seeded(0)) == []
     assert rotate([1, 1], [], VOCAB) == ([1, 1], [1, 1])
 
 
 def test_the_number_of_spans_follows_the_clamped_poisson():
-    counts = [len(sample_spans([(0, 10_000)], generator)) for generator in [seeded(0)] for _ in range(3000)]
-    assert abs(counts.count(1) / 3000 - 0.7358) < 0.06  # P(0) + P(1), and a few that met and were left out
-    assert max(counts) >= 4
+    counts = [span_count((i + 0.5) / 10_000) for i in range(10_000)]
+    assert abs(counts.count(1) / 10_000 - 0.7358) < 1e-3  # P(0) + P(1)
+    assert abs(counts.count(2) / 10_000 - 0.1839) < 1e-3
+    assert span_count(0.0) == 1 and span_count(1 - 1e-17) == 16
+
+
+def test_as_many_spans_as_asked_for_where_there_is_room():
+    counts = [len(sample_spans([(0, 10_000)], 3, seeded(seed))) for seed in range(300)]
+    assert counts.count(3) > 100 and max(counts) == 3
 
 
 def test_the_same_generator_gives_the_same_spans():
-    assert sample_spans([(0, 100)], seeded(3)) == sample_spans([(0, 100)], seeded(3))
+    assert sample_spans([(0, 100)], 2, seeded(3)) == sample_spans([(0, 100)], 2, seeded(3))
 
 
 def test_tensors_come_out_as_tensors():

@@ -3,18 +3,15 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image as PIL_Image
-from safetensors.numpy import load_file
 
 from cm3.document import Document, Image, Text, from_ids
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import tokenize_data
 from train.phrases import COLOURS_AR, KINDS, Facts
-from train.tokenize_data import Config, aliases_of, build, others_of
+from train.shards import Shards
+from train.tokenize_data import HELD_OUT_VIEWS, Config, aliases_of, build, others_of
 from train.views import GROUNDS, PLAIN, place, read_split
 
 SMALL = Config(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)
@@ -25,17 +22,14 @@ def image_tokenizer(vq_folder: Path) -> ImageTokenizer:
     return ImageTokenizer.from_pretrained(vq_folder)
 
 
-class Shards:
+class Opened:
     """The session's token shards, opened: 220 pictures, two views, a caption and questions of each."""
 
-    def __init__(self, folder: Path) -> None:
-        self.meta = json.loads((folder / "meta.json").read_text())
-        self.text = TextTokenizer.load(folder)
-        layout = self.meta["vocab"]
-        self.vocab = Vocab(layout["num_special_tokens"], layout["text_vocab_size"], layout["image_vocab_size"])
-        arrays = load_file(folder / "train.safetensors")
-        self.offsets, self.spans = arrays["offsets"], arrays["spans"]
-        self.documents = [part.tolist() for part in np.split(arrays["ids"], self.offsets[1:-1])]
+    def __init__(self, folder: Path, split: str = "train") -> None:
+        self.shards = Shards(folder, split)
+        self.meta, self.spans = self.shards.meta, self.shards.spans
+        self.text, self.vocab = self.shards.text_tokenizer(), self.shards.vocab()
+        self.documents = [self.shards.document(i).ids for i in range(len(self.shards))]
 
     def decode(self, ids: list[int]) -> str:
         return self.text.decode(self.vocab.ids_to_text(ids))
@@ -45,8 +39,8 @@ class Shards:
 
 
 @pytest.fixture(scope="module")
-def shards(token_shards: Path) -> Shards:
-    return Shards(token_shards)
+def shards(token_shards: Path) -> Opened:
+    return Opened(token_shards)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +48,7 @@ def rows(sample: Path) -> list[Facts]:
     return [facts for _, _, facts in read_split(sample / "train")]
 
 
-def test_every_document_is_text_and_a_whole_picture(shards: Shards):
+def test_every_document_is_text_and_a_whole_picture(shards: Opened):
     assert len(shards.documents) == shards.meta["documents"] == 220 * 2 * 2
     for ids in shards.documents:
         text, picture = shards.read(ids)
@@ -62,7 +56,7 @@ def test_every_document_is_text_and_a_whole_picture(shards: Shards):
         assert ids[0] == ids[-1] == shards.vocab.eos and ids.count(shards.vocab.break_) == 1
 
 
-def test_captions_and_questions_take_turns_and_only_questions_have_spans(shards: Shards):
+def test_captions_and_questions_take_turns_and_only_questions_have_spans(shards: Opened):
     has = shards.spans[:, 0, 1] > 0
     assert has.tolist() == [False, True] * 440
     tasks = shards.meta["tasks"]
@@ -70,7 +64,7 @@ def test_captions_and_questions_take_turns_and_only_questions_have_spans(shards:
     assert sum(tasks.values()) == (shards.spans[..., 1] > 0).sum()
 
 
-def test_spans_hold_the_answers_and_stand_behind_their_questions(shards: Shards, rows: list[Facts]):
+def test_spans_hold_the_answers_and_stand_behind_their_questions(shards: Opened, rows: list[Facts]):
     grounds = [word for ground in GROUNDS.values() for word in ground[:2]]
     ends = ("Caption: ", "Answer: ", "الوصف: ", "جواب: ")
     for i, spans in enumerate(shards.spans):
@@ -83,19 +77,19 @@ def test_spans_hold_the_answers_and_stand_behind_their_questions(shards: Shards,
             at = end
 
 
-def test_the_first_view_is_plain(shards: Shards, sample: Path, image_tokenizer: ImageTokenizer):
+def test_the_first_view_is_plain(shards: Opened, sample: Path, image_tokenizer: ImageTokenizer):
     _, drawing, _ = next(read_split(sample / "train"))
     picture = PIL_Image.fromarray(place(drawing, PLAIN, 16))
     assert shards.read(shards.documents[0])[1] == Image(image_tokenizer.encode(picture))
 
 
-def test_what_the_shards_were_made_with_is_noted(shards: Shards, token_shards: Path, rows: list[Facts],
+def test_what_the_shards_were_made_with_is_noted(shards: Opened, token_shards: Path, rows: list[Facts],
                                                  image_tokenizer: ImageTokenizer):  # fmt: skip
     meta = shards.meta
     assert meta["image_tokenizer"] == image_tokenizer.fingerprint()
     assert meta["vocab"] == {"num_special_tokens": 64, "text_vocab_size": len(shards.text), "image_vocab_size": 32,
                              "image_grid": [4, 4]}  # fmt: skip
-    assert meta["pictures"] == len(rows) and meta["tokens"] == shards.offsets[-1] == sum(map(len, shards.documents))
+    assert meta["pictures"] == len(rows) and meta["tokens"] == sum(map(len, shards.documents))
     concepts = json.loads((token_shards / "concepts.json").read_text(encoding="utf-8"))
     assert {code: concept["name"] for code, concept in concepts.items()} == {row["code"]: row["name"] for row in rows}
 
@@ -131,10 +125,49 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(
         sample: Path, image_tokenizer: ImageTokenizer, fruit: Path, tmp_path: Path):  # fmt: skip
     build(sample, image_tokenizer, tmp_path, SMALL)
     names = {path.name for path in fruit.iterdir()}
-    assert names == {"tokenizer.json", "train.safetensors", "concepts.json", "meta.json"}
-    assert all((tmp_path / name).read_bytes() == (fruit / name).read_bytes() for name in names)
+    shard = "train-00000.safetensors"
+    assert names == {"tokenizer.json", shard, "train-00000.jsonl", "concepts.json", "meta.json"}
+    same = names - {"meta.json", "train-00000.jsonl"}  # `fruit` has no manifest and no unseen cells
+    assert all((tmp_path / name).read_bytes() == (fruit / name).read_bytes() for name in same)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    build(sample, image_tokenizer, tmp_path, SMALL)
+    assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     build(sample, image_tokenizer, tmp_path, Config(**{**SMALL.__dict__, "seed": 1}))
-    assert (tmp_path / "train.safetensors").read_bytes() != (fruit / "train.safetensors").read_bytes()
+    assert (tmp_path / shard).read_bytes() != (fruit / shard).read_bytes()
+
+
+def test_unseen_cells_are_held_out_in_both_languages(
+        shards: Opened, token_shards: Path, sample: Path, image_tokenizer: ImageTokenizer):  # fmt: skip
+    held = Opened(token_shards, "held_out")
+    cells = [(drawing, row) for _, drawing, row in read_split(sample / "unseen_cell")]
+    assert len(held.documents) == len(cells) * HELD_OUT_VIEWS * 4
+    words = "".join(held.read(ids)[0].text for ids in held.documents[:4])
+    assert all(any(low <= letter <= high for letter in words) for low, high in (("a", "z"), ("ا", "ي")))
+    picture = PIL_Image.fromarray(place(cells[0][0], PLAIN, 16))
+    assert held.read(held.documents[0])[1] == Image(image_tokenizer.encode(picture))
+    assert {held.shards.sample(i)["code"] for i in range(len(held.shards))} == {row["code"] for _, row in cells}
+
+
+def test_every_document_leads_to_its_picture_in_the_data_set(shards: Opened, sample: Path):
+    known = {row["key"]: row for row in map(json.loads, (sample / "manifest.jsonl").open(encoding="utf-8"))}
+    row = shards.shards.sample(5)
+    origin = known[row["name"]]
+    assert row == {"name": origin["key"], "source": f"{origin['package']}@{origin['version']}",
+                   "licence": origin["licence"], "owner": origin["author"], "sha256": origin["pixels"],
+                   "style": origin["style"], "code": origin["code"], "documents": 4}  # fmt: skip
+    assert [shards.shards.sample(i)["name"] for i in (4, 7, 8)] == [row["name"]] * 2 + [shards.shards.sample(9)["name"]]
+
+
+def test_many_documents_are_cut_into_shards(
+    sample: Path, image_tokenizer: ImageTokenizer, fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tokenize_data, "PER_SHARD", 30)
+    build(sample, image_tokenizer, tmp_path, SMALL)
+    many, one = Shards(tmp_path), Shards(fruit)
+    assert len(list(tmp_path.glob("train-*.safetensors"))) == -(-len(one) // 30) > 1 and len(many) == len(one)
+    assert all(many.document(i) == one.document(i) for i in range(len(one)))
+    build(sample, image_tokenizer, tmp_path, Config(**{**SMALL.__dict__, "views": 1}))
+    assert len(Shards(tmp_path)) == len(one) // 2  # no shard of the earlier build is left
 
 
 def test_subgroups_that_match_nothing_are_named(sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path):

@@ -11,11 +11,11 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +29,9 @@ from train.folders import Entry, index
 
 MANIFEST = "manifest.json"
 
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
 
 class Encoded(NamedTuple):
     """What became of a file: `codes` [h, w], or no codes and the reason.
@@ -39,6 +42,18 @@ class Encoded(NamedTuple):
     entry: Entry
     codes: Tensor
     reason: str
+
+
+def load_ahead(
+    items: Iterable[Item], load: Callable[[Item], Loaded], batch: int, workers: int
+) -> Iterator[list[tuple[Item, Loaded]]]:
+    """Batches of (item, what `load` makes of it), in order; threads load the next two batches meanwhile."""
+    with ThreadPoolExecutor(workers) as pool:
+        rest = iter(items)
+        ahead = deque((item, pool.submit(load, item)) for item in islice(rest, 3 * batch))
+        while ahead:
+            yield [(item, future.result()) for item, future in (ahead.popleft() for _ in range(min(batch, len(ahead))))]
+            ahead.extend((item, pool.submit(load, item)) for item in islice(rest, batch))
 
 
 def encode_entries(
@@ -60,17 +75,11 @@ def encode_entries(
         except (OSError, ValueError) as error:
             return str(error).removeprefix("the picture: ")
 
-    with ThreadPoolExecutor(workers) as pool:
-        rest = iter(entries)
-        ahead = deque(pool.submit(load, entry) for entry in islice(rest, 3 * batch))
-        for start in range(0, len(entries), batch):
-            chunk = entries[start : start + batch]
-            loaded = [ahead.popleft().result() for _ in chunk]
-            ahead.extend(pool.submit(load, entry) for entry in islice(rest, batch))
-            codes = _encode(loaded, tokenizer)
-            for i, (entry, what) in enumerate(zip(chunk, loaded, strict=True)):
-                empty = torch.zeros(0, 0, dtype=torch.long)
-                yield Encoded(entry, empty, what) if isinstance(what, str) else Encoded(entry, codes[i], "")
+    for chunk in load_ahead(entries, load, batch, workers):
+        codes = _encode([what for _, what in chunk], tokenizer)
+        for i, (entry, what) in enumerate(chunk):
+            empty = torch.zeros(0, 0, dtype=torch.long)
+            yield Encoded(entry, empty, what) if isinstance(what, str) else Encoded(entry, codes[i], "")
 
 
 def _encode(loaded: list[Tensor | str], tokenizer: ImageTokenizer) -> dict[int, Tensor]:

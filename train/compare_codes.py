@@ -15,21 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from PIL import Image
 
 from cm3.pipeline import CM3, PROMPTS
 from cm3.text import TextTokenizer
-from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import lm
 from train.learner import evaluate
+from train.loss import Learner
+from train.objective import Objective
+from train.packing import Rows
 from train.phrases import Facts, Target
 from train.pictures import to_pixels
 from train.probe import across_groups, bag_of_codes, code_vectors
-from train.shards import ShardWriter, read_shard
+from train.recipe import Config as Recipe
+from train.shards import NUM_SPECIAL, Shards, ShardWriter, clear, finish
 from train.sources import STYLES
 from train.tokenize_data import EVERYDAY, encode_views
 from train.views import PLAIN, Augmentation, View, place, read_split
@@ -45,14 +47,14 @@ class Config:
     Attributes:
         seed: of the language model; the views and the held cells are the same for all.
         steps: of the language model; 0 = none.
-        batch_size: documents a step.
+        batch_tokens: tokens a step, in packed rows.
         views: views of each picture; the first is plain.
         model: fields of CM3Config that replace the preset's.
     """
 
     seed: int = 0
     steps: int = 450
-    batch_size: int = 48
+    batch_tokens: int = 4096
     views: int = 8
     model: dict[str, Any] | None = None
 
@@ -128,25 +130,30 @@ def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Dr
     placed: list[list[View]] = [
         [PLAIN, *(augmentation.sample(rng, size) for _ in range(views - 1))] for _ in pictures.rows
     ]
-    writer = ShardWriter(text, tokenizer)
+    vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes)
+    writer = ShardWriter(text, vocab)
     for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer).tolist(), strict=True):
+        writer.sample(name=f"{row['style']} {row['code']}", documents=views)
         for grid in codes:
             writer.ask([Target("caption", PROMPTS["caption"]["en"], row["name"]["en"])], grid)
-    writer.save(out, views=views)
+    clear(out)
+    writer.save(out)
+    finish(out, text, vocab, tokenizer, views=views)
 
 
-@torch.inference_mode()
-def answer_loss(model: CM3ForCausalLM, folder: Path) -> float:
+def row_length(tokenizer: ImageTokenizer) -> int:
+    """Of a packed row: a few documents."""
+    rows, columns = tokenizer.grid
+    return max(256, 2 * (rows * columns + 64))
+
+
+def answer_loss(model: CM3, folder: Path) -> float:
     """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
-    shard, _ = read_shard(folder)
-    vocab, objective, rng = Vocab.from_config(model.config), lm.Objective(), np.random.default_rng(0)
-    rows = [lm.training_row(*shard.document(i), vocab, objective, rng) for i in range(len(shard.offsets) - 1)]
-    total, count = 0.0, 0
-    for i in range(0, len(rows), 64):
-        _, sums, counts = lm.losses(model, lm.collate(rows[i : i + 64], vocab.pad))
-        answer = lm.KINDS.index("answer")
-        total, count = total + sums[answer].item(), count + int(counts[answer])
-    return total / count
+    rows = Rows(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
+    learner = Learner(model.model)
+    losses = lm.evaluate(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
+    model.model.eval()
+    return losses["answer"]
 
 
 def captioning(
@@ -169,13 +176,15 @@ def captioning(
     words = [PROMPTS["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
-    settings = lm.Config(
-        data=str(out / "tokens"), image_tokenizer=name, model=MODEL if config.model is None else config.model,
-        steps=config.steps, batch_size=config.batch_size, micro_batches=1, seed=config.seed, save_every=500,
-        sample_every=config.steps, prompts=("a cat",),
+    row = row_length(tokenizer)
+    settings = Recipe(
+        data=str(out / "tokens"), image_tokenizer=name,
+        model={**(config.model or MODEL), "max_position_embeddings": row},
+        steps=config.steps, row=row, batch_tokens=max(1, config.batch_tokens // row) * row, seed=config.seed,
+        save_every=500, sample_every=0, prompts=(),
     )  # fmt: skip
     started = time.perf_counter()
-    model = lm.train(settings, out / "lm")
+    model = CM3.from_pretrained(lm.train(settings, out / "lm"))
     result: dict[str, Any] = {
         "documents": len(seen.rows) * config.views,
         "parameters": sum(p.numel() for p in model.model.parameters()),
@@ -186,7 +195,7 @@ def captioning(
             continue
         result[split] = {"pictures": len(pictures.rows), "exact": exact_match(model, pictures)}
         write_documents(tokenizer, text, pictures, 1, out / split.replace(" ", "_"))
-        result[split]["loss"] = answer_loss(model.model, out / split.replace(" ", "_"))
+        result[split]["loss"] = answer_loss(model, out / split.replace(" ", "_"))
     return result
 
 

@@ -41,6 +41,12 @@ def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = 
             if not isinstance(target, dict):
                 raise ValueError(f"override {override!r}: {table} is no table")
         target[name] = value
+    return fill(kind, values)
+
+
+def fill(kind: type[T], values: dict[str, Any]) -> T:
+    """The dataclass with these values in place of its defaults. Raises ValueError as `load` does."""
+    values = dict(values)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - fields.keys()):
         raise ValueError(f"unknown config keys: {', '.join(unknown)}; known: {', '.join(fields)}")

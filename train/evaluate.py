@@ -19,7 +19,6 @@ import torch
 import typer
 from PIL import Image
 from rich.progress import track
-from safetensors.numpy import load_file
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from cm3.pipeline import CM3
@@ -30,6 +29,7 @@ from train.learner import psnr
 from train.phrases import KINDS as GROUPS
 from train.phrases import Facts, Target, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
 from train.pictures import to_pixels
+from train.shards import Shards, read_meta
 from train.sheet import contact_sheet
 from train.tokenize_data import LANGUAGES, others_of
 from train.views import PLAIN, place, read_split
@@ -158,17 +158,14 @@ def pooled(prompt: str) -> str:
 
 def blind_answers(tokens: Path, vocab: Vocab, text: TextTokenizer) -> dict[str, str]:
     """Pooled prompt -> its most frequent answer in the training documents."""
-    arrays = load_file(tokens / "train.safetensors")
-    ids, offsets, spans = arrays["ids"], arrays["offsets"], arrays["spans"]
+    shards = Shards(tokens)
     seen: dict[str, Counter] = defaultdict(Counter)
-    for i in np.flatnonzero(spans[:, 0, 1]):
-        document = ids[offsets[i] : offsets[i + 1]].tolist()
-        start = 1
-        for low, high in spans[i]:
-            if high:
-                prompt = text.decode(vocab.ids_to_text(document[start:low]))
-                seen[pooled(prompt)][text.decode(vocab.ids_to_text(document[low:high]))] += 1
-                start = high
+    for number in np.flatnonzero(shards.spans[:, 0, 1]).tolist():
+        document, start = shards.document(number), 1
+        for low, high in document.spans:
+            prompt = text.decode(vocab.ids_to_text(document.ids[start:low]))
+            seen[pooled(prompt)][text.decode(vocab.ids_to_text(document.ids[low:high]))] += 1
+            start = high
     return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
 
 
@@ -243,7 +240,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds."""
     out.mkdir(parents=True, exist_ok=True)
-    meta = json.loads((tokens / "meta.json").read_text())
+    meta = read_meta(tokens)
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
     size = model.image_tokenizer.size[0]
     started = time.time()

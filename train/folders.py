@@ -5,6 +5,7 @@ A tar's table is read once, and its members are then reached in place: nothing i
 
 import os
 import tarfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -14,6 +15,8 @@ from rich.progress import track
 
 from tokenizer_image.pixels import FORMATS, open_image
 from train.views import PICTURES
+
+MAX_MEMBERS = 1_000_000  # of a tar
 
 
 class Entry(NamedTuple):
@@ -38,29 +41,61 @@ class Split(NamedTuple):
     bad: dict[str, str]
 
 
-def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off."""
+def walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below, in order; none that is hidden, and no folder twice where links go round.
+
+    Raises ValueError where there is no such folder.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.isfile(os.path.join(place, name)):
+                yield Path(place, name)
+
+
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar, in order.
+
+    Raises:
+        ValueError: the tar is cut off, or no tar, or has more than MAX_MEMBERS; what came before is whole.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:  # "r:": members of a compressed tar cannot be reached at once
+            for count, member in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    raise ValueError(f"more than {MAX_MEMBERS:,} members: split the tar")
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it would keep all
+                if member.isfile() and not member.issparse():
+                    yield member
+    except (OSError, tarfile.TarError, OverflowError) as error:
+        raise ValueError(f"not a whole tar ({error})") from error
+
+
+def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off."""
     entries: list[Entry] = []
     tars: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path, suffix = Path(place, name), Path(name).suffix.lower()
-            if suffix in PICTURES and path.is_file():
-                entries.append(Entry(str(path), str(path), 0, path.stat().st_size))
-            elif suffix == ".tar":
-                tars.append(path)
+    for path in walk(folder):
+        suffix = path.suffix.lower()
+        if suffix in PICTURES:
+            entries.append(Entry(str(path), str(path), 0, path.stat().st_size))
+        elif suffix == ".tar":
+            tars.append(path)
     bad: dict[str, str] = {}
     for path in track(tars, "reading the tars' tables", disable=len(tars) < 10, transient=True):
         try:
-            with tarfile.open(path, "r:") as tar:  # "r:": members of a compressed tar cannot be reached at once
-                for member in tar:
-                    if member.isfile() and Path(member.name).suffix.lower() in PICTURES:
-                        entries.append(Entry(f"{path}:{member.name}", str(path), member.offset_data, member.size))
-        except (OSError, tarfile.TarError) as error:
-            bad[str(path)] = f"not a whole tar ({error})"
+            for member in members(path):
+                if Path(member.name).suffix.lower() in PICTURES:
+                    entries.append(Entry(f"{path}:{member.name}", str(path), member.offset_data, member.size))
+        except ValueError as error:
+            bad[str(path)] = str(error)
     return entries, bad
 
 

@@ -3,14 +3,13 @@
     python -m train.image_tokenizer --data my_pictures --out runs/mine_vq
     torchrun --nproc_per_node 8 -m train.image_tokenizer --config train/configs/image_tokenizer_f16.toml --data photos
 
-OUT receives config.json, log.jsonl, curves.png, samples-*.png, checkpoint.pt (to resume: run the same command again)
+OUT receives config.json, log.jsonl, curves.png, samples-*.png, checkpoints/ (to resume: run the same command again)
 and model/, which `ImageTokenizer.from_pretrained` reads. Losses: absolute and squared error; distance of frozen
 features; a patch discriminator (VQGAN, Esser et al. 2021, section 3.1); alignment or a JEPA objective for codes that
 carry meaning.
 """
 
 import itertools
-import json
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -20,21 +19,23 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import typer
-from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.quantizer import rotation_trick, straight_through
 from train import config as configs
+from train.checkpoints import Checkpoints
 from train.codebook import baked, entropy_loss, use_simvq
 from train.curves import draw_curves
 from train.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
 from train.features import Features, perceptual
 from train.learner import Learner, Losses, evaluate, psnr, sample_sheet
 from train.meaning import hide_blocks
+from train.parallel import launched
 from train.pictures import Pictures
 from train.precision import autocast
+from train.runlog import RunLog
+from train.state import ModelAndOptimizers
 from train.views import Augmentation
 
 
@@ -197,8 +198,8 @@ def starting_model(config: Config) -> VQModel:
 
 
 def train(config: Config, out: Path) -> ImageTokenizer:
-    """The whole run; continues from OUT/checkpoint.pt where there is one."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    """The whole run; goes on from the newest checkpoint in OUT where there is one."""
+    accelerator = launched()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / "config.json")
@@ -226,32 +227,20 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     judge = PatchDiscriminator(config.discriminator_ch, config.discriminator_layers).to(device)
     judge_optimizer = torch.optim.Adam(judge.parameters(), config.discriminator_lr, (0.5, 0.9))
     lecam = LeCam().to(device)
-    balances: dict[str, float] = {}
-    first, seconds, best = 0, 0.0, 0.0
-    parts = {"learner": learner, "average": average, "optimizer": optimizer, "judge": judge,
-             "judge_optimizer": judge_optimizer, "lecam": lecam}  # fmt: skip
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        vq.quantize.usage.copy_(state["usage"])
-        balances, first, seconds, best = state["balances"], state["step"], state["seconds"], state["best"]
+    run: dict[str, Any] = {"balances": {}, "seconds": 0.0, "best": 0.0, "usage": vq.quantize.usage}
+    parts = {"learner": ModelAndOptimizers(learner, [optimizer]), "judge": ModelAndOptimizers(judge, [judge_optimizer]),
+             "average": average, "lecam": lecam, "run": run}  # fmt: skip
+    checkpoints = Checkpoints(out / "checkpoints")
+    first = checkpoints.load(parts) or 0
+    run = parts["run"]
+    balances: dict[str, float] = run["balances"]
     model, critic = accelerator.prepare(learner, judge) if world > 1 else (learner, judge)
     if config.compile:
         vq.encoder.compile()
         vq.decoder.compile()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     main_process = accelerator.is_main_process
-    log = (out / "log.jsonl" if main_process else Path("/dev/null")).open("a")
-
-    def write(row: dict[str, Any]) -> None:
-        log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}) + "\n")
-        log.flush()
-
-    with Progress(*columns, disable=not main_process) as progress, log:
-        bar = progress.add_task("image tokenizer", total=config.steps, completed=first)
+    with RunLog("image tokenizer", out, first, config.steps, accelerator) as log, checkpoints:
         clock, moved = time.perf_counter(), 0
         batches = source.batches(first, config.batch_size, rank, world, config.workers)
         for step, pixels in itertools.islice(batches, config.steps - first):
@@ -326,10 +315,10 @@ def train(config: Config, out: Path) -> ImageTokenizer:
                 moved += vq.quantize.restart_dead(latents, generator(config, step))
             average.update_parameters(vq)
 
-            progress.update(bar, completed=step + 1)
+            log.show(step + 1)
             if (step + 1) % config.log_every == 0:
                 took, clock = time.perf_counter() - clock, time.perf_counter()
-                seconds += took
+                run["seconds"] += took
                 usage = vq.quantize.usage / vq.quantize.usage.sum()
                 alive = (usage > 0.1 / len(usage)).float().mean().item()
                 speed = config.log_every * len(pixels) * world / took
@@ -337,44 +326,39 @@ def train(config: Config, out: Path) -> ImageTokenizer:
                        "quantizer": result.quantizer.item(), **{name: value.item() for name, value in losses.items()},
                        "codes_alive": alive, "perplexity": torch.special.entr(usage).sum().exp().item(),
                        "restarted": moved, "gradient": norm.item(), "skipped_files": len(source.skipped),
-                       "images_per_second": speed, "seconds": seconds}  # fmt: skip
+                       "images_per_second": speed, "seconds": run["seconds"]}  # fmt: skip
                 moved = 0
-                write(row)
-                progress.update(bar, description=f"psnr {row['psnr']:.2f} dB, {row['images_per_second']:.0f} images/s")
+                log.write(row)
+                log.show(step + 1, f"psnr {row['psnr']:.2f} dB, {row['images_per_second']:.0f} images/s")
                 if alive < config.least_codes and step > config.warmup + 500:
                     raise ValueError(
                         f"the codebook has collapsed at step {step}: {alive:.1%} of {len(usage)} codes are in use; set "
                         "restart_every (10), model.normalize with a small model.embed_dim (8), or simvq"
                     )
             if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-                took, clock = time.perf_counter() - clock, time.perf_counter()
-                seconds += took
+                run["seconds"] += time.perf_counter() - clock
                 if main_process:
                     figures, reconstructed = evaluate(teacher.eval(), held)
                     teacher.train()
-                    write({"step": step + 1, "split": config.evaluate_on, **figures, "seconds": seconds})
-                    progress.console.print(f"step {step + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                    if figures["psnr"] < best - config.most_loss:
+                    log.write({"step": step + 1, "split": config.evaluate_on, **figures, "seconds": run["seconds"]})
+                    log.say(f"step {step + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                    if figures["psnr"] < run["best"] - config.most_loss:
                         raise ValueError(
                             f"the reconstruction has collapsed at step {step}: {figures['psnr']:.1f} dB after "
-                            f"{best:.1f}; lower lr (now {config.lr}) or adversarial (now {config.adversarial}), or let "
-                            "that begin later"
+                            f"{run['best']:.1f}; lower lr (now {config.lr}) or adversarial (now {config.adversarial}), "
+                            "or let that begin later"
                         )
-                    best = max(best, figures["psnr"])
+                    run["best"] = max(run["best"], figures["psnr"])
                     sample_sheet(held, reconstructed).save(out / f"samples-{step + 1:06d}.png")
                     draw_curves(out / "log.jsonl", out / "curves.png")
-                    state = {name: part.state_dict() for name, part in parts.items()}
-                    state |= {"usage": vq.quantize.usage, "balances": balances, "step": step + 1, "seconds": seconds,
-                              "best": best}  # fmt: skip
-                    torch.save(state, checkpoint.with_suffix(".part"))
-                    checkpoint.with_suffix(".part").replace(checkpoint)
                     # Halves, so that whoever loads the model later computes the very codes that the shards hold.
                     ImageTokenizer(baked(teacher)).save_pretrained(out / "model", torch.float16)
+                checkpoints.save(step + 1, parts)
                 accelerator.wait_for_everyone()
                 clock = time.perf_counter()
         if main_process and source.skipped:
-            write({"skipped": {str(path): reason for path, reason in source.skipped.items()}})
-            progress.console.print(f"{len(source.skipped)} files were left out; log.jsonl names each with its reason")
+            log.write({"step": config.steps, "skipped": {str(path): reason for path, reason in source.skipped.items()}})
+            log.say(f"{len(source.skipped)} files were left out; log.jsonl names each with its reason")
     return ImageTokenizer.from_pretrained(out / "model")
 
 

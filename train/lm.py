@@ -1,293 +1,287 @@
 """Train the language model on token shards: drawing, captioning and answering with one set of weights.
 
     python -m train.lm --config train/configs/lm_emoji.toml --out runs/lm
+    python -m train.lm --data data/mine --out runs/mine --dry-run                 # what it will take, before it starts
+    python -m train.lm --data data/mine --out runs/mine start=emoji lora.rank=16  # fine-tune with adapters
+    torchrun --nproc_per_node 8 -m train.lm --data data/mine --out runs/mine parallel=fsdp
 
-OUT receives config.json, log.jsonl, samples-*.png, checkpoint.pt (to resume: run the same command again) and model/,
+OUT receives config.json, log.jsonl, samples-*.png, checkpoints/ (to resume: run the same command again) and model/,
 which `CM3.from_pretrained` reads.
 """
 
-import json
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from accelerate.local_sgd import LocalSGD
 from torch import Tensor
 
-from cm3.config import CM3Config
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import config as configs
-from train.objective import KINDS, Objective, training_row
-from train.precision import autocast, bf16_is_fast
-from train.shards import Shard, read_shard
+from train.checkpoints import Checkpoints
+from train.loss import Learner
+from train.objective import KINDS
+from train.optimizers import Average, Watch, rate
+from train.packing import Batch, Position, Rows, Steps, load
+from train.parallel import collecting, launched, spread, summed, together, whole, whole_state
+from train.plan import plan_run, step_flops, utilisation
+from train.precision import autocast, uses_bf16
+from train.recipe import (
+    Config,
+    attention_of,
+    image_tokenizer_of,
+    lora_of,
+    objective_of,
+    optimizers_of,
+    starting_model,
+)
+from train.runlog import RunLog
+from train.shards import Shards
 from train.sheet import contact_sheet
+from train.starting import Lora, add_lora, merged, rebuilt, save_adapter
+from train.state import ModelAndOptimizers, RandomState
 
 
-@dataclass(frozen=True)
-class Config:
-    """One run.
+@torch.no_grad()
+def evaluate(learner: torch.nn.Module, rows: Rows, count: int, micro: int, precision: str, device: torch.device,
+             rank: int = 0, world: int = 1) -> dict[str, float]:  # fmt: skip
+    """Mean cross-entropy in nats of each kind of token, and of "all".
 
-    Attributes:
-        data: folder of token shards.
-        image_tokenizer: folder or name of the image tokenizer that made them.
-        preset: key of cm3.config.PRESETS; the vocabulary's layout comes from the shards.
-        model: fields of CM3Config that replace the preset's.
-        objective: fields of train.objective.Objective.
-        codebook_init: start the embeddings of image codes from the codebook, so that codes that look alike start alike.
-        steps: optimiser steps.
-        batch_size: documents a step.
-        micro_batches: parts that a batch, sorted by length, is computed in.
-        matrices: optimiser of the matrices inside the blocks: "muon", "adamw", or "auto" = Muon where bf16, in which
-            PyTorch's Muon computes, is fast.
-        muon_lr: rate of Muon.
-        lr: rate of AdamW for everything else.
-        warmup: steps of linear warm-up.
-        decay: share of the run at its end in which the rate falls linearly to 0.
-        betas: of AdamW.
-        weight_decay: of the matrices.
-        clip: largest norm of the gradient.
-        precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
-        compile: torch.compile the blocks.
-        attention: implementation; "auto" = sdpa on a GPU, eager on a CPU (faster there for short rows).
-        seed: of everything random.
-        log_every: steps between log lines.
-        save_every: steps between checkpoints.
-        sample_every: steps between sample pictures.
-        prompts: what the samples are drawn from.
+    Args:
+        learner: train.loss.Learner, as it is called in training.
+        rows: of the documents.
+        count: of them, at most, shared by all processes.
+        micro: rows that go through the model together.
+        precision: as in Config.
+        device, rank, world: this process.
     """
-
-    data: str = "data/emoji-tokens"
-    image_tokenizer: str = "runs/decoder/model"
-    preset: str = "emoji"
-    model: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, Any] = field(default_factory=dict)
-    codebook_init: bool = True
-    steps: int = 5000
-    batch_size: int = 48
-    micro_batches: int = 2
-    matrices: str = "auto"
-    muon_lr: float = 0.02
-    lr: float = 3e-3
-    warmup: int = 100
-    decay: float = 0.5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    precision: str = "auto"
-    compile: bool = False
-    attention: str = "auto"
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    sample_every: int = 500
-    prompts: tuple[str, ...] = (
-        "a red apple", "a cat", "a yellow taxi", "a pizza", "a soccer ball", "a tulip in the noto style",
-        "a guitar on a pink background", "a blue fish",
-    )  # fmt: skip
+    count = min(count, len(rows.plan(0).rows))
+    share = -(-count // world)
+    totals = torch.zeros(2, len(KINDS) + 1, device=device)
+    learner.eval()
+    before = rank * share
+    for part in Steps(rows, share * world, micro, rank=rank, world=world)[0].parts:
+        # Every process makes as many passes, or the others would wait for ever; rows beyond the last count nothing.
+        part.kinds[max(0, count - before) :] = 0
+        before += len(part.kinds)
+        with autocast(precision, device):
+            losses = learner(Batch(*(array.to(device) for array in part)))
+        totals += torch.stack([losses.sums, losses.counts])
+    learner.train()
+    summed(totals)
+    return by_kind(*totals) | {"all": (totals[0, 1:].sum() / totals[1, 1:].sum()).item()}
 
 
-class Batch(NamedTuple):
-    """ids, weights, kinds: [B, T], padded on the right with weight 0."""
-
-    ids: Tensor
-    weights: Tensor
-    kinds: Tensor
+def by_kind(sums: Tensor, counts: Tensor) -> dict[str, float]:
+    """Mean cross-entropy of each kind of token that there was."""
+    pairs = zip(KINDS, sums[1:].tolist(), counts[1:].tolist(), strict=True)
+    return {kind: total / count for kind, total, count in pairs if count}
 
 
-def objective_of(config: Config) -> Objective:
-    """Raises ValueError for a field that does not exist."""
-    return configs.load(Objective, None, [f"{key}={value}" for key, value in config.objective.items()])
+def train(config: Config, out: Path) -> Path:
+    """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the model's folder."""
+    objective, lora = objective_of(config), lora_of(config)
+    accelerator = launched(config.processes, config.trackers, str(out))
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    per_rank = config.rows(world)
+    micro = config.micro_rows or per_rank
 
-
-def batches(shard: Shard, vocab: Vocab, config: Config, first: int = 0) -> Iterator[list[Batch]]:
-    """Micro-batches of each step from `first` on, for ever; step s is the same whatever step it starts from."""
-    objective = objective_of(config)
-    count = len(shard.offsets) - 1
-    per_epoch = count // config.batch_size
-    if per_epoch == 0:
-        raise ValueError(f"{count} documents do not fill a batch of {config.batch_size}")
-    step, order, epoch = first, np.empty(0, int), -1
-    while True:
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            order = np.random.default_rng((config.seed, epoch)).permutation(count)
-        rng = np.random.default_rng((config.seed, 1, step))
-        start = step % per_epoch * config.batch_size
-        rows = [
-            training_row(*shard.document(i), vocab, objective, rng) for i in order[start : start + config.batch_size]
-        ]
-        rows.sort(key=lambda row: len(row.ids))
-        size = -(-len(rows) // config.micro_batches)
-        yield [collate(rows[i : i + size], vocab.pad) for i in range(0, len(rows), size)]
-        step += 1
-
-
-def collate(rows: list, pad: int, multiple: int = 8) -> Batch:
-    """Rows of unequal length as one Batch; T is a multiple of `multiple`."""
-    length = -(-max(len(row.ids) for row in rows) // multiple) * multiple
-    ids = np.full((len(rows), length), pad)
-    weights, kinds = np.zeros((len(rows), length), np.float32), np.zeros((len(rows), length), int)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)], weights[i, : len(row.ids)], kinds[i, : len(row.ids)] = row
-    return Batch(torch.from_numpy(ids), torch.from_numpy(weights), torch.from_numpy(kinds))
-
-
-def build_model(config: Config, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> CM3ForCausalLM:
-    """A fresh model with the shards' vocabulary."""
-    torch.manual_seed(config.seed)
-    model = CM3ForCausalLM(CM3Config.preset(config.preset, **meta["vocab"], **config.model))
-    if config.codebook_init:
-        vocab = Vocab.from_config(model.config)
-        codebook = image_tokenizer.model.quantize.codebook().cpu()  # [K, Z]
-        for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
-            likeness = (
-                codebook @ torch.randn(codebook.shape[1], weight.shape[1]) / codebook.std() / codebook.shape[1] ** 0.5
-            )
-            rows = weight.data[vocab.first_code :]
-            rows.copy_((rows + model.config.init_std * likeness) * 0.5**0.5)  # half what it looks like, half its own
-    return model
-
-
-def optimizers(model: CM3ForCausalLM, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) or AdamW for the matrices inside the blocks, AdamW for embeddings, head and norms.
-
-    The peak rate of each is its `defaults["lr"]`.
-    """
-    if config.matrices not in ("auto", "muon", "adamw"):
-        raise ValueError(f"matrices is {config.matrices!r}: choose auto, muon or adamw")
-    inside = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    ids = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    adamw = torch.optim.AdamW(rest, config.lr, config.betas, weight_decay=0.0, fused=True)
-    if config.matrices == "muon" or (config.matrices == "auto" and bf16_is_fast(model.device)):
-        return [torch.optim.Muon(inside, config.muon_lr, config.weight_decay, adjust_lr_fn="original"), adamw]
-    return [torch.optim.AdamW(inside, config.lr, config.betas, weight_decay=config.weight_decay, fused=True), adamw]
-
-
-def rate(step: int, config: Config) -> float:
-    """Warm-up, stable, linear decay: the factor of the peak rates."""
-    decay_from = (1 - config.decay) * config.steps
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return 1.0 if step < decay_from else (config.steps - step) / (config.steps - decay_from)
-
-
-def losses(model: CM3ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of the cross-entropies; and for each of KINDS the plain sum and the count, [len(KINDS)]."""
-    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, T - 1, D]
-    weights, kinds = batch.weights[:, 1:], batch.kinds[:, 1:]
-    counted = weights > 0
-    logits = model.lm_head(hidden[counted]).float()  # [n, V]
-    errors = F.cross_entropy(logits, batch.ids[:, 1:][counted], reduction="none")  # [n]
-    sums = torch.zeros(len(KINDS) + 1).index_add_(0, kinds[counted].cpu(), errors.detach().cpu())
-    counts = torch.bincount(kinds[counted].cpu(), minlength=len(KINDS) + 1)
-    return (errors * weights[counted]).sum(), sums[1:], counts[1:]
-
-
-def train(config: Config, out: Path) -> CM3:
-    """The whole run; continues from OUT/checkpoint.pt where there is one."""
-    objective_of(config)  # before anything is written
-    shard, meta = read_shard(Path(config.data))
-    image_tokenizer = ImageTokenizer.from_pretrained(config.image_tokenizer)
-    if (mark := image_tokenizer.fingerprint()) != meta["image_tokenizer"]:
-        raise ValueError(f"{config.data} was made by image tokenizer {meta['image_tokenizer']}, not by "
-                         f"{config.image_tokenizer} ({mark})")  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    configs.save(config, out / "config.json")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config, meta, image_tokenizer)
+    # 1. Data and model.
+    shards = Shards(config.data, verify=config.verify, max_bad=config.max_bad)
+    image_tokenizer = image_tokenizer_of(config, shards.meta)
+    model = starting_model(config, shards.meta, image_tokenizer)
+    vocab = Vocab.from_config(model.config)
+    rows = Rows(shards, vocab, objective, config.row, config.seed, config.window)
+    held_out = None
+    if config.evaluate_every:
+        held = Shards(config.data, "held_out", config.verify, config.max_bad)
+        held_out = Rows(held, vocab, objective.plain(), config.row, 0, len(held))
+    adapter = add_lora(model, lora, config.seed) if lora.rank else None
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        configs.save(config, out / "config.json")
     model.to(device)  # pyright: ignore[reportArgumentType]
-    pipeline = CM3(model, TextTokenizer.load(config.data), image_tokenizer.to(device))
-    optimizer = optimizers(model, config)
-    automatic = "eager" if device.type == "cpu" else "sdpa"
-    model.set_attn_implementation(automatic if config.attention == "auto" else config.attention)
+    model.set_attn_implementation(attention_of(config, device))
+    if config.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for block in model.model.layers:
             block.compile()
+    learner = Learner(model, config.z_loss, config.chunk).train()
+    called = spread(learner, accelerator, config.parallel, uses_bf16(config.precision, device))
+    optimizer = optimizers_of(learner, config, device)
+    flops = step_flops(model.config, config.row, config.batch_tokens, optimizer)
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    average = Average(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema or 1.0)
+    watch = Watch(config.spike)
+    tally = {"bad documents": 0, "seconds": 0.0}
 
-    first, checkpoint = 0, out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for one, saved in zip(optimizer, state["optimizers"], strict=True):
-            one.load_state_dict(saved)
-        first = state["step"]
+    # 2. Where it stands.
+    run: dict[str, Any] = {"position": list(Position()), "data": shards.fingerprint(), "row": config.row,
+                           "batch_tokens": config.batch_tokens, "window": config.window, "seed": config.seed,
+                           "tally": tally}  # fmt: skip
+    apart = config.local_sgd and world > 1
+    state = ModelAndOptimizers(learner, optimizer)
+    parts = {f"apart-{rank}-of-{world}" if apart else "lm": state, "random": RandomState(), "watch": watch, "run": run}
+    if config.ema:
+        parts["average"] = average.values
+    checkpoints = Checkpoints(out / "checkpoints", config.keep, config.asynchronous, config.go_on)
+    expected = {key: run[key] for key in ("data", "row", "batch_tokens", "window", "seed")}
+    wanted = [[{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
+              for one in optimizer]  # fmt: skip
+    first = checkpoints.load(parts) or 0
+    for one, settings in zip(optimizer, wanted, strict=True):  # rates and decays are this command's, not the old one's
+        for group, fields in zip(one.param_groups, settings, strict=True):
+            group.update(fields)
+    run = parts["run"]
+    if other := [f"{key} was {run[key]!r}, now {now!r}" for key, now in expected.items() if run[key] != now]:
+        raise ValueError(f"{out} holds a run on other data: {'; '.join(other)}; take another --out, or set "
+                         f"start={out}/model")  # fmt: skip
+    tally = run["tally"]
+    steps = Steps(rows, per_rank * world, micro, first, Position(*run["position"]), rank, world)
+    source = load(steps, config.steps, config.workers, device.type == "cuda")
+    stop, in_front = [False], threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True)) if in_front else None
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, (out / "log.jsonl").open("a") as log:
-        bar = progress.add_task("lm", total=config.steps, completed=first)
-        source = batches(shard, Vocab.from_config(model.config), config, first)
-        clock, tokens = time.perf_counter(), 0
-        sums, counts = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
-        model.train()
+    # 3. The loop: step, log, evaluate, save, sample.
+    with RunLog("lm", out, first, config.steps, accelerator) as log, checkpoints, LocalSGD(
+        accelerator, called, config.local_sgd or 1, enabled=bool(apart)
+    ) as local:  # fmt: skip
+        local.num_steps = first
+        for problem in (f"{name}: {why}" for name, why in shards.bad.items()):
+            log.say(f"left out: {problem}")
+        if rows.too_long:
+            log.say(f"left out: {rows.too_long} of {len(shards)} documents have more than row = {config.row} tokens")
+        totals = torch.zeros(2, len(KINDS) + 1, device=device)
+        clock, waited, tokens = time.perf_counter(), 0.0, torch.zeros(2, device=device)
         for step in range(first, config.steps):
-            parts = [Batch(*(array.to(device) for array in part)) for part in next(source)]
-            total = sum(part.weights[:, 1:].sum() for part in parts)
-            for part in parts:
-                with autocast(config.precision, device):
-                    loss, part_sums, part_counts = losses(model, part)
-                (loss / total).backward()
-                sums, counts = sums + part_sums, counts + part_counts
-                tokens += part.ids.numel()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            if not torch.isfinite(norm):
-                raise ValueError(f"the gradient is {norm.item()} at step {step}: lower muon_lr and lr")
+            before = time.perf_counter()
+            data = next(source)
+            batches = [Batch(*(array.to(device, non_blocking=True) for array in part)) for part in data.parts]
+            waited += time.perf_counter() - before
+            weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
+            news = summed(torch.stack([weight, weight.new_tensor(stop[0]), weight.new_tensor(len(data.bad))]))
+            scale = (world if not apart else 1) / (weight if apart else news[0])
+            loss = torch.zeros((), device=device)
+            for i, batch in enumerate(batches):
+                with collecting(called, i == len(batches) - 1), autocast(config.precision, device):
+                    losses = called(batch)
+                    (losses.total * scale).backward()
+                loss += losses.total.detach() * scale
+                totals += torch.stack([losses.sums, losses.counts])
+                tokens += torch.stack([batch.ids.new_tensor(batch.ids.numel()), (batch.ids == vocab.pad).sum()])
+            norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.clip))
+            mean, length = (loss, norm) if apart else (summed(loss) / world, norm)
+            factor = rate(step, config.steps, config.schedule, config.warmup, config.decay, config.final)
+            if why := watch.verdict(mean.item(), length.item()):
+                log.write({"step": step + 1, "skipped": why, "all losses": mean.item(), "gradient": length.item(),
+                           "digest": data.digest})  # fmt: skip
+            else:
+                for one in optimizer:
+                    for group in one.param_groups:
+                        group["lr"] = group["peak"] * factor
+                    one.step()
+                if config.ema:
+                    average.update()
             for one in optimizer:
-                for group in one.param_groups:
-                    group["lr"] = one.defaults["lr"] * rate(step, config)
-                one.step()
                 one.zero_grad()
-            progress.update(bar, completed=step + 1)
-            if (step + 1) % config.log_every == 0:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                by_kind = {kind: round((sums[i] / counts[i]).item(), 4) for i, kind in enumerate(KINDS) if counts[i]}
-                row = {"step": step + 1, "loss": by_kind, "gradient": round(norm.item(), 4), "rate": rate(step, config),
-                       "documents_per_second": round(config.log_every * config.batch_size / seconds, 2),
-                       "tokens_per_second": round(tokens / seconds)}  # fmt: skip
-                tokens, sums, counts = 0, torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                words = ", ".join(f"{kind} {value:.2f}" for kind, value in by_kind.items())
-                progress.update(bar, description=f"{words}, {row['documents_per_second']:.0f} documents/s")
+            local.step()
+            run["position"] = list(data.position)
+            tally["bad documents"] += int(news[2])
+            log.show(step + 1)
+            if watch.in_a_row > config.most_skipped:
+                raise ValueError(f"{watch.in_a_row} steps in a row were skipped ({why}, the last at step {step + 1}): "
+                                 "lower muon_lr and lr, or look at the data")  # fmt: skip
+            if tally["bad documents"] > max(10, config.max_bad * data.position.documents):
+                raise ValueError(f"{tally['bad documents']} of {data.position.documents} documents are damaged, more "
+                                 f"than max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}")  # fmt: skip
             last = step + 1 == config.steps
-            if (step + 1) % config.save_every == 0 or last:
-                state = {
-                    "model": model.state_dict(),
-                    "optimizers": [one.state_dict() for one in optimizer],
-                    "step": step + 1,
-                }
-                torch.save(state, checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
-            if (step + 1) % config.sample_every == 0 or last:
-                model.eval()
-                drawn = [pipeline.generate(prompt, n=6, seed=0) for prompt in config.prompts]
-                contact_sheet(list(config.prompts), drawn).save(out / f"samples-{step + 1:06d}.png")
-                pipeline.save_pretrained(out / "model")
-                model.train()
+            leaving = bool(news[1]) and not (apart and (step + 1) % config.local_sgd)
+            if (step + 1) % config.log_every == 0 or last or leaving:
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                tally["seconds"] += seconds
+                totals, tokens = summed(totals), summed(tokens)
+                loss_by_kind = by_kind(*totals)
+                rate_of_tokens = tokens[0].item() / seconds
+                row = {"step": step + 1, "loss": loss_by_kind, "gradient": length.item(), "rate": factor,
+                       "tokens_per_second": round(rate_of_tokens), "padding": (tokens[1] / tokens[0]).item(),
+                       "waiting": waited / seconds, "documents": data.position.documents, "digest": data.digest,
+                       "flops": (step + 1) * flops,
+                       "epoch": data.position.documents / len(shards), "skipped_steps": sum(watch.skipped.values()),
+                       **utilisation(model.config, config.row, rate_of_tokens / world, device)}  # fmt: skip
+                log.write(row)
+                words = ", ".join(f"{kind} {value:.2f}" for kind, value in loss_by_kind.items())
+                log.show(step + 1, f"{words}, {rate_of_tokens:.0f} tokens/s")
+                totals, tokens, waited = torch.zeros_like(totals), torch.zeros_like(tokens), 0.0
+            if held_out and ((step + 1) % config.evaluate_every == 0 or last):
+                if config.ema:
+                    average.swap()
+                held_loss = evaluate(called, held_out, config.evaluate_rows, micro, config.precision, device, rank,
+                                     world)  # fmt: skip
+                log.write({"step": step + 1, "held_out": held_loss})
+                if config.ema:
+                    average.swap()
                 clock = time.perf_counter()
-    model.eval()
-    return pipeline
+            if (step + 1) % config.save_every == 0 or last or leaving:
+                checkpoints.save(step + 1, parts)
+            if last or leaving or (config.sample_every and (step + 1) % config.sample_every == 0):
+                weights: dict[str, Tensor] = dict(learner.model.named_parameters())
+                if config.ema:
+                    weights |= {name.removeprefix("model."): value for name, value in average.values.items()}
+                full = whole_state(weights)
+                if accelerator.is_main_process:
+                    keep_model(full, config, model, image_tokenizer, out, lora)
+                    if adapter:
+                        save_adapter(full, adapter, out / "adapter")
+                    if config.prompts and not leaving:
+                        draw_samples(config, out, step + 1, device)
+                clock = time.perf_counter()
+            if leaving:
+                log.say(f"told to end: everything is saved after step {step + 1}; the same command goes on from there")
+                break
+    if previous is not None:
+        signal.signal(signal.SIGTERM, previous)
+    together(accelerator, True)  # nobody leaves before the model is written
+    return out / "model"
+
+
+def keep_model(full: dict[str, Tensor], config: Config, model: CM3ForCausalLM, image_tokenizer: ImageTokenizer,
+               out: Path, lora: Lora) -> None:  # fmt: skip
+    """Write OUT/model as something to use: no adapters, no shards."""
+    plain = merged(full, lora) if lora.rank else full
+    CM3(rebuilt(model.config, plain), TextTokenizer.load(config.data), image_tokenizer).save_pretrained(out / "model")
+
+
+def draw_samples(config: Config, out: Path, step: int, device: torch.device) -> None:
+    pipeline = CM3.from_pretrained(out / "model", device=device.type)
+    drawn = [pipeline.generate(prompt, n=6, seed=0) for prompt in config.prompts]
+    contact_sheet(list(config.prompts), drawn).save(out / f"samples-{step:06d}.png")
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/lm"),
     config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
     data: Annotated[str | None, typer.Option(help="folder of the token shards")] = None,
+    dry_run: Annotated[bool, typer.Option(help="measure and say what the run will take, and end")] = False,
+    find_batch: Annotated[bool, typer.Option(help="find the best micro_rows, and end")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:
         settings = configs.load(Config, config, overrides)
-        train(replace(settings, data=data) if data else settings, out)
+        settings = replace(settings, data=data) if data else settings
+        if dry_run or find_batch:
+            plan_run(settings, find_batch)
+        else:
+            train(settings, out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"lm: {error}") from None
 

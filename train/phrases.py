@@ -4,6 +4,7 @@ Everything is made from facts: CLDR names and keywords, Unicode groups, the styl
 answer never needs more than the picture.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -74,11 +75,25 @@ class Target(NamedTuple):
     answer: str
 
 
+# Names that take no article: what is not counted, and plurals without an s.
+BARE = {
+    "bacon", "blood", "bread", "broccoli", "butter", "candy", "cheese", "clothing", "construction", "cooking", "corn",
+    "dango", "falafel", "food", "garlic", "green", "hockey", "lacrosse", "tennis", "badminton", "bowling", "mail",
+    "mate", "meat", "milk", "money", "oden", "people", "pong", "popcorn", "rice", "sake", "salt", "shrimp", "sushi", "squid",
+    "tea", "wind", "music", "paper",
+}  # fmt: skip
+SINGULAR = ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros", "lotus", "walrus", "lens", "iris")
+
+
 def with_article(name: str) -> str:
-    """ "apple" -> "an apple"; plurals and names that begin in capitals stay bare."""
-    if name[:1].isupper() or (name.endswith("s") and not name.endswith("ss")):
+    """ "apple" -> "an apple", "unicorn" -> "a unicorn", "hourglass" -> "an hourglass". Plurals, what is not counted and
+    names that begin in capitals stay bare."""
+    last = re.split(" (?:of|with|in|on) ", name)[0].split(" ")[-1]  # "glass" of "a glass of milk"
+    plural = last.endswith("s") and not last.endswith(("ss", *SINGULAR))
+    if name[:1].isupper() or plural or last in BARE:
         return name
-    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+    silent, spoken = name.startswith(("hour", "honest", "heir")), name.startswith(("uni", "use", "eu", "one", "ewe"))
+    return f"{'an' if silent or (name[:1] in 'aeiou' and not spoken) else 'a'} {name}"
 
 
 def caption(facts: Facts, ground: str, language: str, aliases: Sequence[str], rng: np.random.Generator) -> str:
@@ -186,10 +201,11 @@ def targets(
         lambda: ask_style(facts, language, rng),
         lambda: ask_ground(ground, language, rng),
     ]
-    if facts["subgroup"] in KINDS:
-        side.append(lambda: ask_kind(facts, language, rng))
     if facts["colour"]:
         side.append(lambda: ask_colour(facts, language, rng))
+    first = named[rng.integers(len(named))]()
+    if facts["subgroup"] in KINDS and first.task != "is":  # who is asked "Is it a cat?" knows what kind of thing it is
+        side.append(lambda: ask_kind(facts, language, rng))
     extra = rng.permutation(len(side))[: rng.integers(3)]
-    chosen = [named[rng.integers(len(named))], *(side[i] for i in extra)]
+    chosen: list[Callable[[], Target]] = [lambda: first, *(side[i] for i in extra)]
     return [chosen[i]() for i in rng.permutation(len(chosen))]

@@ -12,7 +12,11 @@ def bf16_is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public query exists
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether "auto", "bf16" or "fp32" means bf16 on the device."""
+    return bf16_is_fast(device) if precision == "auto" else precision == "bf16"
+
+
 def autocast(precision: str, device: torch.device):
     """The context of a forward pass in `precision` ("auto", "bf16" or "fp32")."""
-    bf16 = bf16_is_fast(device) if precision == "auto" else precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(precision, device) else nullcontext()

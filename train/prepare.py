@@ -1,66 +1,290 @@
-"""Turn a folder of captioned pictures into token shards that train.lm reads.
+"""Turn your own pictures and texts into token shards that train.lm reads.
 
-    python -m train.prepare FOLDER --out data/mine [--image-tokenizer emoji | runs/mine/model]
+    python -m train.prepare SOURCE --out data/mine [--image-tokenizer emoji | runs/mine/model]
+    python -m train.prepare SOURCE --out data/mine --model emoji                  # to fine-tune that model
+    python -m train.prepare SOURCE --out data/mine --processes 8
+    torchrun --nproc-per-node 4 -m train.prepare SOURCE --out data/mine           # ranks share the work through OUT
 
-FOLDER holds pictures, each with a text file of the same name beside it (cat.jpg, cat.txt). Every picture gives two
-documents: its caption and then the picture, and the picture and then its caption.
+SOURCE: what train/records.py reads. A caption with its picture gives two documents, for drawing and for captioning;
+interleaved samples give documents as they read. OUT receives what train/shards.py describes, and
+
+    OUT/prepare.json         what the run is; the same command goes on where it was, another one is refused
+    OUT/skipped.jsonl        every sample that was left out, and why
+    OUT/skipped-00000.jsonl  those of one shard
 """
 
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.progress import track
 
-from cm3.pipeline import PROMPTS
-from cm3.text import TextTokenizer
+from cm3.config import CM3Config
+from cm3.pipeline import PROMPTS, check_files, find_model
+from cm3.text import FILE, TextTokenizer
+from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.codes import encode_entries
-from train.folders import Entry
-from train.phrases import Target
-from train.shards import ShardWriter
-from train.views import read_folder
+from train.crew import chunks_of, wait_for, work
+from train.record import Columns, Skip
+from train.records import Source, open_source
+from train.scribe import SKIPPED, Options, Scribe, rows_of
+from train.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts, text_fingerprint, write_whole
+
+RUN = "prepare.json"
+USUAL = Options()
+CONTEXT = 4096  # tokens of a document, where nobody says
 
 
-def prepare(folder: Path, out: Path, image_tokenizer: ImageTokenizer, text_vocab: int = 4096) -> dict:
-    """Write the shards (train/shards.py). Returns the content of meta.json, which names what was skipped.
+class Tokenizers(NamedTuple):
+    """`image_name`: what ImageTokenizer.from_pretrained takes. `text`, `layout`: of the model; None = to be trained.
+    `context`: most tokens of a document."""
+
+    image: ImageTokenizer
+    image_name: str
+    text: TextTokenizer | None = None
+    layout: Vocab | None = None
+    context: int = CONTEXT
+
+
+def load_tokenizers(options: Options) -> Tokenizers:
+    """Raises ValueError where something is missing, or does not belong together."""
+    if not options.model:
+        name = options.image_tokenizer or "emoji"
+        return Tokenizers(ImageTokenizer.from_pretrained(name), name)
+    if options.image_tokenizer:
+        raise ValueError(f"--model {options.model} brings its image tokenizer: leave out --image-tokenizer")
+    folder = find_model(options.model)
+    check_files(folder)
+    config = CM3Config.from_pretrained(folder)
+    own = folder / "image_tokenizer"
+    name = str(own if own.is_dir() else getattr(config, "image_tokenizer", own))
+    image = ImageTokenizer.from_pretrained(name)
+    if getattr(config, "image_tokenizer_fingerprint", None) not in (None, image.fingerprint()):
+        raise ValueError(f"the image tokenizer {name!r} is not the one that {folder} was trained with")
+    if options.max_tokens > config.max_position_embeddings:
+        raise ValueError(f"--max-tokens {options.max_tokens} is more than the model's context of "
+                         f"{config.max_position_embeddings}")  # fmt: skip
+    context = min(CONTEXT, config.max_position_embeddings)
+    return Tokenizers(image, name, TextTokenizer.load(folder), Vocab.from_config(config), context)
+
+
+def prepare(
+    path: str | Path, out: Path, options: Options = USUAL, processes: int = 1, rank: int = 0, world: int = 1
+) -> dict[str, Any]:
+    """Write the shards. Returns the content of meta.json; of another rank than 0, what it did.
+
+    Args:
+        path: what train/records.py reads.
+        out: folder of the shards; those of the same run that are there already stay.
+        options: what goes into them.
+        processes: of this rank.
+        rank, world: which of how many take part; each takes every world-th shard, and rank 0 finishes.
 
     Raises:
-        ValueError: the folder has no picture with a caption.
+        ValueError: nothing to read, nothing that can be used, another run's shards in `out`, or options that do not
+            fit together.
     """
-    words = {str(path): caption for path, caption in read_folder(folder)}
-    silent = [name for name, caption in words.items() if not caption]
-    skipped = [f"{name}: no caption in {Path(name).with_suffix('.txt').name}" for name in silent]
-    entries = [Entry(name, name, 0, Path(name).stat().st_size) for name, caption in words.items() if caption]
-    captions, codes = [], []
-    for done in track(encode_entries(entries, image_tokenizer), "encoding", len(entries)):
-        if done.reason:
-            skipped.append(f"{done.entry.name}: {done.reason}")
-        else:
-            captions.append(words[done.entry.name])
-            codes.append(done.codes.flatten().tolist())
-    if not captions:
-        raise ValueError(f"{folder} has no picture with a caption: put cat.txt beside cat.jpg")
-    prompt = PROMPTS["caption"]["en"]
-    writer = ShardWriter(TextTokenizer.train([prompt, *captions], text_vocab), image_tokenizer)
-    for caption, picture in zip(captions, codes, strict=True):
-        writer.draw(caption, picture)
-        writer.ask([Target("caption", prompt, caption)], picture)
-    return writer.save(out, pictures=len(captions), skipped=sorted(skipped))
+    started = time.perf_counter()
+    tokenizers = load_tokenizers(options)
+    options = replace(options, max_tokens=options.max_tokens or tokenizers.context)
+    check(options, tokenizers.image)
+    columns = Columns(options.image_column, options.text_column)
+    source = open_source(path, columns, options.format, options.samples)
+    if Path(path).is_dir() and out.resolve().is_relative_to(Path(path).resolve()):
+        raise ValueError(f"{out} lies in {path}, where it would be read as a source: choose a folder outside")
+    run = {
+        "data": {"format": source.kind, "chunks": len(source), "listing": source.listing},
+        "image_tokenizer": tokenizers.image.fingerprint(),
+        "text_tokenizer": text_fingerprint(tokenizers.text) if tokenizers.text else "trained",
+        "vocab": layout(tokenizers.layout, tokenizers.image.grid) if tokenizers.layout else "of the text tokenizer",
+        "options": {key: value for key, value in asdict(options).items() if key not in ("workers", "model",
+                                                                                        "image_tokenizer")},
+    }  # fmt: skip
+    claim(out, run, first=rank == 0)
+    text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
+    vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes)
+    marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text_fingerprint(text)}
+    scribe = Scribe(source, out, options, vocab, tokenizers.image_name, marks)
+    missing = [number for number in range(len(source)) if not done(out, number, marks)]
+    mine = chunks_of(missing, rank, world)
+    work(scribe, mine, processes, show=rank == 0)
+    if rank:
+        return {"shards": len(mine), "seconds": round(time.perf_counter() - started, 1)}
+    for number in missing:
+        wait_for(partial(done, out, number, marks), train_shard(out, number))
+    skips = write_skipped(source, out)
+    facts = [shard_facts(train_shard(out, number)) for number in range(len(source))]
+    seconds = time.perf_counter() - started
+    fresh = sum(facts[number]["pictures"] for number in missing)
+    meta = finish(
+        out, text, vocab, tokenizers.image, pictures=sum(fact["pictures"] for fact in facts), skipped=dict(skips),
+        seconds=round(seconds, 1), images_per_second=round(fresh / seconds, 2), source=str(path),
+        image_tokenizer_name=tokenizers.image_name, config=asdict(options),
+    )  # fmt: skip
+    if not meta["documents"]:
+        if meta["splits"]["held_out"]["documents"]:
+            raise ValueError(f"all samples of {path} were held out: lower --held-out {options.held_out}")
+        raise ValueError(f"{path}: every sample was skipped: {examples(out)}")
+    return meta
+
+
+def check(options: Options, image: ImageTokenizer) -> None:
+    """Whether the options fit together."""
+    picture = image.grid[0] * image.grid[1] + 2
+    if picture + 2 > options.max_tokens:
+        raise ValueError(f"--max-tokens {options.max_tokens}: a picture of {image.grid[0]} x {image.grid[1]} codes "
+                         f"alone takes {picture + 2}")  # fmt: skip
+    if not 0 <= options.held_out < 1:
+        raise ValueError(f"--held-out {options.held_out}: want a share from 0 to less than 1")
+    if options.language not in PROMPTS["caption"]:
+        raise ValueError(f"--language {options.language!r}: want one of {', '.join(PROMPTS['caption'])}")
+    for name in ("samples", "batch", "workers", "text_sample"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}: want at least 1")
+
+
+def claim(out: Path, run: dict[str, Any], first: bool) -> None:
+    """Note what `out` is for, or wait for rank 0 to do so. Raises ValueError where it is another run's."""
+    path = out / RUN
+    if first and not path.exists():
+        if out.is_dir() and any(out.glob("*.safetensors")):
+            raise ValueError(f"{out} holds shards that train.prepare did not write: delete it or choose another one")
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    wait_for(path.exists, path)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {out} or choose another one") from error
+    ours, theirs = run | run["options"], before | before.get("options", {})
+    other = [f"{key} {theirs.get(key)!r}, now {ours[key]!r}" for key in ours
+             if key != "options" and theirs.get(key) != ours[key]]  # fmt: skip
+    if other:
+        raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
+
+
+def text_tokenizer(source: Source, out: Path, options: Options, given: Tokenizers, first: bool) -> TextTokenizer:
+    """The text tokenizer in `out`; rank 0 puts it there. Raises ValueError where no sample can be used."""
+    if first and not (out / FILE).exists():
+        save_text(given.text or train_text(source, out, options), out)
+    wait_for((out / FILE).exists, out / FILE)
+    return TextTokenizer.load(out)
+
+
+def train_text(source: Source, out: Path, options: Options) -> TextTokenizer:
+    """Learn the merges from texts all over the source."""
+    skips, usable = list(source.skipped), 0
+
+    def texts() -> Iterator[str]:
+        nonlocal usable
+        yield from PROMPTS["caption"].values()
+        count = 0
+        for number in sorted(range(len(source)), key=lambda number: hashlib.sha256(b"%d" % number).digest()):
+            for record in source.read(number):
+                if isinstance(record, Skip):
+                    skips.extend([record] if len(skips) < 3 else [])
+                    continue
+                usable += 1
+                for piece in record.pieces:
+                    if isinstance(piece, str):
+                        yield piece
+                        count += 1
+                if count >= options.text_sample:
+                    return
+
+    text = TextTokenizer.train(texts(), options.text_vocab)
+    if not usable:
+        (out / RUN).unlink()
+        if not any(out.iterdir()):
+            out.rmdir()
+        raise ValueError("every sample was skipped" + "".join(f"; {skip.name}: {skip.reason}" for skip in skips[:3]))
+    return text
+
+
+def train_shard(out: Path, number: int) -> Path:
+    return out / f"train-{number:05}.safetensors"
+
+
+def done(out: Path, number: int, marks: dict[str, str]) -> bool:
+    """Whether a shard is there. Raises ValueError where other tokenizers made it."""
+    if not train_shard(out, number).exists():
+        return False
+    try:
+        facts = shard_facts(train_shard(out, number))
+    except ValueError:  # damaged: write it anew
+        return False
+    if other := [key for key, mark in marks.items() if facts.get(key) != mark]:
+        raise ValueError(
+            f"{train_shard(out, number)} was made with another {other[0].replace('_', ' ')} ({facts.get(other[0])}, "
+            f"now {marks[other[0]]}): delete {out} or choose another one"
+        )
+    return True
+
+
+def write_skipped(source: Source, out: Path) -> Counter:
+    """All that was left out, in one file. Returns counts by kind, the most frequent first."""
+    counts = Counter(skip.kind for skip in source.skipped)
+    unfinished = out / f"{SKIPPED}.unfinished"
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(rows_of(source.skipped))
+        for number in range(len(source)):
+            if (part := out / f"{SKIPPED}-{number:05}.jsonl").exists():
+                file.write(part.read_text(encoding="utf-8"))
+            counts.update(shard_facts(train_shard(out, number))["skipped"])
+    unfinished.replace(out / f"{SKIPPED}.jsonl")
+    return Counter(dict(counts.most_common()))
+
+
+def examples(out: Path, count: int = 3) -> str:
+    with (out / f"{SKIPPED}.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
+    return "; ".join(f"{row['name']}: {row['reason']}" for row in rows)
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="pictures with .txt beside them")],
+    path: Annotated[Path, typer.Argument(metavar="SOURCE", help="a folder or a file; see train/records.py")],
     out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/mine"),
-    image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    image_tokenizer: Annotated[str, typer.Option(help="folder or name; default: emoji")] = "",
+    model: Annotated[str, typer.Option(help="to fine-tune: its tokenizers and vocabulary are kept")] = "",
+    format: Annotated[str, typer.Option(help="auto, folder, tar, jsonl, csv, parquet or datasets")] = "auto",
+    image_column: Annotated[str, typer.Option(help="of a table; default: filepath, image, path, ...")] = "",
+    text_column: Annotated[str, typer.Option(help="of a table; default: title, caption, text, ...")] = "",
+    language: Annotated[str, typer.Option(help="en or ar: of the captions' prompt")] = "en",
+    source: Annotated[str, typer.Option(help="where samples that do not say come from")] = "",
+    licence: Annotated[str, typer.Option(help="of samples that do not say")] = "",
+    owner: Annotated[str, typer.Option(help="of samples that do not say")] = "",
+    held_out: Annotated[float, typer.Option(help="share kept for evaluation")] = Options.held_out,
+    max_tokens: Annotated[int, typer.Option(help="of a document; 0 = the model's, or 4096")] = Options.max_tokens,
+    samples: Annotated[int, typer.Option(help="a shard, at most")] = Options.samples,
+    text_vocab: Annotated[int, typer.Option(help="ids of the text tokenizer, at most")] = Options.text_vocab,
+    text_sample: Annotated[int, typer.Option(help="texts it is trained on, at most")] = Options.text_sample,
+    batch: Annotated[int, typer.Option(help="samples a batch")] = Options.batch,
+    workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = Options.workers,
+    processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
 ) -> None:
+    options = Options(image_tokenizer, model, text_vocab, text_sample, language, held_out, max_tokens, samples, batch,
+                      workers, source, licence, owner, format, image_column, text_column)  # fmt: skip
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
-        meta = prepare(folder, out, ImageTokenizer.from_pretrained(image_tokenizer))
+        meta = prepare(path, out, options, processes, rank, world)
     except (OSError, ValueError) as error:
         raise SystemExit(f"prepare: {error}") from None
-    for line in meta["skipped"]:
-        print(f"skipped {line}")
-    print(f"{meta['pictures']} pictures, {meta['tokens']} tokens, {len(meta['skipped'])} skipped")
+    if rank:
+        return
+    for kind, count in meta["skipped"].items():
+        print(f"skipped {count}: {kind}")
+    skipped = sum(meta["skipped"].values())
+    named = f" (named in {out / SKIPPED}.jsonl)" if skipped else ""
+    print(f"{meta['pictures']} pictures, {meta['documents']} documents, {meta['tokens']} tokens, "
+          f"{meta['splits']['held_out']['documents']} documents held out, {skipped} skipped{named}, "
+          f"{meta['images_per_second']} images/s")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,103 +1,347 @@
-"""Token shards: documents as flat ids with the places of their answers. tokenize_data and prepare write them, lm reads.
+"""Token shards: documents as flat ids, with the places of their answers and where they come from.
 
-    FOLDER/tokenizer.json       the text tokenizer
-    FOLDER/train.safetensors    ids [tokens], offsets [documents + 1], spans [documents, MAX_TARGETS, 2]
-    FOLDER/meta.json            vocabulary layout, fingerprint of the image tokenizer, counts
+    FOLDER/tokenizer.json              the text tokenizer
+    FOLDER/train-00000.safetensors     ids [tokens] uint16 or uint32, offsets [N + 1], spans [N, MAX_TARGETS, 2],
+                                       texts [N] runs of text in each document, samples [N] rows of the manifest
+    FOLDER/train-00000.jsonl           the manifest: one row a sample, with source, licence, owner and hash
+    FOLDER/held_out-00000.*            likewise, to evaluate on
+    FOLDER/meta.json                   vocabulary layout, fingerprints of both tokenizers, counts and hash of each shard
 
 A document is stored as it reads, `<eos> ... <eos>`; a span (start, end) marks an answer in it, which training moves to
-the end behind a <mask> (cm3/masking.py). Documents without spans are captions with their picture.
+the end behind a <mask> (cm3/masking.py). Documents without spans are text and pictures in the order they are learnt.
 """
 
+import hashlib
 import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from cm3.text import TextTokenizer
+from cm3.masking import text_segments
+from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.phrases import Target
 
 MAX_TARGETS = 3
 NUM_SPECIAL = 64
+META = "meta.json"
+SPLITS = ("train", "held_out")
+LAYOUT = ("num_special_tokens", "text_vocab_size", "image_vocab_size")  # as Vocab counts them
 
 
-class Shard(NamedTuple):
-    """Documents as flat arrays: ids [tokens], offsets [N + 1], spans [N, MAX_TARGETS, 2]."""
+class Document(NamedTuple):
+    """`<eos> ... <eos>`, and the places of its answers."""
 
-    ids: np.ndarray
-    offsets: np.ndarray
-    spans: np.ndarray
-
-    def document(self, index: int) -> tuple[list[int], list[tuple[int, int]]]:
-        ids = self.ids[self.offsets[index] : self.offsets[index + 1]].tolist()
-        return ids, [(start, end) for start, end in self.spans[index].tolist() if end]
-
-
-def read_shard(folder: Path) -> tuple[Shard, dict[str, Any]]:
-    """The shard and meta.json. Raises ValueError where they are missing."""
-    for name in ("train.safetensors", "meta.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing: run python -m train.tokenize_data or train.prepare first")
-    arrays = {name: array.numpy() for name, array in load_file(folder / "train.safetensors").items()}
-    return Shard(arrays["ids"], arrays["offsets"], arrays["spans"]), json.loads((folder / "meta.json").read_text())
+    ids: list[int]
+    spans: list[tuple[int, int]]
 
 
 class ShardWriter:
-    """Collects documents and writes them at once."""
+    """Collects the documents of one shard and writes them at once.
 
-    def __init__(self, text: TextTokenizer, image_tokenizer: ImageTokenizer):
-        self.text, self.image_tokenizer = text, image_tokenizer
-        self.vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
-        self.ids: list[int] = []
+    Args:
+        text: text tokenizer.
+        vocab: layout of the ids.
+    """
+
+    def __init__(self, text: TextTokenizer, vocab: Vocab):
+        self.text, self.vocab = text, vocab
+        self.ids = array("I")  # a list would take nine times the room
         self.offsets = [0]
         self.spans: list[list[list[int]]] = []
+        self.texts: list[int] = []
+        self.samples: list[int] = []
+        self.manifest: list[dict[str, Any]] = []
 
-    def draw(self, words: str, codes: list[int]) -> None:
+    def sample(self, **facts: Any) -> None:
+        """The row of the manifest that the documents added from now on come from."""
+        self.manifest.append(facts)
+
+    def draw(self, words: str, codes: Sequence[int]) -> None:
         """`<eos> words <break> <image> codes </image> <eos>`."""
-        self._add([*self._text(words), *self._picture(codes)], [])
+        self.add([*self.words(words), self.vocab.break_, *self.picture(codes)], [])
 
-    def ask(self, asked: list[Target], codes: list[int]) -> None:
+    def ask(self, asked: list[Target], codes: Sequence[int]) -> None:
         """`<eos> prompt answer prompt answer <break> <image> codes </image> <eos>`, each answer marked."""
         ids: list[int] = []
         spans: list[list[int]] = []
         for i, target in enumerate(asked):
-            ids += self._text((" " if i else "") + target.prompt)
-            answer = self._text(target.answer)
+            ids += self.words((" " if i else "") + target.prompt)
+            answer = self.words(target.answer)
             spans.append([len(ids) + 1, len(ids) + 1 + len(answer)])  # 1 for the opening <eos>
             ids += answer
-        self._add(ids + self._picture(codes), spans)
+        self.add([*ids, self.vocab.break_, *self.picture(codes)], spans)
 
-    def save(self, folder: Path, **facts: Any) -> dict[str, Any]:
-        """Write the three files; `facts` go into meta.json, whose content is returned."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.text.save(folder)
-        dtype = torch.uint16 if len(self.vocab) <= 2**16 else torch.int32
-        arrays = {"ids": torch.tensor(self.ids).to(dtype), "offsets": torch.tensor(self.offsets)}
-        arrays["spans"] = torch.tensor(self.spans, dtype=torch.int16).view(-1, MAX_TARGETS, 2)
-        save_file(arrays, folder / "train.safetensors")
-        layout = {
-            "num_special_tokens": self.vocab.num_special,
-            "text_vocab_size": self.vocab.num_text,
-            "image_vocab_size": self.vocab.num_codes,
-            "image_grid": list(self.image_tokenizer.grid),
-        }
-        counts = {"documents": len(self.spans), "tokens": len(self.ids)}
-        meta = {"vocab": layout, "image_tokenizer": self.image_tokenizer.fingerprint(), **counts, **facts}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return meta
-
-    def _text(self, words: str) -> list[int]:
+    def words(self, words: str) -> list[int]:
         return self.vocab.text_to_ids(self.text.encode(words))
 
-    def _picture(self, codes: list[int]) -> list[int]:
-        return [self.vocab.break_, self.vocab.image, *self.vocab.code_to_id(codes), self.vocab.end_image]
+    def picture(self, codes: Sequence[int]) -> list[int]:
+        """`<image> codes </image>`."""
+        return [self.vocab.image, *self.vocab.code_to_id(list(codes)), self.vocab.end_image]
 
-    def _add(self, ids: list[int], spans: list[list[int]]) -> None:
+    def add(self, ids: list[int], spans: list[list[int]]) -> None:
+        """A document without its two <eos>; `spans` count the first."""
         assert len(spans) <= MAX_TARGETS, f"{len(spans)} answers in a document, at most {MAX_TARGETS}"
-        self.ids += [self.vocab.eos, *ids, self.vocab.eos]
+        whole = [self.vocab.eos, *ids, self.vocab.eos]
+        self.ids.extend(whole)
         self.offsets.append(len(self.ids))
         self.spans.append(spans + [[0, 0]] * (MAX_TARGETS - len(spans)))
+        self.texts.append(len(text_segments(whole, self.vocab)))
+        self.samples.append(len(self.manifest) - 1)
+
+    def save(self, folder: Path, split: str = "train", number: int = 0, **facts: Any) -> None:
+        """Write the shard and its manifest, each beside its place first, so that what has its name is whole. `facts`
+        stay with the shard (`shard_facts`)."""
+        assert split in SPLITS, split
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            "ids": torch.from_numpy(np.array(self.ids, np.uint16 if len(self.vocab) <= 2**16 else np.uint32)),
+            "offsets": torch.tensor(self.offsets),
+            "spans": torch.tensor(self.spans, dtype=torch.int32).view(-1, MAX_TARGETS, 2),
+            "texts": torch.tensor(self.texts, dtype=torch.int32),
+            "samples": torch.tensor(self.samples, dtype=torch.int32),
+        }
+        stem = f"{split}-{number:05}"
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.manifest)
+        write_whole(folder / f"{stem}.jsonl", rows)
+        unfinished = folder / f"{stem}.unfinished"
+        save_file(arrays, unfinished, {"facts": json.dumps(facts)})  # of several keys the order would be by chance
+        unfinished.replace(folder / f"{stem}.safetensors")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place first, so that what has its name is whole."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def save_text(text: TextTokenizer, folder: Path) -> None:
+    """Write tokenizer.json as write_whole does."""
+    write_whole(folder / FILE, text.tokenizer.to_str(pretty=True))
+
+
+def clear(folder: Path) -> None:
+    """Delete the shards that are in the folder: `finish` counts what it finds."""
+    for split in SPLITS:
+        for path in folder.glob(f"{split}-*"):
+            path.unlink()
+    (folder / META).unlink(missing_ok=True)
+
+
+def shard_facts(path: Path) -> dict[str, Any]:
+    """What a shard's writer noted in it. Raises ValueError for a file that is no shard."""
+    try:
+        with safe_open(path, "np") as file:
+            return json.loads((file.metadata() or {})["facts"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole shard ({error})") from error
+
+
+def layout(vocab: Vocab, grid: tuple[int, int]) -> dict[str, Any]:
+    """The fields of CM3Config that shards determine."""
+    return {"num_special_tokens": vocab.num_special, "text_vocab_size": vocab.num_text,
+            "image_vocab_size": vocab.num_codes, "image_grid": list(grid)}  # fmt: skip
+
+
+def text_fingerprint(text: TextTokenizer) -> str:
+    """Twelve hex digits that change with the text tokenizer's ids."""
+    return hashlib.sha256(text.tokenizer.to_str().encode()).hexdigest()[:12]
+
+
+def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: ImageTokenizer, **facts: Any) -> dict:
+    """Write tokenizer.json and meta.json over the shards that are in the folder. Returns the content of meta.json.
+
+    Shards without documents, which mark that there was nothing to write, are left out.
+    """
+    save_text(text, folder)
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        shards = []
+        for path in sorted(folder.glob(f"{split}-*.safetensors")):
+            with safe_open(path, "np") as file:
+                sizes = {name: file.get_slice(name).get_shape()[0] for name in ("ids", "texts")}
+            if sizes["texts"]:
+                shards.append({"name": path.name, "documents": sizes["texts"], "tokens": sizes["ids"],
+                               "sha256": file_hash(path)})  # fmt: skip
+        splits[split] = {"documents": sum(shard["documents"] for shard in shards),
+                         "tokens": sum(shard["tokens"] for shard in shards), "shards": shards}  # fmt: skip
+    meta = {
+        "vocab": layout(vocab, image_tokenizer.grid),
+        "image_tokenizer": image_tokenizer.fingerprint(),
+        "text_tokenizer": text_fingerprint(text),
+        "documents": splits["train"]["documents"],
+        "tokens": splits["train"]["tokens"],
+        **facts,
+        "splits": splits,
+    }
+    write_whole(folder / META, json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
+    return meta
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json. Raises ValueError where the folder holds no shards."""
+    for name in (META, FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing: run python -m train.prepare first")
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        assert isinstance(meta["splits"]["train"]["shards"], list)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{folder / META} is damaged, or of an older version ({error!r}): prepare it anew") from error
+    return meta
+
+
+class Shards:
+    """The documents of a split, by number; ids are read from the disk as they are asked for.
+
+    Args:
+        folder: of shards.
+        split: "train" or "held_out".
+        verify: read every shard once and compare its hash; a bad one is left out and named in `bad`.
+        max_bad: largest share of the documents that bad shards may hold.
+
+    Attributes:
+        meta: content of meta.json.
+        bad: shard -> reason.
+        lengths: tokens of each document, [N]; 0 in bad shards, so that the other documents keep their numbers.
+        texts: runs of text in each document, [N].
+        spans: places of the answers, [N, MAX_TARGETS, 2].
+
+    Raises:
+        ValueError: no shards in the folder, none of this split, or too many bad ones.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train", verify: bool = True, max_bad: float = 0.1):
+        self.folder, self.split = Path(folder), split
+        self.meta = read_meta(self.folder)
+        self._manifests: dict[int, tuple[list[int], list[str]]] = {}
+        facts = self.meta["splits"].get(split, {"shards": []})["shards"]
+        if not sum(shard["documents"] for shard in facts):
+            raise ValueError(f"{folder} has no documents of the split {split!r}")
+        self.bad: dict[str, str] = {}
+        self._ids: list[np.ndarray | None] = []
+        self._offsets: list[np.ndarray] = []
+        spans, texts, lengths = [], [], []
+        size = self.vocab_size = len(self.vocab())
+        for shard in facts:
+            count = shard["documents"]
+            try:
+                ids, offsets, more_spans, more_texts = open_shard(self.folder / shard["name"], shard, size, verify)
+            except (OSError, ValueError) as error:
+                self.bad[shard["name"]] = str(error)
+                ids, offsets = None, np.zeros(count + 1, np.int64)
+                more_spans, more_texts = np.zeros((count, MAX_TARGETS, 2), np.int32), np.zeros(count, np.int32)
+            self._ids.append(ids)
+            self._offsets.append(offsets)
+            lengths.append(np.diff(offsets))
+            spans.append(more_spans)
+            texts.append(more_texts)
+        self._starts = np.cumsum([0, *(shard["documents"] for shard in facts)]).tolist()
+        self.lengths, self.spans, self.texts = np.concatenate(lengths), np.concatenate(spans), np.concatenate(texts)
+        lost = int((self.lengths == 0).sum())
+        if lost > max_bad * len(self):
+            examples = "".join(f"; {name}: {reason}" for name, reason in list(self.bad.items())[:3])
+            raise ValueError(f"{folder}: {len(self.bad)} of {len(facts)} shards with {lost} of {len(self)} documents "
+                             f"are bad, more than max_bad = {max_bad:.0%}{examples}")  # fmt: skip
+
+    def __len__(self) -> int:
+        """Documents, those of bad shards too."""
+        return len(self.lengths)
+
+    def document(self, number: int) -> Document:
+        """Raises ValueError for a document of a bad shard."""
+        shard, row = self._place(number)
+        ids = self._ids[shard]
+        if ids is None:
+            raise ValueError(f"document {number} lies in a bad shard: {list(self.bad)}")
+        start, end = self._offsets[shard][row : row + 2].tolist()
+        return Document(ids[start:end].tolist(), [(a, b) for a, b in self.spans[number].tolist() if b])
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """tokenizer.json. Raises ValueError where it is not the one that the shards were made with."""
+        text = TextTokenizer.load(self.folder)
+        if (mark := text_fingerprint(text)) != self.meta["text_tokenizer"]:
+            raise ValueError(f"{self.folder / FILE} is not the text tokenizer that the shards were made with ({mark}, "
+                             f"want {self.meta['text_tokenizer']}): prepare them anew")  # fmt: skip
+        return text
+
+    def check_image_tokenizer(self, image: ImageTokenizer) -> None:
+        """Raises ValueError where the shards were made with another one."""
+        if (mark := image.fingerprint()) != self.meta["image_tokenizer"]:
+            raise ValueError(f"the shards in {self.folder} were made with another image tokenizer "
+                             f"({self.meta['image_tokenizer']}, this one is {mark}): name that one, or prepare them "
+                             "anew")  # fmt: skip
+
+    def vocab(self) -> Vocab:
+        return Vocab(*(self.meta["vocab"][key] for key in LAYOUT))
+
+    def sample(self, number: int) -> dict[str, Any]:
+        """The row of the manifest that a document comes from; an empty one where the manifest lacks it."""
+        shard, row = self._place(number)
+        name = self.meta["splits"][self.split]["shards"][shard]["name"]
+        if shard not in self._manifests:
+            path = (self.folder / name).with_suffix(".jsonl")
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            with safe_open(self.folder / name, "np") as file:
+                self._manifests[shard] = file.get_tensor("samples").tolist(), lines
+        samples, lines = self._manifests[shard]
+        return json.loads(lines[samples[row]]) if 0 <= samples[row] < len(lines) else {}
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The shard of a document, and its row in it."""
+        assert 0 <= number < len(self), f"document {number} of {len(self)}"
+        shard = bisect_right(self._starts, number) - 1
+        return shard, number - self._starts[shard]
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits of all that the order and content of the documents depend on."""
+        facts = [(self.meta["splits"], sorted(self.bad), self.meta["image_tokenizer"], self.meta["text_tokenizer"])]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool) -> tuple[np.ndarray, ...]:
+    """ids (a view of the file), offsets, spans, texts. Raises ValueError where the file is not what meta.json says."""
+    if not path.is_file():
+        raise ValueError("missing")
+    if verify and file_hash(path) != facts["sha256"]:
+        raise ValueError(f"damaged: {path.stat().st_size} bytes whose hash is not the one in {META}")
+    try:
+        with safe_open(path, "np") as file:
+            offsets, spans, texts = (file.get_tensor(name) for name in ("offsets", "spans", "texts"))
+        with path.open("rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+            place = json.loads(raw.read(header))["ids"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
+        raise ValueError(f"not a whole shard ({error})") from error
+    dtype = {"U16": np.uint16, "U32": np.uint32}.get(place["dtype"])
+    if dtype is None or len(place["shape"]) != 1:
+        raise ValueError(f"ids are {place['dtype']} of shape {place['shape']}, not a row of uint16 or uint32")
+    if kinds := [str(part.dtype) for part in (offsets, spans, texts) if part.dtype.kind not in "iu"]:
+        raise ValueError(f"its index holds {kinds[0]}, not whole numbers")
+    offsets, spans, texts = offsets.astype(np.int64), spans.astype(np.int32), texts.astype(np.int32)
+    count, size = facts["documents"], place["shape"][0]
+    if (offsets.shape, spans.shape, texts.shape) != ((count + 1,), (count, MAX_TARGETS, 2), (count,)):
+        raise ValueError(f"its index is of {len(texts)} documents, {META} says {count}")
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or (lengths < 2).any() or offsets[-1] != size or facts["tokens"] != size:
+        raise ValueError(f"its index does not fit its {size} ids")
+    if (spans < 0).any() or (spans[..., 1] > lengths[:, None]).any() or (spans[..., 0] > spans[..., 1]).any():
+        raise ValueError("answers lie outside their documents")
+    ids = np.memmap(path, dtype, "r", 8 + header + place["data_offsets"][0], (size,))
+    if verify and int(ids.max()) >= vocab_size:
+        raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
+    return ids, offsets, spans, texts

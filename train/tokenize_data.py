@@ -3,15 +3,15 @@
     python -m train.tokenize_data --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
 
 OUT receives what train/shards.py describes, and concepts.json: the concepts in it, with their names. The text tokenizer
-is trained here, on the training split alone.
+is trained here, on the training split alone. Held out are the data set's unseen cells: a known thing in a new style.
 """
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ from PIL import Image
 from rich.progress import track
 
 from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.phrases import Facts, caption, targets
 from train.pictures import to_pixels
-from train.shards import ShardWriter
+from train.shards import NUM_SPECIAL, ShardWriter, clear, finish
 from train.views import PLAIN, Augmentation, View, place, read_split
 
 LANGUAGES = ("en", "ar")
+PER_SHARD = 2**16  # documents a shard, about
+HELD_OUT_VIEWS = 2  # of each held-out picture; the first is plain
 
 EVERYDAY = (
     "animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile", "animal-marine", "animal-bug", "plant-flower",
@@ -119,45 +122,123 @@ def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer
     return torch.cat(out).view(len(drawings), len(views[0]), -1)
 
 
-def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config) -> dict:
-    """Everything above in order. Returns the content of meta.json."""
-    samples = [(drawing, row) for _, drawing, row in read_split(data / "train") if chosen(row, config)]
-    if not samples:
-        raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
-    drawings, rows = [drawing for drawing, _ in samples], [row for _, row in samples]
-    text = TextTokenizer.train(texts(rows, config), config.text_vocab)
-    rng = np.random.default_rng(config.seed)
-    augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
-    size = image_tokenizer.size[0]
-    views = [[PLAIN, *(augmentation.sample(rng, size) for _ in range(config.views - 1))] for _ in rows]
-    codes = encode_views(drawings, views, image_tokenizer)
+@dataclass(frozen=True)
+class Pictures:
+    """Drawings in RGBa of one split, each with its key, its facts and the row of the data set's manifest."""
 
-    aliases, by_kind = aliases_of(rows, config.max_sharing), others_of(rows)
-    writer, tasks = ShardWriter(text, image_tokenizer), Counter()
-    for i, row in enumerate(track(rows, "documents")):
-        others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
-        for j, view in enumerate(views[i]):
-            picture = codes[i, j].tolist()
+    keys: list[str]
+    drawings: list[Image.Image]
+    rows: list[Facts]
+    origins: list[dict[str, Any]]
+
+
+def read_pictures(data: Path, split: str, config: Config, concepts: set[str] | None = None) -> Pictures:
+    """The pictures of the chosen subgroups, and of the given concepts (None = all)."""
+    manifest = data / "manifest.jsonl"
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    origins = {row["key"]: row for row in map(json.loads, lines)}
+    out = Pictures([], [], [], [])
+    for key, drawing, row in read_split(data / split):
+        if chosen(row, config) and (concepts is None or row["code"] in concepts):
+            out.keys.append(key)
+            out.drawings.append(drawing)
+            out.rows.append(row)
+            out.origins.append(origins.get(key, {}))
+    return out
+
+
+def manifest_row(key: str, row: Facts, origin: dict[str, Any], documents: int) -> dict[str, Any]:
+    """Where a picture comes from; "" where the data set has no manifest. `sha256` is of the picture's pixels."""
+    package = "@".join(filter(None, (origin.get("package"), origin.get("version"))))
+    return {"name": key, "source": package, "licence": origin.get("licence", ""), "owner": origin.get("author", ""),
+            "sha256": origin.get("pixels", ""), "style": row["style"], "code": row["code"],
+            "documents": documents}  # fmt: skip
+
+
+class Documents:
+    """Writes the documents of a split, PER_SHARD to a shard, and counts what they ask."""
+
+    def __init__(self, text: TextTokenizer, vocab: Vocab, out: Path, split: str):
+        self.text, self.vocab, self.out, self.split = text, vocab, out, split
+        self.writer, self.number, self.tasks = ShardWriter(text, vocab), 0, Counter[str]()
+
+    def picture(self, views: list[View], codes: torch.Tensor, row: Facts, others: list[Facts], config: Config,
+                aliases: dict[tuple[str, str], list[str]], rng: np.random.Generator) -> None:  # fmt: skip
+        """Every document of one picture: for each view captions and questions, in turn in each language."""
+        for j, view in enumerate(views):
+            grid = codes[j].tolist()
             for k in range(config.draw):
                 language = LANGUAGES[(j + k) % 2]
-                words = caption(row, view.ground, language, aliases[row["code"], language], rng)
-                writer.draw(words, picture)
-                tasks["draw"] += 1
+                names = aliases.get((row["code"], language), [])
+                self.writer.draw(caption(row, view.ground, language, names, rng), grid)
+                self.tasks["draw"] += 1
             for k in range(config.ask):
                 asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
-                writer.ask(asked, picture)
-                tasks.update(target.task for target in asked)
-    concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in rows}
-    meta = writer.save(
+                self.writer.ask(asked, grid)
+                self.tasks.update(target.task for target in asked)
+
+    def close(self, least: int = 1) -> None:
+        """Save the shard where it holds at least so many documents."""
+        if len(self.writer.texts) >= least:
+            self.writer.save(self.out, self.split, self.number)
+            self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
+
+
+def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config, name: str = "") -> dict:
+    """Everything above in order. Returns the content of meta.json.
+
+    Args:
+        data: folder of the data set.
+        image_tokenizer: that makes the codes.
+        out: folder of the shards; those that are there are replaced.
+        config: what goes into them.
+        name: under which the image tokenizer is found again; noted.
+
+    Raises:
+        ValueError: no data set, or nothing of the chosen subgroups in it.
+    """
+    train = read_pictures(data, "train", config)
+    if not train.rows:
+        raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
+    text = TextTokenizer.train(texts(train.rows, config), config.text_vocab)
+    vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
+    concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
+    splits = {"train": (train, config)}
+    if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
+        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), draw=2, ask=2)
+        splits["held_out"] = read_pictures(data, "unseen_cell", config, set(concepts)), few
+    aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
+    augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
+    clear(out)
+    tasks = Counter()
+    for split, (pictures, settings) in splits.items():
+        rng = np.random.default_rng(config.seed)
+        size = image_tokenizer.size[0]
+        views = [[PLAIN, *(augmentation.sample(rng, size) for _ in range(settings.views - 1))] for _ in pictures.rows]
+        codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
+        documents = Documents(text, vocab, out, split)
+        for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
+            count = settings.views * (settings.draw + settings.ask)
+            documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
+            others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
+            documents.picture(views[i], codes[i], row, others, settings, aliases, rng)
+            documents.close(PER_SHARD)
+        documents.close()
+        if split == "train":
+            tasks = documents.tasks
+    (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    return finish(
         out,
-        pictures=len(rows),
+        text,
+        vocab,
+        image_tokenizer,
+        pictures=len(train.rows),
         concepts=len(concepts),
         tasks=dict(tasks),
-        styles=dict(Counter(row["style"] for row in rows)),
+        styles=dict(Counter(row["style"] for row in train.rows)),
         config=asdict(config),
+        image_tokenizer_name=name,
     )
-    (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    return meta
 
 
 def main(
@@ -169,7 +250,7 @@ def main(
 ) -> None:
     try:
         settings = configs.load(Config, config, overrides)
-        meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings)
+        meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings, image_tokenizer)
         print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
     except (OSError, ValueError) as error:
         raise SystemExit(f"tokenize_data: {error}") from None

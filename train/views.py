@@ -95,16 +95,6 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
     return blend.clip(0, 255).round().astype(np.uint8)
 
 
-def read_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(path, caption) of every picture in a folder and below, in order; the caption is "" where there is no .txt."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES:
-            words = path.with_suffix(".txt")
-            yield path, words.read_text(encoding="utf-8", errors="replace").strip() if words.is_file() else ""
-
-
 def read_samples(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, PNG, facts) of every sample in a split's shards, in order. Raises ValueError where there are no shards."""
     shards = sorted(str(path) for path in folder.glob("*.tar"))

@@ -1,0 +1,229 @@
+"""Average the weights of models that grew from one start (model soups, Wortsman et al. 2022).
+
+    python -m train.merge runs/a/model runs/b/model --out runs/merged
+    python -m train.merge runs/a/model runs/b/model --weights 0.7,0.3 --out runs/merged
+    python -m train.merge runs/*/model --soup --data data/emoji-tokens --out runs/soup
+
+OUT is a model folder: the first one's files with the averaged weights. --soup takes only those models that make the
+average no worse on the held-out documents of the token shards.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cm3.pipeline import check_files, load_transformer, write_checksums
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train.shards import Shards, layout, text_fingerprint
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BESIDE = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "image_tokenizer",
+          "image_tokenizer_fingerprint"}  # fields of config.json that do not make another architecture  # fmt: skip
+BATCH = 8192  # tokens
+
+
+class Soup(NamedTuple):
+    """folders: what is in it, the best first. loss: of their average. alone: loss of each model by itself."""
+
+    folders: list[Path]
+    loss: float
+    alone: dict[Path, float]
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files that hold the weights."""
+    if (folder / INDEX).is_file():
+        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}: give folders that save_pretrained has written")
+    return [WEIGHTS]
+
+
+def check_alike(folders: Sequence[Path]) -> None:
+    """Raises ValueError where a folder is no whole model, or another architecture, vocabulary or image tokenizer."""
+    facts: list[dict[str, Any]] = []
+    for folder in folders:
+        check_files(folder)
+        config = json.loads((folder / "config.json").read_text())
+        own = folder / "image_tokenizer"
+        image = ImageTokenizer.from_pretrained(own if own.is_dir() else config.get("image_tokenizer", own))
+        facts.append({key: value for key, value in config.items() if key not in BESIDE} | {
+            "the text tokenizer": text_fingerprint(TextTokenizer.load(folder)),
+            "the image tokenizer": image.fingerprint()})  # fmt: skip
+    first, *rest = facts
+    for folder, other in zip(folders[1:], rest, strict=True):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise ValueError(f"{folders[0]} and {folder} cannot be averaged: {key} is {first.get(key)} in one and "
+                                 f"{other.get(key)} in the other")  # fmt: skip
+
+
+def average(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> None:
+    """Write the model whose every weight is the mean of the folders' weights.
+
+    Args:
+        folders: model folders; one file of weights of each is in memory at a time, in 64-bit floats.
+        out: a folder that does not exist yet.
+        weights: how much each counts; none = all alike.
+
+    Raises:
+        ValueError: out exists; weights that are not one per folder, from 0 on, of sum 1; models that do not fit each
+            other; a weight that is not finite.
+    """
+    shares = list(weights) or [1 / len(folders)] * len(folders)
+    if out.exists():
+        raise ValueError(f"{out} is there already: give another folder")
+    if len(shares) != len(folders):
+        raise ValueError(f"{len(shares)} weights for {len(folders)} models: give one each")
+    if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"the weights {shares} must be 0 or more, and 1 together")
+    check_alike(folders)
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that died
+    try:
+        write_average(folders, unfinished, shares)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_average(folders: Sequence[Path], out: Path, shares: Sequence[float]) -> None:
+    """The first folder with averaged weights, for folders that are known to be alike."""
+    names = files_of(folders[0])
+    out.mkdir(parents=True)
+    for path in folders[0].iterdir():
+        if path.is_dir():
+            shutil.copytree(path, out / path.name)
+        elif path.name not in names:
+            shutil.copy2(path, out)
+    with ExitStack() as stack:
+        opened = [[stack.enter_context(safe_open(folder / name, "pt")) for name in files_of(folder)]
+                  for folder in folders]  # fmt: skip
+        places = [{key: file for file in files for key in file.keys()} for files in opened]
+        for folder, place in zip(folders, places, strict=True):
+            if missing := sorted(place.keys() ^ places[0].keys()):
+                raise ValueError(f"only one of {folders[0]} and {folder} has the tensor {missing[0]}")
+        for name, file in zip(names, opened[0], strict=True):
+            tensors = {key: mean(key, [place[key].get_tensor(key) for place in places], shares, folders)
+                       for key in file.keys()}  # fmt: skip
+            save_file(tensors, out / name, {"format": "pt"})
+    write_checksums(out)
+
+
+def mean(name: str, tensors: list[Tensor], shares: Sequence[float], folders: Sequence[Path]) -> Tensor:
+    """The weighted mean in 64-bit floats, in the type of the first. Raises ValueError naming the tensor."""
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for tensor, share, folder in zip(tensors, shares, folders, strict=True):
+        if tensor.shape != total.shape:
+            raise ValueError(f"{name} is {list(total.shape)} in {folders[0]} and {list(tensor.shape)} in {folder}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} of {folder} holds values that are not finite: the run that made it has failed")
+        total.add_(tensor.double(), alpha=share)
+    return total.to(tensors[0].dtype)
+
+
+def greedy_soup(folders: Sequence[Path], loss: Callable[[Path], float], tell: Callable[[str], None] = print) -> Soup:
+    """Recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): from the best model on, add each that does no harm.
+
+    Args:
+        folders: model folders.
+        loss: of a model folder, on documents that no model was trained on.
+        tell: is given a line for each model.
+
+    Raises:
+        ValueError: as `average`; or a loss that is not finite.
+    """
+    check_alike(folders)
+    alone = {folder: loss(folder) for folder in folders}
+    if bad := [folder for folder, value in alone.items() if not math.isfinite(value)]:
+        raise ValueError(f"the loss of {bad[0]} is {alone[bad[0]]}: leave that model out")
+    best, *others = sorted(alone, key=alone.__getitem__)
+    chosen, lowest = [best], alone[best]
+    tell(f"{alone[best]:.4f}  {best}")
+    for folder in others:
+        with tempfile.TemporaryDirectory() as place:
+            trial = Path(place) / "model"
+            write_average([*chosen, folder], trial, [1 / (len(chosen) + 1)] * (len(chosen) + 1))
+            value = loss(trial)
+        taken = value <= lowest
+        tell(f"{alone[folder]:.4f}  {folder}: {value:.4f} with it, {'taken' if taken else 'left out'}")
+        if taken:
+            chosen, lowest = [*chosen, folder], value
+    return Soup(chosen, lowest, alone)
+
+
+@torch.inference_mode()
+def held_out_loss(folder: Path, shards: Shards) -> float:
+    """Mean cross-entropy of the next token over the shards' documents, in nats; what exceeds the context is cut off.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has another vocabulary than the shards.
+    """
+    model = load_transformer(folder, {}).to("cuda" if torch.cuda.is_available() else "cpu").eval()  # pyright: ignore
+    vocab = Vocab.from_config(model.config)
+    here = layout(vocab, cast(tuple[int, int], model.config.image_grid))
+    if here != shards.meta["vocab"] or text_fingerprint(TextTokenizer.load(folder)) != shards.meta["text_tokenizer"]:
+        raise ValueError(f"{folder} has another vocabulary ({here}) than {shards.folder} ({shards.meta['vocab']})")
+    context: int = model.config.max_position_embeddings
+    lengths = np.minimum(shards.lengths, context)
+    total, count, rows = 0.0, 0, []
+    order = [int(i) for i in np.argsort(lengths, kind="stable") if lengths[i]]
+    for place, i in enumerate(order):
+        rows.append(torch.tensor(shards.document(i).ids[:context]))
+        following = order[place + 1] if place + 1 < len(order) else None
+        if following is not None and (len(rows) + 1) * int(lengths[following]) <= BATCH:
+            continue
+        ids = pad_sequence(rows, batch_first=True, padding_value=vocab.pad).to(model.device)  # [B, T]
+        labels = pad_sequence(rows, batch_first=True, padding_value=-100)[:, 1:].to(model.device)  # [B, T - 1]
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # [B, T - 1, V]
+        total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        count += int((labels != -100).sum())
+        rows = []
+    return total / count
+
+
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="model folders")],
+    out: Annotated[Path, typer.Option(help="model folder to write")],
+    weights: Annotated[str, typer.Option(help="how much each counts, such as 0.7,0.3")] = "",
+    soup: Annotated[bool, typer.Option(help="take only models that make the average no worse")] = False,
+    data: Annotated[Path | None, typer.Option(help="token shards to try the soup on")] = None,
+) -> None:
+    try:
+        if len(folders) < 2:
+            raise ValueError(f"{len(folders)} model: give two or more")
+        if soup != (data is not None):
+            raise ValueError("--soup and --data go together")
+        if soup and weights:
+            raise ValueError("--soup weighs its models alike: leave out --weights")
+        if out.exists():
+            raise ValueError(f"{out} is there already: give another folder")
+        shares = [float(share) for share in weights.split(",")] if weights else []
+        if data is not None:
+            shards = Shards(data, "held_out")
+            found = greedy_soup(folders, lambda folder: held_out_loss(folder, shards))
+            folders = found.folders
+            print(f"{found.loss:.4f}  the soup of {len(folders)}")
+        average(folders, out, shares)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"merge: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
