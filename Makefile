@@ -14,6 +14,9 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
+test-faults: .venv/installed
+	$(BIN)/python -m pytest tests/faults -m faults
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 
@@ -49,4 +52,4 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,train,dev]'
 	touch $@
 
-.PHONY: run test test-slow lint types demo data train-emoji wheel clean .venv
+.PHONY: run test test-slow test-faults lint types demo data train-emoji wheel clean .venv

@@ -1,0 +1,153 @@
+"""How much compute our recipe needs to reach the loss of the paper's recipe, at small scale.
+
+    python -m benchmarks.compute_to_loss --data data/emoji-tokens --out runs/compute
+
+Both are the same width, depth, data, row length and objective (every token counts alike); the loss is the mean
+cross-entropy on the held-out split. The baseline is CM3leon's architecture (section 2.3: no biases, LayerNorm without
+parameters, learned positions, outputs from 0) with GELU and AdamW under a cosine, its rate and batch tuned here. Ours
+is run at several budgets, each with a schedule of its own, so that a point of the curve is a finished run. FLOPs are
+counted by train/plan.py, with padding and Muon's iterations.
+
+Every run is a `python -m train.lm` of its own; finished ones are read back, so an interrupted benchmark goes on.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.report import finish
+
+MODEL = {"model.hidden_size": 128, "model.num_hidden_layers": 4, "model.num_attention_heads": 4}
+SHARED = {
+    "preset": "emoji", **MODEL, "row": 256, "sample_every": 0, "save_every": 10**6, "prompts": (),
+    "codebook_init": False,
+    "objective.prompt": 1.0, "objective.answer": 1.0, "objective.first": 1.0, "objective.code": 1.0,
+    "evaluate_rows": 256, "evaluate_every": 10**6,
+}  # fmt: skip
+BASELINE = {
+    "model.norm": "layernorm", "model.position": "learned", "model.activation": "gelu", "model.qk_norm": False,
+    "model.intermediate_size": 512, "model.tie_word_embeddings": True, "model.init_std": 0.02,
+    "matrices": "adamw", "schedule": "cosine", "final": 0.1, "betas": (0.9, 0.95), "weight_decay": 0.1,
+    "lr": 2e-3, "batch_tokens": 4096, "spike": 0.0,
+}  # fmt: skip
+# One after the other, each on top of those before it.
+CHANGES: dict[str, dict[str, Any]] = {
+    "rotary positions": {"model.position": "rope"},
+    "RMSNorm with scales": {"model.norm": "rmsnorm"},
+    "SwiGLU": {"model.activation": "swiglu", "model.intermediate_size": 352},
+    "QK-norm": {"model.qk_norm": True},
+    "head of its own": {"model.tie_word_embeddings": False},
+    "Muon": {"matrices": "muon", "muon_lr": 0.02, "weight_decay": 0.01},
+    "codes start from the codebook": {"codebook_init": True},
+    "stay, then fall to 0": {"schedule": "wsd", "decay": 0.6, "final": 0.0},
+}
+
+
+class Runner:
+    """Runs train.lm once for the same settings, and remembers."""
+
+    def __init__(self, data: Path, out: Path):
+        self.data, self.out = data, out
+
+    def __call__(self, name: str, settings: dict[str, Any], tokens: int, seed: int) -> dict[str, float]:
+        """{"loss": on the held-out split, "flops", "tokens"} of a finished run."""
+        steps = max(1, tokens // settings["batch_tokens"])
+        whole = {"steps": steps, "warmup": max(10, steps // 20), "seed": seed, "data": str(self.data)}
+        every = SHARED | settings | whole
+        overrides = sorted(f"{key}={toml(value)}" for key, value in every.items())
+        folder = self.out / hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
+        if not (folder / "done.json").exists():
+            subprocess.run([sys.executable, "-m", "train.lm", "--out", str(folder), *overrides], check=True,
+                           stdout=subprocess.DEVNULL)  # fmt: skip
+            rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            flops = next(row["flops"] for row in reversed(rows) if "flops" in row)
+            loss = next(row["held_out"]["all"] for row in reversed(rows) if "held_out" in row)
+            result = {"loss": loss, "flops": flops, "tokens": steps * settings["batch_tokens"]}
+            (folder / "done.json").write_text(json.dumps({"name": name, **result}))
+            for part in ("checkpoints", "model"):
+                shutil.rmtree(folder / part)
+        result = json.loads((folder / "done.json").read_text())
+        print(f"{name:40} {result['loss']:.4f} {result['flops']:.3g} FLOPs", flush=True)
+        return result
+
+
+def toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)
+
+
+def tuned(
+    run: Runner, settings: dict[str, Any], tokens: int, stem: str, choices: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The settings with the choice whose loss is lowest."""
+    losses = []
+    for choice in choices:
+        name = f"{stem}-" + "-".join(f"{key}{value:g}" for key, value in choice.items())
+        losses.append(run(name, settings | choice, tokens, 0)["loss"])
+    return settings | choices[losses.index(min(losses))]
+
+
+def needed(budgets: list[float], losses: list[float], target: float) -> float | None:
+    """The budget at which a falling curve meets the target: a straight line between neighbours in the logarithm of the
+    budget; None where it never does."""
+    for i in range(len(budgets)):
+        if losses[i] <= target:
+            if i == 0:
+                return budgets[0]
+            share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
+            return budgets[i - 1] * math.exp(share * math.log(budgets[i] / budgets[i - 1]))
+    return None
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="token shards with a held-out split")] = Path("data/emoji-tokens"),
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/compute"),
+    tokens: Annotated[int, typer.Option(help="of the baseline")] = 800 * 4096,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    result: Annotated[Path | None, typer.Option(help="JSON file to keep the figures in")] = None,
+) -> None:
+    run = Runner(data, out)
+    base = tuned(run, BASELINE, tokens, "baseline", [{"lr": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)])
+    base = tuned(run, base, tokens, f"baseline-lr{base['lr']:g}", [{"batch_tokens": 2048}, {"batch_tokens": 4096}])
+    ours = base
+    for change in CHANGES.values():
+        ours = ours | change
+    part = tokens // 3
+    ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.01, 0.02, 0.04)])
+    ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (base["lr"], 2 * base["lr"])])
+    ours = tuned(run, ours, part, "ours-batch", [{"batch_tokens": size} for size in (2048, 4096)])
+
+    shares = [0.2, 0.25, 1 / 3, 0.5]
+    pairs = []
+    for seed in range(seeds):
+        target = run(f"baseline-seed{seed}", base, tokens, seed)
+        curve = [run(f"ours-{share:.2f}-seed{seed}", ours, int(tokens * share), seed) for share in shares]
+        losses = [point["loss"] for point in curve]
+        met = needed([point["flops"] for point in curve], losses, target["loss"])
+        pairs.append({"seed": seed, "target": target, "ours": curve, "flops": met,
+                      "share": met / target["flops"] if met else None})  # fmt: skip
+    rows, settings = [], dict(base)
+    first = run("ladder-0", settings, part, 0)
+    for i, (name, change) in enumerate(CHANGES.items(), 1):
+        settings |= change | ({"muon_lr": ours["muon_lr"]} if "muon_lr" in change else {})
+        now = run(f"ladder-{i}", settings, part, 0)
+        rows.append({"change": name, "loss": now["loss"], "gain": first["loss"] - now["loss"], "flops": now["flops"]})
+        first = now
+    print(f"\nat {part} tokens, one after the other")
+    for row in rows:
+        print(f"{row['change']:32} {row['loss']:.4f}  {row['gain']:+.4f}")
+    found = [pair["share"] for pair in pairs if pair["share"] is not None]
+    mean = statistics.mean(found) if len(found) == len(pairs) else None
+    print(f"\nshare of the baseline's FLOPs that ours needs for its loss: {mean} {found}")
+    finish("compute_to_loss", result, baseline=base, ours=ours, seeds=pairs, changes=rows, share=mean)
+
+
+if __name__ == "__main__":
+    typer.run(main)
