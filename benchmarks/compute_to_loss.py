@@ -89,7 +89,7 @@ def tuned(
     """The settings with the choice whose loss is lowest."""
     losses = []
     for choice in choices:
-        name = f"{stem}-" + "-".join(f"{key}{value:g}" for key, value in choice.items())
+        name = f"{stem}-" + "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in choice.items())
         losses.append(run(name, settings | choice, tokens, 0)["loss"])
     return settings | choices[losses.index(min(losses))]
 
@@ -115,16 +115,23 @@ def main(
 ) -> None:
     run = Runner(data, out)
     base = tuned(run, BASELINE, tokens, "baseline", [{"lr": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)])
-    base = tuned(run, base, tokens, f"baseline-lr{base['lr']:g}", [{"batch_tokens": 2048}, {"batch_tokens": 4096}])
+    smaller = [{"batch_tokens": 4096, "lr": base["lr"]}]
+    smaller += [{"batch_tokens": 2048, "lr": rate} for rate in (base["lr"] / 2, base["lr"])]
+    base = tuned(run, base, tokens, "baseline", smaller)
     ours = base
     for change in CHANGES.values():
         ours = ours | change
     part = tokens // 3
     ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.01, 0.02, 0.04)])
     ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (base["lr"], 2 * base["lr"])])
-    ours = tuned(run, ours, part, "ours-batch", [{"batch_tokens": size} for size in (2048, 4096)])
+    ours = tuned(run, ours, part, "ours-batch", [{"batch_tokens": size} for size in (1024, 2048, 4096)])
+    ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (ours["lr"] / 2, ours["lr"])])
+    ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.005, 0.01, 0.02)])
+    wide = [{key: ours[key] for key in ("model.activation", "model.intermediate_size")},
+            {"model.activation": "relu2", "model.intermediate_size": 512}]  # fmt: skip
+    ours = tuned(run, ours, part, "ours-activation", wide)
 
-    shares = [0.2, 0.25, 1 / 3, 0.5]
+    shares = [0.25, 1 / 3, 0.4]
     pairs = []
     for seed in range(seeds):
         target = run(f"baseline-seed{seed}", base, tokens, seed)

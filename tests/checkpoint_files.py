@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 
 def newest(out: Path) -> Path:
@@ -16,10 +17,10 @@ def newest(out: Path) -> Path:
 
 def tensors_of(out: Path) -> dict[str, Tensor]:
     """Every tensor of a run's newest checkpoint, by its dotted place."""
-    reader = dcp.FileSystemReader(newest(out))
+    reader = FileSystemReader(newest(out))
     facts: dict[str, Any] = reader.read_metadata().state_dict_metadata
     state: dict[str, Any] = {name: torch.empty(fact.size, dtype=fact.properties.dtype) for name, fact in facts.items()}
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    load(state, storage_reader=reader, no_dist=True)
     return state
 
 

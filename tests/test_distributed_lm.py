@@ -116,7 +116,6 @@ def test_averaged_weights_and_adapters_of_a_sharded_run_are_those_of_one_process
             assert_close(two[key], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate takes one row of 5 twice, to give each of two processes as many")
 def test_two_processes_evaluate_what_one_does(folder: Path, tmp_path: Path):
     settings = ["matrices=adamw", "evaluate_every=6", "evaluate_rows=100"]
     for processes in (1, 2):

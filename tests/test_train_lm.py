@@ -172,7 +172,7 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(config: Config, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"3 steps in a row were skipped \(not finite, .*lower muon_lr and lr"):
+    with pytest.raises(ValueError, match=r"more than most_skipped = 2 steps in a row .* step 5 .*lower muon_lr and lr"):
         lm.train(replace(config, lr=1e30, most_skipped=2), tmp_path)
 
 
@@ -300,6 +300,11 @@ def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(con
         image_tokenizer_of(replace(config, image_tokenizer=""), {**meta, "image_tokenizer_name": ""})
 
 
-def test_attention_on_a_cpu_is_written_out_unless_told(config: Config):
-    assert attention_of(config, torch.device("cpu")) == "eager"
-    assert attention_of(replace(config, attention="sdpa"), torch.device("cpu")) == "sdpa"
+def test_attention_fits_the_device_and_the_heads_unless_told(config: Config, monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert attention_of(config, cpu, 64) == "eager"
+    assert attention_of(replace(config, attention="sdpa"), cpu, 64) == "sdpa"
+    monkeypatch.setattr("train.recipe.is_flash_attn_2_available", lambda: False)
+    assert [attention_of(config, gpu, size) for size in (64, 8, 48)] == ["flex_attention", "sdpa", "sdpa"]
+    monkeypatch.setattr("train.recipe.is_flash_attn_2_available", lambda: True)
+    assert attention_of(config, gpu, 64) == "flash_attention_2"

@@ -16,6 +16,8 @@ A run keeps all that it needs to go on in one dict of parts (train/state.py) and
         for step in range(first, steps):
             ...
             checkpoints.save(step + 1, parts)
+
+Every rank names the same parts, but for those of a rank alone, whose names hold an @: "apart@0".
 """
 
 import hashlib
@@ -283,14 +285,16 @@ def check(folder: Path) -> None:
 
 
 def differences(metadata: Metadata, values: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]) -> list:
-    """How a checkpoint differs from what is to be loaded: in its tensors, and in the parts besides them."""
+    """How a checkpoint differs from what is to be loaded: in its tensors, and in the parts besides them. What a part of
+    another rank holds is no difference."""
     there = {name: f"{list(fact.size)} {fact.properties.dtype}"  # pyright: ignore[reportAttributeAccessIssue]
              for name, fact in metadata.state_dict_metadata.items()}  # fmt: skip
     here = {name: f"{list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
     there |= dict.fromkeys(values, "a part")
     here |= dict.fromkeys(parts, "a part")
     return [f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
-            for name in [*here, *(there.keys() - here.keys())] if there.get(name) != here.get(name)]  # fmt: skip
+            for name in [*here, *(there.keys() - here.keys())] if there.get(name) != here.get(name)
+            and (name in here or "@" not in name.split(".")[0])]  # fmt: skip
 
 
 def reason(error: BaseException) -> str:

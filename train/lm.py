@@ -9,8 +9,6 @@ OUT receives config.json, log.jsonl, samples-*.png, checkpoints/ (to resume: run
 which `CM3.from_pretrained` reads.
 """
 
-import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from train.loss import Learner
 from train.objective import KINDS
 from train.optimizers import Average, Watch, rate
 from train.packing import Batch, Position, Rows, Steps, load
-from train.parallel import collecting, launched, spread, summed, together, whole, whole_state
+from train.parallel import asked_to_end, collecting, launched, spread, summed, together, whole, whole_state
 from train.plan import plan_run, step_flops, utilisation
 from train.precision import autocast, uses_bf16
 from train.recipe import (
@@ -110,7 +108,7 @@ def train(config: Config, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         configs.save(config, out / "config.json")
     model.to(device)  # pyright: ignore[reportArgumentType]
-    model.set_attn_implementation(attention_of(config, device))
+    model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
     if config.recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
@@ -121,7 +119,9 @@ def train(config: Config, out: Path) -> Path:
     optimizer = optimizers_of(learner, config, device)
     flops = step_flops(model.config, config.row, config.batch_tokens, optimizer)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    average = Average(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema or 1.0)
+    average = None
+    if config.ema:
+        average = Average(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema)
     watch = Watch(config.spike)
     tally = {"bad documents": 0, "seconds": 0.0}
 
@@ -131,14 +131,18 @@ def train(config: Config, out: Path) -> Path:
                            "tally": tally}  # fmt: skip
     apart = config.local_sgd and world > 1
     state = ModelAndOptimizers(learner, optimizer)
-    parts = {f"apart-{rank}-of-{world}" if apart else "lm": state, "random": RandomState(), "watch": watch, "run": run}
-    if config.ema:
+    parts = {f"apart@{rank} of {world}" if apart else "lm": state, "random": RandomState(), "watch": watch, "run": run}
+    if average:
         parts["average"] = average.values
     checkpoints = Checkpoints(out / "checkpoints", config.keep, config.asynchronous, config.go_on)
     expected = {key: run[key] for key in ("data", "row", "batch_tokens", "window", "seed")}
     wanted = [[{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
               for one in optimizer]  # fmt: skip
-    first = checkpoints.load(parts) or 0
+    try:
+        first = checkpoints.load(parts) or 0
+    except ValueError as error:
+        hint = f"; with local_sgd the number of processes, now {world}, must stay the same" if apart else ""
+        raise ValueError(f"{error}{hint}") from error
     for one, settings in zip(optimizer, wanted, strict=True):  # rates and decays are this command's, not the old one's
         for group, fields in zip(one.param_groups, settings, strict=True):
             group.update(fields)
@@ -149,13 +153,14 @@ def train(config: Config, out: Path) -> Path:
     tally = run["tally"]
     steps = Steps(rows, per_rank * world, micro, first, Position(*run["position"]), rank, world)
     source = load(steps, config.steps, config.workers, device.type == "cuda")
-    stop, in_front = [False], threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True)) if in_front else None
 
     # 3. The loop: step, log, evaluate, save, sample.
-    with RunLog("lm", out, first, config.steps, accelerator) as log, checkpoints, LocalSGD(
-        accelerator, called, config.local_sgd or 1, enabled=bool(apart)
-    ) as local:  # fmt: skip
+    with (
+        RunLog("lm", out, first, config.steps, accelerator) as log,
+        checkpoints,
+        LocalSGD(accelerator, called, config.local_sgd or 1, enabled=bool(apart)) as local,
+        asked_to_end() as asked,
+    ):
         local.num_steps = first
         for problem in (f"{name}: {why}" for name, why in shards.bad.items()):
             log.say(f"left out: {problem}")
@@ -169,7 +174,12 @@ def train(config: Config, out: Path) -> Path:
             batches = [Batch(*(array.to(device, non_blocking=True) for array in part)) for part in data.parts]
             waited += time.perf_counter() - before
             weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
-            news = summed(torch.stack([weight, weight.new_tensor(stop[0]), weight.new_tensor(len(data.bad))]))
+            stuck = watch.in_a_row > config.most_skipped
+            news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (asked[0], len(data.bad), stuck))]))
+            if news[3]:  # on whichever process
+                raise ValueError(f"more than most_skipped = {config.most_skipped} steps in a row were skipped before "
+                                 f"step {step + 1} ({watch.skipped}): lower muon_lr and lr, or look at the "
+                                 "data")  # fmt: skip
             scale = (world if not apart else 1) / (weight if apart else news[0])
             loss = torch.zeros((), device=device)
             for i, batch in enumerate(batches):
@@ -190,7 +200,7 @@ def train(config: Config, out: Path) -> Path:
                     for group in one.param_groups:
                         group["lr"] = group["peak"] * factor
                     one.step()
-                if config.ema:
+                if average:
                     average.update()
             for one in optimizer:
                 one.zero_grad()
@@ -198,9 +208,6 @@ def train(config: Config, out: Path) -> Path:
             run["position"] = list(data.position)
             tally["bad documents"] += int(news[2])
             log.show(step + 1)
-            if watch.in_a_row > config.most_skipped:
-                raise ValueError(f"{watch.in_a_row} steps in a row were skipped ({why}, the last at step {step + 1}): "
-                                 "lower muon_lr and lr, or look at the data")  # fmt: skip
             if tally["bad documents"] > max(10, config.max_bad * data.position.documents):
                 raise ValueError(f"{tally['bad documents']} of {data.position.documents} documents are damaged, more "
                                  f"than max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}")  # fmt: skip
@@ -223,19 +230,19 @@ def train(config: Config, out: Path) -> Path:
                 log.show(step + 1, f"{words}, {rate_of_tokens:.0f} tokens/s")
                 totals, tokens, waited = torch.zeros_like(totals), torch.zeros_like(tokens), 0.0
             if held_out and ((step + 1) % config.evaluate_every == 0 or last):
-                if config.ema:
+                if average:
                     average.swap()
                 held_loss = evaluate(called, held_out, config.evaluate_rows, micro, config.precision, device, rank,
                                      world)  # fmt: skip
                 log.write({"step": step + 1, "held_out": held_loss})
-                if config.ema:
+                if average:
                     average.swap()
                 clock = time.perf_counter()
             if (step + 1) % config.save_every == 0 or last or leaving:
                 checkpoints.save(step + 1, parts)
             if last or leaving or (config.sample_every and (step + 1) % config.sample_every == 0):
                 weights: dict[str, Tensor] = dict(learner.model.named_parameters())
-                if config.ema:
+                if average:
                     weights |= {name.removeprefix("model."): value for name, value in average.values.items()}
                 full = whole_state(weights)
                 if accelerator.is_main_process:
@@ -248,8 +255,6 @@ def train(config: Config, out: Path) -> Path:
             if leaving:
                 log.say(f"told to end: everything is saved after step {step + 1}; the same command goes on from there")
                 break
-    if previous is not None:
-        signal.signal(signal.SIGTERM, previous)
     together(accelerator, True)  # nobody leaves before the model is written
     return out / "model"
 

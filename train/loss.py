@@ -67,6 +67,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (d_hidden * slope, None if d_head is None else (d_head * slope).to(ctx.head_dtype), *[None] * 4)
 
 
+def end_to_end(batch: Batch) -> dict[str, Any]:
+    """The rows as one, with the places of the documents in it: what flash attention's varlen kernels want.
+
+    transformers finds packed documents by their positions in one row alone; in several it would let them see each
+    other.
+    """
+    ids, positions = batch.ids.view(1, -1), batch.positions.view(1, -1)  # [1, R T]
+    starts = (positions[0] == 0).nonzero()[:, 0].to(torch.int32)
+    places = torch.cat([starts, starts.new_tensor([ids.shape[1]])])  # [documents + 1]
+    longest = batch.ids.shape[1]  # a bound, known without asking the device
+    return {"input_ids": ids, "position_ids": positions, "cu_seq_lens_q": places, "cu_seq_lens_k": places,
+            "max_length_q": longest, "max_length_k": longest}  # fmt: skip
+
+
 class Learner(nn.Module):
     """A causal language model with its loss, as one module: DDP and FSDP work at the borders of `forward`.
 
@@ -82,8 +96,10 @@ class Learner(nn.Module):
         self.z, self.chunk = z, chunk
 
     def forward(self, batch: Batch) -> Losses:
-        outputs = self.model.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
-        hidden = outputs.last_hidden_state[:, :-1].flatten(0, 1)  # [N, D]
+        flash = "flash" in str(self.model.config._attn_implementation)
+        inputs = end_to_end(batch) if flash else {"input_ids": batch.ids, "position_ids": batch.positions}
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [R, T, D]
+        hidden = states[:, :-1].flatten(0, 1)  # [N, D]
         targets, kinds = batch.ids[:, 1:].flatten(), batch.kinds[:, 1:].flatten()  # [N]
         head = self.model.lm_head.weight
         total, errors = ChunkedCrossEntropy.apply(hidden, head, targets, batch.weights[:, 1:].flatten(), self.z,

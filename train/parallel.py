@@ -6,6 +6,8 @@ on a CPU, where the tests run.
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -73,6 +75,20 @@ def spread(learner: nn.Module, accelerator: Accelerator, kind: str, bf16: bool) 
         fully_shard(learner, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
         return learner
     return accelerator.prepare_model(learner)
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[list[bool]]:
+    """[True] from the moment that the process is sent SIGTERM, which then no longer ends it."""
+    asked = [False]
+    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.__setitem__(0, True))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

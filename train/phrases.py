@@ -79,8 +79,8 @@ class Target(NamedTuple):
 BARE = {
     "bacon", "blood", "bread", "broccoli", "butter", "candy", "cheese", "clothing", "construction", "cooking", "corn",
     "dango", "falafel", "food", "garlic", "green", "hockey", "lacrosse", "tennis", "badminton", "bowling", "mail",
-    "mate", "meat", "milk", "money", "oden", "people", "pong", "popcorn", "rice", "sake", "salt", "shrimp", "sushi", "squid",
-    "tea", "wind", "music", "paper",
+    "mate", "meat", "milk", "money", "oden", "people", "pong", "popcorn", "rice", "sake", "salt", "shrimp", "sushi",
+    "squid", "tea", "wind", "music", "paper",
 }  # fmt: skip
 SINGULAR = ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros", "lotus", "walrus", "lens", "iris")
 

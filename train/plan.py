@@ -167,7 +167,7 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
             add_lora(ghost, lora_of(config), config.seed)
         held = memory(ghost, optimizers_of(ghost, config, device), config.ema > 0, 1)
         if sum(held) > 0.8 * free_memory(device):
-            figures = facts(config, ghost, held, spread)
+            figures = facts(config, ghost, held, spread, device)
             console.print(table(figures))
             print(json.dumps(figures))
             console.print(f"not measured: weights, gradients and optimisers take {sum(held) / GIB:.1f} GiB on one "
@@ -179,13 +179,13 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
     if lora_of(config).rank:
         add_lora(model, lora_of(config), config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    model.set_attn_implementation(attention_of(config, device))
+    model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
     if config.recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     learner = Learner(model, config.z_loss, config.chunk).train()
     rows = Rows(shards, Vocab.from_config(model.config), objective_of(config), config.row, config.seed, config.window)
     held = memory(learner, optimizers_of(learner, config, device), config.ema > 0, 1)
-    figures = facts(config, model, held, spread)
+    figures = facts(config, model, held, spread, device)
     choices = [config.micro_rows or per_rank]
     if find:
         choices = sorted({*(2**i for i in range(per_rank.bit_length())), per_rank})
@@ -253,7 +253,7 @@ def timed_step(learner: Learner, config: Config, device: torch.device) -> float:
     return times[-1]
 
 
-def facts(config: Config, model: CM3ForCausalLM, held: Memory, spread: int) -> dict[str, Any]:
+def facts(config: Config, model: CM3ForCausalLM, held: Memory, spread: int, device: torch.device) -> dict[str, Any]:
     """What is known without running."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -261,7 +261,7 @@ def facts(config: Config, model: CM3ForCausalLM, held: Memory, spread: int) -> d
         "flops_per_token": flops_per_token(model.config, config.row),
         "tokens": config.steps * config.batch_tokens,
         **{f"{name}_gib": size / spread / GIB for name, size in held._asdict().items()},
-        "bf16": uses_bf16(config.precision, next(model.parameters()).device),
+        "bf16": uses_bf16(config.precision, device),
     }  # fmt: skip
 
 

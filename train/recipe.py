@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cm3.pipeline import CM3
 from cm3.transformer import CM3ForCausalLM
@@ -54,8 +55,8 @@ class Config:
         ema: decay of averaged weights, which are then evaluated and saved; 0 = none.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
         compile: torch.compile the blocks.
-        attention: implementation; "auto" = flash_attention_2 where it is installed and there is a GPU, else sdpa on a
-            GPU and eager on a CPU (faster there for rows of a few hundred tokens).
+        attention: implementation; "auto" = on a GPU flash_attention_2 where it is installed, else flex_attention for
+            heads that it takes, else sdpa; on a CPU eager (faster there for rows of a few hundred tokens).
         recompute: activation checkpointing: blocks compute their activations again for the backward pass.
         chunk: targets whose logits are held at once.
         parallel: "ddp", or "fsdp" to shard weights, gradients and optimisers over the devices.
@@ -165,16 +166,15 @@ def lora_of(config: Config) -> Lora:
     return configs.fill(Lora, config.lora)
 
 
-def attention_of(config: Config, device: torch.device) -> str:
+def attention_of(config: Config, device: torch.device, head_size: int) -> str:
+    """The implementation of attention that a run takes."""
     if config.attention != "auto":
         return config.attention
     if device.type == "cpu":
         return "eager"
-    try:
-        import flash_attn  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return "sdpa"
-    return "flash_attention_2"
+    if is_flash_attn_2_available():
+        return "flash_attention_2"
+    return "flex_attention" if head_size >= 16 and head_size & (head_size - 1) == 0 else "sdpa"
 
 
 def image_tokenizer_of(config: Config, meta: dict[str, Any]) -> ImageTokenizer:
