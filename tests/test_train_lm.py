@@ -132,10 +132,14 @@ def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: Config, t
     assert equal(tmp_path / "whole", tmp_path / "cut") and trail(tmp_path / "whole") == trail(tmp_path / "cut")
 
 
-def test_a_finished_run_is_left_as_it_is(config: Config, run: Path):
-    before = weights(run)
-    lm.train(config, run)
-    assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+@pytest.mark.parametrize("killed_before_the_model", [False, True])
+def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
+        config: Config, run: Path, tmp_path: Path, killed_before_the_model: bool):  # fmt: skip
+    shutil.copytree(run, tmp_path / "run")
+    if killed_before_the_model:
+        shutil.rmtree(tmp_path / "run" / "model")
+    lm.train(config, tmp_path / "run")
+    assert equal(run, tmp_path / "run") and trail(run) == trail(tmp_path / "run")
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: Config, run: Path, tmp_path: Path):

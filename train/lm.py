@@ -21,9 +21,7 @@ from torch import Tensor
 
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
-from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
-from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.checkpoints import Checkpoints
 from train.loss import Learner
@@ -45,7 +43,7 @@ from train.recipe import (
 from train.runlog import RunLog
 from train.shards import Shards
 from train.sheet import contact_sheet
-from train.starting import Lora, add_lora, merged, rebuilt, save_adapter
+from train.starting import add_lora, merged, rebuilt, save_adapter
 from train.state import ModelAndOptimizers, RandomState
 
 
@@ -154,6 +152,19 @@ def train(config: Config, out: Path) -> Path:
     steps = Steps(rows, per_rank * world, micro, first, Position(*run["position"]), rank, world)
     source = load(steps, config.steps, config.workers, device.type == "cuda")
 
+    def hand_out() -> None:
+        """Write OUT/model as something to use: averaged where that is asked for, no adapters, no shards."""
+        weights: dict[str, Tensor] = dict(learner.model.named_parameters())
+        if average:
+            weights |= {name.removeprefix("model."): value for name, value in average.values.items()}
+        full = whole_state(weights)
+        if not accelerator.is_main_process:
+            return
+        kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
+        CM3(kept, TextTokenizer.load(config.data), image_tokenizer).save_pretrained(out / "model")
+        if adapter:
+            save_adapter(full, adapter, out / "adapter")
+
     # 3. The loop: step, log, evaluate, save, sample.
     with (
         RunLog("lm", out, first, config.steps, accelerator) as log,
@@ -241,29 +252,17 @@ def train(config: Config, out: Path) -> Path:
             if (step + 1) % config.save_every == 0 or last or leaving:
                 checkpoints.save(step + 1, parts)
             if last or leaving or (config.sample_every and (step + 1) % config.sample_every == 0):
-                weights: dict[str, Tensor] = dict(learner.model.named_parameters())
-                if average:
-                    weights |= {name.removeprefix("model."): value for name, value in average.values.items()}
-                full = whole_state(weights)
-                if accelerator.is_main_process:
-                    keep_model(full, config, model, image_tokenizer, out, lora)
-                    if adapter:
-                        save_adapter(full, adapter, out / "adapter")
-                    if config.prompts and not leaving:
-                        draw_samples(config, out, step + 1, device)
+                hand_out()
+                if accelerator.is_main_process and config.prompts and not leaving:
+                    draw_samples(config, out, step + 1, device)
                 clock = time.perf_counter()
             if leaving:
                 log.say(f"told to end: everything is saved after step {step + 1}; the same command goes on from there")
                 break
+    if first >= config.steps:  # it ended before, perhaps by a kill between the last checkpoint and the model
+        hand_out()
     together(accelerator, True)  # nobody leaves before the model is written
     return out / "model"
-
-
-def keep_model(full: dict[str, Tensor], config: Config, model: CM3ForCausalLM, image_tokenizer: ImageTokenizer,
-               out: Path, lora: Lora) -> None:  # fmt: skip
-    """Write OUT/model as something to use: no adapters, no shards."""
-    plain = merged(full, lora) if lora.rank else full
-    CM3(rebuilt(model.config, plain), TextTokenizer.load(config.data), image_tokenizer).save_pretrained(out / "model")
 
 
 def draw_samples(config: Config, out: Path, step: int, device: torch.device) -> None:
