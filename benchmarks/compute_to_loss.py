@@ -51,6 +51,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+BETAS = [{"betas": (0.9, 0.95)}, {"betas": (0.9, 0.98)}]
+
+
 class Runner:
     """Runs train.lm once for the same settings, and remembers."""
 
@@ -118,6 +121,7 @@ def main(
     smaller = [{"batch_tokens": 4096, "lr": base["lr"]}]
     smaller += [{"batch_tokens": 2048, "lr": rate} for rate in (base["lr"] / 2, base["lr"])]
     base = tuned(run, base, tokens, "baseline", smaller)
+    base = tuned(run, base, tokens, "baseline", BETAS)
     ours = base
     for change in CHANGES.values():
         ours = ours | change
@@ -130,6 +134,7 @@ def main(
     wide = [{key: ours[key] for key in ("model.activation", "model.intermediate_size")},
             {"model.activation": "relu2", "model.intermediate_size": 512}]  # fmt: skip
     ours = tuned(run, ours, part, "ours-activation", wide)
+    ours = tuned(run, ours, part, "ours", BETAS)
 
     shares = [0.25, 1 / 3, 0.4]
     pairs = []
@@ -142,11 +147,15 @@ def main(
                       "share": met / target["flops"] if met else None})  # fmt: skip
     rows, settings = [], dict(base)
     first = run("ladder-0", settings, part, 0)
+    rows.append({"change": "the baseline", "loss": first["loss"], "gain": 0.0, "flops": first["flops"]})
     for i, (name, change) in enumerate(CHANGES.items(), 1):
         settings |= change | ({"muon_lr": ours["muon_lr"]} if "muon_lr" in change else {})
         now = run(f"ladder-{i}", settings, part, 0)
         rows.append({"change": name, "loss": now["loss"], "gain": first["loss"] - now["loss"], "flops": now["flops"]})
         first = now
+    now = run("ladder-batch-and-rate", ours, part, 0)
+    rows.append({"change": "smaller batches, lower rate", "loss": now["loss"], "gain": first["loss"] - now["loss"],
+                 "flops": now["flops"]})  # fmt: skip
     print(f"\nat {part} tokens, one after the other")
     for row in rows:
         print(f"{row['change']:32} {row['loss']:.4f}  {row['gain']:+.4f}")

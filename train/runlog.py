@@ -67,7 +67,9 @@ def take_back(path: Path, first: int) -> None:
             continue
         if row.get("step", 0) <= first:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    whole = path.with_suffix(".unfinished")  # a kill here must not cost the rows before
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(path)
 
 
 def rounded(value: Any) -> Any:
