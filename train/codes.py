@@ -119,13 +119,14 @@ def write_codes(
     if not entries:
         broken = "".join(f"; {name}: {reason}" for name, reason in list(bad_tars.items())[:3])
         raise ValueError(f"{folder} has no pictures, in files or in tars{broken}")
+    listing = "\n".join(f"{e.name} {e.size}" for e in entries)
     run = {
         "image_tokenizer": tokenizer.fingerprint(),
         "num_codes": tokenizer.num_codes,
         "dtype": str(dtype).removeprefix("torch."),
         "size": size if isinstance(size, str) else list(size),
         "files": len(entries),
-        "list": hashlib.sha256("\n".join(f"{e.name} {e.size}" for e in entries).encode()).hexdigest()[:12],
+        "list": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12],
         "per_shard": per_shard,
     }
     before = _claim(out, run)
@@ -225,5 +226,6 @@ def _shards(out: Path) -> list[Path]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no UTF-8
     unfinished.replace(path)

@@ -28,7 +28,11 @@ class Entry(NamedTuple):
     size: int
 
     def read(self) -> bytes:
+        """Raises ValueError where the file ends before."""
         with open(self.file, "rb") as file:
+            there = max(0, os.fstat(file.fileno()).st_size - self.offset)  # a damaged tar may promise terabytes
+            if there < self.size:
+                raise ValueError(f"cut off: {there} of {self.size} bytes")
             file.seek(self.offset)
             return file.read(self.size)
 

@@ -21,7 +21,6 @@ from accelerate.local_sgd import LocalSGD
 from torch import Tensor
 
 from cm3.pipeline import CM3
-from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from train import config as configs
 from train.checkpoints import Checkpoints
@@ -94,7 +93,7 @@ def train(config: Config, out: Path) -> Path:
 
     # 1. Data and model.
     shards = Shards(config.data, verify=config.verify, max_bad=config.max_bad)
-    image_tokenizer = image_tokenizer_of(config, shards.meta)
+    image_tokenizer, text = image_tokenizer_of(config, shards.meta), shards.text_tokenizer()
     model = starting_model(config, shards.meta, image_tokenizer)
     vocab = Vocab.from_config(model.config)
     rows = Rows(shards, vocab, objective, config.row, config.seed, config.window)
@@ -165,7 +164,7 @@ def train(config: Config, out: Path) -> Path:
         fresh, old = out / "model.unfinished", out / "model.old"
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
-        CM3(kept, TextTokenizer.load(config.data), image_tokenizer).save_pretrained(fresh)
+        CM3(kept, text, image_tokenizer).save_pretrained(fresh)
         if (out / "model").exists():
             (out / "model").rename(old)
         fresh.rename(out / "model")  # so that what has this name is whole

@@ -45,6 +45,7 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
     if lacking := sorted({*trackers} - (here := {str(tracker) for tracker in get_available_trackers()})):
         raise ValueError(f"trackers: {', '.join(lacking)} is not known or not installed: choose from what is here, "
                          f"{', '.join(sorted(here)) or 'none'}, or install it")  # fmt: skip
+    meet_again()
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience],
                               log_with=list(trackers) or None, project_dir=folder)  # fmt: skip
@@ -52,6 +53,24 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
         raise ValueError(f"{found} processes train together, not {processes or size}: accelerate launch --cpu starts "
                          "one whatever it is told; use ACCELERATE_USE_CPU=true torchrun")  # fmt: skip
     return accelerator
+
+
+def meet_again() -> None:
+    """Processes that torchrun has started again join under names of their own.
+
+    PyTorch 2.13 keeps one store over restarts, in which gloo would find the addresses of the processes that died.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if not restarts or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False)  # pyright: ignore[reportPrivateImportUsage]
+    named = dist.PrefixStore(f"restart {restarts}", store)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("nccl" if gpu else "gloo", store=named, rank=rank, world_size=world,
+                            timeout=timedelta(minutes=30))  # fmt: skip
 
 
 def spread(learner: nn.Module, accelerator: Accelerator, kind: str, bf16: bool) -> nn.Module:

@@ -232,7 +232,7 @@ def write_skipped(source: Source, out: Path) -> Counter:
     """All that was left out, in one file. Returns counts by kind, the most frequent first."""
     counts = Counter(skip.kind for skip in source.skipped)
     unfinished = out / f"{SKIPPED}.unfinished"
-    with unfinished.open("w", encoding="utf-8") as file:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(rows_of(source.skipped))
         for number in range(len(source)):
             if (part := out / f"{SKIPPED}-{number:05}.jsonl").exists():

@@ -42,8 +42,11 @@ class RunLog:
         """A row, with "step" first. Numbers, in tables too, go to the trackers."""
         if not self.main:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded(row), ensure_ascii=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rounded(row), ensure_ascii=False) + "\n")
+        except OSError as error:  # a run is not to die for a line; whether it stops is for its checkpoints to say
+            self.say(f"step {row['step']} is missing in {self.path}: {error}")
         if self.accelerator.log_with:
             self.accelerator.log(flat(row), step=row["step"])
 

@@ -34,6 +34,7 @@ MAX_TARGETS = 3
 NUM_SPECIAL = 64
 META = "meta.json"
 SPLITS = ("train", "held_out")
+MOST_DOCUMENTS = 10_000_000  # of a shard
 LAYOUT = ("num_special_tokens", "text_vocab_size", "image_vocab_size")  # as Vocab counts them
 
 
@@ -120,7 +121,8 @@ class ShardWriter:
 def write_whole(path: Path, text: str) -> None:
     """Write a file beside its place first, so that what has its name is whole."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
+    # A file's name may be no UTF-8: what cannot be written stands as JSON's own escape.
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     unfinished.replace(path)
 
 
@@ -199,9 +201,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder / name} is missing: run python -m train.prepare first")
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        assert isinstance(meta["splits"]["train"]["shards"], list)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{folder / META} is damaged, or of an older version ({error!r}): prepare it anew") from error
+        sizes = {key: meta["vocab"][key] for key in LAYOUT}
+        marks = [meta[key] for key in ("image_tokenizer", "text_tokenizer")]
+        shards = [shard for split in meta["splits"].values() for shard in split["shards"]]
+        numbers = [*sizes.values(), *meta["vocab"]["image_grid"], *(shard[key] for shard in shards
+                                                                    for key in ("documents", "tokens"))]  # fmt: skip
+        words = [*marks, *(shard[key] for shard in shards for key in ("name", "sha256"))]
+        assert all(type(number) is int and number >= 0 for number in numbers), "a count is no number"
+        assert all(shard["documents"] <= MOST_DOCUMENTS for shard in shards), "a count is beyond reason"
+        assert all(isinstance(word, str) for word in words), "a name is no text"
+        assert all(Path(shard["name"]).name == shard["name"] for shard in shards), "a shard lies elsewhere"
+        assert "train" in meta["splits"] and len(meta["vocab"]["image_grid"]) == 2
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{folder / META} is damaged, or of an older version ({error!r:.200}): prepare it "
+                         "anew") from error  # fmt: skip
     return meta
 
 
@@ -295,11 +308,14 @@ class Shards:
         name = self.meta["splits"][self.split]["shards"][shard]["name"]
         if shard not in self._manifests:
             path = (self.folder / name).with_suffix(".jsonl")
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
             with safe_open(self.folder / name, "np") as file:
                 self._manifests[shard] = file.get_tensor("samples").tolist(), lines
         samples, lines = self._manifests[shard]
-        return json.loads(lines[samples[row]]) if 0 <= samples[row] < len(lines) else {}
+        try:
+            return json.loads(lines[samples[row]]) if 0 <= samples[row] < len(lines) else {}
+        except RecursionError as error:
+            raise ValueError(f"{name}: line {samples[row] + 1} of its manifest is damaged") from error
 
     def _place(self, number: int) -> tuple[int, int]:
         """The shard of a document, and its row in it."""
