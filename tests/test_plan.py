@@ -157,7 +157,7 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: Config, mo
     def never(*_: object) -> None:
         raise AssertionError("built")
 
-    monkeypatch.setattr(plan, "starting_model", never)
+    monkeypatch.setattr(plan, "learner_of", never)
     large = replace(config, preset="cm3leon-7b", parallel="fsdp", processes=4)
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: Config, mo
 
 
 def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: Config, monkeypatch):
-    monkeypatch.setattr(plan, "starting_model", None)
+    monkeypatch.setattr(plan, "learner_of", None)
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
     figures = plan_run(replace(config, preset="cm3leon-7b", lora={"rank": 8}), False)
     assert figures["trained"] < 0.01 * figures["parameters"]

@@ -24,26 +24,17 @@ from cm3.pipeline import CM3
 from cm3.vocab import Vocab
 from train import config as configs
 from train.checkpoints import Checkpoints
-from train.loss import Learner
 from train.objective import KINDS
 from train.optimizers import Average, Watch, rate
 from train.packing import Batch, Position, Rows, Steps, load
 from train.parallel import asked_to_end, collecting, launched, spread, summed, together, whole, whole_state
 from train.plan import plan_run, step_flops, utilisation
 from train.precision import autocast, uses_bf16
-from train.recipe import (
-    Config,
-    attention_of,
-    image_tokenizer_of,
-    lora_of,
-    objective_of,
-    optimizers_of,
-    starting_model,
-)
+from train.recipe import Config, image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of
 from train.runlog import RunLog
 from train.shards import Shards
 from train.sheet import contact_sheet
-from train.starting import add_lora, merged, rebuilt, save_adapter
+from train.starting import merged, rebuilt, save_adapter
 from train.state import ModelAndOptimizers, RandomState
 
 
@@ -94,25 +85,17 @@ def train(config: Config, out: Path) -> Path:
     # 1. Data and model.
     shards = Shards(config.data, verify=config.verify, max_bad=config.max_bad)
     image_tokenizer, text = image_tokenizer_of(config, shards.meta), shards.text_tokenizer()
-    model = starting_model(config, shards.meta, image_tokenizer)
+    learner, adapter = learner_of(config, shards.meta, image_tokenizer, device)
+    model = learner.model
     vocab = Vocab.from_config(model.config)
     rows = Rows(shards, vocab, objective, config.row, config.seed, config.window)
     held_out = None
     if config.evaluate_every:
         held = Shards(config.data, "held_out", config.verify, config.max_bad)
         held_out = Rows(held, vocab, objective.plain(), config.row, 0, len(held))
-    adapter = add_lora(model, lora, config.seed) if lora.rank else None
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         configs.save(config, out / "config.json")
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
-    if config.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile:
-        for block in model.model.layers:
-            block.compile()
-    learner = Learner(model, config.z_loss, config.chunk).train()
     called = spread(learner, accelerator, config.parallel, uses_bf16(config.precision, device))
     optimizer = optimizers_of(learner, config, device)
     flops = step_flops(model.config, config.row, config.batch_tokens, optimizer)

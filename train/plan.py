@@ -26,15 +26,7 @@ from cm3.vocab import Vocab
 from train.loss import Learner
 from train.packing import Batch, Rows, Steps
 from train.precision import autocast, uses_bf16
-from train.recipe import (
-    Config,
-    attention_of,
-    image_tokenizer_of,
-    lora_of,
-    objective_of,
-    optimizers_of,
-    starting_model,
-)
+from train.recipe import Config, image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of
 from train.shards import Shards, read_meta
 from train.starting import add_lora
 
@@ -175,14 +167,8 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
             return figures
     shards = Shards(config.data, verify=False, max_bad=config.max_bad)
     image_tokenizer = image_tokenizer_of(config, meta)
-    model = starting_model(config, meta, image_tokenizer)
-    if lora_of(config).rank:
-        add_lora(model, lora_of(config), config.seed)
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
-    if config.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    learner = Learner(model, config.z_loss, config.chunk).train()
+    learner = learner_of(config, meta, image_tokenizer, device).learner
+    model = learner.model
     rows = Rows(shards, Vocab.from_config(model.config), objective_of(config), config.row, config.seed, config.window)
     held = memory(learner, optimizers_of(learner, config, device), config.ema > 0, 1)
     figures = facts(config, model, held, spread, device)

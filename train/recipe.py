@@ -1,8 +1,9 @@
 """One run of train.lm: its settings, and what they make of a model, its optimisers and its attention."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import peft
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -10,11 +11,12 @@ from cm3.pipeline import CM3
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
 from train import config as configs
+from train.loss import Learner
 from train.objective import Objective
 from train.optimizers import Rates, optimizers
 from train.parallel import KINDS as PARALLEL
 from train.precision import bf16_is_fast
-from train.starting import Lora, fresh_model, loaded_model
+from train.starting import Lora, add_lora, fresh_model, loaded_model
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,27 @@ def starting_model(config: Config, meta: dict[str, Any], image_tokenizer: ImageT
         raise ValueError(f"row is {config.row}, but the model's positions are "
                          f"{model.config.max_position_embeddings}: make row smaller")  # fmt: skip
     return model
+
+
+class Made(NamedTuple):
+    """A run's model with its loss, on its device; and what peft notes of its adapters, where it has any."""
+
+    learner: Learner
+    adapter: peft.LoraConfig | None
+
+
+def learner_of(config: Config, meta: dict[str, Any], image_tokenizer: ImageTokenizer, device: torch.device) -> Made:
+    """What a run trains, before its first step. Raises ValueError as starting_model and add_lora do."""
+    model, lora = starting_model(config, meta, image_tokenizer), lora_of(config)
+    adapter = add_lora(model, lora, config.seed) if lora.rank else None
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
+    if config.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for block in model.model.layers:
+            block.compile()
+    return Made(Learner(model, config.z_loss, config.chunk).train(), adapter)
 
 
 def optimizers_of(model: torch.nn.Module, config: Config, device: torch.device) -> list[torch.optim.Optimizer]:
