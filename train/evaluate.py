@@ -22,8 +22,6 @@ from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from cm3.pipeline import CM3
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
 from train.judge import Judge, Reference, ranks
 from train.learner import psnr
 from train.phrases import KINDS as GROUPS
@@ -156,9 +154,10 @@ def pooled(prompt: str) -> str:
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
-def blind_answers(tokens: Path, vocab: Vocab, text: TextTokenizer) -> dict[str, str]:
+def blind_answers(tokens: Path) -> dict[str, str]:
     """Pooled prompt -> its most frequent answer in the training documents."""
     shards = Shards(tokens)
+    vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
     seen: dict[str, Counter] = defaultdict(Counter)
     for number in np.flatnonzero(shards.spans[:, 0, 1]).tolist():
         document, start = shards.document(number), 1
@@ -252,7 +251,7 @@ def evaluate(
     unseen_concept = [s for s in all_concepts if not subgroups or s.facts["subgroup"] in subgroups]
     splits = {"train": train, "unseen_cell": unseen_cell, "unseen_concept": unseen_concept}
     others = others_of([s.facts for s in train])
-    blind = blind_answers(tokens, model.vocab, model.text_tokenizer)
+    blind = blind_answers(tokens)
     result: dict[str, Any] = {"splits": {}}
     for split, samples in track(splits.items(), "captions and answers", total=len(splits)):
         picks = np.random.default_rng(0).permutation(len(samples))[:sample]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cm3.masking import text_segments
 from cm3.text import FILE, TextTokenizer
@@ -114,7 +114,8 @@ class ShardWriter:
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.manifest)
         write_whole(folder / f"{stem}.jsonl", rows)
         unfinished = folder / f"{stem}.unfinished"
-        save_file(arrays, unfinished, {"facts": json.dumps(facts)})  # of several keys the order would be by chance
+        # Of several keys the order would be by chance; and save_file makes a file that nobody else may read.
+        unfinished.write_bytes(save(arrays, {"facts": json.dumps(facts)}))
         unfinished.replace(folder / f"{stem}.safetensors")
 
 
