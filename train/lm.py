@@ -93,9 +93,6 @@ def train(config: Config, out: Path) -> Path:
     if config.evaluate_every:
         held = Shards(config.data, "held_out", config.verify, config.max_bad)
         held_out = Rows(held, vocab, objective.plain(), config.row, 0, len(held))
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        configs.save(config, out / "config.json")
     called = spread(learner, accelerator, config.parallel, uses_bf16(config.precision, device))
     optimizer = optimizers_of(learner, config, device)
     flops = step_flops(model.config, config.row, config.batch_tokens, optimizer)
@@ -132,6 +129,9 @@ def train(config: Config, out: Path) -> Path:
         raise ValueError(f"{out} holds a run on other data: {'; '.join(other)}; take another --out, or set "
                          f"start={out}/model")  # fmt: skip
     tally = run["tally"]
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        configs.save(config, out / "config.json")
     steps = Steps(rows, per_rank * world, micro, first, Position(*run["position"]), rank, world)
     source = load(steps, config.steps, config.workers, device.type == "cuda")
 
