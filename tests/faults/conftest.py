@@ -22,7 +22,7 @@ def account() -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
     yield found
     cpus = len(os.sched_getaffinity(0))
-    row = {"benchmark": "faults", "device": f"{platform.processor() or platform.machine()}, {cpus} cores, busy",
+    row = {"benchmark": "faults", "device": f"{platform.processor() or platform.machine()}, {cpus} cores",
            "torch": torch.__version__, "seconds": round(time.perf_counter() - started), **found}  # fmt: skip
     print("\n" + json.dumps(row, indent=1))
     if path := os.environ.get("FAULTS_RESULT"):
