@@ -26,6 +26,7 @@ from torch import Tensor
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.tokenizer import Size
 from train.folders import Entry, index
+from train.shards import write_whole
 
 MANIFEST = "manifest.json"
 
@@ -157,7 +158,7 @@ def write_codes(
         skipped |= metadata["skipped"]
     speed = round(done / seconds, 2) if done else before.get("images_per_second")
     facts = {"pictures": pictures, "skipped": skipped, "images_per_second": speed}
-    _write(out / MANIFEST, run | facts)
+    _note(out, run | facts)
     if not pictures:
         name, reason = next(iter(skipped.items()))
         raise ValueError(f"{folder}: none of the {len(entries)} pictures can be encoded; the first, {name}: {reason}")
@@ -186,7 +187,7 @@ def _claim(out: Path, run: dict[str, Any]) -> dict[str, Any]:
         if other:
             raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
     else:
-        _write(out / MANIFEST, run)
+        _note(out, run)
     return before
 
 
@@ -224,8 +225,5 @@ def _shards(out: Path) -> list[Path]:
     return sorted(out.glob("codes-*.safetensors"))
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no UTF-8
-    unfinished.replace(path)
+def _note(out: Path, content: dict[str, Any]) -> None:
+    write_whole(out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -101,12 +101,11 @@ def train(config: Config, out: Path) -> Path:
     if config.ema:
         average = Average(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema)
     watch = Watch(config.spike)
-    tally = {"bad documents": 0, "seconds": 0.0}
 
     # 2. Where it stands.
     run: dict[str, Any] = {"position": list(Position()), "data": shards.fingerprint(), "row": config.row,
                            "batch_tokens": config.batch_tokens, "window": config.window, "seed": config.seed,
-                           "tally": tally}  # fmt: skip
+                           "bad_documents": 0}  # fmt: skip
     apart = config.local_sgd and world > 1
     state = ModelAndOptimizers(learner, optimizer)
     parts = {f"apart@{rank} of {world}" if apart else "lm": state, "random": RandomState(), "watch": watch, "run": run}
@@ -128,7 +127,6 @@ def train(config: Config, out: Path) -> Path:
     if other := [f"{key} was {run[key]!r}, now {now!r}" for key, now in expected.items() if run[key] != now]:
         raise ValueError(f"{out} holds a run on other data: {'; '.join(other)}; take another --out, or set "
                          f"start={out}/model")  # fmt: skip
-    tally = run["tally"]
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         configs.save(config, out / "config.json")
@@ -207,16 +205,15 @@ def train(config: Config, out: Path) -> Path:
                 one.zero_grad()
             local.step()
             run["position"] = list(data.position)
-            tally["bad documents"] += int(news[2])
+            run["bad_documents"] += int(news[2])
             log.show(step + 1)
-            if tally["bad documents"] > max(10, config.max_bad * data.position.documents):
-                raise ValueError(f"{tally['bad documents']} of {data.position.documents} documents are damaged, more "
+            if run["bad_documents"] > max(10, config.max_bad * data.position.documents):
+                raise ValueError(f"{run['bad_documents']} of {data.position.documents} documents are damaged, more "
                                  f"than max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}")  # fmt: skip
             last = step + 1 == config.steps
             leaving = bool(news[1]) and not (apart and (step + 1) % config.local_sgd)
             if (step + 1) % config.log_every == 0 or last or leaving:
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                tally["seconds"] += seconds
                 totals, tokens = summed(totals), summed(tokens)
                 loss_by_kind = by_kind(*totals)
                 rate_of_tokens = tokens[0].item() / seconds

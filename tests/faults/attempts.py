@@ -173,7 +173,6 @@ def snapshot(folder: Path) -> Snapshot | None:
         digest.update(tensors[name].view(-1).view(torch.uint8).numpy().tobytes() if tensors[name].dim() else
                       tensors[name].numpy().tobytes())  # fmt: skip
     values = {name: part for name, part in parts.items() if name in ("run", "watch")}
-    values["run"]["tally"].pop("seconds")
     return Snapshot(step, digest.hexdigest(), json.dumps(values, sort_keys=True))
 
 
