@@ -1,4 +1,5 @@
-"""The `cm3` command: draw, caption, ask. It holds no model logic; a user's mistake is one line and exit code 2."""
+"""The `cm3` command: draw, fill in, edit, caption, ask. It holds no model logic; a user's mistake is one line and exit
+code 2."""
 
 import sys
 from pathlib import Path
@@ -11,35 +12,99 @@ from rich.table import Table
 from transformers.utils import logging
 
 from cm3.pipeline import CM3, tokenizer_presets
+from cm3.templates import Box
 
-app = typer.Typer(add_completion=False, help="Draw pictures, caption them, and ask about them.")
+app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
+Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
 Model = Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The picture file to write.")]
+Number = Annotated[int, typer.Option("-n", help="How many pictures, 1 to 64.")]
+Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.")]
+TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.")]
+Scale = Annotated[int, typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.")]
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 MAX_SCALE = 16
+SMALL = 256  # pixels; smaller pictures are enlarged
 
 
 @app.command()
 def generate(
-    prompt: Prompt,
-    n: Annotated[int, typer.Option("-n", help="How many pictures, 1 to 64.")] = 4,
+    prompt: Prompt = "",
+    n: Number = 4,
     output: Output = Path("out.png"),
     seed: Seed = 0,
-    guidance: Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.")] = 6.0,
+    guidance: Guidance = 6.0,
     temperature: Temperature = 0.8,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.")] = 0,
-    scale: Annotated[int, typer.Option(help="Enlarge the pictures so many times.")] = 4,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    best_of: Annotated[int, typer.Option(help="Draw so many for each picture, keep what fits the prompt best.")] = 1,
+    decoding: Annotated[str, typer.Option(help="top-p, cd-k, or both, one half each.")] = "top-p",
+    box: Annotated[list[str] | None, typer.Option(
+        help='A thing and its box, left top right bottom from 0 to 1: "a cat 0.1 0.2 0.5 0.9"; repeatable.')] = None,
+    structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
+    kind: Annotated[str, typer.Option(help="edges or segments: what the structure shows.")] = "edges",
+    scale: Scale = 0,
+    model: Model = "emoji",
+) -> None:  # fmt: skip
+    """Draw pictures of PROMPT and save them as one file, side by side."""
+    check_output(output, scale)
+    boxes = [read_box(words) for words in box] if box else None
+    pictures = CM3.from_pretrained(model).generate(
+        prompt, n, guidance, temperature, top_p, top_k, seed, best_of=best_of, decoding=decoding, boxes=boxes,
+        structure=structure, kind=kind,
+    )  # fmt: skip
+    save(grid(pictures, scale), output)
+    print(output)
+
+
+@app.command()
+def infill(
+    image: Picture,
+    mask: Annotated[str, typer.Argument(
+        help="A picture of the same size, white where IMAGE is to be redrawn.", metavar="MASK")],
+    prompt: Annotated[str | None, typer.Argument(help="What the whole picture shows.")] = None,
+    n: Number = 1,
+    output: Output = Path("out.png"),
+    seed: Seed = 0,
+    guidance: Guidance = 3.0,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    scale: Scale = 0,
+    model: Model = "emoji",
+) -> None:  # fmt: skip
+    """Redraw IMAGE where MASK is white, and save it."""
+    check_output(output, scale)
+    cm3 = CM3.from_pretrained(model)
+    pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
+    save(grid(pictures, scale), output)
+    print(output)
+
+
+@app.command()
+def edit(
+    image: Picture,
+    instruction: Annotated[str, typer.Argument(help="How to change it, in English or Arabic.")],
+    output: Output = Path("out.png"),
+    seed: Seed = 0,
+    image_guidance: Annotated[float, typer.Option(help="How much IMAGE counts.")] = 1.5,
+    text_guidance: Annotated[float, typer.Option(help="How much INSTRUCTION counts.")] = 3.0,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    scale: Scale = 0,
     model: Model = "emoji",
 ) -> None:
-    """Draw pictures of PROMPT and save them as one file, side by side."""
-    check_output(output)
-    pictures = CM3.from_pretrained(model).generate(prompt, n, guidance, temperature, top_p, top_k, seed)
-    save(grid(pictures, scale), output)
+    """Change IMAGE as INSTRUCTION says, and save it at the model's size."""
+    check_output(output, scale)
+    cm3 = CM3.from_pretrained(model)
+    picture = cm3.edit(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
+    save(grid([picture], scale), output)
     print(output)
 
 
@@ -47,16 +112,17 @@ def generate(
 def caption(
     images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE...")],
     language: Annotated[str, typer.Option(help="en or ar.")] = "en",
+    long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
     model: Model = "emoji",
 ) -> None:
     """Say what each IMAGE shows, a line each."""
-    captions = CM3.from_pretrained(model).caption(images, language)
+    captions = CM3.from_pretrained(model).caption(images, language, long=long)
     for image, text in zip(images, captions, strict=True):
         print(f"{image}: {text}" if len(images) > 1 else text)
 
 
 @app.command()
-def ask(image: str, question: str, model: Model = "emoji") -> None:
+def ask(image: Picture, question: str, model: Model = "emoji") -> None:
     """Answer QUESTION about IMAGE."""
     print(CM3.from_pretrained(model).answer(image, question))
 
@@ -75,6 +141,7 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
                   f"{cm3.vocab.num_codes:,} image codes")  # fmt: skip
     table.add_row("context", f"{cm3.context:,} tokens")
     table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}")
+    table.add_row("scorer (for --best-of)", "yes" if cm3.scorer else "none")
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
     Console().print(table)
     Console().print(preset_table())
@@ -88,7 +155,7 @@ def tour(
     model: Model = "emoji",
 ) -> None:
     """Draw four pictures, caption the first in two languages, and ask about it."""
-    check_output(output)
+    check_output(output, 0)
     cm3 = CM3.from_pretrained(model)
     pictures = cm3.generate(prompt, n=4, seed=seed)
     question = "What is this?"
@@ -97,7 +164,7 @@ def tour(
     print(f"الوصف:    {cm3.caption(pictures[0], language='ar')}")
     print(f"question: {question}")
     print(f"answer:   {cm3.answer(pictures[0], question)}")
-    save(grid(pictures, 4), output)
+    save(grid(pictures, 0), output)
     print(f"pictures: {output}")
 
 
@@ -114,10 +181,20 @@ def preset_table() -> Table:
     return table
 
 
+def read_box(words: str) -> tuple[str, Box]:
+    """ "a cat 0.1 0.2 0.5 0.9" """
+    try:
+        name, *sides = words.rsplit(maxsplit=4)
+        left, top, right, bottom = map(float, sides)
+    except ValueError as error:
+        raise ValueError(f"the box {words!r} must be a name and four numbers: \"a cat 0.1 0.2 0.5 0.9\"") from error
+    return name, (left, top, right, bottom)
+
+
 def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
-    """Pictures of one size side by side, in about as many rows as columns, each enlarged."""
-    if not 1 <= scale <= MAX_SCALE:
-        raise ValueError(f"scale is {scale}, but must be 1 to {MAX_SCALE}")
+    """Pictures of one size side by side, in about as many rows as columns. scale: enlarges each; 0 = small ones, to
+    about SMALL pixels."""
+    scale = scale or min(MAX_SCALE, max(1, SMALL // max(pictures[0].size)))
     rows = round(len(pictures) ** 0.5)
     columns = -(-len(pictures) // rows)
     width, height = (side * scale for side in pictures[0].size)
@@ -128,7 +205,7 @@ def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
     return sheet
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, scale: int) -> None:
     """Find out before the work that the result cannot be saved. Errors: ValueError."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
@@ -136,6 +213,8 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path} is a folder; name a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    if not 0 <= scale <= MAX_SCALE:
+        raise ValueError(f"scale is {scale}, but must be 0 (as fits) to {MAX_SCALE}")
 
 
 def save(image: Image.Image, path: Path) -> None:

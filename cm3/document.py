@@ -4,6 +4,8 @@
         <eos> a red apple <break> <image> c_1 .. c_hw </image> <eos>
     Document((Text("Caption: "), Mask(), Image(codes)))                                   as a prompt
         <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model writes on from here
+    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for a picture
+        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same picture, now whole
 
 <break> stands where text and picture meet; neighbours of one kind join without it. A mask belongs to the text beside
 it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 
 from cm3.vocab import MAX_MASKS, Vocab
+
+HOLE = -1  # in place of a code: to be drawn
 
 
 class Tokenizer(Protocol):
@@ -34,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """codes: [h, w] integers, row by row from the top; anything torch.as_tensor takes."""
+    """codes: [h, w] integers, row by row from the top, HOLE where one is missing; anything torch.as_tensor takes."""
 
     codes: Tensor
 
@@ -47,6 +51,10 @@ class Image:
     @property
     def grid(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def holes(self) -> bool:
+        return bool((self.codes == HOLE).any())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and torch.equal(self.codes, other.codes)
@@ -141,7 +149,9 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
             ids.append(vocab.mask(masks))
             masks += 1
         else:
-            ids += [vocab.image, *vocab.code_to_id(item.codes.flatten().tolist()), vocab.end_image]
+            codes = item.codes.flatten().tolist()
+            ids += [vocab.image, *(vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes),
+                    vocab.end_image]
     if run:
         ids += vocab.text_to_ids(tokenizer.encode(run))
     return ids
@@ -151,12 +161,30 @@ def has_mask(document: Document) -> bool:
     return any(isinstance(item, Mask) for item in document)
 
 
+def without_text(document: Document) -> Document:
+    """Its pictures, with a mask for each run of text: the condition that guidance leaves out (CM3leon 3.1). A document
+    without text gets one mask before its first picture."""
+    items: list[Item] = []
+    for item in document:
+        kept = item if isinstance(item, Image) else Mask()
+        if not (items and isinstance(kept, Mask) and isinstance(items[-1], Mask)):
+            items.append(kept)
+    return Document(tuple(items if any(isinstance(item, Mask) for item in items) else (Mask(), *items)))
+
+
 def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), or a code that the
-    vocabulary does not have."""
+    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), a picture with holes,
+    or a code that the vocabulary does not have."""
     if has_mask(document):
         raise ValueError("a document with a Mask is not finished: use prompt_ids")
+    if any(isinstance(item, Image) and item.holes for item in document):
+        raise ValueError("a document with holes in a picture is not finished")
     return [*_body(document, vocab, tokenizer), vocab.eos]
+
+
+def open_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """The document without its close, to be written on."""
+    return _body(document, vocab, tokenizer)
 
 
 def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
@@ -172,14 +200,10 @@ def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int
     return [*ids, *turn, vocab.image]
 
 
-def unconditional_ids(vocab: Vocab) -> list[int]:
-    """The same prompt without its text, for classifier-free guidance (CM3leon 3.1): <eos> <mask:0> <break> <image>."""
-    return [vocab.eos, vocab.mask(0), vocab.break_, vocab.image]
-
-
 def from_ids(ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int]) -> Document:
     """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
-    missing stays a Mask. grid: rows and columns of a picture. Errors: ValueError for ids that spell no document."""
+    missing stays a Mask, in a picture a HOLE. grid: rows and columns of a picture. Errors: ValueError for ids that
+    spell no document."""
     body, spans = split_infills(ids, vocab)
     merged: list[int] = []
     for id in body:
@@ -195,8 +219,8 @@ def from_ids(ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple
 
     for id in merged:
         if codes is not None:
-            if vocab.is_code(id):
-                codes.append(vocab.id_to_code(id))
+            if vocab.is_code(id) or vocab.is_mask(id):
+                codes.append(vocab.id_to_code(id) if vocab.is_code(id) else HOLE)
             elif id == vocab.end_image and len(codes) == grid[0] * grid[1]:
                 items.append(Image(torch.tensor(codes).view(grid)))
                 codes = None

@@ -5,7 +5,10 @@ A Grammar reads the prompt, then follows what is generated. States of a document
     start -> text -> <break> -> <image> -> h*w codes -> </image> -> <break> -> text ...      closed by <eos>
     after the body's masks: <infill:0> span <infill:1> span ... <eos>
 
-A mask inside a picture is filled with as many codes as the picture lacks.
+A mask inside a picture is filled with as many codes as the picture lacks. Where one mask stands several times in a
+picture, each stands for exactly one code that is missing; nothing fills them if no <infill> follows:
+
+    <eos> <image> c <mask:0> <mask:0> c </image> <image> -> the whole picture, drawn anew        a source with holes
 """
 
 import math
@@ -36,10 +39,13 @@ class Grammar:
     one mask); "document" ends with <eos>.
     codes: image codes in a picture, h*w.
     room: new ids at most. No picture is begun that it cannot hold, and a picture that is due is always finished.
-    Errors: ValueError for an unknown mode, or a prompt that leaves no place for what the mode wants.
+    given: for mode "image", the id of each code that is fixed, from the picture's first; None = free.
+    Errors: ValueError for an unknown mode, a prompt that leaves no place for what the mode wants, or a given that
+    does not fit.
     """
 
-    def __init__(self, vocab: Vocab, prompt: Sequence[int], mode: Mode, codes: int, room: float = math.inf) -> None:
+    def __init__(self, vocab: Vocab, prompt: Sequence[int], mode: Mode, codes: int, room: float = math.inf,
+                 given: Sequence[int | None] | None = None) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
         self.vocab, self.mode, self.codes = vocab, mode, codes
@@ -53,13 +59,19 @@ class Grammar:
             raise ValueError("the prompt asks for text in place of a mask: a picture cannot follow")
         if mode == "image" and self._turns("text"):
             raise ValueError("the prompt ends with a <break> before text: a picture cannot follow")
+        if self.state in ("codes", "end") and self.holes:
+            raise ValueError("the prompt ends inside a picture that has masks: close the picture first")
         self.room = room
+        self.given: list[int | None] = [None] * codes if given is None else list(given)
+        if given is not None:
+            self._check_given(prompt)
 
     def _begin(self) -> None:
         self.state = "start"  # start, text, turn (after <break>), codes, end (of them), after (a picture), span
         self.turn_to = ""  # "image" or "text": what stands after the <break>
         self.left = 0  # codes that the open picture, or the masks of the span's picture, still lack
-        self.masks: list[int | None] = []  # of each mask the picture it lies in, None = it is text
+        self.masks: dict[int, int | None] = {}  # of each mask number the picture it lies in, None = it is text
+        self.holes: list[int] = []  # mask numbers in the open picture
         self.lacking: list[int] = []  # of each picture, the codes its masks stand for
         self.span = -1  # number of the span being filled
         self.span_length = 0
@@ -68,7 +80,8 @@ class Grammar:
         """What may come next; not to be asked when done."""
         v, state = self.vocab, self.state
         if state == "codes":
-            return Legal(codes=True)
+            given = self.given[self.codes - self.left]
+            return Legal(codes=True) if given is None else Legal(special=(given,))
         if state == "end":
             return Legal(special=(v.end_image,))
         if state == "span":
@@ -123,6 +136,20 @@ class Grammar:
         self.done = drawn or id == self.vocab.eos or (self.room <= 0 and not self._owes())
         return True
 
+    def _check_given(self, prompt: Sequence[int]) -> None:
+        if self.mode != "image" or self.state == "span":
+            raise ValueError("given codes need a picture to draw: mode 'image', and a prompt that asks for no mask")
+        if len(self.given) != self.codes:
+            raise ValueError(f"given has {len(self.given)} codes, but a picture has {self.codes}")
+        for id in self.given:
+            if id is not None and not self.vocab.is_code(id):
+                raise ValueError(f"given holds {self.vocab.name(id)}, but must hold ids of image codes, "
+                                 f"{self.vocab.first_code} to {len(self.vocab) - 1}, or None")
+        drawn = self.codes - self.left if self.state in ("codes", "end") else 0
+        for cell, id in enumerate(prompt[len(prompt) - drawn :]):
+            if self.given[cell] not in (None, id):
+                raise ValueError(f"given holds id {self.given[cell]} at cell {cell}, but the prompt has {id} there")
+
     def _stops(self, id: int) -> bool:
         if self.state == "span":
             return self.vocab.is_special(id)
@@ -144,10 +171,10 @@ class Grammar:
 
     def _legal_span(self) -> Legal:
         v, following = self.vocab, self.span + 1
-        stop = v.infill(following) if following < len(self.masks) else v.eos
+        stop = v.infill(following) if following in self.masks else v.eos
         if not self._codes_span():
             return Legal(text=True, special=(stop,))
-        later = self.masks[following:].count(self.masks[self.span])
+        later = sum(k > self.span and picture == self.masks[self.span] for k, picture in self.masks.items())
         ends = self.span_length > 0 and (later > 0 or self.left == 0)
         return Legal(codes=self.left > later, special=(stop,) if ends else ())
 
@@ -165,8 +192,12 @@ class Grammar:
         elif v.is_mask(id):
             inside = state in ("codes", "end")
             self._expect(inside or state in ("start", "text") or self._turns("text"), id)
-            self.masks.append(len(self.lacking) if inside else None)
-            self.state = state if inside else "text"
+            number = id - v.first_mask
+            self.masks.setdefault(number, len(self.lacking) if inside else None)
+            if inside:
+                self.holes.append(number)
+            else:
+                self.state = "text"
         elif v.is_text(id):
             self._expect(state in ("start", "text") or self._turns("text"), id)
             self.state = "text"
@@ -175,18 +206,22 @@ class Grammar:
             self.state, self.turn_to = "turn", "image" if state == "text" else "text"
         elif id == v.image:
             self._expect(state in ("start", "after") or self._turns("image"), id)
-            self.state, self.left = "codes", self.codes
+            self.state, self.left, self.holes = "codes", self.codes, []
         elif v.is_code(id):
             self._expect(state == "codes", id)
             self._take_code()
             self.state = "codes" if self.left else "end"
         elif id == v.end_image:
-            holes = len(self.lacking) in self.masks
-            self._expect(state == "end" or state == "codes" and holes, id)
+            self._expect(state in ("codes", "end") and self._closes(), id)
             self.lacking.append(self.left)
             self.state, self.left = "after", 0
         else:
             self._expect(False, id)
+
+    def _closes(self) -> bool:
+        """Whether the open picture is whole: each mask in it stands for codes that it lacks."""
+        several = 0 < len(self.holes) == len(set(self.holes))  # a mask that stands once may stand for several codes
+        return self.left == len(self.holes) or (several and self.left > len(self.holes))
 
     def _take_code(self) -> None:
         self._expect(self.left > 0, self.vocab.first_code)
@@ -197,7 +232,7 @@ class Grammar:
             self.lacking[picture] = self.left
 
     def _open_span(self, k: int) -> None:
-        self._expect(k == self.span + 1 and k < len(self.masks), self.vocab.infill(k))
+        self._expect(k == self.span + 1 and k in self.masks, self.vocab.infill(k))
         self.state, self.span, self.span_length = "span", k, 0
         picture = self.masks[k]
         self.left = 0 if picture is None else self.lacking[picture]

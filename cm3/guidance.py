@@ -1,10 +1,120 @@
-"""Guidance: pure functions that put together the logits of several prompts for the same continuation."""
+"""Guidance: the logits of several prompts for the same continuation, put together.
 
+First pure functions of logits, then guides: what a request is guided by. A guide reads the logits of a row's lanes, the
+request's own prompt first, then its further ones:
+
+    ClassifierFree, ContrastiveTopK    full | without the condition
+    ThreeWay                           full | image only | nothing
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
 
 def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:  # [..., V] -> [..., V]
-    """uncond + scale (cond - uncond): 1 is the conditional alone, 0 the unconditional (CM3leon 3.1).
+    """uncond + scale (cond - uncond): 1 is exactly the conditional, 0 exactly the unconditional (CM3leon 3.1).
 
     cond, uncond: finite logits; forbid ids after guidance, not before. scale: a number, or one that broadcasts."""
-    return uncond + scale * (cond - uncond)
+    return torch.lerp(uncond, cond, scale)
+
+
+def three_way(none: Tensor, image: Tensor, full: Tensor, image_scale: float,
+              text_scale: float) -> Tensor:  # [..., V] -> [..., V]
+    """none + image_scale (image - none) + text_scale (full - image), for editing (CM3leon 3.1; InstructPix2Pix 3.2.1).
+
+    none, image, full: finite logits after nothing, after the picture alone, after the picture and the text."""
+    return none + image_scale * (image - none) + text_scale * (full - image)
+
+
+def contrastive_top_k(cond: Tensor, uncond: Tensor, k: int, alpha: float) -> Tensor:  # [..., V] -> [..., V]
+    """CD-K: log p_cond - log p_uncond where p_cond >= alpha * (k-th largest p_cond), -inf elsewhere (CM3leon 3.1).
+
+    cond, uncond: logits; -inf in cond = never, and uncond is finite where cond is. k: 1 to V, 1 = ordinary
+    contrastive decoding; where fewer than k ids are finite, all of them are plausible. alpha: above 0, at most 1."""
+    assert 1 <= k <= cond.shape[-1], f"k is {k} of {cond.shape[-1]} ids"
+    ours, theirs = cond.log_softmax(-1), uncond.log_softmax(-1)  # as logarithms: no probability is lost below 1e-38
+    kth = ours.topk(k, dim=-1).values[..., -1:]  # [..., 1]
+    plausible = (ours >= kth + math.log(alpha)) & (ours > -math.inf)
+    return (ours - theirs).masked_fill(~plausible, -math.inf)
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """image: scale where an image code is drawn. text: scale elsewhere. 1 = off; 0 = the further prompt alone.
+
+    Errors: ValueError for a scale below 0 or not finite."""
+
+    image: float = 1.0
+    text: float = 1.0
+    further: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_scales(self.image, self.text)
+
+    @property
+    def off(self) -> bool:
+        return self.image == self.text == 1
+
+    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [2, V], [V] -> [V]
+        guided = classifier_free(logits[0], logits[1], self.image if codes else self.text)
+        return guided.masked_fill(~legal, -math.inf)
+
+
+@dataclass(frozen=True)
+class ContrastiveTopK:
+    """k, alpha: plausible is what has alpha times the k-th largest probability, or more; both among the legal ids.
+
+    Errors: ValueError for a k below 1, or an alpha that is not above 0 and at most 1."""
+
+    k: int
+    alpha: float
+    further: ClassVar[int] = 1
+    off: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k of contrastive guidance must be at least 1, but is {self.k}")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha of contrastive guidance must be above 0 and at most 1, but is {self.alpha}")
+
+    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [2, V], [V] -> [V]
+        cond, uncond = logits.masked_fill(~legal, -math.inf)
+        return contrastive_top_k(cond, uncond, self.k, self.alpha)
+
+
+@dataclass(frozen=True)
+class ThreeWay:
+    """image, text: scales of the source picture and of the instruction; both 1 = off.
+
+    Errors: ValueError for a scale below 0 or not finite."""
+
+    image: float
+    text: float
+    further: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_scales(self.image, self.text)
+
+    @property
+    def off(self) -> bool:
+        return self.image == self.text == 1
+
+    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [3, V], [V] -> [V]
+        full, image, none = logits
+        return three_way(none, image, full, self.image, self.text).masked_fill(~legal, -math.inf)
+
+
+# further: how many prompts it needs besides the request's own. off: whether they would change nothing.
+# Called with the lanes' logits, finite, [1 + further, V]; the legal ids, bool [V]; and whether image codes are among
+# them. Gives scores, [V], with -inf at what is not legal.
+Guide = ClassifierFree | ContrastiveTopK | ThreeWay
+
+
+def check_scales(image: float, text: float) -> None:
+    for name, scale in (("image", image), ("text", text)):
+        if not (scale >= 0 and math.isfinite(scale)):
+            raise ValueError(f"the {name} scale of guidance must be 0 or more (1 = off), but is {scale}")

@@ -64,8 +64,12 @@ def span_count(u: float) -> int:
 
 def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator) -> list[Span]:
     """`count` spans, each from two Uniform draws over the allowed positions laid end to end. A span is cut to the
-    segment its first end lies in; one that meets an earlier span is drawn anew, a few times, and then left out. No
-    allowed position gives no span."""
+    segment its first end lies in; one that meets an earlier span is drawn anew, up to 4 `count` draws in all, so that
+    there may be fewer. No allowed position gives no span.
+
+    In one segment of s positions a single span is n long with probability 1 / s for n = 1, else 2 (s - n + 1) / s^2.
+    Of several segments each holds it as often as its share of the positions says; a second draw behind the segment
+    means to its end, one before it to its start. (CM3 knows one segment; CM3leon says only that none is left.)"""
     size = sum(end - start for start, end in allowed)
     if not size:
         return []
@@ -79,6 +83,34 @@ def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator
         if len(spans) == count:
             break
     return sorted(spans)
+
+
+def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  # -> [h, w] bool
+    """Where a picture is to be redrawn: a rectangle, all but a rectangle, one side, or a brush stroke, as often the one
+    as the other; at least one cell.
+
+    grid: (h, w), rows and columns of codes."""
+    h, w = grid
+    kind, *draws = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    holes = torch.zeros(h, w, dtype=torch.bool)
+    if kind < 0.5:
+        top, bottom = sorted(int(draw * h) for draw in draws[:2])
+        left, right = sorted(int(draw * w) for draw in draws[2:4])
+        holes[top : bottom + 1, left : right + 1] = True
+        return holes if kind < 0.25 or holes.all() else ~holes
+    if kind < 0.75:  # one side: above, below, left or right of a line
+        if draws[0] < 0.5:
+            holes[: 1 + int(draws[1] * (h - 1))] = True
+        else:
+            holes[:, : 1 + int(draws[1] * (w - 1))] = True
+        return holes.flip(0, 1) if draws[2] < 0.5 else holes
+    # A stroke: a random walk of a brush one or two cells wide.
+    row, column, thick = int(draws[0] * h), int(draws[1] * w), 1 + int(draws[2] * 2)
+    for turn in torch.rand(h + w, generator=generator, dtype=torch.float64).tolist():
+        holes[row : row + thick, column : column + thick] = True
+        dy, dx = ((0, 1), (1, 0), (0, -1), (-1, 0))[int(turn * 4)]
+        row, column = min(max(row + dy, 0), h - 1), min(max(column + dx, 0), w - 1)
+    return holes
 
 
 def _poisson(u: float) -> int:

@@ -4,60 +4,48 @@
     model = CM3.from_pretrained("emoji")
     pictures = model.generate("a red apple", n=4, seed=7)
     model.caption(pictures[0]), model.answer(pictures[0], "What is this?")
-
-A model folder holds config.json, model.safetensors, tokenizer.json (text) and image_tokenizer/, or in its place the
-field "image_tokenizer" of config.json naming one that tokenizer_image knows; checksums.json is checked if present.
+    model.edit(pictures[0], "make it blue"), model.infill(pictures[0], mask)
 
 Letters in shapes: T tokens, h x w codes of a picture.
 """
 
-import hashlib
-import json
-import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, TypedDict, Unpack, cast, overload
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from PIL import Image as PIL_Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cm3 import engine
-from cm3.document import Document, Image, Mask, Text, draw_ids, from_ids, prompt_ids, to_ids, unconditional_ids
+from cm3.document import HOLE, Document, Image, Mask, Text, from_ids, prompt_ids, to_ids
 from cm3.engine import Request
+from cm3.files import check_files, find_model, load_transformer, write_checksums
+from cm3.guidance import ClassifierFree, ThreeWay
+from cm3.holes import paste_back, pixels_of, read_mask, square_around, touched_cells, whole
+from cm3.pieces import Piece, pieces
+from cm3.requests import MAX_TEXT, Requests, check_seed, ways_of
 from cm3.sampling import SamplingConfig
+from cm3.scorer import Scorer, text_fingerprint
+from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed, language_of, prompt
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, count_parameters
-from tokenizer_image.pixels import Picture
+from tokenizer_image.pixels import Picture, open_image, to_pil
 
-EMBEDDED = Path(__file__).parent / "models"
-CHECKSUMS = "checksums.json"
 MAX_PICTURES = 64  # of one call of generate, and rows of one batch
-MAX_SEED = 2**63
-MAX_TEXT = 64  # tokens of a caption or an answer
-
-# What the model was taught to write on from; a mask and the picture follow. Training reads them here.
-PROMPTS = {
-    "caption": {"en": "Caption: ", "ar": "الوصف: "},
-    "answer": {"en": "Question: {question} Answer: ", "ar": "سؤال: {question} جواب: "},
-}
 
 
-def question_prompt(question: str) -> str:
-    """The text before an answer; a question with an Arabic letter gets the Arabic form."""
-    language = "ar" if re.search("[\u0600-\u06ff]", question) else "en"
-    return PROMPTS["answer"][language].format(question=question.strip())
+def check_number(name: str, value: int) -> None:
+    if not 1 <= value <= MAX_PICTURES:
+        raise ValueError(f"{name} is {value}, but 1 to {MAX_PICTURES} pictures can be drawn at once")
 
 
-def check_seed(seed: int) -> int:
-    if not 0 <= seed < MAX_SEED:
-        raise ValueError(f"seed is {seed}, but must be 0 to {MAX_SEED - 1}")
-    return seed
+def standard(values: Tensor) -> Tensor:  # [N] -> [N]
+    """In standard deviations from their mean."""
+    return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
 
 
 def is_many(value: Any) -> bool:
@@ -68,6 +56,19 @@ def listed(value: Any) -> list[Any]:
     return list(value) if is_many(value) else [value]
 
 
+def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
+    """A text for each picture. Errors: ValueError for an empty list, unequal numbers, or a text without words."""
+    images = listed(images)
+    if not images:
+        raise ValueError("the list of pictures is empty: give at least one")
+    texts = list(texts) if is_many(texts) else [texts] * len(images)
+    if len(texts) != len(images):
+        raise ValueError(f"{len(images)} pictures and {len(texts)} {what}s: give one {what}, or as many")
+    if not all(text.strip() for text in texts):
+        raise ValueError(f"the {what} is empty: say something about the picture")
+    return list(zip(images, texts, strict=True))
+
+
 class Score(NamedTuple):
     """ids: [T - 1], the document after its opening <eos>. log_probs: [T - 1], natural logarithm for each of them."""
 
@@ -75,11 +76,34 @@ class Score(NamedTuple):
     log_probs: Tensor
 
 
-class Piece(NamedTuple):
-    """What stream yields. index: which picture or text of the call. content: more text, or the picture so far."""
+class Options(TypedDict, total=False):
+    """More of what CM3.generate takes.
 
-    index: int
-    content: str | PIL_Image.Image
+    best_of: draw so many for each picture, and keep the one that fits the prompt best, in the opinion of the model
+        itself and of its scorer, where it has one; 1.
+    decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
+        "both", one half each, by the seed.
+    contrast: (k, alpha) of "cd-k"; (8, 0.5).
+    boxes: things and where each is to stand, (name, (left, top, right, bottom)), as shares of the sides from 0 to 1;
+        the prompt then says the rest, or nothing.
+    structure: a picture that the drawing follows.
+    kind: of structure: "edges", white on black, or "segments", things as flat areas on black: the first in the prompt
+        red, the second green, the third blue.
+    """
+
+    best_of: int
+    decoding: str
+    contrast: tuple[int, float]
+    boxes: Sequence[tuple[str, Box]] | None
+    structure: Picture | None
+    kind: str
+
+
+class Drawing(NamedTuple):
+    """Pictures to draw: a request each, and what makes a picture of the codes, [h, w], that one of them gave."""
+
+    requests: list[Request]
+    show: Callable[[int, Tensor], PIL_Image.Image]
 
 
 class TokenizerPreset(NamedTuple):
@@ -96,9 +120,16 @@ def tokenizer_presets() -> list[TokenizerPreset]:
 
 
 class CM3:
-    """Draws, captions, answers, completes and scores. Errors: ValueError for every mistake of the caller's."""
+    """Draws, edits, fills in, captions, answers, completes and scores. Errors: ValueError for every mistake of the
+    caller's.
 
-    def __init__(self, model: CM3ForCausalLM, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> None:
+    Wherever pictures are drawn: temperature (0 = the likeliest), top_p and top_k (0 = all) choose among the codes, and
+    the same seed gives the same picture, whatever else is in the batch. A guidance of 1 is off, more holds closer to
+    the condition (CM3leon 3.1).
+    """
+
+    def __init__(self, model: CM3ForCausalLM, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer,
+                 scorer: Scorer | None = None) -> None:
         config = model.config
         for what, has, wants in (
             ("the text tokenizer's ids", len(text_tokenizer), config.text_vocab_size),
@@ -109,28 +140,33 @@ class CM3:
         if image_tokenizer.grid != tuple(config.image_grid):
             raise ValueError(f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
                              f"{tuple(config.image_grid)}: they do not belong together")
+        if scorer:
+            scorer.check(text_fingerprint(text_tokenizer), image_tokenizer.fingerprint())
         self.model = model.eval()
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
+        self.scorer = scorer
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
+        self.requests = Requests(self.vocab, text_tokenizer, self.grid)
         self.context: int = config.max_position_embeddings
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "emoji", device: str = "auto", **options: Any) -> "CM3":
-        """An embedded model's name, a model folder, or a hub id. device "auto" takes a GPU if there is one; options
-        go to transformers (dtype, attn_implementation ...)."""
+        """An embedded model's name, a model folder, or a hub id (cm3/files.py). device "auto" takes a GPU if there is
+        one; options go to transformers (dtype, attn_implementation ...)."""
         folder = find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
-        own = folder / "image_tokenizer"
+        own, scorer = folder / "image_tokenizer", folder / "scorer"
         named = own if own.is_dir() else getattr(model.config, "image_tokenizer", own)
         image_tokenizer = ImageTokenizer.from_pretrained(named)
         mark = getattr(model.config, "image_tokenizer_fingerprint", None)
         if mark not in (None, image_tokenizer.fingerprint()):
             raise ValueError(f"the image tokenizer {str(named)!r} is not the one that {folder} was trained with: "
                              "it was changed or damaged; fetch the model again")
-        pipeline = cls(model, TextTokenizer.load(folder), image_tokenizer)
+        pipeline = cls(model, TextTokenizer.load(folder), image_tokenizer,
+                       Scorer.from_pretrained(scorer) if scorer.is_dir() else None)
         return pipeline.to("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -139,36 +175,72 @@ class CM3:
         self.model.save_pretrained(folder)
         self.text_tokenizer.save(folder)
         self.image_tokenizer.save_pretrained(folder / "image_tokenizer")
+        if self.scorer:
+            self.scorer.save_pretrained(folder / "scorer")
         write_checksums(folder)
 
     def to(self, device: str) -> "CM3":
         self.model.to(device)  # pyright: ignore[reportArgumentType]
         self.image_tokenizer.to(device)
+        if self.scorer:
+            self.scorer.to(device)
         return self
 
     @overload
     def generate(self, prompt: str, n: int = ..., guidance: float = ..., temperature: float = ..., top_p: float = ...,
-                 top_k: int = ..., seed: int = ...) -> list[PIL_Image.Image]: ...  # fmt: skip
+                 top_k: int = ..., seed: int = ...,
+                 **options: Unpack[Options]) -> list[PIL_Image.Image]: ...  # fmt: skip
     @overload
     def generate(self, prompt: list[str], n: int = ..., guidance: float = ..., temperature: float = ...,
-                 top_p: float = ..., top_k: int = ..., seed: int = ...) -> list[list[PIL_Image.Image]]: ...  # fmt: skip
-    def generate(self, prompt, n=1, guidance=6.0, temperature=0.8, top_p=0.9, top_k=0, seed=0):  # fmt: skip
+                 top_p: float = ..., top_k: int = ..., seed: int = ...,
+                 **options: Unpack[Options]) -> list[list[PIL_Image.Image]]: ...  # fmt: skip
+    def generate(self, prompt, n=1, guidance=6.0, temperature=0.8, top_p=0.9, top_k=0, seed=0, **options):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
-        is picture 0 of seed s + i, whatever else is in the batch. guidance: how much the text counts (CM3leon 3.1);
-        1 = no guidance. top_k 0 = all."""
-        options = (n, guidance, temperature, top_p, top_k, seed)
-        requests = [request for text in listed(prompt) for request in self._draw(text, *options)]
-        pictures = [self._picture([id for id in ids if self.vocab.is_code(id)]) for ids in self._run(requests)]
+        is picture 0 of seed s + i. More options: see Options."""
+        drawing = self._draw(prompt, n, guidance, temperature, top_p, top_k, seed, **options)
+        codes = self._codes(drawing.requests)
+        if (best_of := options.get("best_of", 1)) > 1:
+            things = ", ".join(name for name, _ in options.get("boxes") or ())
+            wished = [f"{things} {words}".strip() for words in listed(prompt) for _ in range(n)]
+            codes = [self._best(words, codes[i * best_of : (i + 1) * best_of]) for i, words in enumerate(wished)]
+        pictures = [self._picture(one) for one in codes]
         return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
 
+    def infill(self, image: Picture, mask: Picture, prompt: str | None = None, n: int = 1, guidance: float = 3.0,
+               temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, seed: int = 0) -> list[PIL_Image.Image]:
+        """Redraw the picture where the mask is white, n times; the prompt says what it all shows, and None leaves that
+        to the picture. The result has the picture's size. Codes that the mask does not touch stay as they are, and so
+        does every pixel outside the cells of the codes that it touches. guidance: how much the prompt counts."""
+        drawing = self._redraw(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
+        return [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
+
     @overload
-    def caption(self, image: Picture, language: str = ..., temperature: float = ..., seed: int = ...) -> str: ...
+    def edit(self, image: Picture, instruction: str, image_guidance: float = ..., text_guidance: float = ...,
+             temperature: float = ..., top_p: float = ..., top_k: int = ...,
+             seed: int = ...) -> PIL_Image.Image: ...  # fmt: skip
     @overload
-    def caption(self, image: Sequence[Picture], language: str = ..., temperature: float = ...,
-                seed: int = ...) -> list[str]: ...  # fmt: skip
-    def caption(self, image, language="en", temperature=0.0, seed=0):  # fmt: skip
-        """What the picture shows, in "en" or "ar". A list of pictures gives a list of str. temperature 0 = greedy."""
-        texts = self._texts(self._describe(image, language, temperature, seed))
+    def edit(self, image: Sequence[Picture], instruction: str | Sequence[str], image_guidance: float = ...,
+             text_guidance: float = ..., temperature: float = ..., top_p: float = ..., top_k: int = ...,
+             seed: int = ...) -> list[PIL_Image.Image]: ...  # fmt: skip
+    def edit(self, image, instruction, image_guidance=1.5, text_guidance=3.0, temperature=0.8, top_p=0.9, top_k=0,
+             seed=0):  # fmt: skip
+        """The picture as the instruction changes it, at the model's size; where its codes stay, its pixels do. A list
+        of pictures gives a list, from one instruction for all or a list of as many. image_guidance: how much the
+        picture counts; text_guidance: how much the instruction does."""
+        drawing = self._change(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
+        pictures = [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
+        return pictures if is_many(image) else pictures[0]
+
+    @overload
+    def caption(self, image: Picture, language: str = ..., temperature: float = ..., seed: int = ...,
+                long: bool = ...) -> str: ...  # fmt: skip
+    @overload
+    def caption(self, image: Sequence[Picture], language: str = ..., temperature: float = ..., seed: int = ...,
+                long: bool = ...) -> list[str]: ...  # fmt: skip
+    def caption(self, image, language="en", temperature=0.0, seed=0, long=False):  # fmt: skip
+        """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
+        str. temperature 0 = greedy."""
+        texts = self._texts(self._describe(image, language, temperature, seed, long))
         return texts if is_many(image) else texts[0]
 
     @overload
@@ -182,23 +254,19 @@ class CM3:
         texts = self._texts(self._ask(image, question, temperature, seed))
         return texts if is_many(image) else texts[0]
 
-    def complete(self, document: Document, temperature: float = 1.0, top_p: float = 0.95, seed: int = 0) -> Document:
-        """A finished document: its masks filled with text or, if it has none, written on until the model ends it."""
-        ids = self._ids(document, prompt_ids)
-        sampling, seed = SamplingConfig(temperature=temperature, top_p=top_p), check_seed(seed)
-        masks = sum(isinstance(item, Mask) for item in document)
-        room = (self.context - len(ids) + 1) // max(masks, 1) - 1  # for each span, beside its <infill:k>
-        for k in range(masks):
-            ids += [self.vocab.infill(k)] if k else []
-            ids += self._run([Request(ids, mode="text", max_new_tokens=max(room, 1), sampling=sampling, seed=seed)])[0]
-        if not masks:
-            ids += self._run([Request(ids, max_new_tokens=self.context, sampling=sampling, seed=seed)])[0]
+    def complete(self, document: Document, temperature: float = 1.0, top_p: float = 0.95, seed: int = 0,
+                 guidance: float = 1.0, text_guidance: float = 1.0) -> Document:  # fmt: skip
+        """A finished document: holes in its pictures drawn, then its masks filled with text or, if it has none,
+        written on with text and pictures until the model ends it. guidance, text_guidance: how much its text counts
+        for pictures that are drawn, and for text that is written on."""
+        ids: list[int] = []
+        deque(self._write(ids, document, temperature, top_p, seed, guidance, text_guidance), maxlen=0)
         return from_ids(ids, self.vocab, self.text_tokenizer, self.grid)
 
     @torch.inference_mode()
     def score(self, document: Document) -> Score:
         """How likely the model finds each token of a finished document."""
-        ids = torch.tensor(self._ids(document, to_ids))  # [T]
+        ids = torch.tensor(self.requests.ids(document, to_ids))  # [T]
         if len(ids) > self.context:
             raise ValueError(f"a document of {len(ids)} tokens is too long: the model holds {self.context}")
         logits = self.model(input_ids=ids[None].to(self.model.device)).logits[0, :-1].float().cpu()  # [T - 1, V]
@@ -206,66 +274,172 @@ class CM3:
         return Score(ids[1:], log_probs)
 
     def stream(self, task: str, *args: Any, **kwargs: Any) -> Iterator[Piece]:
-        """"generate", "caption" or "answer" with its own arguments, piece by piece: text as it is written, a picture
-        after each row of its codes with the rest still blank."""
-        tasks = {"generate": self._draw, "caption": self._describe, "answer": self._ask}
-        if task not in tasks:
-            raise ValueError(f"cannot stream {task!r}: choose one of {', '.join(tasks)}")
-        requests = tasks[task](*args, **kwargs)
-        pieces = self._stream_pictures if task == "generate" else self._stream_texts
-        return pieces(requests)
+        """"generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
+        as it is written, a picture after each row of its codes with the rest still blank. The pieces of "complete" are
+        numbered as the pictures and texts that it writes, holes first."""
+        drawn = {"generate": self._draw, "infill": self._redraw, "edit": self._change}
+        told = {"caption": self._describe, "answer": self._ask}
+        if task in drawn:
+            if kwargs.get("best_of", 1) != 1:
+                raise ValueError("best_of chooses when all pictures are drawn: it cannot be streamed")
+            drawing = drawn[task](*args, **kwargs)
+            return self._pieces(self._stream(drawing.requests), drawing.show)
+        if task in told:
+            return self._pieces(self._stream(told[task](*args, **kwargs)), self._show)
+        if task == "complete":
+            return self._pieces(self._write([], *args, **kwargs), self._show)
+        raise ValueError(f"cannot stream {task!r}: choose one of {', '.join((*drawn, *told, 'complete'))}")
 
-    def _draw(self, prompt: str, n: int = 1, guidance: float = 6.0, temperature: float = 0.8, top_p: float = 0.9,
-              top_k: int = 0, seed: int = 0) -> list[Request]:  # fmt: skip
-        if not prompt.strip():
+    # What each task asks of the engine.
+
+    def _draw(self, prompts: str | Sequence[str], n: int = 1, guidance: float = 6.0, temperature: float = 0.8,
+              top_p: float = 0.9, top_k: int = 0, seed: int = 0, *, best_of: int = 1, decoding: str = "top-p",
+              contrast: tuple[int, float] = (8, 0.5), boxes: Sequence[tuple[str, Box]] | None = None,
+              structure: Picture | None = None, kind: str = "edges") -> Drawing:  # fmt: skip
+        where = "" if boxes is None else boxed(boxes)
+        texts = [f"{where} {words.strip()}".strip() if where else words for words in listed(prompts)]
+        if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
-        if not 1 <= n <= MAX_PICTURES:
-            raise ValueError(f"n is {n}, but 1 to {MAX_PICTURES} pictures can be drawn at once")
-        sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k)
-        ids = draw_ids(Document((Text(prompt),)), self.vocab, self.text_tokenizer)
-        uncond = unconditional_ids(self.vocab)
-        return [
-            Request(ids, uncond, "image", sampling=sampling, guidance=guidance, seed=check_seed(seed) + i)
-            for i in range(n)
-        ]
+        check_number("n", n)
+        check_number("best_of", best_of)
+        check_number("n x best_of", n * best_of)
+        if kind not in STRUCTURES:
+            raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(STRUCTURES)}")
+        ways = ways_of(decoding, guidance, SamplingConfig(temperature, top_k, top_p), contrast)
+        documents = [Document((Text(words),)) for words in texts]
+        if structure is not None:
+            source = self._image(structure)
+            documents = [Document((Text(prompt(kind, words)), source)) for words in texts]
+        drawn = [self.requests.drawings(document, ways, n, best_of, seed) for document in documents]
+        return Drawing([request for requests in drawn for request in requests], self._show)
+
+    def _change(self, image: Picture | Sequence[Picture], instruction: str | Sequence[str],
+                image_guidance: float = 1.5, text_guidance: float = 3.0, temperature: float = 0.8, top_p: float = 0.9,
+                top_k: int = 0, seed: int = 0) -> Drawing:  # fmt: skip
+        guide, sampling = ThreeWay(image_guidance, text_guidance), SamplingConfig(temperature, top_k, top_p)
+        pairs = paired(image, instruction, "instruction")
+        seen = [to_pil(self.image_tokenizer.pixels(picture)) for picture, _ in pairs]
+        sources = [self._image(picture) for picture in seen]
+        requests = [self.requests.edit(text, source, guide, sampling, seed)
+                    for source, (_, text) in zip(sources, pairs, strict=True)]  # fmt: skip
+
+        def show(i: int, codes: Tensor) -> PIL_Image.Image:
+            cells = codes != sources[i].codes
+            return paste_back(seen[i], self._picture(codes), pixels_of(cells, seen[i].size), cells, whole(seen[i].size))
+
+        return Drawing(requests, show)
+
+    def _redraw(self, image: Picture, mask: Picture, words: str | None = None, n: int = 1, guidance: float = 3.0,
+                temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, seed: int = 0) -> Drawing:  # fmt: skip
+        check_number("n", n)
+        picture = open_image(image)
+        painted = read_mask(open_image(mask, ground="black"), picture.size)
+        square = square_around(painted)
+        cells = touched_cells(painted, square, self.grid)
+        codes = self.image_tokenizer.encode(picture.crop(square.box))  # [h, w]
+        text = [Text(words)] if words and words.strip() else []
+        holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
+        sampling = SamplingConfig(temperature, top_k, top_p)
+        requests = [self.requests.hole(holed, guidance, sampling, seed + i) for i in range(n)]
+        return Drawing(requests, lambda i, drawn: paste_back(picture, self._picture(drawn), painted, cells, square))
 
     def _describe(self, image: Picture | Sequence[Picture], language: str = "en", temperature: float = 0.0,
-                  seed: int = 0) -> list[Request]:  # fmt: skip
-        if language not in PROMPTS["caption"]:
-            raise ValueError(f"language is {language!r}, but must be one of {', '.join(PROMPTS['caption'])}")
-        images = listed(image)
-        return self._infill([PROMPTS["caption"][language]] * len(images), images, temperature, seed)
+                  seed: int = 0, long: bool = False) -> list[Request]:  # fmt: skip
+        words = TEMPLATES["describe" if long else "caption"]
+        if language not in words:
+            raise ValueError(f"language is {language!r}, but must be one of {', '.join(words)}")
+        return self._tell(paired(image, words[language], "prompt"), temperature, seed)
 
     def _ask(self, image: Picture | Sequence[Picture], question: str | Sequence[str], temperature: float = 0.0,
              seed: int = 0) -> list[Request]:  # fmt: skip
-        images = listed(image)
-        questions: list[str] = listed(question) if is_many(question) else listed(question) * len(images)
-        if len(questions) != len(images):
-            raise ValueError(f"{len(images)} pictures and {len(questions)} questions: give one question, or as many")
-        if not all(text.strip() for text in questions):
-            raise ValueError("the question is empty: ask something about the picture")
-        return self._infill([question_prompt(text) for text in questions], images, temperature, seed)
+        pairs = paired(image, question, "question")
+        return self._tell([(picture, prompt("answer", text)) for picture, text in pairs], temperature, seed)
 
-    def _infill(self, prompts: list[str], images: list[Picture], temperature: float, seed: int) -> list[Request]:
-        """Write what a mask between each prompt and its picture stands for (CM3leon 4)."""
-        if not images:
-            raise ValueError("the list of pictures is empty: give at least one")
+    def _tell(self, pairs: list[tuple[Picture, str]], temperature: float, seed: int) -> list[Request]:
         sampling = SamplingConfig(temperature=temperature)
-        codes = [self.image_tokenizer.encode(image) for image in images]  # one by one: the same alone as in a list
-        documents = [Document((Text(text), Mask(), Image(grid))) for text, grid in zip(prompts, codes, strict=True)]
-        ids = [self._ids(document, prompt_ids) for document in documents]
-        return [Request(row, None, "text", MAX_TEXT, sampling, seed=check_seed(seed)) for row in ids]
+        return [self.requests.text(words, self._image(picture), sampling, seed) for picture, words in pairs]
 
-    def _ids(self, document: Document, to: Callable[[Document, Vocab, TextTokenizer], list[int]]) -> list[int]:
-        for item in document:
-            if isinstance(item, Image) and item.grid != self.grid:
-                raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
-        return to(document, self.vocab, self.text_tokenizer)
+    def _image(self, picture: Picture) -> Image:
+        """One by one: the same alone as in a list."""
+        return Image(self.image_tokenizer.encode(picture))
+
+    def _write(self, ids: list[int], document: Document, temperature: float = 1.0, top_p: float = 0.95, seed: int = 0,
+               guidance: float = 1.0, text_guidance: float = 1.0) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Fill the empty list `ids` with the completed document's; (number of the picture or text, id) of all that is
+        new."""
+        sampling, guide = SamplingConfig(temperature=temperature, top_p=top_p), ClassifierFree(guidance, text_guidance)
+        masks = sum(isinstance(item, Mask) for item in document)
+        if masks and not guide.off:
+            raise ValueError("guidance counts where a document is written on: this one has masks, fill them without")
+        items, number = list(document), 0
+        for i, item in enumerate(items):
+            if isinstance(item, Image) and item.holes:
+                before = Document(tuple(one for one in items[: i + 1] if not isinstance(one, Mask)))
+                codes: list[int] = []
+                for _, id in self._stream([self.requests.hole(before, guidance, sampling, seed)]):
+                    codes.append(id)
+                    yield number, id
+                items[i] = Image(self._grid(codes))
+                number += 1
+        whole = Document(tuple(items))
+        ids += self.requests.ids(whole, prompt_ids)
+        if masks:
+            yield from self._fill(ids, number, masks, sampling, seed)
+        else:
+            yield from self._go_on(ids, number, self.requests.more(whole, guide, sampling, self.context, seed))
+
+    def _fill(self, ids: list[int], number: int, masks: int, sampling: SamplingConfig,
+              seed: int) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Text for each mask, to be appended to the prompt `ids`."""
+        room = max(1, (self.context - len(ids) + 1) // masks - 1)  # for each span, beside its <infill:k>
+        for k in range(masks):
+            ids += [self.vocab.infill(k)] if k else []
+            for _, id in self._stream([Request(list(ids), "text", room, sampling, seed=check_seed(seed))]):
+                ids.append(id)
+                yield number + k, id
+
+    def _go_on(self, ids: list[int], number: int, request: Request) -> Iterator[tuple[int, int]]:
+        """More text and pictures, to be appended to `ids`; each run of text and each picture has its number."""
+        number, kind = number - 1, None
+        for _, id in self._stream([request]):
+            ids.append(id)
+            now = "text" if self.vocab.is_text(id) else "picture" if self.vocab.is_code(id) else None
+            number += now not in (None, kind)
+            kind = now
+            yield number, id
+
+    # From ids to texts and pictures.
 
     def _run(self, requests: list[Request]) -> list[list[int]]:
         """The new ids of each request, in batches of bounded size."""
         batches = (requests[i : i + MAX_PICTURES] for i in range(0, len(requests), MAX_PICTURES))
         return [ids for batch in batches for ids in engine.generate(self.model, self.vocab, batch, self.grid)]
+
+    def _codes(self, requests: list[Request]) -> list[Tensor]:
+        """The codes, [h, w], of the picture that each request drew."""
+        return [self._grid(ids) for ids in self._run(requests)]
+
+    def _grid(self, ids: list[int]) -> Tensor:  # -> [h, w]
+        """The codes among the ids of a picture."""
+        return torch.tensor([self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]).view(self.grid)
+
+    @torch.inference_mode()
+    def _best(self, words: str, codes: list[Tensor]) -> Tensor:
+        """The codes that fit the words best; the first of equals: by how likely the model itself finds the words as
+        their caption, and by its scorer where it has one, in standard deviations each."""
+        fit = standard(self._caption_log_probs(words, codes))
+        if self.scorer:
+            fit += standard(self.scorer.score([self.text_tokenizer.encode(words)], torch.stack(codes)).cpu())
+        return codes[int(fit.argmax())]
+
+    def _caption_log_probs(self, words: str, codes: list[Tensor]) -> Tensor:  # -> [N]
+        """Log-probability of the words as the caption of each picture."""
+        asked = Text(TEMPLATES["caption"][language_of(words)])
+        said = [*self.vocab.text_to_ids(self.text_tokenizer.encode(words)[:MAX_TEXT]), self.vocab.eos]
+        rows = [self.requests.ids(Document((asked, Mask(), Image(grid))), prompt_ids) + said for grid in codes]
+        ids = torch.tensor(rows, device=self.model.device)  # [N, T]
+        logits = self.model(input_ids=ids).logits[:, -len(said) - 1 : -1].float()  # [N, words, V]
+        return logits.log_softmax(-1).gather(2, ids[:, -len(said) :, None]).sum((1, 2)).cpu()
 
     def _texts(self, requests: list[Request]) -> list[str]:
         return [self._text(ids).strip() for ids in self._run(requests)]
@@ -273,87 +447,22 @@ class CM3:
     def _text(self, ids: list[int]) -> str:
         return self.text_tokenizer.decode(self.vocab.ids_to_text(ids))
 
-    def _picture(self, ids: list[int]) -> PIL_Image.Image:
-        codes = torch.tensor(self.vocab.id_to_code(ids)).view(self.grid)
+    def _show(self, number: int, codes: Tensor) -> PIL_Image.Image:
+        return self._picture(codes)
+
+    def _picture(self, codes: Tensor) -> PIL_Image.Image:
         return cast(PIL_Image.Image, self.image_tokenizer.decode(codes))
 
-    def _stream_texts(self, requests: list[Request]) -> Iterator[Piece]:
-        ids: list[list[int]] = [[] for _ in requests]
-        said = [""] * len(requests)
-        for row, id in engine.stream(self.model, self.vocab, requests, self.grid):
-            ids[row].append(id)
-            text = self._text(ids[row])
-            if not text.endswith("\ufffd"):  # a character of several tokens is not yet whole
-                yield Piece(row, text[len(said[row]) :])
-                said[row] = text
-        for row in range(len(requests)):
-            if rest := self._text(ids[row])[len(said[row]) :]:
-                yield Piece(row, rest)
+    def _stream(self, requests: list[Request]) -> Iterator[tuple[int, int]]:
+        return engine.stream(self.model, self.vocab, requests, self.grid)
 
-    def _stream_pictures(self, requests: list[Request]) -> Iterator[Piece]:
+    def _pieces(self, pairs: Iterator[tuple[int, int]],
+                show: Callable[[int, Tensor], PIL_Image.Image]) -> Iterator[Piece]:  # fmt: skip
+        """Of ids with the numbers of what they belong to; what a picture lacks is white."""
         white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
         blank = self.vocab.code_to_id(white.flatten().tolist())
-        drawn: list[list[int]] = [[] for _ in requests]
-        for row, id in engine.stream(self.model, self.vocab, requests, self.grid):
-            if self.vocab.is_code(id):
-                drawn[row].append(id)
-                if len(drawn[row]) % self.grid[1] == 0:
-                    yield Piece(row, self._picture(drawn[row] + blank[len(drawn[row]) :]))
 
+        def picture(number: int, ids: list[int]) -> PIL_Image.Image:
+            return show(number, self._grid(ids + blank[len(ids) :]))
 
-def find_model(name: str | Path) -> Path:
-    """The folder of an embedded model, of a local one, or of one fetched from the hub."""
-    embedded = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
-    if str(name) in embedded:
-        return EMBEDDED / name
-    if name and Path(name).is_dir():
-        return Path(name)
-    none = f"there is no model {str(name)!r}: it is neither embedded ({', '.join(embedded) or 'none is'}) nor a folder"
-    if "/" not in str(name):
-        raise ValueError(none)
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, HFValidationError) as error:
-        raise ValueError(f"{none}, and the hub does not give it ({error})") from error
-
-
-def check_files(folder: Path) -> None:
-    """Whether a model folder is whole and, where it has checksums, unchanged. Errors: ValueError naming the file."""
-    path = folder / CHECKSUMS
-    try:
-        checksums: dict[str, str] = dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch the model again") from error
-    for name in ("config.json", "tokenizer.json", *checksums):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no whole model folder: {name} is missing; fetch the model again")
-    for name, digest in checksums.items():
-        if sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} was changed or damaged: its checksum differs; fetch the model again")
-
-
-def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file that a model is loaded from."""
-    files = sorted(path for suffix in ("json", "safetensors") for path in folder.rglob(f"*.{suffix}"))
-    names = [path.relative_to(folder).as_posix() for path in files if path != folder / CHECKSUMS]
-    (folder / CHECKSUMS).write_text(json.dumps({name: sha256(folder / name) for name in names}, indent=1) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_transformer(folder: Path, options: dict[str, Any]) -> CM3ForCausalLM:
-    """The weights of a model folder, none missing. Errors: ValueError."""
-    try:
-        loaded: Any = CM3ForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"{folder}: the model cannot be loaded ({error}); fetch it again") from error
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(f"{folder}: the weights lack {missing}; fetch the model again")
-    return model
+        return pieces(pairs, self.vocab, self.grid[1], self._text, picture)

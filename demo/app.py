@@ -1,76 +1,127 @@
-"""A page to draw, describe and ask, on this machine only.
+"""A page to draw, edit, fill in, describe and ask, on this machine only.
 
     python -m demo.app [--model emoji] [--port 7860]
 """
 
 import argparse
 import os
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from PIL import Image, ImageChops
 
 from cm3.pipeline import CM3
 
 TITLE = "CM3leon"
 ABOUT = (
-    "# CM3leon\nOne small transformer draws pictures, describes them and answers questions about them, in English and "
-    "Arabic. It has seen emoji art only. Click a drawing to describe it or ask about it."
+    "# CM3leon\nOne small transformer draws pictures, changes them, describes them and answers questions about them, "
+    "in English and Arabic. It has seen emoji art only. Click a drawing to take it to the other tabs."
 )
 PROMPTS = ["a red apple", "a yellow taxi", "a sunflower on a blue background", "broccoli, noto style", "قطة"]
+INSTRUCTIONS = ["make it blue", "make the background yellow", "add a cat at the top left", "اجعل الخلفية زرقاء"]
 QUESTIONS = ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"]
 CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"  # small pictures are shown large
 LANGUAGES = [("English", "en"), ("العربية", "ar")]
+HEIGHT = 420  # of a picture that is worked on, in pixels
 
 
-def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def friendly() -> Iterator[None]:
     """A user's mistake becomes a message on the page."""
-
-    @wraps(handler)
-    def call(*args: Any) -> Any:
-        try:
-            return handler(*args)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return call
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def build(model: CM3) -> gr.Blocks:
     """The page; nothing is served yet."""
 
-    @friendly
-    def draw(prompt: str, n: int, guidance: float, temperature: float, top_p: float, seed: int) -> list[Any]:
-        return list(model.generate(prompt, int(n), guidance, temperature, top_p, seed=int(seed or 0)))
+    def draw(prompt: str, n: int, best_of: int, guidance: float, temperature: float, top_p: float,
+             seed: int) -> Iterator[list[Any]]:  # fmt: skip
+        n, settings = int(n), (guidance, temperature, top_p)
+        with friendly():
+            if best_of > 1:
+                yield list(model.generate(prompt, n, *settings, seed=int(seed or 0), best_of=int(best_of)))
+                return
+            pictures = {}
+            for index, picture in model.stream("generate", prompt, n, *settings, seed=int(seed or 0)):
+                pictures[index] = picture
+                if index == n - 1:  # all have one more row
+                    yield list(pictures.values())
 
-    @friendly
-    def describe(path: str | None, language: str) -> str:
-        return model.caption(chosen(path), language)
+    def edit(path: str | None, instruction: str, image_guidance: float, text_guidance: float, temperature: float,
+             seed: int) -> Iterator[Any]:  # fmt: skip
+        settings = (image_guidance, text_guidance, temperature)
+        with friendly():
+            for piece in model.stream("edit", chosen(path), instruction, *settings, seed=int(seed or 0)):
+                yield piece.content
 
-    @friendly
+    def fill(painting: dict[str, Any] | None, prompt: str, guidance: float, temperature: float,
+             seed: int) -> Iterator[Any]:  # fmt: skip
+        with friendly():
+            picture, mask = taken_apart(painting)
+            for piece in model.stream("infill", picture, mask, prompt, 1, guidance, temperature, seed=int(seed or 0)):
+                yield piece.content
+
+    @friendly()
+    def describe(path: str | None, language: str, long: bool) -> str:
+        return model.caption(chosen(path), language, long=long)
+
+    @friendly()
     def ask(path: str | None, question: str) -> str:
         return model.answer(chosen(path), question)
 
     with gr.Blocks(title=TITLE) as page:
+        drawing = gr.State()  # that was clicked and is not yet in the editor
         gr.Markdown(ABOUT)
         with gr.Tab("Draw"), gr.Row():
             with gr.Column():
                 prompt = gr.Textbox(label="What to draw", value=PROMPTS[0], submit_btn="Draw")
                 gr.Examples([[text] for text in PROMPTS], prompt, label="Examples")
                 n = gr.Slider(1, 16, 4, step=1, label="Pictures")
+                best_of = gr.Slider(1, 4, 1, step=1, label="Best of",
+                                    info="Draw so many for each picture, keep what fits the words best")  # fmt: skip
                 with gr.Accordion("More", open=False):
                     guidance = gr.Slider(1, 10, 6, step=0.5, label="Guidance", info="How much the text counts")
-                    temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 = the likeliest")
+                    temperature = temperature_input()
                     top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p")
-                    seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="The same seed, the same pictures")
+                    seed = seed_input()
             gallery = gr.Gallery(label="Pictures", columns=2, height=560, format="png", interactive=False)
+        with gr.Tab("Edit"):
+            with gr.Row():
+                source = picture_input()
+                edited = picture_output("Edited")
+            instruction = gr.Textbox(label="What to change", value=INSTRUCTIONS[0], submit_btn="Edit")
+            gr.Examples([[text] for text in INSTRUCTIONS], instruction, label="Examples")
+            with gr.Row():
+                image_guidance = gr.Slider(0, 5, 1.5, step=0.25, label="Guidance by the picture",
+                                           info="How much stays as it is")  # fmt: skip
+                text_guidance = gr.Slider(0, 10, 3, step=0.5, label="Guidance by the words",
+                                          info="How much the instruction counts")  # fmt: skip
+            with gr.Accordion("More", open=False), gr.Row():
+                edit_temperature, edit_seed = temperature_input(), seed_input()
+        with gr.Tab("Fill in") as fill_tab:
+            with gr.Row():
+                painting = gr.ImageMask(
+                    label="Picture: paint over what is to be redrawn", type="pil", format="png", height=HEIGHT + 100,
+                    sources=["upload", "clipboard"],
+                    brush=gr.Brush(default_size=6, colors=["#ff2d95"], color_mode="fixed"),
+                )  # fmt: skip
+                filled = picture_output("Filled in")
+            words = gr.Textbox(label="What the picture shows (may be empty)", submit_btn="Fill in")
+            with gr.Accordion("More", open=False), gr.Row():
+                fill_guidance = gr.Slider(0, 10, 3, step=0.5, label="Guidance", info="How much the text counts")
+                fill_temperature, fill_seed = temperature_input(), seed_input()
         with gr.Tab("Describe"), gr.Row():
             seen = picture_input()
             with gr.Column():
                 language = gr.Radio(LANGUAGES, value="en", label="Language")
+                long = gr.Checkbox(label="At length", info="Say also where, and on what")
                 describe_button = gr.Button("Describe", variant="primary")
                 caption = gr.Textbox(label="Description", interactive=False)
         with gr.Tab("Ask"), gr.Row():
@@ -80,9 +131,13 @@ def build(model: CM3) -> gr.Blocks:
                 gr.Examples([[text] for text in QUESTIONS], question, label="Examples")
                 answer = gr.Textbox(label="Answer", interactive=False)
 
-        prompt.submit(draw, [prompt, n, guidance, temperature, top_p, seed], gallery)
-        gallery.select(clicked, None, [seen, asked])
-        describe_button.click(describe, [seen, language], caption)
+        prompt.submit(draw, [prompt, n, best_of, guidance, temperature, top_p, seed], gallery)
+        gallery.select(clicked, None, [source, seen, asked, drawing])
+        fill_tab.select(handed_over, drawing, [painting, drawing])  # the editor takes a picture only while it is seen
+        scales = [image_guidance, text_guidance]
+        instruction.submit(edit, [source, instruction, *scales, edit_temperature, edit_seed], edited)
+        words.submit(fill, [painting, words, fill_guidance, fill_temperature, fill_seed], filled)
+        describe_button.click(describe, [seen, language, long], caption)
         question.submit(ask, [asked, question], answer)
     return page
 
@@ -90,9 +145,21 @@ def build(model: CM3) -> gr.Blocks:
 def picture_input() -> gr.Image:
     """The file as it was uploaded: the pipeline reads it."""
     return gr.Image(
-        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=360,
+        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=HEIGHT,
         elem_classes="picture",
     )  # fmt: skip
+
+
+def picture_output(label: str) -> gr.Image:
+    return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="picture")
+
+
+def temperature_input() -> gr.Slider:
+    return gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 = the likeliest")
+
+
+def seed_input() -> gr.Number:
+    return gr.Number(0, precision=0, minimum=0, label="Seed", info="The same seed, the same picture")
 
 
 def chosen(path: str | None) -> str:
@@ -101,10 +168,27 @@ def chosen(path: str | None) -> str:
     return path
 
 
-def clicked(event: gr.SelectData) -> tuple[str, str]:
-    """A drawing that was clicked goes to both other tabs."""
-    path = event.value["image"]["path"]
-    return path, path
+def taken_apart(painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
+    """The picture below the paint, and a mask: white where there is paint."""
+    if not painting or painting["background"] is None:
+        raise ValueError("Choose a picture first: upload one, or click a drawing.")
+    picture = painting["background"]
+    mask = Image.new("L", picture.size)
+    for layer in painting["layers"]:
+        mask = ImageChops.lighter(mask, layer.getchannel("A"))
+    if not mask.getbbox():
+        raise ValueError("Paint over what is to be redrawn first.")
+    return picture, mask
+
+
+def clicked(event: gr.SelectData) -> tuple[str, ...]:
+    """A drawing that was clicked goes to all other tabs."""
+    return (event.value["image"]["path"],) * 4
+
+
+def handed_over(path: str | None) -> Any:
+    """A clicked drawing goes to the editor once, and what was painted there stays else."""
+    return gr.skip() if path is None else (path, None)
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
-from cm3.document import Document, Image, Mask, Text
-from cm3.pipeline import find_model
+from cm3.document import HOLE, Document, Image, Mask, Text
+from cm3.files import find_model
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 APPLE = "a red apple"
@@ -74,6 +74,86 @@ def test_numbers_out_of_range_are_named(tiny: CM3, name: str, value: Any):
         tiny.generate(APPLE, **{name: value})
 
 
+def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL_Image.Image]):
+    white = PIL_Image.new("L", (32, 24))
+    white.paste(255, (8, 8, 12, 12))
+    for name, value, named in [
+        ("n", 0, "n is 0, but 1 to 64 pictures"), ("n", 65, "n is 65"), ("guidance", -1.0, "guidance .* -1.0"),
+        ("guidance", float("nan"), "guidance .* nan"), ("temperature", -1, "temperature .* -1"),
+        ("top_p", 0, "top_p .* 0"), ("top_k", -1, "top_k .* -1"), ("seed", -1, "seed is -1"),
+    ]:  # fmt: skip
+        for words in (None, APPLE):
+            with pytest.raises(ValueError, match=named):
+                tiny.infill(pictures[0], white, words, **{name: value})
+        if name not in ("n", "guidance"):
+            with pytest.raises(ValueError, match=named):
+                tiny.edit(pictures[0], "make it blue", **{name: value})
+    for scales in ((-0.5, 1.0), (1.0, -0.5)):
+        with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -0.5"):
+            tiny.edit(pictures[0], "make it blue", *scales)
+        with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -0.5"):
+            tiny.complete(Document((Text("a"),)), guidance=scales[0], text_guidance=scales[1])
+
+
+WRONG_DRAWINGS: list[tuple[dict, str]] = [
+    ({"boxes": []}, "list of boxes is empty"),
+    ({"boxes": [("a cat", (0.1, 0.2, 1.5, 0.9))]}, r"box of 'a cat' is \(0.1, 0.2, 1.5, 0.9\), but must be .* 0 to 1"),
+    ({"boxes": [("a cat", (-0.1, 0.2, 0.5, 0.9))]}, "box of 'a cat'"),
+    ({"boxes": [("a cat", (10, 20, 50, 90))]}, "shares of the picture's sides"),
+    ({"boxes": [("a cat", (0.5, 0.2, 0.1, 0.9))]}, "left before right"),
+    ({"boxes": [("a cat", (0.1, 0.9, 0.5, 0.9))]}, "top before bottom"),
+    ({"boxes": [("a cat", (0.1, float("nan"), 0.5, 0.9))]}, "box of 'a cat'"),
+    ({"boxes": [("a cat", (0.1, 0.2, 0.5))]}, "must be left, top, right, bottom"),
+    ({"boxes": [(" ", (0.1, 0.2, 0.5, 0.9))]}, "has no name"),
+    ({"kind": "depth"}, "kind is 'depth', but must be one of segments, edges"),
+    ({"structure": "none.png"}, "none.png: cannot be read"),
+    ({"decoding": "beam"}, "decoding is 'beam', but must be one of top-p, cd-k, both"),
+    ({"decoding": "cd-k", "contrast": (417, 0.5)}, "k of contrastive guidance is 417, but there are 416 ids"),
+    ({"decoding": "both", "contrast": (0, 0.5)}, "k of contrastive guidance must be at least 1, but is 0"),
+    ({"decoding": "cd-k", "contrast": (4, 1.5)}, "alpha .* at most 1, but is 1.5"),
+    ({"decoding": "cd-k", "guidance": -1.0}, "guidance .* -1.0"),
+    ({"best_of": 0}, "best_of is 0, but 1 to 64"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_DRAWINGS, ids=str)
+def test_drawings_that_cannot_be(tiny: CM3, options: dict, message: str):
+    wanted: dict[str, Any] = {"n": 2, "seed": 1, **options}
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(APPLE, **wanted)
+
+
+def test_more_candidates_than_can_be_drawn(tiny: CM3):
+    with pytest.raises(ValueError, match="n x best_of is 128, but 1 to 64"):
+        tiny.generate(APPLE, n=16, best_of=8)
+    with pytest.raises(ValueError, match="best_of .* cannot be streamed"):
+        tiny.stream("generate", APPLE, best_of=2)
+
+
+def test_masks_of_pictures(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path: Path):
+    black, whole = PIL_Image.new("L", (32, 24)), PIL_Image.new("L", (32, 24), 255)
+    for mask, message in [
+        (black, "black everywhere: paint white"),
+        (PIL_Image.new("RGBA", (32, 24), (255, 255, 255, 0)), "black everywhere"),
+        (PIL_Image.new("L", (24, 32), 255), "mask has 24 x 32 pixels, but the picture 32 x 24"),
+        (whole, "mask reaches over 32 pixels, but the model sees a square of 24"),
+        (tmp_path / "none.png", "none.png: cannot be read"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tiny.infill(pictures[0], mask)
+
+
+def test_edits_without_words_or_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
+    with pytest.raises(ValueError, match="3 pictures and 2 instructions"):
+        tiny.edit(pictures, ["a", "b"])
+    with pytest.raises(ValueError, match="instruction is empty"):
+        tiny.edit(pictures[0], " ")
+    with pytest.raises(ValueError, match="list of pictures is empty"):
+        tiny.edit([], "make it blue")
+    with pytest.raises(ValueError, match="leaves no room"):
+        tiny.edit(pictures[0], "apple " * 200)
+
+
 def test_negative_temperature_of_text(tiny: CM3, pictures: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="temperature"):
         tiny.caption(pictures[0], temperature=-1)
@@ -102,10 +182,22 @@ def test_documents_that_do_not_fit(tiny: CM3):
         tiny.score(Document((Image([[1, 2], [3, 4]]),)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Mask"):
         tiny.score(Document((Mask(),)))
+    for items in (([[1, 2], [3, 4]],), ([[1, HOLE], [3, 4]],)):
+        for more in ((), (Mask(),)):
+            with pytest.raises(ValueError, match=r"a picture of \(2, 2\) codes: the model's pictures have \(4, 4\)"):
+                tiny.complete(Document((Text("a cat"), *map(Image, items), *more)))  # pyright: ignore
+    with pytest.raises(ValueError, match="image code 99 is out of range"):
+        tiny.complete(Document((Image([[99] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="holes in a picture is not finished"):
+        tiny.score(Document((Image([[HOLE] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="has masks, fill them without"):
+        tiny.complete(Document((Text("a"), Mask())), guidance=2.0)
+    with pytest.raises(ValueError, match="leaves no room"):
+        tiny.complete(Document((Text("apple " * 60), Mask(), Image([[1] * 4] * 4))))  # pyright: ignore
 
 
 def test_unknown_task_to_stream(tiny: CM3):
-    with pytest.raises(ValueError, match="cannot stream 'draw': choose one of generate, caption, answer"):
+    with pytest.raises(ValueError, match="cannot stream 'draw': choose one of generate, infill, edit, caption, answer"):
         tiny.stream("draw", APPLE)
 
 

@@ -1,5 +1,6 @@
 """The `cm3` command, run in this process: what it prints, writes and returns."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cm3 import cli
+from cm3 import CM3, cli
 
 
 @pytest.fixture
@@ -33,6 +34,14 @@ def picture(tmp_path: Path) -> str:
     return "red.png"
 
 
+@pytest.fixture
+def mask(tmp_path: Path) -> str:
+    mask = Image.new("L", (20, 20))
+    mask.paste(255, (4, 4, 8, 8))
+    mask.save(tmp_path / "mask.png")
+    return "mask.png"
+
+
 def refused(result: tuple[int, str, str], message: str) -> None:
     code, out, err = result
     assert (code, out) == (2, "")
@@ -53,12 +62,39 @@ def test_generate_gives_the_same_file_for_the_same_seed(cm3):
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_caption_prints_a_line_for_each_picture(cm3, picture: str):
+def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, picture: str):
+    boxes = [("a cat", (0.1, 0.2, 0.5, 0.9)), ("a dog", (0.6, 0.2, 0.9, 0.9))]
+    args = ["--box", "a cat 0.1 0.2 0.5 0.9", "--box", " a dog  .6 .2 .9 .9 ", "--decoding", "both"]
+    more = ["--structure", picture, "--kind", "segments", "-n", "2", "--scale", "1"]
+    assert cm3("generate", *args, *more)[0] == 0
+    drawn = tiny.generate("", n=2, decoding="both", boxes=boxes, structure=picture, kind="segments")
+    assert Image.open("out.png").tobytes() == cli.grid(drawn, 1).tobytes()
+
+
+def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):
+    assert cm3("infill", picture, mask, "--scale", "1", "-o", "a.png") == (0, "a.png\n", "")
+    assert Image.open("a.png").tobytes() == tiny.infill(picture, mask)[0].tobytes()
+    args = ["a cat", "-n", "2", "--seed", "5", "--guidance", "2", "--temperature", "1", "--top-k", "9", "--scale", "1"]
+    assert cm3("infill", picture, mask, *args)[0] == 0
+    expected = tiny.infill(picture, mask, "a cat", n=2, seed=5, guidance=2, temperature=1, top_k=9)
+    assert Image.open("out.png").tobytes() == cli.grid(expected, 1).tobytes()
+
+
+def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
+    args = ["make it blue", "--seed", "5", "--image-guidance", "2", "--text-guidance", "4", "--top-p", "0.5"]
+    assert cm3("edit", picture, *args, "-o", "a.png") == (0, "a.png\n", "")
+    expected = tiny.edit(picture, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5)
+    assert Image.open("a.png").tobytes() == cli.grid([expected], 0).tobytes()
+    assert Image.open("a.png").size == (256, 256)
+
+
+def test_caption_prints_a_line_for_each_picture(cm3, tiny: CM3, picture: str):
     code, out, err = cm3("caption", picture)
     assert (code, err) == (0, "")
     both = cm3("caption", picture, picture)[1]
     assert both == f"{picture}: {out}" * 2
     assert cm3("caption", picture, "--language", "ar")[0] == 0
+    assert cm3("caption", picture, "--long")[1] == f"{tiny.caption(picture, long=True)}\n"
 
 
 def test_ask_prints_the_answer(cm3, picture: str):
@@ -72,6 +108,7 @@ def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):
     assert (code, err) == (0, "")
     assert "416 = 64 special + 320 text + 32 image codes" in out
     assert "16 tokens, 4 x 4" in out
+    assert re.search(r"scorer \(for --best-of\)\W+none", out)
 
 
 def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):
@@ -79,7 +116,7 @@ def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()][0] == "prompt"
     assert out.endswith("pictures: out.png\n")
-    assert Image.open("out.png").size == (128, 128)
+    assert Image.open("out.png").size == (512, 512)
 
 
 WRONG_CALLS = [
@@ -89,12 +126,30 @@ WRONG_CALLS = [
     (["generate", "a", "-n", "10000"], "n is 10000, but 1 to 64"),
     (["generate", "a", "-n", "many"], "-n"),
     (["generate", "a", "--temperature", "-1"], "temperature must be 0"),
-    (["generate", "a", "--scale", "0"], "scale is 0, but must be 1 to 16"),
+    (["generate", "a", "--scale", "-1"], "scale is -1, but must be 0 (as fits) to 16"),
     (["generate", "a", "-o", "a.doc"], "must end with one of .png"),
     (["generate", "a", "-o", "no/a.png"], "there is no folder no"),
     (["generate", "a", "-o", "folder.png"], "folder.png"),
     (["generate", "a", "b"], "unexpected extra argument"),
-    (["generate"], "Missing argument"),
+    (["generate"], "prompt is empty"),
+    (["generate", "a", "--guidance", "-1"], "guidance must be 0 or more (1 = off), but is -1.0"),
+    (["generate", "a", "--best-of", "0"], "best_of is 0, but 1 to 64"),
+    (["generate", "a", "--decoding", "beam"], "decoding is 'beam', but must be one of top-p, cd-k, both"),
+    (["generate", "a", "--box", "a cat"], "the box 'a cat' must be a name and four numbers"),
+    (["generate", "a", "--box", "0.1 0.2 0.5 0.9"], "must be a name and four numbers"),
+    (["generate", "a", "--box", "a cat 0.1 0.2 0.5 high"], "must be a name and four numbers"),
+    (["generate", "a", "--box", "a cat 0.1 0.2 1.5 0.9"], "box of 'a cat' is (0.1, 0.2, 1.5, 0.9), but must be"),
+    (["generate", "a", "--structure", "none.png"], "none.png: cannot be read"),
+    (["generate", "a", "--structure", "red.png", "--kind", "depth"], "kind is 'depth'"),
+    (["infill", "red.png"], "Missing argument 'MASK'"),
+    (["infill", "red.png", "none.png"], "none.png: cannot be read"),
+    (["infill", "red.png", "black.png"], "black everywhere: paint white"),
+    (["infill", "red.png", "wide.png"], "mask has 30 x 20 pixels, but the picture 20 x 20"),
+    (["infill", "red.png", "red.png", "-n", "0"], "n is 0, but 1 to 64"),
+    (["infill", "red.png", "mask.png", "-o", "a.doc"], "must end with one of .png"),
+    (["edit", "red.png", " "], "instruction is empty"),
+    (["edit", "red.png", "make it blue", "--text-guidance", "nan"], "text scale of guidance must be 0 or more"),
+    (["edit", "none.png", "make it blue"], "none.png: cannot be read"),
     (["generate", "a", "--colour", "red"], "No such option"),
     (["caption", "none.png"], "none.png: cannot be read (No such file or directory)"),
     (["caption", "notes.png"], "notes.png: not a picture"),
@@ -106,9 +161,13 @@ WRONG_CALLS = [
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG_CALLS, ids=[" ".join(args)[:40] for args, _ in WRONG_CALLS])
-def test_a_mistake_is_one_line_and_writes_nothing(cm3, picture: str, tmp_path: Path, args: list[str], message: str):
+def test_a_mistake_is_one_line_and_writes_nothing(
+    cm3, picture: str, mask: str, tmp_path: Path, args: list[str], message: str
+):
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
+    Image.new("L", (20, 20)).save("black.png")
+    Image.new("L", (30, 20), 255).save("wide.png")
     before = sorted(tmp_path.rglob("*"))
     refused(cm3(*args), message)
     assert sorted(tmp_path.rglob("*")) == before
@@ -138,6 +197,14 @@ def test_a_failed_save_keeps_the_old_file(cm3, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(("n", "size"), [(1, (10, 10)), (2, (20, 10)), (3, (20, 20)), (5, (30, 20)), (64, (80, 80))])
 def test_grid_is_about_square(n: int, size: tuple[int, int]):
     assert cli.grid([Image.new("RGB", (5, 5))] * n, 2).size == size
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((64, 64), (256, 256)), ((5, 3), (80, 48)), ((128, 100), (256, 200)), ((129, 8), (129, 8)), ((800, 9), (800, 9))],
+)
+def test_only_small_pictures_are_enlarged(size: tuple[int, int], shown: tuple[int, int]):
+    assert cli.grid([Image.new("RGB", size)], 0).size == shown
 
 
 def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: str, tmp_path: Path):

@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 
 from cm3.config import CM3Config
 from cm3.document import (
+    HOLE,
     Document,
     Image,
     Mask,
     Text,
     draw_ids,
     from_ids,
+    open_ids,
     prompt_ids,
     to_ids,
-    unconditional_ids,
+    without_text,
 )
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
@@ -26,6 +28,7 @@ TOKENIZER = TextTokenizer.train(["a red apple"], vocab_size=256)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(Text)
 images = st.lists(st.integers(0, 31), min_size=4, max_size=4).map(lambda codes: Image(torch.tensor(codes).view(GRID)))
+holed = st.lists(st.integers(HOLE, 31), min_size=4, max_size=4).map(lambda codes: Image(torch.tensor(codes).view(GRID)))
 documents = st.lists(texts | images, max_size=5).map(lambda items: Document(tuple(items)))
 
 
@@ -71,7 +74,9 @@ def test_a_prompt_without_masks_stays_open():
     assert names(draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T <break> <image>"
     assert names(draw_ids(Document(), VOCAB, TOKENIZER)) == "<eos> <image>"
     assert names(draw_ids(Document((picture(),)), VOCAB, TOKENIZER)) == "<eos> <image> C </image> <image>"
-    assert names(unconditional_ids(VOCAB)) == "<eos> <mask:0> <break> <image>"
+    assert names(draw_ids(Document((Mask(),)), VOCAB, TOKENIZER)) == "<eos> <mask:0> <break> <image>"
+    document = Document((Text("a"), picture()))
+    assert names(open_ids(document, VOCAB, TOKENIZER)) == "<eos> T <break> <image> C </image>"
 
 
 @settings(max_examples=50)
@@ -85,6 +90,33 @@ def test_documents_come_back_from_their_ids(document: Document):
 def test_documents_come_back_from_json(document: Document):
     with_mask = Document((*document, Mask()))
     assert Document.from_json(with_mask.to_json()) == with_mask
+
+
+def test_a_hole_is_a_mask_among_the_codes():
+    document = Document((Text("a"), picture(1, HOLE, HOLE, 4)))
+    ids = draw_ids(document, VOCAB, TOKENIZER)
+    assert names(ids) == "<eos> T <break> <image> C <mask:0> <mask:0> C </image> <image>"
+    assert names(draw_ids(Document((picture(*[HOLE] * 4),)), VOCAB, TOKENIZER)).count("<mask:0>") == 4
+    assert document[1].holes and not picture().holes
+
+
+@settings(max_examples=30)
+@given(st.lists(texts | holed, max_size=5).map(lambda items: Document(tuple(items))))
+def test_holes_come_back_from_ids_and_from_json(document: Document):
+    assert from_ids(open_ids(document, VOCAB, TOKENIZER), VOCAB, TOKENIZER, GRID) == joined(document)
+    assert Document.from_json(document.to_json()) == document
+
+
+def test_without_text_keeps_the_pictures_and_their_places():
+    one, two = picture(), picture(4, HOLE, 2, 1)
+    for items, kept in [
+        ((), (Mask(),)),
+        ((Text("a"), Text("b")), (Mask(),)),
+        ((Text("a"), one), (Mask(), one)),
+        ((one, two), (Mask(), one, two)),
+        ((one, Text("a"), Mask(), two, Text("b")), (one, Mask(), two, Mask())),
+    ]:
+        assert without_text(Document(items)) == Document(kept)
 
 
 def test_an_answer_goes_back_to_its_mask():
@@ -120,6 +152,10 @@ def test_mistakes_are_named():
         to_ids(Document((picture(0, 1, 2, 32),)), VOCAB, TOKENIZER)
     with pytest.raises(ValueError, match="prompt_ids"):
         to_ids(Document((Mask(),)), VOCAB, TOKENIZER)
+    with pytest.raises(ValueError, match="holes in a picture is not finished"):
+        to_ids(Document((picture(1, HOLE, 3, 4),)), VOCAB, TOKENIZER)
+    with pytest.raises(ValueError, match="image code -2 is out of range"):
+        open_ids(Document((picture(1, -2, 3, 4),)), VOCAB, TOKENIZER)
     with pytest.raises(ValueError, match="cannot go on with"):
         from_ids([VOCAB.image, VOCAB.first_code, VOCAB.end_image], VOCAB, TOKENIZER, GRID)
     with pytest.raises(ValueError, match="not closed"):

@@ -1,12 +1,17 @@
 """The engine: as the naive generator, whatever the batch."""
 
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cm3.config import CM3Config
 from cm3.engine import Request, generate, generate_naive, stream
+from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
 from cm3.sampling import GREEDY, SamplingConfig
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
@@ -31,19 +36,34 @@ PICTURE = [3, C, C + 1, C + 2, C + 3, 4]
 NOTHING = [1, 5, 2, 3]
 
 
+HOLED = [3, C, 5, 5, C + 3, 4]
+GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), others=[NOTHING])
+
+
 def jobs() -> list[Request]:
-    """Different jobs, lengths, settings and seeds."""
+    """Different jobs, guides, lengths, settings and seeds."""
+    spoken = [1, T, 5, 2, *PICTURE, 21]
     return [
-        Request([1, T, T + 1, 2, 3], NOTHING, "image", guidance=3.0, seed=1),
-        Request([1, T + 9, 2, 3], NOTHING, "image", guidance=1.5, seed=2, sampling=SamplingConfig(0.8, 10, 0.9)),
-        Request([1, T, T + 5], [1, 5], "image", guidance=2.0, seed=3),
-        Request([1, T, 5, 2, *PICTURE, 21], mode="text", max_new_tokens=9, seed=4),
-        Request([1, T, 5, 2, *PICTURE, 21], mode="text", max_new_tokens=5, sampling=GREEDY),
-        Request([1], mode="document", max_new_tokens=30, seed=5),
-        Request([1, T, T], mode="document", max_new_tokens=12, seed=6),
-        Request([1, T, 2, 3, C, 5, C + 1, 4, 21], mode="image", seed=7),
-        Request([1, 5, T, 6, 2, *PICTURE, 21], mode="document", max_new_tokens=20, seed=8),
-        Request([1, *PICTURE[:-1]], mode="image", seed=9),
+        Request([1, T, T + 1, 2, 3], "image", seed=1, **GUIDED),
+        Request([1, T + 9, 2, 3], "image", guide=ContrastiveTopK(3, 0.5), others=[NOTHING], seed=2,
+                sampling=SamplingConfig(0.8, 10, 0.9)),
+        Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), others=[[1, 5]], seed=3),
+        Request([1, T, T + 4, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 7.5), others=[[1, *PICTURE, 3], [1, 3]],
+                seed=3),
+        Request(spoken, "text", max_new_tokens=9, seed=4),
+        Request(spoken, "text", max_new_tokens=5, sampling=GREEDY),
+        Request(spoken, "text", 9, guide=ClassifierFree(text=2.0), others=[[1, 5, 21]], seed=5),
+        Request([1], "document", max_new_tokens=30, seed=5),
+        Request([1, T, T], "document", 25, guide=ClassifierFree(3.0, 1.5), others=[[1, 5]], seed=6),
+        Request([1, T, 2, 3, C, 5, C + 1, 4, 21], "image", seed=7),
+        Request([1, 5, T, 6, 2, *PICTURE, 21], "document", max_new_tokens=20, seed=8),
+        Request([1, *PICTURE[:-1]], "image", seed=9),
+        Request([1, T, 2, *HOLED, 3], "image", guide=ThreeWay(3.0, 2.0), others=[[1, 5, 2, *HOLED, 3], NOTHING],
+                given=[C, None, None, C + 3], seed=10),
+        Request([1, T, 2, 3], "image", given=[None, C + 5, None, None], seed=11, **GUIDED),
+        Request([1, T, 2, 3, C], "image", given=[C, None, C + 7, None], guide=ContrastiveTopK(9, 0.1),
+                others=[[1, 3, C]], seed=12),
+        Request([1, T, 2, 3], "image", given=[C, C + 1, C + 2, C + 3], seed=13, **GUIDED),
     ]
 
 
@@ -66,7 +86,7 @@ def test_streaming_gives_the_same_ids_piece_by_piece(model: CM3ForCausalLM):
     rows = [[id for row, id in pieces if row == i] for i in range(len(jobs()))]
     assert rows == generate(model, VOCAB, jobs(), GRID)
     first = [row for row, _ in pieces[:40]]
-    assert len(set(first)) > 5  # side by side, not one after the other
+    assert len(set(first)) > 8  # side by side, not one after the other
 
 
 def test_the_seed_decides(model: CM3ForCausalLM):
@@ -106,22 +126,126 @@ def test_greedy_follows_the_models_own_argmax(model: CM3ForCausalLM):
         ids.append(code)
 
 
-def test_guidance_of_one_needs_no_second_lane_and_changes_nothing(model: CM3ForCausalLM):
-    plain = Request([1, T, 2, 3], mode="image", seed=4)
-    one = Request([1, T, 2, 3], NOTHING, mode="image", seed=4, guidance=1.0)
-    zero = Request([1, T, 2, 3], NOTHING, mode="image", seed=4, guidance=0.0)
-    unconditional = Request(NOTHING, mode="image", seed=4)
-    a, b, c, d = generate(model, VOCAB, [plain, one, zero, unconditional], GRID)
-    assert a == b
-    assert c == d
+def test_a_guide_that_is_off_needs_no_further_lane_and_changes_nothing(model: CM3ForCausalLM):
+    plain = Request([1, T, 2, 3], "image", seed=4)
+    off = [
+        Request([1, T, 2, 3], "image", seed=4, guide=guide, others=others)
+        for guide, others in ((ClassifierFree(), []), (ClassifierFree(), [NOTHING]), (ThreeWay(1, 1), [NOTHING] * 2))
+    ]
+    zero = Request([1, T, 2, 3], "image", seed=4, guide=ClassifierFree(image=0.0), others=[NOTHING])
+    unconditional = Request(NOTHING, "image", seed=4)
+    a, *same, c, d = generate(model, VOCAB, [plain, *off, zero, unconditional], GRID)
+    assert same == [a] * 3
+    assert c == d != a
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCausalLM, data: st.DataObject):
+    """Rows of 1, 2 and 3 lanes on another grid, with any codes given."""
+    codes = st.none() | st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=9, max_size=9)
+    ways: list[dict[str, Any]] = [
+        {}, GUIDED, dict(guide=ContrastiveTopK(4, 0.3), others=[[1, 3]]),
+        dict(guide=ThreeWay(1.5, 7.5), others=[[1, 3, *[C] * 9, 4, 3], [1, 3]]),
+    ]  # fmt: skip
+    requests = [
+        Request([1, *[T] * data.draw(st.integers(1, 9))], "image", given=data.draw(codes), seed=seed, **ways[i])
+        for seed, i in enumerate(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4)))
+    ]
+    requests.append(Request([1, T, T], "document", 9, guide=ClassifierFree(2.0, 2.0), others=[[1, 5]]))
+    new = generate(model, VOCAB, requests, (3, 3))
+    assert new == generate_naive(model, VOCAB, requests, (3, 3))
+    for request, ids in zip(requests[:-1], new, strict=False):
+        assert ids[:2] == [2, 3] and len(ids) == 12 and ids[-1] == VOCAB.end_image
+        fixed = request.given or [None] * 9
+        assert all(VOCAB.is_code(id) and want in (None, id) for id, want in zip(ids[2:-1], fixed, strict=True))
+
+
+def by_hand(model: CM3ForCausalLM, request: Request, formula) -> list[int]:
+    """Greedy codes: each lane whole through the model, put together by a formula in NumPy."""
+    lanes = [list(ids) for ids in (request.prompt, *request.others)]
+    for fixed in request.given or [None] * 4:
+        if fixed is None:
+            with torch.inference_mode():
+                logits = [model(torch.tensor([ids])).logits[0, -1, C:].double().numpy() for ids in lanes]
+            fixed = C + int(np.argmax(formula(*logits)))
+        for ids in lanes:
+            ids.append(fixed)
+    return lanes[0][-4:]
+
+
+def contrast(cond: np.ndarray, uncond: np.ndarray) -> np.ndarray:
+    p, q = (np.exp(x) / np.exp(x).sum() for x in (cond, uncond))
+    return np.where(p >= 0.2 * np.sort(p)[-5], np.log(p / q), -np.inf)
+
+
+WAYS = {
+    "none": (None, [], lambda full: full),
+    "classifier-free": (ClassifierFree(image=4.0), [NOTHING], lambda full, none: none + 4 * (full - none)),
+    "contrastive": (ContrastiveTopK(5, 0.2), [NOTHING], contrast),
+    "three-way": (ThreeWay(1.5, 6.0), [[1, *PICTURE, 3], NOTHING],
+                  lambda full, image, none: none + 1.5 * (image - none) + 6 * (full - image)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("codes", [[None] * 4, [None, C + 9, C + 2, None], [C + 5, None, C + 5, C], [C] * 4])
+def test_guided_and_given_codes_are_those_made_by_hand(model: CM3ForCausalLM, way: str, codes: list[int | None]):
+    guide, others, formula = WAYS[way]
+    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, others, codes)
+    assert generate(model, VOCAB, [request], GRID) == [[*by_hand(model, request, formula), VOCAB.end_image]]
+
+
+def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCausalLM):
+    def last(first: int = C, middle: int = C, image: int = T, none: int = T) -> list[float]:
+        others = [[1, T + 1, 2, 3], [1, image, 2, 3], [1, none, 2, 3]]
+        requests = [Request(others[0], "image", given=[first, None, middle, None], guide=ThreeWay(2.0, 3.0),
+                            others=others[1:], seed=seed) for seed in range(8)]  # fmt: skip
+        return [ids[3] for ids in generate(model, VOCAB, requests, GRID)]
+
+    same = last()
+    assert same == last()
+    for change in (dict(first=C + 1), dict(middle=C + 1), dict(image=T + 7), dict(none=T + 7)):
+        assert last(**change) != same
+
+
+def test_the_image_scale_is_for_codes_and_the_text_scale_for_text(model: CM3ForCausalLM):
+    def of(guide: ClassifierFree) -> tuple[list[list[int]], list[list[int]]]:
+        pictures = [Request([1, T, 2, 3], "image", guide=guide, others=[NOTHING], seed=seed) for seed in range(4)]
+        text = Request([1, T, 5, 2, *PICTURE, 21], "text", 9, guide=guide, others=[[1, 5, 21]], seed=1)
+        new = generate(model, VOCAB, [*pictures, text], GRID)
+        return new[:4], new[4:]
+
+    plain, image, text = of(ClassifierFree()), of(ClassifierFree(image=5.0)), of(ClassifierFree(text=5.0))
+    assert image[0] != plain[0] and image[1] == plain[1]
+    assert text[0] == plain[0] and text[1] != plain[1]
 
 
 def test_the_close_needs_no_step_of_the_model(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch):
-    calls = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **kwargs: calls.append(kwargs["input_ids"].shape) or forward(**kwargs))
-    generate(model, VOCAB, [Request([1, T], NOTHING, mode="image", guidance=2.0)], GRID)
+    calls = shapes(model, monkeypatch)
+    generate(model, VOCAB, [Request([1, T], "image", **GUIDED)], GRID)
     assert calls == [(2, 4), (2, 1), (2, 1), (2, 1)]  # the prompt with <break> <image>, and three of four codes
+
+
+def test_given_codes_are_read_together_and_never_drawn(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch):
+    calls = shapes(model, monkeypatch)
+    hole = [C, C, None, C, C, C, None, None, C, C, C, C, C, C, C, C]
+    infill = Request([1, T, 2, 3], "image", given=hole, **GUIDED)
+    generate(model, VOCAB, [infill, infill], (4, 4))
+    assert calls == [(4, 6), (4, 4), (4, 1)]  # the prompt with two codes; a drawn code and three; a drawn code
+    calls.clear()
+    generate(model, VOCAB, [infill, Request([1, T, 2, 3], "image")], (4, 4))
+    assert calls[0] == (3, 6) and all(length == 1 for _, length in calls[1:])  # never more than every row has
+    calls.clear()
+    generate(model, VOCAB, [Request([1, T], "image", given=[C] * 4, **GUIDED)], GRID)
+    assert calls == []
+
+
+def shapes(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of each call of the model: lanes and ids."""
+    calls, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **kwargs: calls.append(kwargs["input_ids"].shape) or forward(**kwargs))
+    return calls
 
 
 def test_no_requests_give_nothing(model: CM3ForCausalLM):
@@ -136,16 +260,64 @@ def test_a_long_document_stays_within_the_context(model: CM3ForCausalLM):
         assert 1 <= len(new) <= 3
 
 
-@pytest.mark.parametrize("request_", [Request([1] + [T] * 127, mode="text"), Request([1] + [T] * 121, mode="image"),
-                                      Request([1] + [T] * 123 + [2, 3], mode="document"),
-                                      Request([1], [1] + [T] * 127, "image", guidance=2.0)])
+def test_a_finished_row_beside_longer_ones_does_not_pass_the_last_position(model: CM3ForCausalLM):
+    limit = model.config.max_position_embeddings
+    requests = [Request([1] + [T] * (limit - 8), "text", max_new_tokens=7)]
+    requests += [Request([1, T, 2, 3], "image", seed=seed) for seed in range(4)]
+    new = generate(model, VOCAB, requests, (4, 4))
+    assert new == [generate(model, VOCAB, [request], (4, 4))[0] for request in requests]
+
+
+def test_what_leads_to_the_picture_in_a_further_prompt_counts_as_its_length(model: CM3ForCausalLM):
+    """128 ids hold a further prompt of 121, its <break> <image>, and five of the picture."""
+    fits, over = (
+        Request([1, T, 2, 3], "image", guide=ClassifierFree(2.0), others=[[1] + [T] * words]) for words in (120, 121)
+    )
+    full = Request([1] + [T] * 120, "image", given=[C, None, C, C])
+    for request in (fits, full):
+        assert generate(model, VOCAB, [request], GRID) == generate_naive(model, VOCAB, [request], GRID)
+    with pytest.raises(ValueError, match="124 tokens .* the 5 .* shorten it by 1"):
+        generate(model, VOCAB, [over], GRID)
+
+
+LONG = [1] + [T] * 127
+
+
+@pytest.mark.parametrize("request_", [Request(LONG, "text"), Request([1] + [T] * 121, "image"),
+                                      Request([1] + [T] * 123 + [2, 3], "document"),
+                                      Request([1], "image", guide=ClassifierFree(2.0), others=[LONG]),
+                                      Request([1], "image", guide=ThreeWay(2.0, 2.0), others=[[1], LONG])])
 def test_a_prompt_without_room_names_the_limit(model: CM3ForCausalLM, request_: Request):
     with pytest.raises(ValueError, match="the limit is 128 tokens, so shorten it by"):
         generate(model, VOCAB, [request_], GRID)
 
 
-@pytest.mark.parametrize(("options", "word"), [(dict(max_new_tokens=0), "max_new_tokens"), (dict(guidance=-1), "-1"),
-                                               (dict(guidance=2.0), "unconditional"), (dict(prompt=[]), "no ids")])
-def test_a_mistake_in_a_request_is_named(options: dict, word: str):
-    with pytest.raises(ValueError, match=word):
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(max_new_tokens=0), "max_new_tokens"), (dict(prompt=[]), "no ids"),
+    (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 further prompts, but got 0"),
+    (dict(guide=ContrastiveTopK(2, 0.5), others=[[1], [1]]), "needs 1 .* got 2"),
+    (dict(guide=ThreeWay(2.0, 2.0), others=[[1]]), "needs 2 .* got 1"),
+    (dict(guide=ThreeWay(1.0, 1.0), others=[[1]]), "needs 2 .* got 1"), (dict(others=[[1]]), "no guide needs 0"),
+    (dict(guide=ClassifierFree(2.0), others=[[]]), "further prompt has no ids"),
+])  # fmt: skip
+def test_a_mistake_in_a_request_is_named(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         Request(**{"prompt": [1], **options})
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(guide=ContrastiveTopK(417, 0.5), others=[NOTHING]), "k of .* is 417, but there are 416 ids"),
+    (dict(guide=ClassifierFree(2.0), others=[[1, 3, C]]), r"lack \[5, 4\] ids .* the same code"),
+    (dict(given=[C] * 3), "given has 3 codes"), (dict(given=[T] * 4), "given holds text 0"),
+    (dict(given=[C] * 4, mode="document"), "mode 'image'"),
+])  # fmt: skip
+def test_what_does_not_fit_the_model_is_named(model: CM3ForCausalLM, options: dict, message: str):
+    request = Request(**{"prompt": [1, T, 2, 3], "mode": "image", **options})
+    for run in (generate, generate_naive):
+        with pytest.raises(ValueError, match=message):
+            run(model, VOCAB, [request], GRID)
+
+
+def test_k_may_be_the_whole_vocabulary(model: CM3ForCausalLM):
+    request = Request([1, T, 2, 3], "image", guide=ContrastiveTopK(416, 0.5), others=[NOTHING])
+    assert len(generate(model, VOCAB, [request], GRID)[0]) == 5

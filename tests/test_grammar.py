@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.config import CM3Config
-from cm3.document import Document, Image, Mask, Text, draw_ids, from_ids, prompt_ids, unconditional_ids
+from cm3.document import Document, Image, Mask, Text, draw_ids, from_ids, prompt_ids
 from cm3.grammar import Grammar, Legal, allowed
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
@@ -38,8 +38,7 @@ def play(state: Grammar, seed: int, special: float = 0.3) -> list[int]:
     return new
 
 
-@pytest.mark.parametrize("prompt", [draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER), unconditional_ids(VOCAB),
-                                    [1, 3]])
+@pytest.mark.parametrize("prompt", [draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER), [1, 5, 2, 3], [1, 3]])
 def test_a_picture_has_exactly_its_codes_then_closes(prompt: list[int]):
     new = play(Grammar(VOCAB, prompt, "image", CODES), 0)
     assert len(new) == CODES + 1
@@ -109,10 +108,89 @@ def test_masks_in_a_picture_are_filled_with_the_codes_it_lacks(seed: int):
     assert document[1].codes.flatten().tolist().count(0) >= 1
 
 
+HOLED = [3, C, 5, 5, C + 3, 4]
+
+
+@pytest.mark.parametrize("prompt", [
+    [1, *HOLED], [1, *HOLED, 3], [1, *HOLED, 3, C], [1, T, 2, *HOLED, 3], [1, 5, 2, *HOLED, 3],  # a mask for the text
+    [1, 3, 5, 5, 5, 5, 4, 3], [1, 3, C, C + 1, C + 2, 5, 4, 3], [1, *PICTURE, *HOLED, *HOLED, 3],
+])
+def test_a_whole_picture_is_drawn_after_one_with_holes(prompt: list[int]):
+    new = play(Grammar(VOCAB, prompt, "image", CODES), 0)
+    held = sum(map(VOCAB.is_code, prompt[len(prompt) - prompt[::-1].index(4) :]))
+    assert [id for id in new if id != 3] == [*filter(VOCAB.is_code, new), 4]
+    assert sum(map(VOCAB.is_code, new)) == CODES - held
+
+
+def test_a_picture_of_many_holes_has_more_of_them_than_there_are_mask_numbers():
+    prompt = [1, 3, C, *[5] * 62, C, 4, 3]
+    assert len(play(Grammar(VOCAB, prompt, "image", 64), 0)) == 65
+    done = play(Grammar(VOCAB, [*prompt, *[C] * 64, 4], "document", 64, room=100), 0)
+    assert not any(map(VOCAB.is_infill, done))
+
+
+def test_text_is_infilled_beside_a_picture_with_holes():
+    prompt = [1, 5, 2, *HOLED, *PICTURE, 21]  # as training writes it: masked text, a source with holes, the picture
+    state = Grammar(VOCAB, prompt, "document", CODES)
+    assert state.legal() == Legal(text=True, special=(1,))
+
+
+def test_a_mask_that_stands_several_times_may_still_be_filled():
+    new = play(Grammar(VOCAB, [1, *HOLED, 21], "document", CODES, 50), 0)
+    assert len(new) == 3 and all(map(VOCAB.is_code, new[:2])) and new[2] == VOCAB.eos
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=CODES, max_size=CODES),
+       st.integers(0, CODES), st.sampled_from([[1, 3], [1, T], [1, *HOLED, 3], [1, *PICTURE], [1, T, 2, *PICTURE, 3]]))
+def test_given_codes_are_forced_and_the_rest_is_free(seed: int, codes: list[int | None], begun: int, prompt: list[int]):
+    held = [id if id is not None else C + 9 for id in codes[:begun]] if prompt[-1] == 3 else []
+    state = Grammar(VOCAB, prompt + held, "image", CODES, given=codes)
+    drawn, new = [], []
+    while not state.done:
+        if (id := state.forced()) is None:
+            assert state.legal() == Legal(codes=True)
+            id = random.Random(seed + len(new)).randrange(C, len(VOCAB))
+            drawn.append(id)
+        assert state.advance(id)
+        new.append(id)
+    picture = held + [id for id in new if VOCAB.is_code(id)]
+    assert len(picture) == CODES and new[-1] == VOCAB.end_image
+    assert [id for id, fixed in zip(picture, codes, strict=True) if fixed is not None] == [*filter(None, codes)]
+    assert len(drawn) == codes[len(held) :].count(None)
+
+
+@pytest.mark.parametrize(("prompt", "mode", "codes", "message"), [
+    ([1, 3], "image", [C] * 3, "given has 3 codes, but a picture has 4"),
+    ([1, 3], "image", [], "given has 0 codes, but a picture has 4"),
+    ([1, 3], "image", [None, None, T, None], "given holds text 0, .* image codes, 384 to 415, or None"),
+    ([1, 3], "image", [None, None, len(VOCAB), None], "given holds unused 416"),
+    ([1, 3], "document", [None] * 4, "mode 'image'"), ([1], "text", [None] * 4, "mode 'image'"),
+    ([1, *HOLED, 21], "image", [None] * 4, "no mask"),
+    ([1, 3, C, C + 1], "image", [C, C + 2, None, None], "id 386 at cell 1, but the prompt has 385 there"),
+])  # fmt: skip
+def test_given_codes_that_do_not_fit_are_refused(prompt: list[int], mode, codes: list[int | None], message: str):
+    with pytest.raises(ValueError, match=message):
+        Grammar(VOCAB, prompt, mode, CODES, given=codes)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.sampled_from([[1], [1, T, 2]]),
+       st.sampled_from(["text", "image", "document"]))
+def test_pictures_stand_side_by_side_in_a_prompt(seed: int, pictures: int, opening: list[int], mode):
+    prompt = opening + PICTURE * pictures
+    new = play(Grammar(VOCAB, prompt, mode, CODES, 40), seed)
+    if mode == "text":
+        assert new[0] == VOCAB.break_ and all(map(VOCAB.is_text, new[1:]))
+        return
+    back = from_ids([*prompt, *new], VOCAB, TOKENIZER, GRID)
+    assert sum(isinstance(item, Image) for item in back) >= pictures + (mode == "image")
+
+
 def test_documents_before_the_prompt_are_read_over():
     state = Grammar(VOCAB, [1, T, 2, *PICTURE, 1, T, 5, 1, T + 1], "document", CODES)
     assert state.state == "text"
-    assert state.masks == []
+    assert state.masks == {}
 
 
 def test_allowed_is_a_row_for_each_state():
@@ -137,6 +215,13 @@ def test_allowed_is_a_row_for_each_state():
         ([1, T, 21], "document", "<infill:0> cannot stand here"),
         ([1, T, 2, T], "document", "text 0 cannot stand here"),
         ([1, 40], "document", "unused 40 cannot stand here"),
+        ([1, 3, *[C] * 4, 5, 4], "document", "</image> cannot stand here"),  # a mask for nothing
+        ([1, 3, C, C, C, 5, 6, 4], "image", "</image> cannot stand here"),  # two masks for one code
+        ([1, 3, C, 5, 5, 4, 3], "image", "</image> cannot stand here"),  # of three holes two
+        ([1, 3, C, 5, 5, 5, 5, 4, 3], "image", "</image> cannot stand here"),
+        ([1, 3, C, 5], "image", "inside a picture that has masks"),
+        ([1, 3, *[C] * 4, 5], "document", "inside a picture that has masks"),
+        ([1, 6, 21], "text", "<infill:0> cannot stand here"),  # there is a <mask:1> only
     ],
 )
 def test_a_prompt_that_cannot_be_written_on_is_refused(prompt: list[int], mode, message: str):

@@ -14,9 +14,9 @@ SCRIPTS = ("train", "demo", "benchmarks")
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
     ("config", "vocab", "text", "cache"),
-    ("transformer",),
-    ("document", "sampling", "guidance", "grammar"),
-    ("masking", "engine", "retrieval", "convert"),
+    ("transformer", "scorer"),
+    ("templates", "document", "sampling", "guidance", "grammar"),
+    ("files", "holes", "pieces", "masking", "engine", "requests", "retrieval", "convert"),
     ("pipeline",),
     ("cli",),
 )

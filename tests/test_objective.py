@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from cm3.masking import unrotate
+from cm3.masking import sample_holes, unrotate
 from cm3.vocab import Vocab
-from train.objective import ASK, CM3, DRAW, FREE, KINDS, Objective, Row, choose_forms, training_row
+from train.objective import ASK, CM3, DRAW, FREE, HOLES, KINDS, TELL, Forms, Objective, Row, choose_forms, training_row
 
 VOCAB = Vocab(64, 300, 32)
 WORDS = VOCAB.text_to_ids([5, 6, 7, 8, 9])
@@ -17,14 +18,24 @@ DRAWING = [VOCAB.eos, *WORDS, *PICTURE]
 # <eos> p p ANSWER ANSWER p ANSWER <break> ...
 ASKING = [VOCAB.eos, *VOCAB.text_to_ids([10, 11, 20, 21, 12, 22]), *PICTURE]
 SPANS = [(3, 5), (6, 7)]
-PROMPT, ANSWER, FIRST, OTHER = range(1, 5)
+EDITING = [VOCAB.eos, *WORDS, *PICTURE[:-1], *PICTURE[1:]]  # two pictures side by side: before and after
+GRID = 4, 4
+PROMPT, ANSWER, FIRST, OTHER, SOURCE = range(1, 6)
 
 ANY = Objective(first_codes=8)
 
 
+def moved(spans: list[tuple[int, int]], form: int, seed: int) -> int:
+    return {DRAW: 0, FREE: 1, CM3: 1 + seed % 4, ASK: len(spans), HOLES: seed % 2, TELL: 0}[form]
+
+
 def row(ids: list[int], spans: list[tuple[int, int]], form: int, seed: int = 0, objective: Objective = ANY) -> Row:
-    moved = {DRAW: 0, FREE: 1, CM3: 1 + seed % 4, ASK: len(spans)}[form]
-    return training_row(ids, spans, form, moved, VOCAB, objective, seed)
+    return training_row(ids, spans, form, moved(spans, form, seed), VOCAB, objective, GRID, seed)
+
+
+def forms_of(answers: np.ndarray, texts: np.ndarray, objective: Objective, pictures: np.ndarray | None = None) -> Forms:
+    pictures = np.ones_like(answers) if pictures is None else pictures
+    return choose_forms(answers, texts, pictures, 16, objective, np.random.default_rng(0))
 
 
 def kinds_of(row: Row) -> dict[int, int]:
@@ -57,9 +68,8 @@ def test_masks_and_the_opening_never_count_and_every_code_does(ids, spans, form:
 @pytest.mark.parametrize(("ids", "spans", "form"), FORMS, ids=["draw", "free", "cm3", "ask"])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_row_is_no_longer_than_its_form_says(ids, spans, form: int, seed: int):
-    moved = {DRAW: 0, FREE: 1, CM3: 1 + seed % 4, ASK: len(spans)}[form]
-    length = len(row(ids, spans, form, seed).ids)
-    assert length <= len(ids) + 2 * moved and (form == CM3 or length == len(ids) + 2 * moved)
+    length, most = len(row(ids, spans, form, seed).ids), len(ids) + 2 * moved(spans, form, seed)
+    assert length <= most and (form == CM3 or length == most)
 
 
 def test_a_drawing_reads_from_left_to_right_with_the_picture_in_full_weight():
@@ -99,38 +109,113 @@ def test_questions_and_markup_before_the_answers_count_little_or_nothing():
 def test_answers_are_moved_whatever_the_shares_say():
     answers, texts = np.array([2, 1, 3]), np.array([1, 1, 1])
     for objective in (Objective(free=1.0), Objective(cm3=1.0, free=0.0), Objective()):
-        forms = choose_forms(answers, texts, objective, np.random.default_rng(0))
+        forms = forms_of(answers, texts, objective)
         assert forms.form.tolist() == [ASK] * 3 and forms.moved.tolist() == [2, 1, 3]
+        assert forms.extra.tolist() == [4, 2, 6]
 
 
 def test_the_forms_have_their_shares():
     none = np.zeros(20_000, int)
-    forms = choose_forms(none, none + 1, Objective(free=0.3, cm3=0.2), np.random.default_rng(0))
-    shares = [(forms.form == form).mean() for form in (DRAW, FREE, CM3, ASK)]
-    assert shares == pytest.approx([0.5, 0.3, 0.2, 0], abs=0.02)
+    forms = forms_of(none, none + 1, Objective(free=0.3, cm3=0.2, holes=0.1))
+    shares = [(forms.form == form).mean() for form in (DRAW, FREE, CM3, HOLES, ASK, TELL)]
+    assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1, 0, 0], abs=0.02)
     assert not forms.moved[forms.form == DRAW].any() and (forms.moved[forms.form == FREE] == 1).all()
     random = forms.moved[forms.form == CM3]
     assert random.min() == 1 and random.max() >= 4  # a clamped Poisson number
+    without_words = forms.moved[forms.form == HOLES] == 1
+    assert without_words.mean() == pytest.approx(0.5, abs=0.05)
+    assert (forms.extra == 2 * forms.moved + np.where(forms.form == HOLES, 18, 0)).all()
+    told = forms_of(none + 2, none + 1, Objective(ask=0.7))
+    assert [(told.form == form).mean() for form in (ASK, TELL)] == pytest.approx([0.7, 0.3], abs=0.02)
+    assert (told.extra == np.where(told.form == ASK, 4, 1)).all()
+
+
+def test_only_documents_of_one_picture_have_holes():
+    pictures = np.arange(1000) % 4
+    forms = forms_of(np.zeros(1000, int), np.ones(1000, int), Objective(free=0.0, cm3=0.0, holes=1.0), pictures)
+    assert (forms.form == np.where(pictures == 1, HOLES, DRAW)).all()
+    assert not forms.extra[pictures != 1].any()
 
 
 def test_no_more_texts_move_than_there_are_masks():
-    forms = choose_forms(np.zeros(4, int), np.array([0, 3, 16, 40]), Objective(free=1.0), np.random.default_rng(0))
+    forms = forms_of(np.zeros(4, int), np.array([0, 3, 16, 40]), Objective(free=1.0))
     assert forms.moved.tolist() == [0, 3, 16, 16]
     many = [VOCAB.eos, *(id for i in range(20) for id in (*VOCAB.text_to_ids([i]), *PICTURE[:-1], VOCAB.break_))]
-    out = training_row([*many[:-1], VOCAB.eos], [], FREE, 16, VOCAB, ANY, 0)
+    out = training_row([*many[:-1], VOCAB.eos], [], FREE, 16, VOCAB, ANY, GRID, 0)
     assert unrotate(out.ids.tolist(), VOCAB) == [*many[:-1], VOCAB.eos]
 
 
 def test_evaluation_sees_documents_as_they_read():
     none = np.zeros(100, int)
-    assert not choose_forms(none, none + 1, Objective(free=0.5, cm3=0.5).plain(), np.random.default_rng(0)).form.any()
-    assert replace(ANY, free=0.0, cm3=0.0) == ANY.plain()
+    assert not forms_of(none, none + 1, Objective(free=0.4, cm3=0.3, holes=0.3).plain()).form.any()
+    assert replace(ANY, free=0.0, cm3=0.0, holes=0.0) == replace(ANY, holes=0.5).plain()
 
 
-def test_a_seed_gives_the_same_row():
-    for one, two in zip(row(DRAWING, [], CM3, 7), row(DRAWING, [], CM3, 7), strict=True):
+@pytest.mark.parametrize("seed", range(20))
+def test_the_holes_of_a_picture_are_to_be_filled_in_its_second_copy(seed: int):
+    """By turns with its words before it, and with a mask in their place and the words behind."""
+    out = row(DRAWING, [], HOLES, seed)
+    ids, masked = out.ids.tolist(), seed % 2
+    assert len(ids) == len(DRAWING) + 2 * masked + 18  # as choose_forms says
+    start, again = (i for i, id in enumerate(ids) if id == VOCAB.image)
+    assert again == start + 18
+    assert unrotate(ids[:start] + ids[again:], VOCAB) == DRAWING
+    source, whole = ids[start + 1 : again - 1], ids[again + 1 : again + 17]
+    holes = np.array(source) == VOCAB.mask(0)
+    generator = torch.Generator().manual_seed(seed)
+    np.testing.assert_array_equal(holes, sample_holes(GRID, generator).flatten().numpy())
+    assert holes.any() and all(a == b for a, b, hole in zip(source, whole, holes, strict=True) if not hole)
+    assert (VOCAB.mask(0) in ids[:start]) == (VOCAB.infill(0) in ids) == bool(masked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_picture_with_holes_only_what_is_missing_has_its_full_weight(seed: int):
+    objective = Objective(first_codes=5, first=2.0, code=1.0, source=0.25)
+    out = row(DRAWING, [], HOLES, seed, objective)
+    start, again = np.flatnonzero(out.ids == VOCAB.image).tolist()
+    source, whole = slice(start + 1, start + 17), slice(again + 1, again + 17)
+    holes = out.ids[source] == VOCAB.mask(0)
+    np.testing.assert_array_equal(out.kinds[source], np.where(holes, 0, SOURCE))
+    np.testing.assert_array_equal(out.weights[source], np.where(holes, 0, 0.25).astype(np.float32))
+    np.testing.assert_array_equal(out.kinds[whole], np.where(holes, [FIRST] * 5 + [OTHER] * 11, 0))
+    np.testing.assert_array_equal(out.weights[whole] > 0, holes)
+    masks = (out.ids >= VOCAB.first_mask) & (out.ids < VOCAB.first_infill)
+    assert not out.weights[masks].any() and ((out.weights == 0) == (out.kinds == 0)).all()
+    assert out.kinds[-1] == (ANSWER if seed % 2 else PROMPT)
+
+
+def test_a_picture_that_another_follows_at_once_is_a_source():
+    out = row(EDITING, [], DRAW, objective=Objective(first_codes=3, first=2.0, code=1.0, source=0.25))
+    codes = out.ids >= VOCAB.first_code
+    assert out.kinds[codes].tolist() == [SOURCE] * 16 + [FIRST] * 3 + [OTHER] * 13
+    assert out.weights[codes].tolist() == [0.25] * 16 + [2.0] * 3 + [1.0] * 13
+    apart = [*DRAWING[:-1], VOCAB.break_, *WORDS, *PICTURE]
+    assert SOURCE not in row(apart, [], DRAW).kinds
+    three = [*EDITING[:-1], *PICTURE[1:]]
+    assert (row(three, [], DRAW).kinds == SOURCE).sum() == 32
+
+
+def test_what_is_told_stands_behind_the_picture_and_ends_with_a_break():
+    out = row(ASKING, SPANS, TELL, objective=Objective(answer=5.0, prompt=0.25, first_codes=16, first=1.0))
+    text = [VOCAB.break_, *ASKING[1:5], VOCAB.break_, *ASKING[5:7], VOCAB.eos]
+    assert out.ids.tolist() == [VOCAB.eos, *PICTURE[1:-1], *text]
+    assert len(out.ids) == len(ASKING) + 1  # as choose_forms says
+    prompts, answers = [PROMPT] * 3, [ANSWER] * 3  # <break> p p; ANSWER ANSWER and the <break> that ends them
+    assert out.kinds.tolist() == [0, 0, *[FIRST] * 16, 0, *prompts, *answers, PROMPT, ANSWER, ANSWER]
+    assert out.weights[-9:].tolist() == [0.25] * 3 + [5.0] * 3 + [0.25] + [5.0] * 2
+
+
+def test_telling_needs_no_other_ids_than_asking():
+    for spans in (SPANS, SPANS[:1], [(1, 2), (2, 3)]):
+        told = row(ASKING, spans, TELL).ids.tolist()
+        assert sorted(told) == sorted([*ASKING, *[VOCAB.break_] * (len(spans) - 1)])
+
+
+@pytest.mark.parametrize("form", [CM3, HOLES])
+def test_a_seed_gives_the_same_row(form: int):
+    for one, two in zip(row(DRAWING, [], form, 7), row(DRAWING, [], form, 7), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
 def test_every_kind_has_a_name():
-    assert len(KINDS) == OTHER
+    assert len(KINDS) == SOURCE

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cm3.masking import unrotate
 from cm3.vocab import Vocab
-from train.objective import Objective
+from train.objective import CM3, HOLES, Objective
 from train.packing import Position, Rows, Step, Steps, load, pack
 from train.shards import Shards
 
@@ -106,8 +106,8 @@ def test_each_document_comes_once_an_epoch_and_in_another_order_in_the_next(shar
 
 
 def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.3, cm3=0.3))
-    vocab, seen = rows.vocab, 0
+    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.3, ask=1.0))
+    vocab, seen, forms = rows.vocab, 0, set()
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
         for number, places in enumerate(plan.rows):
@@ -116,17 +116,35 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
             parts = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
             assert not bad and len(parts) - len(places) in (0, 1)  # the last may be padding
             for part, place in zip(parts, places, strict=False):
-                assert unrotate(ids[part].tolist(), vocab) == shards.document(int(plan.documents[place])).ids
+                form, document = int(plan.forms.form[place]), shards.document(int(plan.documents[place])).ids
+                row = ids[part].tolist()
+                if form == HOLES:  # without its first picture, which has the holes
+                    row = [*row[: row.index(vocab.image)], *row[row.index(vocab.end_image) + 1 :]]
+                assert unrotate(row, vocab) == document
+                size = len(document) + int(plan.forms.extra[place])
+                assert part.stop - part.start <= size and (form == CM3 or part.stop - part.start == size)
+                forms.add(form)
                 assert positions[part].tolist() == list(range(part.stop - part.start))
                 assert weights[part][0] == 0 and kinds[part][0] == 0 and weights[part].any()
                 seen += 1
             for part in parts[len(places) :]:
                 assert (ids[part] == vocab.pad).all() and not weights[part].any() and not kinds[part].any()
-    assert seen == COUNT
+    assert seen == COUNT and len(forms) == 5
+
+
+def test_told_answers_are_packed_as_long_as_they_are(shards: Shards):
+    rows = rows_of(shards, Objective(free=0.0, cm3=0.0, ask=0.0))
+    for window in range(rows.per_epoch):
+        plan = rows.plan(window)
+        assert not plan.forms.extra.any() and not plan.forms.moved.any()  # one answer each, so no more <break>
+        for number, places in enumerate(plan.rows):
+            ids, *_ = rows.row(window, number)
+            stored = [id for place in places for id in shards.document(int(plan.documents[place])).ids]
+            assert sorted(ids[ids != rows.vocab.pad].tolist()) == sorted(stored)
 
 
 def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(shards: Shards):
-    objective = Objective(free=0.3, cm3=0.3)
+    objective = Objective(free=0.2, cm3=0.2, holes=0.2)
     warm, cold = rows_of(shards, objective), rows_of(shards, objective)
     for window in range(12):
         warm.plan(window)
@@ -159,7 +177,7 @@ def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
 @settings(max_examples=15)
 @given(st.integers(0, 60), st.sampled_from([1, 2, 4]))
 def test_resuming_at_any_position_gives_the_same_steps(shards: Shards, first: int, world: int):
-    rows = rows_of(shards, Objective(free=0.3, cm3=0.3))
+    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
     rank = first % world
     steps = Steps(rows, 8, 2, rank=rank, world=world)
     position = steps[first - 1].position if first else Position()
@@ -197,7 +215,7 @@ def test_the_ranks_rows_together_are_one_ranks_rows(shards: Shards, world: int):
 
 def test_processes_that_load_ahead_give_the_same_steps(shards: Shards):
     def steps() -> Steps:
-        rows = rows_of(shards, Objective(free=0.3, cm3=0.3))
+        rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
         return Steps(rows, 4, 3, 5, Steps(rows, 4, 3)[4].position)
 
     here, there = list(load(steps(), 25, 0)), list(load(steps(), 25, 2))
@@ -298,7 +316,7 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     places = rng.choice(size, 400, replace=False)
     ids = np.where(rng.random(400) < 0.5, rng.integers(0, 64, 400), rng.integers(0, 2**16, 400))
     hurt = damaged(folder, tmp_path / "hurt", places.tolist(), ids.tolist())
-    rows = rows_of(hurt, Objective(free=0.4, cm3=0.4))
+    rows = rows_of(hurt, Objective(free=0.2, cm3=0.3, holes=0.3, ask=0.5))
     bad = set()
     for window in range(rows.per_epoch):
         for number in range(len(rows.plan(window).rows)):
@@ -308,6 +326,21 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
             assert (np.diff(positions)[positions[1:] != 0] == 1).all() and np.isfinite(weights).all()
     wrong = {i for i in range(100) if max(hurt.document(i).ids) >= len(rows.vocab)}
     assert wrong and wrong <= bad <= {*range(100)}
+
+
+@pytest.mark.parametrize("objective", [PLAIN, Objective(holes=1.0, free=0.0, cm3=0.0), Objective(ask=0.0)])
+@pytest.mark.parametrize("asked", [0.0, 1.0])
+def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(vq_folder: Path, tmp_path: Path, asked: float,
+                                                                         objective: Objective):  # fmt: skip
+    folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=asked)
+    vocab, ids = Shards(folder).vocab(), Shards(folder).document(0).ids
+    at = ids.index(vocab.image)
+    places = [at - 1, 40 + at, 80 + ids.index(vocab.end_image), 120 + at + 3]
+    hurt = damaged(folder, tmp_path / "hurt", places, [vocab.end_image, vocab.eos, vocab.break_, vocab.image])
+    rows = rows_of(hurt, objective)
+    made = [rows.row(0, number) for number in range(len(rows.plan(0).rows))]
+    assert {document for row in made for document in row[4]} <= {*range(4)}
+    assert all(np.isfinite(row[1]).all() for row in made)
 
 
 def test_a_row_whose_documents_are_all_damaged_is_padding(vq_folder: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3.pipeline import question_prompt
+from cm3.templates import prompt
 from train import colours
 from train.phrases import COLOURS_AR, KINDS, Facts, Target, ask_is, caption, targets, with_article
 from train.views import GROUNDS, read_split
@@ -141,7 +141,7 @@ def test_questions_read_as_the_pipeline_asks_them(asked):
     for _, target in everything(asked):
         if target.task != "caption":
             found = re.fullmatch(r"(?:Question:|سؤال:) (.*) (?:Answer:|جواب:) ", target.prompt)
-            assert found and question_prompt(found[1]) == target.prompt
+            assert found and prompt("answer", found[1]) == target.prompt
 
 
 def test_what_a_picture_does_not_have_is_not_asked(rows: list[Facts]):

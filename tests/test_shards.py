@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from cm3.document import Image, Text, from_ids
-from cm3.pipeline import PROMPTS
+from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -41,7 +41,7 @@ def image(vq_folder: Path) -> ImageTokenizer:
 
 @pytest.fixture(scope="module")
 def text() -> TextTokenizer:
-    return TextTokenizer.train([*PROMPTS["caption"].values(), "red apple", "Question: What? Answer: noto"], 300)
+    return TextTokenizer.train([*TEMPLATES["caption"].values(), "red apple", "Question: What? Answer: noto"], 300)
 
 
 @pytest.fixture
@@ -85,15 +85,26 @@ def test_questions_and_answers_alternate_before_the_picture(
     ids, spans = shards.document(1)
     assert spans == [] and from_ids(ids, writer.vocab, writer.text, (4, 4))[0] == Text("a red apple")
     assert meta["documents"] == 2 and meta["pictures"] == 1 and meta["tokens"] == shards.lengths.sum()
-    assert shards.texts.tolist() == [1, 1] and shards.vocab_size == len(writer.vocab)
+    assert shards.texts.tolist() == shards.pictures.tolist() == [1, 1] and shards.vocab_size == len(writer.vocab)
     assert shards.sample(0) == shards.sample(1) == {"name": "apple", "licence": "CC0-1.0"}
     assert shard_facts(tmp_path / "train-00000.safetensors") == {"note": "x"}
     assert meta["vocab"] == layout(writer.vocab, (4, 4)) and meta["text_tokenizer"] == text_fingerprint(writer.text)
 
 
-@pytest.mark.parametrize("language", PROMPTS["caption"])
+def test_runs_of_text_and_pictures_are_counted(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
+    words, picture, between = writer.words("red"), writer.picture(CODES), writer.vocab.break_
+    writer.add(words, [])
+    writer.add([*words, between, *picture, *picture], [])
+    writer.add([*picture, between, *words, between, *picture, between, *words, between, *picture], [])
+    writer.save(tmp_path)
+    finish(tmp_path, writer.text, writer.vocab, image)
+    shards = Shards(tmp_path)
+    assert shards.pictures.tolist() == [0, 2, 3] and shards.texts.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("language", TEMPLATES["caption"])
 def test_a_prompt_is_tokenised_as_the_pipeline_does(writer: ShardWriter, language: str):
-    prompt = PROMPTS["caption"][language]
+    prompt = TEMPLATES["caption"][language]
     writer.ask([Target("caption", prompt, "x")], CODES)
     start = writer.spans[0][0][0]
     assert writer.ids[1:start].tolist() == writer.vocab.text_to_ids(writer.text.encode(prompt))
@@ -164,8 +175,11 @@ def changed(**new: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]
     return damage
 
 
-def without_spans(path: Path) -> None:
-    save_file({name: array for name, array in load_file(path).items() if name != "spans"}, path)
+def without(part: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        save_file({name: array for name, array in load_file(path).items() if name != part}, path)
+
+    return damage
 
 
 def shifted(offsets: np.ndarray) -> np.ndarray:
@@ -176,7 +190,7 @@ DAMAGE = [
     (Path.unlink, "missing"),
     (truncated, "not a whole shard"),
     (no_shard, "not a whole shard"),
-    (without_spans, "not a whole shard .*spans"),
+    (without("spans"), "not a whole shard .*spans"),
     (changed(ids=lambda ids: ids.astype(np.int64)), "ids are I64 of shape"),
     (changed(ids=lambda ids: ids[None]), "not a row of uint16"),
     (changed(ids=lambda ids: ids[:-1]), "its index does not fit"),
@@ -186,6 +200,11 @@ DAMAGE = [
     (changed(offsets=lambda offsets: offsets[:-1]), "its index is of"),
     (changed(spans=lambda spans: spans + 1000), "answers lie outside"),
     (changed(texts=lambda texts: texts[1:]), "its index is of"),
+    (changed(pictures=lambda pictures: pictures[1:]), "its index is of"),
+    (changed(pictures=lambda pictures: pictures.astype(np.float64)), "holds float64"),
+    (changed(texts=lambda texts: texts.astype(np.int64) - 2), "counts less than no text"),
+    (changed(pictures=lambda pictures: -pictures), "counts less than no text or picture"),
+    (without("pictures"), "not a whole shard .*pictures"),
 ]
 
 

@@ -34,6 +34,12 @@ def test_nothing_given_gives_the_defaults():
     assert configs.load(Run) == Run()
 
 
+def test_a_bare_name_is_one_of_the_configs_that_are_here():
+    assert configs.load(lm.Config, Path("instruct")).start == "emoji"
+    with pytest.raises(ValueError, match="config nothing"):
+        configs.load(lm.Config, Path("nothing"))
+
+
 def test_a_file_replaces_defaults_and_overrides_replace_the_file(toml):
     file = toml('steps = 20\nlr = 2\nname = "تجربة"\nbetas = [0.8, 0.9]\n[model]\nwidth = 64\ndepth = 2\n')
     config = configs.load(Run, file, ["steps=30", "model.width=128", "fast=true"])
@@ -100,7 +106,8 @@ def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
         "steps": 3, "lr": 1e-3, "name": "run", "fast": False, "betas": [0.9, 0.95], "model": {}}  # fmt: skip
 
 
-KINDS = {"image_tokenizer": image_tokenizer.Config, "tokenize": tokenize_data.Config, "lm": lm.Config}
+KINDS = {"image_tokenizer": image_tokenizer.Config, "tokenize": tokenize_data.Config, "lm": lm.Config,
+         "instruct": lm.Config}
 FILES = sorted((Path(configs.__file__).parent / "configs").glob("*.toml"))
 
 

@@ -82,7 +82,8 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
         "config.json", "log.jsonl", "checkpoints", "model", "samples-000006.png"}  # fmt: skip
     rows = logged(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(set(row["loss"]) == set(KINDS) and row["tokens_per_second"] > 0 for row in rows)
+    kinds = {*KINDS} - {"source codes"}  # no document has two pictures side by side
+    assert all(set(row["loss"]) == kinds and row["tokens_per_second"] > 0 for row in rows)
     assert all(0 <= row["padding"] < 1 and 0 <= row["waiting"] < 1 for row in rows)
     assert [row["documents"] for row in rows] == sorted({row["documents"] for row in rows})
     model = CM3.from_pretrained(run / "model", device="cpu")
@@ -95,7 +96,7 @@ def test_it_learns_a_few_documents_by_heart(config: Config, token_shards: Path, 
                      prompts=(), objective={"free": 0.0, "cm3": 0.0, "prompt": 1.0, "first_codes": 4})  # fmt: skip
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))
-    for kind in KINDS:
+    for kind in first:
         assert last[kind] < 0.75 * first[kind], (kind, first, last)
 
 

@@ -20,21 +20,21 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")  #
 Picture = Image.Image | str | Path | bytes
 
 
-def open_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: Picture, max_pixels: int = MAX_PIXELS, ground: str = "white") -> Image.Image:
     """Any picture as 8-bit RGB: a path, a file's bytes, or a PIL image.
 
-    EXIF orientation is applied, transparency laid on white, 16 bits scaled to 8; an animation gives its first
+    EXIF orientation is applied, transparency laid on the ground, 16 bits scaled to 8; an animation gives its first
     frame. Errors: ValueError for what is missing, empty, broken, no picture, or larger than max_pixels.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "the picture", max_pixels)
+        return _decode(source, "the picture", max_pixels, ground)
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
         file = BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
     with file:
-        return _decode(_open(file, name, max_pixels), name, max_pixels)
+        return _decode(_open(file, name, max_pixels), name, max_pixels, ground)
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
@@ -86,14 +86,14 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise ValueError(_damaged(name, error)) from error
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, ground: str) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(_too_large(name, f"{width} x {height} pixels", max_pixels))
     if width * height == 0:
         raise ValueError(f"{name}: it has no pixels: {width} x {height}")
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image), ground)
     except Exception as error:  # as above
         raise ValueError(_damaged(name, error)) from error
 
@@ -106,12 +106,12 @@ def _too_large(name: str, size: str, max_pixels: int) -> str:
     return f"{name}: too large: {size}, the limit is {max_pixels:,}; scale it down first"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ground: str) -> Image.Image:
     if image.mode[0] in "IF":  # I;16, I, F: PIL would clip where it should scale
         image = _to_eight_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from cm3.pipeline import CM3, PROMPTS
+from cm3.pipeline import CM3
+from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -135,7 +136,7 @@ def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Dr
     for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer).tolist(), strict=True):
         writer.sample(name=f"{row['style']} {row['code']}", documents=views)
         for grid in codes:
-            writer.ask([Target("caption", PROMPTS["caption"]["en"], row["name"]["en"])], grid)
+            writer.ask([Target("caption", TEMPLATES["caption"]["en"], row["name"]["en"])], grid)
     clear(out)
     writer.save(out)
     finish(out, text, vocab, tokenizer, views=views)
@@ -173,7 +174,7 @@ def captioning(
     is_held = [(row["code"], design) in held for row, design in zip(train.rows, train.designs(), strict=True)]
     seen = train.where([not kept for kept in is_held])
     tests = {"held cell": train.where(is_held), "unseen_cell": unseen}
-    words = [PROMPTS["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
+    words = [TEMPLATES["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
     row = row_length(tokenizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = None) -> T:
@@ -14,7 +15,7 @@ def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = 
 
     Args:
         kind: a dataclass whose every field has a default.
-        file: TOML; tables fill the fields that hold dicts.
+        file: TOML, or the name of one in train/configs; tables fill the fields that hold dicts.
         overrides: "key=value" or "table.key=value", the value in TOML ("lr=1e-3", "name='x'"); bare words are strings.
 
     Raises:
@@ -22,6 +23,8 @@ def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = 
     """
     values: dict[str, Any] = {}
     if file is not None:
+        named = CONFIGS / f"{file}.toml"
+        file = named if not file.exists() and named.is_file() else file
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:

@@ -123,8 +123,7 @@ def answers(model: CM3, samples: list[Sample], others: dict[str, list[Facts]], b
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
     for rows in questions(samples, others):
-        asked = [target.prompt for _, _, target in rows]
-        texts = model._texts(model._infill(asked, [samples[i].picture for i, _, _ in rows], 0.0, 0))
+        texts = model._texts(model._tell([(samples[i].picture, target.prompt) for i, _, target in rows], 0.0, 0))
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
             guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cm3.pipeline import check_files, load_transformer, write_checksums
+from cm3.files import check_files, load_transformer, write_checksums
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer

@@ -4,21 +4,24 @@ draw     <eos> words <break> <image> codes </image> <eos>                       
 free     <eos> <mask:0> <break> <image> codes </image> <infill:0> words <eos>   teaches the branch without text
 cm3      random spans (CM3leon 2.2)
 ask      the answers moved behind the picture
+tell     <eos> <image> codes </image> <break> question answer <break> question answer <eos>   the same left to right
+holes    <eos> words <break> <image> codes and <mask:0> </image> <image> codes </image> <eos>
+         the picture with some of its codes missing, then whole: how a hole of any form is filled (CM3.infill)
 
 A document's form is chosen before it is read, so that its length is known when rows are packed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from cm3.masking import Span, all_segments, rotate, sample_spans, span_count, text_segments
+from cm3.masking import Span, all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.vocab import MAX_MASKS, Vocab
 
-DRAW, FREE, CM3, ASK = range(4)
+DRAW, FREE, CM3, ASK, HOLES, TELL = range(6)
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,41 @@ class Objective:
     Attributes:
         free: share of the captioned documents whose whole text is masked.
         cm3: share of the captioned documents with random spans.
+        holes: share of the captioned documents of one picture whose picture stands twice, first with holes; in half of
+            them the text is masked too.
+        ask: share of the documents with answers whose answers are moved; in the others the picture comes first, then
+            all the text, left to right.
         prompt: weight of text that stands before a picture.
         answer: weight of text that stands behind it, and of the token that ends it.
         first_codes: how many of a picture's first codes have the weight `first`.
         first: their weight.
         code: weight of the other codes.
+        source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
     """
 
     free: float = 0.15
     cm3: float = 0.05
+    holes: float = 0.0
+    ask: float = 1.0
     prompt: float = 0.1
     answer: float = 5.0
     first_codes: int = 24
     first: float = 1.5
     code: float = 1.0
+    source: float = 0.1
 
     def plain(self) -> "Objective":
         """Every document as it reads, answers last: what evaluation sees. The weights stay."""
-        return Objective(0.0, 0.0, self.prompt, self.answer, self.first_codes, self.first, self.code)
+        return replace(self, free=0.0, cm3=0.0, holes=0.0)
 
 
 class Forms(NamedTuple):
-    """Of some documents: form [N], one of DRAW, FREE, CM3, ASK; moved [N], how many spans move at most."""
+    """Of some documents: form [N], one of DRAW, FREE, CM3, ASK, HOLES, TELL; moved [N], how many spans move at most;
+    extra [N], how many ids a row has beyond its document at most."""
 
     form: np.ndarray
     moved: np.ndarray
+    extra: np.ndarray
 
 
 class Row(NamedTuple):
@@ -63,29 +76,36 @@ class Row(NamedTuple):
     kinds: np.ndarray
 
 
-KINDS = ("prompt", "answer", "first codes", "other codes")
+KINDS = ("prompt", "answer", "first codes", "other codes", "source codes")
 
 
-def choose_forms(answers: np.ndarray, texts: np.ndarray, objective: Objective, rng: np.random.Generator) -> Forms:
-    """The form of each document. A row is 2 tokens longer than its document for each span that moves.
+def choose_forms(answers: np.ndarray, texts: np.ndarray, pictures: np.ndarray, codes: int, objective: Objective,
+                 rng: np.random.Generator) -> Forms:  # fmt: skip
+    """The form of each document. A row is 2 ids longer than its document for each span that moves, a whole picture
+    longer with holes, and a <break> for each answer but the first that is told.
 
     Args:
         answers: marked answers of each document, [N].
         texts: runs of text in each, [N].
+        pictures: pictures in each, [N].
+        codes: of a picture.
         objective: the shares.
         rng: chooses.
     """
     draws = rng.random((2, len(answers)))
-    form = np.where(draws[0] < objective.free, FREE, np.where(draws[0] < objective.free + objective.cm3, CM3, DRAW))
-    form = np.where(answers > 0, ASK, form)
-    moved = np.select([form == ASK, form == FREE], [answers, np.minimum(texts, MAX_MASKS)], 0)
+    steps = np.cumsum([objective.free, objective.cm3, objective.holes])
+    form = np.select([draws[0] < step for step in steps], [FREE, CM3, HOLES], DRAW)
+    form = np.where((form == HOLES) & (pictures != 1), DRAW, form)
+    form = np.where(answers > 0, np.where(draws[0] < objective.ask, ASK, TELL), form)
+    texts = np.minimum(texts, MAX_MASKS)
+    moved = np.select([form == ASK, form == FREE, (form == HOLES) & (draws[1] < 0.5)], [answers, texts, texts], 0)
     for i in np.flatnonzero(form == CM3):
         moved[i] = span_count(draws[1, i])
-    return Forms(form, moved)
+    return Forms(form, moved, 2 * moved + np.select([form == HOLES, form == TELL], [codes + 2, answers - 1], 0))
 
 
 def training_row(ids: list[int], spans: Sequence[Span], form: int, moved: int, vocab: Vocab, objective: Objective,
-                 seed: int) -> Row:  # fmt: skip
+                 grid: tuple[int, int], seed: int) -> Row:  # fmt: skip
     """One document as the model learns it.
 
     Args:
@@ -94,29 +114,80 @@ def training_row(ids: list[int], spans: Sequence[Span], form: int, moved: int, v
         form, moved: as choose_forms has them.
         vocab: the layout.
         objective: the weights.
-        seed: of random spans.
+        grid: rows and columns of a picture.
+        seed: of random spans and holes.
     """
-    if form == FREE:
+    generator = torch.Generator().manual_seed(seed)
+    told: Sequence[Span] = []  # answers that are not moved
+    if form in (FREE, HOLES):
         spans = text_segments(ids, vocab)[:moved]
     elif form == CM3:
-        spans = sample_spans(all_segments(ids, vocab), moved, torch.Generator().manual_seed(seed))
+        spans = sample_spans(all_segments(ids, vocab), moved, generator)
+    elif form == TELL:
+        (ids, told), spans = _told(ids, spans, vocab), []
     elif form == DRAW:
         spans = []
     rotated, counted = rotate(ids, spans, vocab)
-    row = np.array(rotated)
+    row, targets = np.array(rotated), np.array(counted) > 0
+    if form == HOLES:
+        row, targets = _with_holes(row, targets, sample_holes(grid, generator).numpy(), vocab)
     is_code = row >= vocab.first_code
     infills = (row >= vocab.first_infill) & (row < vocab.first_infill + MAX_MASKS)
     behind = np.cumsum(infills) > 0
+    for start, end in told:
+        behind[start : end + 1] = True
     seen = np.cumsum(is_code)
     early = seen - np.maximum.accumulate(np.where(row == vocab.image, seen, 0)) <= objective.first_codes
-    kinds = np.select([is_code & early, is_code, behind & ~infills], [3, 4, 2], 1)
+    kinds = np.select([is_code & _sources(row, vocab), is_code & early, is_code, behind & ~infills], [5, 3, 4, 2], 1)
     given = (row < vocab.first_text) & ~behind & (row != vocab.eos) & (row != vocab.break_)  # the grammar writes these
-    kinds[(np.array(counted) == 0) | given] = 0
+    kinds[~targets | given] = 0
     kinds[0] = 0
-    # The token that ends an answer counts with it, so that the model learns to stop: <eos>, or the next <infill:k>. The
-    # first <infill:0> is always given.
+    # The token that ends an answer counts with it, so that the model learns to stop: <eos>, the next <infill:k>, or the
+    # next <break>. The first <infill:0> is always given.
     kinds[infills] = np.where(np.cumsum(infills)[infills] > 1, 2, 0)
     if not behind.any():
         kinds[-1] = 1
-    weights = np.array([0, objective.prompt, objective.answer, objective.first, objective.code], np.float32)
+    weights = np.array([0, objective.prompt, objective.answer, objective.first, objective.code, objective.source],
+                       np.float32)  # fmt: skip
     return Row(row, weights[kinds], kinds)
+
+
+def _told(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> tuple[list[int], list[Span]]:
+    """What stands before the last answer's <break> moved to the end, a <break> after each answer but the last. Returns
+    the document and the places of its answers."""
+    cut = ids.index(vocab.break_, spans[-1][1])
+    out, told, at = [vocab.eos, *ids[cut + 1 : -1]], [], 1
+    for start, end in spans:
+        out += [vocab.break_, *ids[at:end]]
+        told.append((len(out) - (end - start), len(out)))
+        at = end
+    return [*out, *ids[at:cut], vocab.eos], told
+
+
+def _with_holes(row: np.ndarray, targets: np.ndarray, holes: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
+    """Before the row's one picture the same with a <mask:0> in each hole; of the picture only these codes are targets.
+
+    Args:
+        row, targets: of the document, [T].
+        holes: [h, w] bool.
+        vocab: the layout.
+
+    Returns:
+        Row and targets, [T + h w + 2].
+    """
+    start, end = (int(np.flatnonzero(row == id)[0]) for id in (vocab.image, vocab.end_image))
+    source = row[start : end + 1].copy()
+    source[1:-1][holes.flatten()] = vocab.mask(0)
+    targets = targets.copy()
+    targets[start + 1 : end] &= holes.flatten()
+    return np.insert(row, start, source), np.insert(targets, start, source >= vocab.first_code)
+
+
+def _sources(row: np.ndarray, vocab: Vocab) -> np.ndarray:  # [T] -> [T] bool
+    """Whether an id stands before the last picture of some that stand side by side."""
+    turns = np.flatnonzero((row[:-1] == vocab.end_image) & (row[1:] == vocab.image))
+    out = np.zeros(len(row), bool)
+    for end in turns:
+        start = int(np.flatnonzero(row[:end] == vocab.image)[-1])
+        out[start:end] = True
+    return out

@@ -16,24 +16,26 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from cm3.pipeline import write_checksums
+from cm3.files import write_checksums
+from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
 from train.build_data import attribution
 from train.evaluate import table
+from train.evaluate_tasks import table as task_table
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 48_000_000  # bytes of embedded weights
 
 CARD = """# {name}: the embedded model of cm3
 
-A small model that draws, captions and answers questions about emoji art at 64 x 64 pixels, in English and Arabic.
-It knows {concepts} concepts ({kinds}). It does not know photographs, people, or anything outside them, and it cannot
-write prose.
+A small model that draws, edits, fills in, captions and answers questions about emoji art at 64 x 64 pixels, in English
+and Arabic. It knows {concepts} concepts ({kinds}), and scenes of up to three of {things} things. It does not know
+photographs, people, or anything outside them, and it cannot write prose.
 
 - language model: {lm_parameters:.1f}M parameters, {layers} layers, width {width}
 - vocabulary: {vocabulary} ids, of them {text} of text and {codes} image codes
 - image tokenizer: {vq_parameters:.1f}M parameters, {codes} codes, {grid[0]} x {grid[1]} a picture
-- weights are stored in 16-bit floats and computed in 32-bit
+{scorer}- weights are stored in 16-bit floats and computed in 32-bit
 
 ## Data
 
@@ -41,9 +43,13 @@ write prose.
 variants, no flags. Pictures by style: {styles}. Licences: see ATTRIBUTION.md. Held out: one style of each of some
 concepts ("unseen cell"), and a tenth of the concepts of every kind ("unseen concept").
 
+For instruction tuning {tuning_documents} documents, {tuning_tokens} tokens: {tasks}. Scenes are made of the
+same pictures; combinations of a thing with a count, a colour or another thing's side are held out ("compositional").
+
 ## Training
 
-Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_batch} documents, seed {seed}.
+Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_batch} tokens, seed {seed}; then
+instruction tuning, {tuning_hours:.2f} hours, {tuning_steps} steps of {tuning_batch} tokens, seed {tuning_seed}.
 Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts;
 then its decoder alone, {decoder_hours:.2f} hours, {decoder_steps} steps. {note}
 
@@ -56,6 +62,11 @@ letter; the blind column knows which answer each question has most often and see
 EfficientNet-lite0 (ImageNet features) against real pictures of other styles: neither FID nor CLIP score.
 
 {table}
+
+`python -m train.evaluate_tasks --model emoji`, on scenes and edits that it has not seen; docs/method.md says how each
+figure is made.
+
+{task_table}
 """
 
 
@@ -93,6 +104,10 @@ def halve(source: Path, target: Path) -> int:
 
 def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
     meta, lm, vq, model = facts["meta"], facts["lm"], facts["vq"], facts["model"]
+    tuning, tuning_meta = facts["tuning"], facts["tuning_meta"]
+    scorer = ""
+    if "scorer_parameters" in facts:
+        scorer = f"- scorer for the best of n: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
     return CARD.format(
         name=name, device=device, note=note, table=table(facts["evaluation"]), concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group", pictures=meta["pictures"],
@@ -100,10 +115,15 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         styles=", ".join(f"{style} {count}" for style, count in sorted(meta["styles"].items())),
         layers=model["num_hidden_layers"], width=model["hidden_size"], vocabulary=model["vocab_size"],
         text=model["text_vocab_size"], codes=model["image_vocab_size"], grid=model["image_grid"],
-        lm_parameters=facts["lm_parameters"] / 1e6, vq_parameters=facts["vq_parameters"] / 1e6,
-        lm_hours=facts["lm_hours"], lm_steps=lm["steps"], lm_batch=lm["batch_size"], seed=lm["seed"],
+        lm_parameters=facts["lm_parameters"] / 1e6, vq_parameters=facts["vq_parameters"] / 1e6, scorer=scorer,
+        lm_hours=facts["lm_hours"], lm_steps=lm["steps"], lm_batch=lm["batch_tokens"], seed=lm["seed"],
+        tuning_hours=facts["tuning_hours"], tuning_steps=tuning["steps"], tuning_batch=tuning["batch_tokens"],
+        tuning_seed=tuning["seed"], things=len(tuning_meta["config"]["things"]),
+        tuning_documents=tuning_meta["documents"], tuning_tokens=tuning_meta["tokens"],
+        tasks=", ".join(f"{task} {count}" for task, count in sorted(tuning_meta["tasks"].items())),
         vq_hours=facts["vq_hours"], vq_steps=vq["steps"], vq_batch=vq["batch_size"],
         decoder_hours=facts["decoder_hours"], decoder_steps=facts["decoder"]["steps"],
+        task_table=task_table(facts["task_evaluation"]),
     )  # fmt: skip
 
 
@@ -111,53 +131,74 @@ class Runs(NamedTuple):
     """The folders that a model comes from.
 
     Attributes:
-        lm: of train.lm.
+        lm: of train.lm, from nothing.
+        tuning: of train.lm, on the instructions; its weights are taken.
         image_tokenizer: of train.image_tokenizer.
         decoder: of its second phase, whose weights are taken.
-        tokens: the token shards.
-        data: the data set.
+        scorer: of train.scorer; without it the model has none.
         evaluation: output of train.evaluate.
+        task_evaluation: output of train.evaluate_tasks.
+        tokens: the token shards of `lm`.
+        tuning_tokens: those of `tuning`.
+        data: the data set.
     """
 
     lm: Path = Path("runs/lm")
+    tuning: Path = Path("runs/instruct")
     image_tokenizer: Path = Path("runs/image_tokenizer")
     decoder: Path = Path("runs/decoder")
-    tokens: Path = Path("data/emoji-tokens")
-    data: Path = Path("data/emoji")
+    scorer: Path = Path("runs/scorer")
     evaluation: Path = Path("runs/evaluation")
+    task_evaluation: Path = Path("runs/evaluation-tasks")
+    tokens: Path = Path("data/emoji-tokens")
+    tuning_tokens: Path = Path("data/emoji-instruct")
+    data: Path = Path("data/emoji")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) -> int:
     """Write both folders. Returns the bytes of all embedded weights."""
     facts: dict[str, Any] = {
-        "lm": json.loads((runs.lm / "config.json").read_text()),
-        "vq": json.loads((runs.image_tokenizer / "config.json").read_text()),
-        "decoder": json.loads((runs.decoder / "config.json").read_text()),
-        "meta": json.loads((runs.tokens / "meta.json").read_text()),
-        "model": json.loads((runs.lm / "model" / "config.json").read_text()),
-        "evaluation": json.loads((runs.evaluation / "evaluation.json").read_text()),
+        "lm": read_json(runs.lm / "config.json"),
+        "tuning": read_json(runs.tuning / "config.json"),
+        "vq": read_json(runs.image_tokenizer / "config.json"),
+        "decoder": read_json(runs.decoder / "config.json"),
+        "meta": read_json(runs.tokens / "meta.json"),
+        "tuning_meta": read_json(runs.tuning_tokens / "meta.json"),
+        "model": read_json(runs.tuning / "model" / "config.json"),
+        "evaluation": read_json(runs.evaluation / "evaluation.json"),
+        "task_evaluation": read_json(runs.task_evaluation / "evaluation.json"),
     }
-    facts["lm_hours"] = hours(runs.lm / "log.jsonl", facts["lm"]["batch_size"], "documents_per_second")
+    for run, phase in ((runs.lm, "lm"), (runs.tuning, "tuning")):
+        facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_tokens"], "tokens_per_second")
     for run, phase in ((runs.image_tokenizer, "vq"), (runs.decoder, "decoder")):
         facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_size"], "images_per_second")
     manifest = [json.loads(line) for line in (runs.data / "manifest.jsonl").open(encoding="utf-8")]
     credits = attribution([row for row in manifest if row["split"] == "train"])
 
-    ours, pictures = root / "cm3" / "models" / name, root / "tokenizer_image" / "models" / name
+    ours, pictures, trained = root / "cm3" / "models" / name, root / "tokenizer_image" / "models" / name, runs.tuning
     for folder in (ours, pictures):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "ATTRIBUTION.md").write_text(credits, encoding="utf-8")
     facts["vq_parameters"] = halve(runs.decoder / "model" / "model.safetensors", pictures / "model.safetensors")
     shutil.copy(runs.decoder / "model" / "config.json", pictures / "config.json")
-    facts["lm_parameters"] = halve(runs.lm / "model" / "model.safetensors", ours / "model.safetensors")
+    facts["lm_parameters"] = halve(trained / "model" / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
     (ours / "config.json").write_text(json.dumps(facts["model"] | named, indent=2) + "\n")
     for file in ("tokenizer.json", "generation_config.json"):
-        if (runs.lm / "model" / file).exists():
-            shutil.copy(runs.lm / "model" / file, ours / file)
+        if (trained / "model" / file).exists():
+            shutil.copy(trained / "model" / file, ours / file)
+    if (runs.scorer / "model").is_dir():
+        scorer = Scorer.from_pretrained(runs.scorer / "model")
+        scorer.save_pretrained(ours / "scorer")
+        facts["scorer_parameters"] = sum(parameter.numel() for parameter in scorer.parameters())
     (ours / "README.md").write_text(card(name, device, note, facts), encoding="utf-8")
-    (ours / "evaluation.json").write_text(json.dumps(facts["evaluation"], indent=1) + "\n")
+    for kind in ("evaluation", "task_evaluation"):
+        (ours / f"{kind}.json").write_text(json.dumps(facts[kind], indent=1) + "\n")
     write_checksums(ours)
     return embedded(root)
 
@@ -190,7 +231,7 @@ def package_tokenizer(name: str, run: Path, data: Path, device: str, root: Path 
 
 def embedded(root: Path) -> int:
     """Bytes of all embedded weights. Raises ValueError above the limit."""
-    size = sum(path.stat().st_size for path in root.glob("*/models/*/*.safetensors"))
+    size = sum(path.stat().st_size for path in root.glob("*/models/**/*.safetensors"))
     if size > LIMIT:
         raise ValueError(f"the weights take {size:,} bytes; at most {LIMIT:,} are embedded")
     return size
@@ -198,16 +239,18 @@ def embedded(root: Path) -> int:
 
 def main(
     name: Annotated[str, typer.Option(help="of the model")] = "emoji",
-    runs: Annotated[Path, typer.Option(help="folder with lm, image_tokenizer, decoder, evaluation")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="folder with lm, instruct, scorer, image_tokenizer ...")] = Path("runs"),
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
+    tuning_tokens: Annotated[Path, typer.Option(help="those of the instructions")] = Path("data/emoji-instruct"),
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     device: Annotated[str, typer.Option(help="what it was trained on, for the card")] = "CPU",
     note: Annotated[str, typer.Option(help="a sentence for the card")] = "",
     tokenizer: Annotated[Path | None, typer.Option(help="run of an image tokenizer to package alone")] = None,
 ) -> None:
-    folders = Runs(runs / "lm", runs / "image_tokenizer", runs / "decoder", tokens, data, runs / "evaluation")
+    inside = [runs / path.relative_to("runs") for path in Runs() if path.is_relative_to("runs")]
     try:
         alone = tokenizer and package_tokenizer(name, tokenizer, data, device)
+        folders = Runs(*inside, tokens, tuning_tokens, data)
         print(f"{alone or package(name, folders, device, note):,} bytes of embedded weights")
     except (OSError, ValueError) as error:
         raise SystemExit(f"package_model: {error}") from None

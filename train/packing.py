@@ -130,6 +130,8 @@ class Rows:
         self.shards, self.vocab, self.objective, self.length, self.seed = shards, vocab, objective, length, seed
         self.window = window
         self.per_epoch = -(-len(shards) // window)
+        rows, columns = shards.meta["vocab"]["image_grid"]
+        self.grid = rows, columns
         self.answers = (shards.spans[:, :, 1] > 0).sum(1)  # [N]
         known, needed = shards.lengths > 0, shards.lengths + 2 * self.answers  # an answer that moves brings two ids
         self.too_long = int((needed > length).sum())
@@ -146,8 +148,9 @@ class Rows:
         epoch, number = divmod(window, self.per_epoch)
         documents = self._order(epoch)[number * self.window : (number + 1) * self.window]
         rng = np.random.default_rng((self.seed, 1, window))
-        forms = choose_forms(self.answers[documents], self.shards.texts[documents], self.objective, rng)
-        lengths = self.shards.lengths[documents] + 2 * forms.moved
+        forms = choose_forms(self.answers[documents], self.shards.texts[documents], self.shards.pictures[documents],
+                             self.grid[0] * self.grid[1], self.objective, rng)  # fmt: skip
+        lengths = self.shards.lengths[documents] + forms.extra
         fits = np.flatnonzero((self.shards.lengths[documents] > 0) & (lengths <= self.length))
         packed = pack(lengths[fits].tolist(), self.length)
         rows = [[int(fits[item]) for item in packed[i]] for i in rng.permutation(len(packed))]
@@ -165,10 +168,10 @@ class Rows:
             try:
                 stored = self.shards.document(document)
                 made = training_row(*stored, int(plan.forms.form[place]), int(plan.forms.moved[place]), self.vocab,
-                                    self.objective, seed)  # fmt: skip
+                                    self.objective, self.grid, seed)  # fmt: skip
                 if max(stored.ids) >= len(self.vocab):
                     raise ValueError(f"id {max(stored.ids)}")
-            except (ValueError, AssertionError):  # damaged in a shard that was not verified
+            except (ValueError, IndexError, AssertionError):  # damaged in a shard that was not verified
                 bad.append(document)
                 continue
             end = at + len(made.ids)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cm3.pipeline import PROMPTS
+from cm3.templates import TEMPLATES
 from train.views import GROUNDS
 
 Facts = dict[str, Any]
@@ -128,7 +128,7 @@ def caption(facts: Facts, ground: str, language: str, aliases: Sequence[str], rn
 
 
 def _ask(question: str, language: str) -> str:
-    return PROMPTS["answer"][language].format(question=question)
+    return TEMPLATES["answer"][language].format(words=question)
 
 
 def _one(rng: np.random.Generator, *choices: str) -> str:
@@ -136,7 +136,7 @@ def _one(rng: np.random.Generator, *choices: str) -> str:
 
 
 def ask_caption(facts: Facts, language: str, rng: np.random.Generator) -> Target:
-    return Target("caption", PROMPTS["caption"][language], facts["name"][language])
+    return Target("caption", TEMPLATES["caption"][language], facts["name"][language])
 
 
 def ask_what(facts: Facts, language: str, rng: np.random.Generator) -> Target:

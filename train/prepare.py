@@ -27,7 +27,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from cm3.config import CM3Config
-from cm3.pipeline import PROMPTS, check_files, find_model
+from cm3.files import check_files, find_model
+from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -143,8 +144,8 @@ def check(options: Options, image: ImageTokenizer) -> None:
                          f"alone takes {picture + 2}")  # fmt: skip
     if not 0 <= options.held_out < 1:
         raise ValueError(f"--held-out {options.held_out}: want a share from 0 to less than 1")
-    if options.language not in PROMPTS["caption"]:
-        raise ValueError(f"--language {options.language!r}: want one of {', '.join(PROMPTS['caption'])}")
+    if options.language not in TEMPLATES["caption"]:
+        raise ValueError(f"--language {options.language!r}: want one of {', '.join(TEMPLATES['caption'])}")
     for name in ("samples", "batch", "workers", "text_sample"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}: want at least 1")
@@ -184,7 +185,7 @@ def train_text(source: Source, out: Path, options: Options) -> TextTokenizer:
 
     def texts() -> Iterator[str]:
         nonlocal usable
-        yield from PROMPTS["caption"].values()
+        yield from TEMPLATES["caption"].values()
         count = 0
         for number in sorted(range(len(source)), key=lambda number: hashlib.sha256(b"%d" % number).digest()):
             for record in source.read(number):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from cm3.document import Document, Image, Text, to_ids
-from cm3.pipeline import PROMPTS
+from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -153,7 +153,7 @@ class Scribe:
                 writer.add(part, [])
             return None
         words, picture = str(record.pieces[0]), grids[0].flatten().tolist()
-        prompt = PROMPTS["caption"].get(facts.language) or PROMPTS["caption"][defaults.language]
+        prompt = TEMPLATES["caption"].get(facts.language) or TEMPLATES["caption"][defaults.language]
         length = len(writer.words(prompt)) + len(writer.words(words)) + len(picture) + 5
         if length > limit:
             return Skip(record.name, f"too long: {length} tokens, the limit is {limit}")

@@ -2,7 +2,8 @@
 
     FOLDER/tokenizer.json              the text tokenizer
     FOLDER/train-00000.safetensors     ids [tokens] uint16 or uint32, offsets [N + 1], spans [N, MAX_TARGETS, 2],
-                                       texts [N] runs of text in each document, samples [N] rows of the manifest
+                                       texts and pictures [N]: runs of text, and pictures, in each document,
+                                       samples [N] rows of the manifest
     FOLDER/train-00000.jsonl           the manifest: one row a sample, with source, licence, owner and hash
     FOLDER/held_out-00000.*            likewise, to evaluate on
     FOLDER/meta.json                   vocabulary layout, fingerprints of both tokenizers, counts and hash of each shard
@@ -59,6 +60,7 @@ class ShardWriter:
         self.offsets = [0]
         self.spans: list[list[list[int]]] = []
         self.texts: list[int] = []
+        self.pictures: list[int] = []
         self.samples: list[int] = []
         self.manifest: list[dict[str, Any]] = []
 
@@ -96,6 +98,7 @@ class ShardWriter:
         self.offsets.append(len(self.ids))
         self.spans.append(spans + [[0, 0]] * (MAX_TARGETS - len(spans)))
         self.texts.append(len(text_segments(whole, self.vocab)))
+        self.pictures.append(ids.count(self.vocab.image))
         self.samples.append(len(self.manifest) - 1)
 
     def save(self, folder: Path, split: str = "train", number: int = 0, **facts: Any) -> None:
@@ -108,6 +111,7 @@ class ShardWriter:
             "offsets": torch.tensor(self.offsets),
             "spans": torch.tensor(self.spans, dtype=torch.int32).view(-1, MAX_TARGETS, 2),
             "texts": torch.tensor(self.texts, dtype=torch.int32),
+            "pictures": torch.tensor(self.pictures, dtype=torch.int32),
             "samples": torch.tensor(self.samples, dtype=torch.int32),
         }
         stem = f"{split}-{number:05}"
@@ -232,7 +236,7 @@ class Shards:
         meta: content of meta.json.
         bad: shard -> reason.
         lengths: tokens of each document, [N]; 0 in bad shards, so that the other documents keep their numbers.
-        texts: runs of text in each document, [N].
+        texts, pictures: runs of text, and pictures, in each document, [N].
         spans: places of the answers, [N, MAX_TARGETS, 2].
 
     Raises:
@@ -249,23 +253,24 @@ class Shards:
         self.bad: dict[str, str] = {}
         self._ids: list[np.ndarray | None] = []
         self._offsets: list[np.ndarray] = []
-        spans, texts, lengths = [], [], []
+        spans, texts, pictures, lengths = [], [], [], []
         size = self.vocab_size = len(self.vocab())
         for shard in facts:
             count = shard["documents"]
             try:
-                ids, offsets, more_spans, more_texts = open_shard(self.folder / shard["name"], shard, size, verify)
+                ids, offsets, *counts = open_shard(self.folder / shard["name"], shard, size, verify)
             except (OSError, ValueError) as error:
                 self.bad[shard["name"]] = str(error)
                 ids, offsets = None, np.zeros(count + 1, np.int64)
-                more_spans, more_texts = np.zeros((count, MAX_TARGETS, 2), np.int32), np.zeros(count, np.int32)
+                counts = np.zeros((count, MAX_TARGETS, 2), np.int32), *np.zeros((2, count), np.int32)
             self._ids.append(ids)
             self._offsets.append(offsets)
             lengths.append(np.diff(offsets))
-            spans.append(more_spans)
-            texts.append(more_texts)
+            for all_of_them, more in zip((spans, texts, pictures), counts, strict=True):
+                all_of_them.append(more)
         self._starts = np.cumsum([0, *(shard["documents"] for shard in facts)]).tolist()
-        self.lengths, self.spans, self.texts = np.concatenate(lengths), np.concatenate(spans), np.concatenate(texts)
+        self.lengths, self.spans = np.concatenate(lengths), np.concatenate(spans)
+        self.texts, self.pictures = np.concatenate(texts), np.concatenate(pictures)
         lost = int((self.lengths == 0).sum())
         if lost > max_bad * len(self):
             examples = "".join(f"; {name}: {reason}" for name, reason in list(self.bad.items())[:3])
@@ -331,14 +336,15 @@ class Shards:
 
 
 def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool) -> tuple[np.ndarray, ...]:
-    """ids (a view of the file), offsets, spans, texts. Raises ValueError where the file is not what meta.json says."""
+    """ids (a view of the file), offsets, spans, texts, pictures. Raises ValueError where the file is not what meta.json
+    says."""
     if not path.is_file():
         raise ValueError("missing")
     if verify and file_hash(path) != facts["sha256"]:
         raise ValueError(f"damaged: {path.stat().st_size} bytes whose hash is not the one in {META}")
     try:
         with safe_open(path, "np") as file:
-            offsets, spans, texts = (file.get_tensor(name) for name in ("offsets", "spans", "texts"))
+            parts = [file.get_tensor(name) for name in ("offsets", "spans", "texts", "pictures")]
         with path.open("rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
             place = json.loads(raw.read(header))["ids"]
@@ -347,18 +353,20 @@ def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool)
     dtype = {"U16": np.uint16, "U32": np.uint32}.get(place["dtype"])
     if dtype is None or len(place["shape"]) != 1:
         raise ValueError(f"ids are {place['dtype']} of shape {place['shape']}, not a row of uint16 or uint32")
-    if kinds := [str(part.dtype) for part in (offsets, spans, texts) if part.dtype.kind not in "iu"]:
+    if kinds := [str(part.dtype) for part in parts if part.dtype.kind not in "iu"]:
         raise ValueError(f"its index holds {kinds[0]}, not whole numbers")
-    offsets, spans, texts = offsets.astype(np.int64), spans.astype(np.int32), texts.astype(np.int32)
+    offsets, (spans, texts, pictures) = parts[0].astype(np.int64), (part.astype(np.int32) for part in parts[1:])
     count, size = facts["documents"], place["shape"][0]
-    if (offsets.shape, spans.shape, texts.shape) != ((count + 1,), (count, MAX_TARGETS, 2), (count,)):
+    if [part.shape for part in parts] != [(count + 1,), (count, MAX_TARGETS, 2), (count,), (count,)]:
         raise ValueError(f"its index is of {len(texts)} documents, {META} says {count}")
     lengths = np.diff(offsets)
     if offsets[0] != 0 or (lengths < 2).any() or offsets[-1] != size or facts["tokens"] != size:
         raise ValueError(f"its index does not fit its {size} ids")
     if (spans < 0).any() or (spans[..., 1] > lengths[:, None]).any() or (spans[..., 0] > spans[..., 1]).any():
         raise ValueError("answers lie outside their documents")
+    if (texts < 0).any() or (pictures < 0).any():
+        raise ValueError("it counts less than no text or picture")
     ids = np.memmap(path, dtype, "r", 8 + header + place["data_offsets"][0], (size,))
     if verify and int(ids.max()) >= vocab_size:
         raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
-    return ids, offsets, spans, texts
+    return ids, offsets, spans, texts, pictures

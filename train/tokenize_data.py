@@ -3,7 +3,8 @@
     python -m train.tokenize_data --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
 
 OUT receives what train/shards.py describes, and concepts.json: the concepts in it, with their names. The text tokenizer
-is trained here, on the training split alone. Held out are the data set's unseen cells: a known thing in a new style.
+is trained here, on the training split alone; with --start MODEL both tokenizers are that model's, to train it on. Held
+out are the data set's unseen cells: a known thing in a new style.
 """
 
 import json
@@ -19,6 +20,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -184,7 +186,8 @@ class Documents:
             self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
 
 
-def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config, name: str = "") -> dict:
+def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config, name: str = "",
+          text: TextTokenizer | None = None) -> dict:  # fmt: skip
     """Everything above in order. Returns the content of meta.json.
 
     Args:
@@ -193,6 +196,7 @@ def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config
         out: folder of the shards; those that are there are replaced.
         config: what goes into them.
         name: under which the image tokenizer is found again; noted.
+        text: text tokenizer; None = train one.
 
     Raises:
         ValueError: no data set, or nothing of the chosen subgroups in it.
@@ -200,7 +204,7 @@ def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config
     train = read_pictures(data, "train", config)
     if not train.rows:
         raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
-    text = TextTokenizer.train(texts(train.rows, config), config.text_vocab)
+    text = text or TextTokenizer.train(texts(train.rows, config), config.text_vocab)
     vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
     splits = {"train": (train, config)}
@@ -247,10 +251,15 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    start: Annotated[str, typer.Option(help="model whose tokenizers are taken: folder or name")] = "",
 ) -> None:
     try:
         settings = configs.load(Config, config, overrides)
-        meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings, image_tokenizer)
+        if start:
+            model = CM3.from_pretrained(start, device="cpu")
+            meta = build(data, model.image_tokenizer, out, settings, text=model.text_tokenizer)
+        else:
+            meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings, image_tokenizer)
         print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
     except (OSError, ValueError) as error:
         raise SystemExit(f"tokenize_data: {error}") from None

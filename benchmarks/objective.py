@@ -1,0 +1,73 @@
+"""What the CM3 objective brings, at small scale: drawing, captioning and infilling after the same training.
+
+    python -m benchmarks.objective --data data/emoji-known --out runs/objective
+
+Model (4 layers of width 128), tokens, seed and weights are the same; only the forms of the documents differ (RUNS).
+train/evaluate_forms.py says what is measured. Every run is a `python -m train.lm` of its own; a finished one is read
+back, an interrupted one goes on.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.compute_to_loss import MODEL, toml
+from benchmarks.report import finish
+
+RUNS: dict[str, dict[str, float]] = {
+    "left to right": {"free": 0.0, "cm3": 0.0, "holes": 0.0, "ask": 0.0},
+    "CM3": {"free": 0.0, "cm3": 1.0, "holes": 0.0},
+    "mixed": {"free": 0.15, "cm3": 0.2, "holes": 0.0},
+    "mixed and holes": {"free": 0.15, "cm3": 0.2, "holes": 0.3},
+}
+SHARED = {
+    "preset": "emoji", **MODEL, "model.intermediate_size": 352, "row": 256, "batch_tokens": 2048, "matrices": "muon",
+    "muon_lr": 0.01, "lr": 4e-3, "betas": (0.9, 0.98), "decay": 0.6, "sample_every": 0, "save_every": 200,
+    "prompts": (), "image_tokenizer": "emoji"}  # fmt: skip
+
+
+def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
+    """The folder of a finished run of train.lm."""
+    folder = out / f"{name.replace(' ', '-')}-{steps}-{seed}"
+    shares = {f"objective.{key}": value for key, value in RUNS[name].items()}
+    settings = SHARED | shares | {"data": str(data), "steps": steps, "warmup": steps // 20, "seed": seed}
+    overrides = [f"{key}={toml(value)}" for key, value in settings.items()]
+    if not (folder / "model" / "config.json").exists():
+        subprocess.run([sys.executable, "-m", "train.lm", "--out", str(folder), *overrides], check=True)
+    return folder
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures as Markdown, a column a run."""
+    lines = ["| | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
+    for key in dict.fromkeys(key for run in figures.values() for key in sorted(run)):
+        form = "{:.1%}" if key.endswith(("exact", "top-5")) else "{:.3f}" if key != "documents" else "{:,}"
+        cells = [form.format(run[key]) if key in run else "" for run in figures.values()]
+        lines.append(f"| {' | '.join([key, *cells])} |")
+    return "\n".join(lines)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="token shards")] = Path("data/emoji-known"),
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/objective"),
+    steps: Annotated[int, typer.Option(help="of each run")] = 800,
+    seed: Annotated[int, typer.Option(help="of weights and of the documents' order")] = 0,
+    things: Annotated[int, typer.Option(help="a held-out view of each is measured")] = 120,
+    result: Annotated[Path | None, typer.Option(help="JSON file to keep the figures in")] = None,
+) -> None:
+    folders = {name: trained(name, data, out, steps, seed) for name in RUNS}
+    subprocess.run([sys.executable, "-m", "train.evaluate_forms", *map(str, folders.values()), "--out",
+                    str(out / "figures.json"), "--things", str(things)], check=True)  # fmt: skip
+    found = json.loads((out / "figures.json").read_text())
+    figures = {name: found[str(folder)] for name, folder in folders.items()}
+    print(table(figures))
+    finish("objective", result, steps=steps, seed=seed, tokens=steps * SHARED["batch_tokens"], things=things,
+           shares=RUNS, runs=figures)  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)

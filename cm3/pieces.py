@@ -1,0 +1,39 @@
+"""What is being written, piece by piece: text once its characters are whole, a picture after each row of codes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+from cm3.vocab import Vocab
+
+
+class Piece(NamedTuple):
+    """What CM3.stream yields. index: which picture or text of the call. content: more text, or the picture so far."""
+
+    index: int
+    content: str | Image.Image
+
+
+def pieces(pairs: Iterable[tuple[int, int]], vocab: Vocab, columns: int, text: Callable[[list[int]], str],
+           picture: Callable[[int, list[int]], Image.Image]) -> Iterator[Piece]:  # fmt: skip
+    """pairs: (number of a text or picture, id) as they come. columns: of a picture, in codes. text: of ids of text.
+    picture: of a number and the ids of the codes so far, whole rows."""
+    written: dict[int, list[int]] = {}  # ids of each number
+    said: dict[int, str] = {}
+    for number, id in pairs:
+        if vocab.is_code(id):
+            mine = written.setdefault(number, [])
+            mine.append(id)
+            if len(mine) % columns == 0:
+                yield Piece(number, picture(number, mine))
+        elif vocab.is_text(id):
+            mine = written.setdefault(number, [])
+            mine.append(id)
+            whole, before = text(mine), said.get(number, "")
+            if not whole.endswith("\ufffd"):  # a character of several tokens is not yet whole
+                said[number] = whole
+                yield Piece(number, whole[len(before) :])
+    for number, mine in written.items():
+        if vocab.is_text(mine[0]) and (rest := text(mine)[len(said.get(number, "")) :]):
+            yield Piece(number, rest)

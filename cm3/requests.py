@@ -1,0 +1,101 @@
+"""From documents to what the engine is asked for. It sees codes, never pixels.
+
+    drawn          words <break> <image> ...
+    edited         words <break> <image> source </image> <image> ...               also: from edges, from segments
+    filled in      words <break> <image> codes and holes </image> <image> ...
+    told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cm3.document import HOLE, Document, Image, Mask, Text, draw_ids, open_ids, prompt_ids, without_text
+from cm3.engine import Request
+from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
+from cm3.sampling import SamplingConfig
+from cm3.templates import prompt
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+
+MAX_SEED = 2**63
+MAX_TEXT = 64  # tokens of a caption or an answer
+CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates: torch reads the lower 32 bits alone
+DECODINGS = ("top-p", "cd-k", "both")
+NOTHING = Document((Mask(),))
+
+
+def check_seed(seed: int) -> int:
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed is {seed}, but must be 0 to {MAX_SEED - 1}")
+    return seed
+
+
+def ways_of(decoding: str, guidance: float, sampling: SamplingConfig,
+            contrast: tuple[int, float]) -> list[tuple[Guide, SamplingConfig]]:  # fmt: skip
+    """How pictures are drawn, in turn. decoding: one of DECODINGS. contrast: k and alpha of CD-K, with which guidance,
+    top-p and top-k do not count."""
+    free = ClassifierFree(image=guidance), sampling
+    contrastive = ContrastiveTopK(*contrast), SamplingConfig(sampling.temperature)
+    ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
+        "top-p": [free], "cd-k": [contrastive], "both": [free, contrastive]}  # fmt: skip
+    if decoding not in ways:
+        raise ValueError(f"decoding is {decoding!r}, but must be one of {', '.join(DECODINGS)}")
+    return ways[decoding]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Makes requests for a model with this vocabulary, text tokenizer and grid. Errors: ValueError for a picture that
+    does not fit the grid."""
+
+    vocab: Vocab
+    text_tokenizer: TextTokenizer
+    grid: tuple[int, int]
+
+    def ids(self, document: Document, to: Callable[[Document, Vocab, TextTokenizer], list[int]]) -> list[int]:
+        for item in document:
+            if isinstance(item, Image) and item.grid != self.grid:
+                raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
+        return to(document, self.vocab, self.text_tokenizer)
+
+    def picture(self, document: Document, others: Sequence[Document], guide: Guide | None, sampling: SamplingConfig,
+                seed: int, given: list[int | None] | None = None) -> Request:  # fmt: skip
+        """A picture behind the document. others: what stands in its place in the guide's further lanes."""
+        ids, *rest = [self.ids(one, draw_ids) for one in (document, *others)]
+        return Request(ids, "image", sampling=sampling, guide=guide, others=rest, given=given, seed=seed)
+
+    def drawings(self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int,
+                 seed: int) -> list[Request]:  # fmt: skip
+        """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
+        requests = []
+        for i in range(n):
+            for j in range(best_of):
+                guide, sampling = ways[(seed + i + j) % len(ways)]
+                at = check_seed(seed) + i + j * CANDIDATE
+                requests.append(self.picture(document, [NOTHING], guide, sampling, at))
+        return requests
+
+    def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:
+        """The source as the instruction changes it."""
+        document = Document((Text(prompt("edit", instruction)), source))
+        return self.picture(document, [without_text(document), NOTHING], guide, sampling, check_seed(seed))
+
+    def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
+        """The document's last picture again, its holes drawn; guidance: how much the text counts."""
+        codes = document[-1].codes.flatten().tolist()
+        given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
+        guide, untold = ClassifierFree(image=guidance), without_text(document)
+        if not any(isinstance(item, Text) and item.text for item in document):
+            return self.picture(untold, [], None, sampling, check_seed(seed), given)
+        return self.picture(document, [untold], guide, sampling, check_seed(seed), given)
+
+    def more(self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int,
+             seed: int) -> Request:  # fmt: skip
+        """At most so many new ids behind a document without masks."""
+        ids, untold = self.ids(document, open_ids), self.ids(without_text(document), open_ids)
+        return Request(ids, "document", room, sampling, guide, [untold], seed=check_seed(seed))
+
+    def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int) -> Request:
+        """What a mask between the words and the picture stands for (CM3leon 4)."""
+        document = Document((Text(words), Mask(), picture))
+        return Request(self.ids(document, prompt_ids), "text", MAX_TEXT, sampling, seed=check_seed(seed))

@@ -1,0 +1,51 @@
+"""What a model is taught to write on from: the words of each task, in every language that it knows.
+
+The pipeline asks with these words, and training teaches them. Where text comes out, a mask and the picture follow;
+where a picture comes out, it stands last, behind the picture that it is made from (CM3leon, section 4).
+"""
+
+import re
+from collections.abc import Sequence
+
+LANGUAGES = ("en", "ar")
+
+TEMPLATES: dict[str, dict[str, str]] = {
+    # Text out: words <mask:0> <break> picture.
+    "caption": {"en": "Caption: ", "ar": "الوصف: "},
+    "describe": {"en": "Describe: ", "ar": "صف الصورة: "},
+    "answer": {"en": "Question: {words} Answer: ", "ar": "سؤال: {words} جواب: "},
+    # A picture out of another: words <break> source picture.
+    "edit": {"en": "Edit: {words}", "ar": "عدّل: {words}"},
+    "segments": {"en": "From segments: {words}", "ar": "من القطع: {words}"},
+    "edges": {"en": "From edges: {words}", "ar": "من الحواف: {words}"},
+}
+STRUCTURES = ("segments", "edges")  # kinds of pictures that a drawing may follow
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture's sides
+
+
+def language_of(words: str) -> str:
+    """ "ar" for words with an Arabic letter, else "en"."""
+    return "ar" if re.search("[\u0600-\u06ff]", words) else "en"
+
+
+def prompt(task: str, words: str) -> str:
+    """The text of a task in the language of its words."""
+    return TEMPLATES[task][language_of(words)].format(words=words.strip())
+
+
+def boxed(things: Sequence[tuple[str, Box]]) -> str:
+    """Things and where each stands, in hundredths of the picture: "a cat [10 20 55 90], a dog [60 30 95 80]".
+
+    Errors: ValueError for no thing, one without a name, or a box that is empty or leaves the picture."""
+    if not things:
+        raise ValueError("the list of boxes is empty: give at least one thing and its box")
+    parts = []
+    for name, box in things:
+        if not name.strip():
+            raise ValueError(f"the box {tuple(box)} has no name: say what stands in it")
+        if len(box) != 4 or not all(0 <= side <= 1 for side in box) or box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"the box of {name!r} is {tuple(box)}, but must be left, top, right, bottom as shares of "
+                             "the picture's sides, from 0 to 1, left before right and top before bottom")
+        parts.append(f"{name.strip()} [{' '.join(str(round(100 * side)) for side in box)}]")
+    return ", ".join(parts)

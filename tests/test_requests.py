@@ -1,0 +1,143 @@
+"""Requests: the prompts of each task as the model reads them, lane by lane."""
+
+import pytest
+import torch
+
+from cm3 import CM3
+from cm3.document import HOLE, Document, Image, Mask, Text
+from cm3.engine import Request
+from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
+from cm3.requests import CANDIDATE, MAX_SEED, Requests, ways_of
+from cm3.sampling import SamplingConfig
+
+SAMPLING = SamplingConfig(0.8, top_p=0.9)
+PICTURE = Image(torch.arange(16).view(4, 4))
+HOLED = Image(PICTURE.codes.masked_fill(torch.eye(4, dtype=torch.bool), HOLE))
+APPLE = Document((Text("a red apple"),))
+
+
+@pytest.fixture
+def requests(tiny: CM3) -> Requests:
+    return tiny.requests
+
+
+@pytest.fixture
+def lanes(tiny: CM3):
+    """The prompts of a request in words: text as it reads, the codes of a picture as #, a hole as _."""
+
+    def spell(ids: list[int]) -> str:
+        out, text = "", []
+        for id in [*ids, tiny.vocab.eos]:
+            if tiny.vocab.is_text(id):
+                text.append(id)
+                continue
+            out += tiny.text_tokenizer.decode(tiny.vocab.ids_to_text(text))
+            text = []
+            out += "#" if tiny.vocab.is_code(id) else tiny.vocab.name(id)
+        out = out.removesuffix("<eos>").replace("#" * 16, "16#")
+        return out.replace("<mask:0>###", "_###").replace("#<mask:0>", "#_")
+
+    def of(request: Request) -> list[str]:
+        return [spell(list(prompt)) for prompt in (request.prompt, *request.others)]
+
+    return of
+
+
+def test_a_drawing_has_its_text_and_a_lane_without(requests: Requests, lanes):
+    [one] = requests.drawings(APPLE, ways_of("top-p", 3.0, SAMPLING, (4, 0.5)), 1, 1, 7)
+    assert lanes(one) == ["<eos>a red apple<break><image>", "<eos><mask:0><break><image>"]
+    assert (one.mode, one.guide, one.sampling, one.seed) == ("image", ClassifierFree(image=3.0), SAMPLING, 7)
+
+
+def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests: Requests, lanes):
+    document = Document((Text("From edges: a cat"), PICTURE))
+    [one] = requests.drawings(document, ways_of("top-p", 3.0, SAMPLING, (4, 0.5)), 1, 1, 0)
+    assert lanes(one) == ["<eos>From edges: a cat<break><image>16#</image><image>", "<eos><mask:0><break><image>"]
+
+
+def test_an_edit_has_three_lanes(requests: Requests, lanes):
+    one = requests.edit(" make it blue ", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, 5)
+    assert lanes(one) == [
+        "<eos>Edit: make it blue<break><image>16#</image><image>",
+        "<eos><mask:0><break><image>16#</image><image>",
+        "<eos><mask:0><break><image>",
+    ]
+    arabic = requests.edit("اجعل الخلفية زرقاء", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, 5)
+    assert lanes(arabic)[0].startswith("<eos>عدّل: اجعل")
+
+
+def test_a_hole_is_given_all_other_codes(requests: Requests, lanes, tiny: CM3):
+    one = requests.hole(Document((Text("a cat"), HOLED)), 3.0, SAMPLING, 1)
+    holes = "<image>_####_####_####_</image><image>"
+    assert lanes(one) == [f"<eos>a cat<break>{holes}", f"<eos><mask:0><break>{holes}"]
+    assert one.given is not None
+    assert [i for i, id in enumerate(one.given) if id is None] == [0, 5, 10, 15]
+    kept = [id for id in one.given if id is not None]
+    assert tiny.vocab.id_to_code(kept) == [i for i in range(16) if i % 5]
+
+
+@pytest.mark.parametrize("items", [(HOLED,), (Text(""), HOLED)])
+def test_a_hole_that_nothing_is_said_of_has_one_lane(requests: Requests, lanes, items: tuple):
+    one = requests.hole(Document(items), 3.0, SAMPLING, 1)
+    assert lanes(one) == ["<eos><mask:0><break><image>_####_####_####_</image><image>"]
+    assert one.guide is None
+
+
+def test_a_question_stands_before_its_picture_and_the_answer_comes_last(requests: Requests, lanes):
+    one = requests.text("Caption: ", PICTURE, SAMPLING, 0)
+    assert lanes(one) == ["<eos>Caption: <mask:0><break><image>16#</image><infill:0>"]
+    assert one.mode == "text"
+
+
+def test_more_of_a_document_is_guided_by_its_pictures_alone(requests: Requests, lanes):
+    one = requests.more(Document((Text("a cat"), PICTURE)), ClassifierFree(2.0, 3.0), SAMPLING, 50, 0)
+    assert lanes(one) == ["<eos>a cat<break><image>16#</image>", "<eos><mask:0><break><image>16#</image>"]
+    assert (one.mode, one.max_new_tokens) == ("document", 50)
+
+
+def test_candidates_have_their_own_seeds_and_those_of_the_next_picture(requests: Requests):
+    made = requests.drawings(APPLE, ways_of("both", 3.0, SAMPLING, (4, 0.5)), 2, 3, 10)
+    assert [one.seed for one in made] == [i + j * CANDIDATE for i in (10, 11) for j in range(3)]
+    later = requests.drawings(APPLE, ways_of("both", 3.0, SAMPLING, (4, 0.5)), 1, 3, 11)
+    assert made[3:] == later
+
+
+def test_both_ways_of_decoding_take_turns_by_the_seed(requests: Requests):
+    free, contrastive = ways_of("both", 3.0, SAMPLING, (4, 0.5))
+    assert free == (ClassifierFree(image=3.0), SAMPLING)
+    assert contrastive == (ContrastiveTopK(4, 0.5), SamplingConfig(0.8))
+    for seed in (4, 5):
+        made = requests.drawings(APPLE, [free, contrastive], 4, 1, seed)
+        assert [one.guide for one in made] == [(free, contrastive)[(seed + i) % 2][0] for i in range(4)]
+
+
+def test_seeds_and_ways_out_of_range_are_refused(requests: Requests):
+    with pytest.raises(ValueError, match="decoding is 'beam', but must be one of top-p, cd-k, both"):
+        ways_of("beam", 3.0, SAMPLING, (4, 0.5))
+    for seed in (-1, MAX_SEED):
+        for ask in (
+            lambda seed=seed: requests.drawings(APPLE, ways_of("top-p", 3.0, SAMPLING, (4, 0.5)), 1, 1, seed),
+            lambda seed=seed: requests.edit("a", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, seed),
+            lambda seed=seed: requests.hole(Document((HOLED,)), 1.0, SAMPLING, seed),
+            lambda seed=seed: requests.text("a", PICTURE, SAMPLING, seed),
+            lambda seed=seed: requests.more(APPLE, ClassifierFree(), SAMPLING, 9, seed),
+        ):
+            with pytest.raises(ValueError, match=f"seed is {seed}, but must be 0 to"):
+                ask()
+
+
+def test_guidance_is_checked_where_it_does_not_count_too(requests: Requests):
+    with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -1"):
+        requests.hole(Document((HOLED,)), -1.0, SAMPLING, 0)
+
+
+def test_pictures_of_another_grid_are_refused(requests: Requests):
+    small = Image(torch.tensor([[1, HOLE], [3, 4]]))
+    for ask in (
+        lambda: requests.edit("a", small, ThreeWay(1.5, 3.0), SAMPLING, 0),
+        lambda: requests.hole(Document((small,)), 1.0, SAMPLING, 0),
+        lambda: requests.text("a", small, SAMPLING, 0),
+        lambda: requests.more(Document((small, Mask())), ClassifierFree(), SAMPLING, 9, 0),
+    ):
+        with pytest.raises(ValueError, match=r"a picture of \(2, 2\) codes: the model's pictures have \(4, 4\)"):
+            ask()

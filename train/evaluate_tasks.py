@@ -1,0 +1,297 @@
+"""Measure a tuned model on the tasks of instruction tuning, against the exact truth of scenes it has not seen.
+
+    python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
+
+Splits: "compositional" shows combinations that no training scene has (train/scenes.py); "unseen cell" has in each scene
+a drawing of the data set's unseen_cell split; "familiar" is like training with another seed. OUT receives
+evaluation.json, evaluation.md (the tables) and examples.png. Everything is seeded: the same model gives the same
+figures. Pictures are drawn with the pipeline's defaults, text is greedy.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import typer
+from PIL import Image as PIL_Image
+from rich.progress import track
+from torch import Tensor
+
+from cm3.document import HOLE, Document, Image, Text, without_text
+from cm3.engine import Request
+from cm3.guidance import ClassifierFree, Guide, ThreeWay
+from cm3.pipeline import CM3
+from cm3.requests import NOTHING
+from cm3.sampling import GREEDY, SamplingConfig
+from cm3.templates import LANGUAGES
+from train.instruct import Studio, read_things
+from train.judge import Judge, Reference
+from train.marks import (
+    filled_with_mean,
+    mark_answers,
+    mark_boxes,
+    mark_edits,
+    mark_holes,
+    mark_maps,
+    mark_signs,
+    thing_reference,
+)
+from train.pictures import to_pixels
+from train.scenes import THINGS, Thing
+from train.sheet import contact_sheet
+from train.signs import sign_words
+from train.trials import (
+    SPLITS,
+    WRONG,
+    Asked,
+    Example,
+    Holed,
+    blind_answers,
+    examples,
+    holed,
+    questions,
+    sign_questions,
+    studio_of,
+)
+from train.views import PLAIN, place
+
+EDITS = ("add", "remove", "replace", "recolour", "move", "reground")
+MAPS = ("segments", "edges")
+JUDGED = 100  # concepts that a filled picture is told apart from
+TRUTH = "truth through the image tokenizer"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How pictures are drawn: guidance of drawings and of holes, ThreeWay of edits, temperature and top-p of all."""
+
+    guidance: float = 6.0
+    hole: float = 3.0
+    image: float = 1.5
+    text: float = 3.0
+    temperature: float = 0.8
+    top_p: float = 0.9
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, top_p=self.top_p)
+
+
+def grids(model: CM3, codes: Sequence[np.ndarray]) -> list[Tensor]:
+    return [torch.as_tensor(one).view(model.grid) for one in codes]
+
+
+def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
+    """[S, S, 3] of each [h, w]."""
+    out: list[np.ndarray] = []
+    for i in range(0, len(codes), 64):
+        decoded = model.image_tokenizer.decode(torch.stack(list(codes[i : i + 64])))
+        assert isinstance(decoded, list)
+        out += map(np.asarray, decoded)
+    return out
+
+
+def requests_of(model: CM3, some: Sequence[Example], decoding: Decoding) -> list[Request]:
+    """What is asked of the engine for the last picture of each example."""
+    out = []
+    for i, one in enumerate(some):
+        document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
+        others, guide = [NOTHING], cast(Guide, ClassifierFree(image=decoding.guidance))
+        if one.made.kept:
+            others, guide = [without_text(document), NOTHING], ThreeWay(decoding.image, decoding.text)
+        out.append(model.requests.picture(document, others, guide, decoding.sampling, i))
+    return out
+
+
+def tell(model: CM3, asked: Sequence[Asked]) -> list[str]:
+    """The model's greedy answers."""
+    codes = model.image_tokenizer.encode_pixels(to_pixels([one.picture for one in asked]))  # [N, h, w]
+    return model._texts([model.requests.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
+                         for one, picture in zip(asked, codes, strict=True)])  # fmt: skip
+
+
+def fill(model: CM3, some: Sequence[Holed], decoding: Decoding) -> dict[str, list[np.ndarray]]:
+    """The pictures with their holes filled, in every way."""
+    told, untold, forth = [], [], []
+    for i, one in enumerate(some):
+        image, sampling = Image(one.codes.masked_fill(one.holes, HOLE)), decoding.sampling
+        words, guide = Text(one.words), ClassifierFree(image=decoding.hole)
+        told.append(model.requests.hole(Document((words, image)), decoding.hole, sampling, i))
+        untold.append(model.requests.hole(Document((image,)), decoding.hole, sampling, i))
+        given = list(told[-1].given or [])
+        forth.append(model.requests.picture(Document((words,)), [NOTHING], guide, sampling, i, given))
+    ways = {"filled": told, "filled without words": untold, "left to right": forth}
+    out = {name: pictures_of(model, model._codes(requests)) for name, requests in ways.items()}
+    out["mean colour"] = [filled_with_mean(one.picture, one.holes.numpy()) for one in some]
+    out["picture through the image tokenizer"] = pictures_of(model, [one.codes for one in some])
+    return out
+
+
+def holes(model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int,
+          decoding: Decoding) -> dict[str, Any]:  # fmt: skip
+    """Infilling of drawings in new views, and of drawings that training lacks."""
+    styles: dict[str, set[str]] = defaultdict(set)
+    for thing in seen:
+        styles[thing.code].add(thing.style)
+    many = sorted(code for code, of in styles.items() if len(of) > 1)
+    new = [thing for thing in unseen if thing.code in many]
+    first = sorted({thing.code for thing in new})
+    rest = [many[i] for i in np.random.default_rng(1004).permutation(len(many)) if many[i] not in first]
+    chosen = set([*first, *rest][:JUDGED])
+    known = [thing for thing in seen if thing.code in chosen]
+    size = model.image_tokenizer.size[0]
+    out: dict[str, Any] = {"concepts": len(chosen)}
+    plainly = [PIL_Image.fromarray(place(thing.drawing.convert("RGBa"), PLAIN, size)) for thing in known]
+    reference = Reference(judge.features(plainly), [thing.code for thing in known], [thing.style for thing in known])
+    for split, things in (("unseen view", known), ("unseen cell", [thing for thing in new if thing.code in chosen])):
+        if some := holed(model.image_tokenizer, things, sample):
+            ways = fill(model, some, decoding)
+            figures = {name: mark_holes(some, shown, judge, reference) for name, shown in ways.items()}
+            out[split] = {"pictures": len(some), **figures}
+    return out
+
+
+class Bench(NamedTuple):
+    """What every split is measured with."""
+
+    model: CM3
+    judge: Judge
+    names: list[str]
+    things: Reference
+    words: dict[str, list[str]]
+    blind: dict[str, str]
+    decoding: Decoding
+
+
+def measure(bench: Bench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
+    """The figures of a split, and rows of (label, pictures) to look at."""
+    model, grid = bench.model, bench.model.grid
+    asked = questions(studio, sample)
+    if split != "unseen cell":  # signs show no drawings
+        asked += sign_questions(studio, sample)
+    out: dict[str, Any] = {"answers": mark_answers(asked, tell(model, asked), bench.blind, bench.names)}
+    rows: list[list[Any]] = []
+    drawing = (*EDITS, "grounded", *MAPS, *(["write sign"] if split != "unseen cell" else []))
+    for task in track(drawing, split):
+        some = examples(model.image_tokenizer, studio, task, sample)
+        ways = {"drawn": model._codes(requests_of(model, some, bench.decoding)),
+                TRUTH: grids(model, [one.codes[-1] for one in some])}  # fmt: skip
+        if task in EDITS:
+            ways["source unchanged"] = grids(model, [one.codes[0] for one in some])
+        shown = {name: pictures_of(model, codes) for name, codes in ways.items()}
+        figures: dict[str, Any] = {}
+        for name, pictures in shown.items():
+            if task in EDITS:
+                figures[name] = mark_edits(task, some, ways[name], pictures, grid)
+            elif task == "grounded":
+                figures[name] = mark_boxes(some, pictures, bench.judge, bench.things)
+            elif task == "write sign":
+                figures[name] = mark_signs(some, pictures, bench.words)
+            else:
+                figures[name] = mark_maps(some, pictures)
+        out[task] = {"documents": len(some), **figures}
+        for one, picture in [*zip(some, shown["drawn"], strict=True)][:4]:
+            label = f"{split}: {one.made.words}" if one.view.language == "en" else f"{split}: {task} (ar)"
+            rows.append([label, *one.made.pictures[:-1], picture, one.made.pictures[-1]])
+    return out, rows
+
+
+def evaluate(model: CM3, data: Path, out: Path, sample: int = 200, splits: Sequence[str] = SPLITS[:2],
+             decoding: Decoding | None = None, names: Sequence[str] = THINGS) -> dict[str, Any]:  # fmt: skip
+    """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
+    without the things of scenes."""
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(SPLITS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    started, size = time.time(), model.image_tokenizer.size[0]
+    decoding = decoding or Decoding()
+    seen, unseen = read_things(data, "train"), read_things(data, "unseen_cell")
+    known = {thing.code for thing in seen}
+    unseen = [thing for thing in unseen if thing.code in known]
+    judge, things = Judge(), [thing for thing in (*seen, *unseen) if thing.name["en"] in names]
+    called = sorted({name for thing in things for name in thing.name.values()})
+    words = {language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
+             for language in LANGUAGES}  # fmt: skip
+    blind = blind_answers(studio_of("familiar", seen, unseen, size, names), called)
+    bench = Bench(model, judge, called, thing_reference(things, judge), words, blind, decoding)
+    result: dict[str, Any] = {
+        "sample": sample, "decoding": vars(decoding), "splits": {}, "things": len({thing.code for thing in things}),
+        "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
+    }  # fmt: skip
+    rows: list[list[Any]] = []
+    for split in splits:
+        result["splits"][split], more = measure(bench, split, studio_of(split, seen, unseen, size, names), sample)
+        rows += more
+    result["holes"] = holes(model, seen, unseen, judge, sample, decoding)
+    result["seconds"] = round(time.time() - started, 1)
+    (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "evaluation.md").write_text(table(result), encoding="utf-8")
+    sheet = contact_sheet([str(label) for label, *_ in rows], [[*map(PIL_Image.fromarray, row)] for _, *row in rows])
+    sheet.save(out / "examples.png")
+    return result
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
+    splits, lines = result["splits"], []
+    columns = [(split, language) for split in splits for language in LANGUAGES]
+    lines += ["| question | " + " | ".join(f"{split}, {language}" for split, language in columns) + " |",
+              "|---" * (1 + len(columns)) + "|"]  # fmt: skip
+    for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
+        found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
+        cells = [f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
+                 for row in found]  # fmt: skip
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    for title, chosen, figures in (
+        ("edit", EDITS, ("kept", "changed", "right", "top5")), ("boxes", ("grounded",), ("iou", "thing", "both")),
+        ("map", MAPS, ("iou",)), ("sign", ("write sign",), ("top1", "top5")),
+    ):  # fmt: skip
+        lines += ["", f"| split | {title} | n | | " + " | ".join(figures) + " |", "|---" * (4 + len(figures)) + "|"]
+        for split, rows in splits.items():
+            for task in (task for task in chosen if task in rows):
+                lines += [f"| {split} | {task} | {rows[task]['documents']} | {name} | "
+                          + " | ".join(percent(row[figure]) for figure in figures) + " |"
+                          for name, row in rows[task].items() if name != "documents"]  # fmt: skip
+    holes = result["holes"]
+    lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
+    for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
+        lines += [f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
+                  for name, row in rows.items() if name != "pictures"]  # fmt: skip
+    lines += ["", f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
+              f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
+              "scenes: each scene of that split has one of them, beside drawings from training.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation-tasks"),
+    sample: Annotated[int, typer.Option(help="documents of each task, at most")] = 200,
+    split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
+    image_guidance: Annotated[float, typer.Option(help="of edits")] = 1.5,
+    text_guidance: Annotated[float, typer.Option(help="of edits")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = 6.0,
+    temperature: Annotated[float, typer.Option(help="of every picture")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="of every picture")] = 0.9,
+) -> None:
+    decoding = Decoding(guidance, image=image_guidance, text=text_guidance, temperature=temperature, top_p=top_p)
+    try:
+        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], decoding)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate_tasks: {error}") from None
+    print(table(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,218 @@
+"""Measure whether picking the best of several drawings helps, and who picks best.
+
+    python -m train.rerank --model emoji --scorer runs/scorer/model --out runs/rerank
+
+The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
+Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
+log-probability of the words given the picture: no weights more), and the best there is in hindsight. OUT receives
+rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
+"""
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import typer
+from PIL import Image as PIL_Image
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cm3.document import Document, Image, Mask, Text, prompt_ids
+from cm3.pipeline import CM3
+from cm3.scorer import Scorer, text_fingerprint
+from cm3.templates import TEMPLATES
+from train.evaluate import JUDGED, Decoding, Sample, load_split
+from train.judge import Judge, Reference, ranks
+from train.phrases import STYLED
+
+DRAWINGS = "drawings.safetensors"
+
+
+class Asked(NamedTuple):
+    """What is drawn: words of each prompt, and the name in it; what each should show, and in which style."""
+
+    prompts: list[str]
+    names: list[str]
+    concepts: list[str]
+    styles: list[str]
+
+
+def asked_of(train: list[Sample], language: str, count: int) -> tuple[Asked, list[Sample]]:
+    """The concepts that train.evaluate judges, asked for as there; and the real pictures to compare with."""
+    by_concept: dict[str, list[Sample]] = defaultdict(list)
+    for sample in train:
+        by_concept[sample.facts["code"]].append(sample)
+    many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
+    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
+    chosen = [many[i] for i in sorted(order)]
+    some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]
+    names, styles = [facts["name"][language] for facts in some], [facts["style"] for facts in some]
+    prompts = [STYLED[language][0].format(name, style) for name, style in zip(names, styles, strict=True)]
+    return Asked(prompts, names, chosen[:count], styles), [sample for code in chosen for sample in by_concept[code]]
+
+
+def identity(model: CM3, *facts: Any) -> str:
+    """Changes with the model's weights and the facts."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for _, tensor in sorted(model.model.state_dict().items()):
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cached(path: Path, mark: str) -> dict[str, Tensor]:
+    """The tensors of a file that was written under this mark, or none."""
+    if not path.is_file():
+        return {}
+    with safe_open(path, "pt") as file:
+        same = (file.metadata() or {}).get("identity") == mark
+        return {name: file.get_tensor(name) for name in ("codes", "ranks")} if same else {}
+
+
+def drawn(model: CM3, prompts: list[str], n: int, decoding: Decoding, seed: int) -> Tensor:
+    """Codes of n drawings of each prompt, [prompts, n, h, w]."""
+    settings = {**decoding._asdict(), "seed": seed}
+    return torch.stack([torch.stack(model._codes(model._draw(prompt, n, **settings).requests))
+                        for prompt in track(prompts, "drawing")])  # fmt: skip
+
+
+def judged(model: CM3, codes: Tensor, asked: Asked, real: list[Sample], judge: Judge) -> Tensor:
+    """The judge's rank of each drawing, [prompts, n]; 0 = it looks most like what was asked for."""
+    n = codes.shape[1]
+    reference = Reference(judge.features([s.picture for s in real]), [s.facts["code"] for s in real],
+                          [s.facts["style"] for s in real])  # fmt: skip
+    shown = [cast(PIL_Image.Image, model.image_tokenizer.decode(grid)) for grid in codes.flatten(0, 1)]
+    concepts, styles = ([fact for fact in facts for _ in range(n)] for facts in (asked.concepts, asked.styles))
+    return ranks(judge.features(shown), concepts, styles, reference).view(-1, n)
+
+
+@torch.inference_mode()
+def likelihood(model: CM3, codes: Tensor, texts: list[str], language: str) -> Tensor:
+    """Log-probability of each text as the caption of its drawings, [prompts, n]: the form that captions are taught in,
+    `<eos> Caption: <mask:0> <break> <image> ... </image> <infill:0> text <eos>`."""
+    out = []
+    for grids, words in zip(codes, texts, strict=True):
+        said = [*model.vocab.text_to_ids(model.text_tokenizer.encode(words)), model.vocab.eos]
+        documents = [Document((Text(TEMPLATES["caption"][language]), Mask(), Image(grid))) for grid in grids]
+        ids = torch.tensor([prompt_ids(one, model.vocab, model.text_tokenizer) + said for one in documents])  # [n, T]
+        ids = ids.to(model.model.device)
+        logits = model.model(input_ids=ids).logits[:, -len(said) - 1 : -1].float()  # [n, words, V]
+        log_probs = logits.log_softmax(-1).gather(2, ids[:, -len(said) :, None])
+        out.append(log_probs.sum((1, 2)).cpu())
+    return torch.stack(out)
+
+
+def scored(model: CM3, scorer: Scorer, codes: Tensor, texts: list[str]) -> Tensor:
+    """The scorer's opinion of each drawing, [prompts, n]."""
+    pairs = zip(texts, codes, strict=True)
+    return torch.stack([scorer.score([model.text_tokenizer.encode(text)], grids) for text, grids in pairs])
+
+
+def standard(opinion: Tensor) -> Tensor:
+    """An opinion [prompts, n] in standard deviations from the mean of each prompt's drawings."""
+    return (opinion - opinion.mean(1, keepdim=True)) / opinion.std(1, keepdim=True).clamp(min=1e-6)
+
+
+def shares(rank: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 of ranks [...], and the place of the right concept: their geometric mean, from 1."""
+    found = {f"top{k}": (rank < k).float().mean().item() for k in (1, 5)}
+    return found | {"place": (rank + 1).float().log().mean().exp().item()}
+
+
+def chosen(rank: Tensor, opinion: Tensor, best_of: int) -> dict[str, float]:
+    """`shares` of those drawings, among the first best_of of each row of rank [prompts, n], that the opinion, likewise
+    [prompts, n], puts first."""
+    best = opinion[:, :best_of].argmax(1, keepdim=True)
+    return shares(rank.gather(1, best))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [f"| picked by, judged among {JUDGED} concepts | best of | top-1 | top-5 | mean place |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name, rows in result["picked"].items():
+        lines += [f"| {name} | {n} | {row['top1']:.1%} | {row['top5']:.1%} | {row['place']:.1f} |"
+                  for n, row in rows.items()]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def measure(model: CM3, scorer: Scorer, data: Path, tokens: Path, out: Path, best_of: int = 8, language: str = "en",
+            seed: int = 0, count: int = JUDGED) -> dict[str, Any]:  # fmt: skip
+    """Everything above. Returns what rerank.json holds.
+
+    Args:
+        model, scorer: of the same tokenizers.
+        data: folder of the data set.
+        tokens: folder of the token shards, which names the model's concepts.
+        out: folder of the results.
+        best_of: drawings of each prompt.
+        language: of the prompts.
+        seed: of the first drawing.
+        count: prompts, at most.
+    """
+    if best_of < 2:
+        raise ValueError(f"best_of is {best_of}, but there must be at least 2 drawings to choose from")
+    scorer.check(text_fingerprint(model.text_tokenizer), model.image_tokenizer.fingerprint())
+    out.mkdir(parents=True, exist_ok=True)
+    started, decoding = time.time(), Decoding()
+    concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
+    train = load_split(data / "train", model.image_tokenizer.size[0], concepts)
+    asked, real = asked_of(train, language, count)
+    mark = identity(model, asked, best_of, decoding, seed, len(real))
+    kept = cached(out / DRAWINGS, mark)
+    if not kept:
+        codes = drawn(model, asked.prompts, best_of, decoding, seed)
+        kept = {"codes": codes, "ranks": judged(model, codes, asked, real, Judge())}
+        save_file(kept, out / DRAWINGS, {"identity": mark})
+    codes, rank = kept["codes"], kept["ranks"]  # [prompts, n, h, w], [prompts, n]
+    clock = time.time()
+    by_scorer = scored(model, scorer, codes, asked.prompts)
+    seconds = time.time() - clock
+    by_name = likelihood(model, codes, asked.names, language)
+    opinions = {
+        "the scorer": by_scorer,
+        "the language model, of the prompt": likelihood(model, codes, asked.prompts, language),
+        "the language model, of the name": by_name,
+        "the scorer and the language model": standard(by_scorer) + standard(by_name),
+        "hindsight": -rank.float(),
+    }
+    several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
+    picked = {"nobody: the first": {1: shares(rank[:, :1])}, "nobody: the mean of all": {1: shares(rank)}}
+    picked |= {name: {k: chosen(rank, opinion, k) for k in several} for name, opinion in opinions.items()}
+    result = {"prompts": len(asked.prompts), "language": language, "seed": seed, **decoding._asdict(),
+              "picked": picked, "scorer_seconds_per_prompt": seconds / len(codes),
+              "seconds": round(time.time() - started, 1)}  # fmt: skip
+    (out / "rerank.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "rerank.md").write_text(table(result), encoding="utf-8")
+    return result
+
+
+def main(
+    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    scorer: Annotated[Path, typer.Option(help="folder of the scorer")] = Path("runs/scorer/model"),
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/rerank"),
+    best_of: Annotated[int, typer.Option(help="drawings of each prompt")] = 8,
+    language: Annotated[str, typer.Option(help="of the prompts: en or ar")] = "en",
+    seed: Annotated[int, typer.Option(help="of the first drawing")] = 0,
+    count: Annotated[int, typer.Option(help="prompts, at most")] = JUDGED,
+) -> None:
+    try:
+        if language not in STYLED:
+            raise ValueError(f"language is {language!r}, but must be one of {', '.join(STYLED)}")
+        pipeline = CM3.from_pretrained(model)
+        result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, best_of, language, seed, count)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"rerank: {error}") from None
+    print(table(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,320 @@
+"""Train the scorer that picks the best of several drawings: which text fits which picture, in both languages.
+
+    python -m train.scorer --out runs/scorer
+
+OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
+`cm3.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it found
+among the held-out ones stands in the log. `python -m train.rerank` measures whether its choice is worth anything.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from cm3.scorer import Scorer, ScorerConfig
+from tokenizer_image import ImageTokenizer
+from train import config as configs
+from train import recipe
+from train.checkpoints import Checkpoints
+from train.optimizers import Rates, optimizers, rate
+from train.parallel import launched
+from train.precision import autocast
+from train.runlog import RunLog
+from train.shards import Shards
+from train.state import ModelAndOptimizers
+
+FROM_SHARDS = ("text_vocab_size", "image_vocab_size", "image_grid", "text_tokenizer", "image_tokenizer")
+SAME = ("mask", "share", "repel")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+        data: folder of token shards.
+        image_tokenizer: folder or name of the image tokenizer that made them; empty = where it was then.
+        model: fields of cm3.scorer.ScorerConfig that do not come from the shards.
+        steps: optimiser steps.
+        batch: pairs a step.
+        lr: peak rate of AdamW; linear warm-up, then half a cosine to 0.
+        warmup: steps of warm-up.
+        betas: of AdamW.
+        weight_decay: of the matrices inside the blocks.
+        clip: largest norm of the gradient.
+        same: what two pairs of one concept are to each other: "mask" = nothing, "share" = right as well,
+            "repel" = wrong, like any other pair.
+        drop: share of a picture's cells that the tower does not see in training (FLIP, Li et al. 2023, section 3).
+        wrong: share of its codes that are another picture's, at most: drawings hold wrong codes.
+        precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
+        seed: of everything random.
+        log_every: steps between log lines.
+        evaluate_every: steps between evaluations and checkpoints.
+        evaluate_at_most: held-out pictures.
+    """
+
+    data: str = "data/emoji-tokens"
+    image_tokenizer: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    steps: int = 2500
+    batch: int = 256
+    lr: float = 3e-3
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    same: str = "mask"
+    drop: float = 0.25
+    wrong: float = 0.3
+    precision: str = "auto"
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 250
+    evaluate_at_most: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.same not in SAME:
+            raise ValueError(f"same is {self.same!r}: choose {', '.join(SAME)}")
+        for name in ("drop", "wrong"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more and less than 1")
+        for name, least in (("steps", 1), ("batch", 2), ("log_every", 1), ("evaluate_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+
+
+class Pairs(NamedTuple):
+    """Texts with their pictures: ids from 0 of each text, codes [N, h, w] int32, and what each picture shows."""
+
+    texts: list[list[int]]
+    codes: Tensor
+    concepts: list[str]
+
+
+class Names(NamedTuple):
+    """What a picture may be called: ids from 0 of each name, and the concept that bears it."""
+
+    texts: list[list[int]]
+    concepts: list[str]
+
+
+def pairs_of(shards: Shards) -> Pairs:
+    """The captioned documents, `<eos> words <break> <image> codes </image> <eos>`, all in memory.
+
+    A picture shows its row's "code"; where rows have none, only one picture's own documents show the same.
+    Raises ValueError where there are none.
+    """
+    vocab, grid = shards.vocab(), tuple(shards.meta["vocab"]["image_grid"])
+    area = grid[0] * grid[1]
+    texts, codes, concepts = [], [], []
+    for number in np.flatnonzero((shards.spans[:, 0, 1] == 0) & (shards.texts == 1)).tolist():
+        ids = shards.document(number).ids if shards.lengths[number] else []
+        words, rest = ids[1 : -area - 4], ids[-area - 4 :]
+        frame = [*rest[:2], *rest[-2:]] == [vocab.break_, vocab.image, vocab.end_image, vocab.eos]
+        if words and frame and all(map(vocab.is_text, words)) and all(map(vocab.is_code, rest[2:-2])):
+            facts = shards.sample(number)
+            texts.append(vocab.ids_to_text(words))
+            codes.append(vocab.id_to_code(rest[2:-2]))
+            concepts.append(str(facts.get("code") or facts.get("name") or number))
+    if not texts:
+        raise ValueError(f"{shards.folder} has no captioned pictures in its split {shards.split!r}: a text, a picture "
+                         "and nothing else")  # fmt: skip
+    return Pairs(texts, torch.tensor(codes, dtype=torch.int32).view(-1, *grid), concepts)
+
+
+def names_of(shards: Shards, held: Pairs) -> dict[str, Names]:
+    """What held-out pictures are told apart by: every concept's name in each language, from concepts.json; without
+    that file, one caption of each concept among them."""
+    path = shards.folder / "concepts.json"
+    if not path.is_file():
+        first = dict(zip(reversed(held.concepts), reversed(held.texts), strict=True))
+        return {"captions": Names(list(first.values()), list(first))}
+    text = shards.text_tokenizer()
+    concepts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    languages = next(iter(concepts.values()))["name"]
+    return {language: Names([text.encode(facts["name"][language]) for facts in concepts.values()], list(concepts))
+            for language in languages}  # fmt: skip
+
+
+def generator(seed: int, *place: int) -> torch.Generator:
+    """What is random in a step depends on the step alone, so that a resumed run repeats it."""
+    state = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def picks(step: int, count: int, batch: int, seed: int) -> list[int]:
+    """The pairs of a step: each epoch sees every pair once, but for a rest that fills no batch."""
+    batch = min(batch, count)
+    epoch, place = divmod(step, count // batch)
+    order = torch.randperm(count, generator=generator(seed, 0, epoch))
+    return order[place * batch : (place + 1) * batch].tolist()
+
+
+def spoiled(codes: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Codes [N, h, w] of which a share, for each picture up to `most`, is replaced by those that another picture of
+    the batch has there."""
+    share = most * torch.rand(len(codes), 1, 1, generator=generator)
+    other = torch.randint(len(codes), codes.shape, generator=generator)  # [N, h, w]
+    replaced = torch.rand(codes.shape, generator=generator) < share
+    return torch.where(replaced, codes.gather(0, other), codes)
+
+
+def thinned(cells: Tensor, drop: float, generator: torch.Generator) -> Tensor:
+    """Cells [N, L, D] without a random share of them, at least one kept."""
+    keep = max(1, round((1 - drop) * cells.shape[1]))
+    chosen = torch.rand(cells.shape[:2], generator=generator).argsort(1)[:, :keep]  # [N, keep]
+    return cells.gather(1, chosen[..., None].expand(-1, -1, cells.shape[2]).to(cells.device))
+
+
+def by_length(scorer: Scorer, texts: Sequence[list[int]], parts: int = 4) -> Tensor:
+    """What `scorer.encode_texts` gives, [N, P], with less padding: texts of like length go through it together."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    size = -(-len(order) // parts)
+    vectors = [scorer.encode_texts([texts[i] for i in order[at : at + size]]) for at in range(0, len(order), size)]
+    return torch.cat(vectors)[torch.tensor(order).argsort()]
+
+
+def contrast(texts: Tensor, pictures: Tensor, scale: Tensor, concepts: Sequence[str], same: str) -> Tensor:
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021, section 2.3), in nats.
+
+    Args:
+        texts, pictures: [N, P] unit vectors; row i of both is a pair.
+        scale: of the similarities.
+        concepts: what each pair shows.
+        same: as in Config.
+    """
+    number = {name: i for i, name in enumerate(dict.fromkeys(concepts))}
+    owner = torch.tensor([number[name] for name in concepts], device=texts.device)
+    alike = owner[:, None] == owner  # [N, N]
+    own = torch.eye(len(concepts), dtype=torch.bool, device=texts.device)
+    logits = scale * texts @ pictures.T
+    if same == "mask":
+        logits = logits.masked_fill(alike & ~own, -1e4)  # finite: 0 times infinity is no number
+    right = (alike if same == "share" else own).float()
+    right = right / right.sum(1, keepdim=True)  # symmetric: concepts are as many in rows as in columns
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+@torch.no_grad()
+def retrieval(scorer: Scorer, names: Names, codes: Tensor, concepts: Sequence[str]) -> dict[str, float]:
+    """Share of pictures [N, h, w] whose right name comes first, and among the first five."""
+    vectors = torch.cat([scorer.encode_codes(part.long()) for part in codes.split(256)])
+    similarity = vectors @ scorer.encode_texts(names.texts).T  # [N, names]
+    right = torch.tensor([[mine == other for other in names.concepts] for mine in concepts], device=vectors.device)
+    best = similarity.masked_fill(~right, -2.0).amax(1, keepdim=True)
+    before = (similarity > best).sum(1) + 1000 * (best[:, 0] == -2.0)  # a concept without a name is never found
+    return {f"top{k}": (before < k).float().mean().item() for k in (1, 5)}
+
+
+def starting_scorer(config: Config, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> Scorer:
+    """The scorer before the first step; codes that look alike start alike. Raises ValueError for unknown fields."""
+    if fixed := sorted(config.model.keys() & set(FROM_SHARDS)):
+        raise ValueError(f"model.{fixed[0]} comes from the shards: leave it out")
+    given = {**meta["vocab"], **{key: meta[key] for key in ("text_tokenizer", "image_tokenizer")}}
+    shape = configs.fill(ScorerConfig, {**config.model, **{key: given[key] for key in FROM_SHARDS}})
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        scorer = Scorer(shape)
+        look = image_tokenizer.model.quantize.codebook().float().cpu()  # [K, Z]
+        table = scorer.embed_codes.weight.data
+        look = look @ torch.randn(look.shape[1], table.shape[1])
+        table.copy_((table + table.std() * look / look.std()) * 0.5**0.5)  # half its look, half its own
+    return scorer
+
+
+def train(config: Config, out: Path) -> Path:
+    """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the scorer's folder."""
+    accelerator = launched(1)
+    device = accelerator.device
+    shards = Shards(config.data)
+    pairs = pairs_of(shards)
+    image_tokenizer = recipe.image_tokenizer_of(
+        recipe.Config(data=config.data, image_tokenizer=config.image_tokenizer), shards.meta
+    )
+    scorer = starting_scorer(config, shards.meta, image_tokenizer).to(device).train()
+    held, names = None, {}
+    if shards.meta["splits"].get("held_out", {}).get("documents"):
+        held = pairs_of(Shards(config.data, "held_out"))
+        chosen = sorted({tuple(codes): i for i, codes in enumerate(held.codes.flatten(1).tolist())}.values())
+        chosen = chosen[:: -(-len(chosen) // config.evaluate_at_most)]  # each picture once, over all of the split
+        names = names_of(shards, held)
+        held = Pairs([held.texts[i] for i in chosen], held.codes[chosen], [held.concepts[i] for i in chosen])
+    optimizer = optimizers(scorer, "adamw", Rates(*[config.lr] * 4), config.betas, config.weight_decay)
+
+    run: dict[str, Any] = {"data": shards.fingerprint(), "batch": config.batch, "seed": config.seed}
+    expected = dict(run)
+    parts = {"scorer": ModelAndOptimizers(scorer, optimizer), "run": run}
+    checkpoints = Checkpoints(out / "checkpoints")
+    first = checkpoints.load(parts) or 0
+    if other := [f"{key} was {parts['run'][key]!r}, now {now!r}" for key, now in expected.items()
+                 if parts["run"][key] != now]:  # fmt: skip
+        raise ValueError(f"{out} holds another run: {'; '.join(other)}; take another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    configs.save(config, out / "config.json")
+
+    with RunLog("scorer", out, first, config.steps, accelerator) as log, checkpoints:
+        clock = time.perf_counter()
+        for step in range(first, config.steps):
+            chance = generator(config.seed, 1, step)
+            rows = picks(step, len(pairs.texts), config.batch, config.seed)
+            codes = spoiled(pairs.codes[rows].long(), config.wrong, chance)
+            with autocast(config.precision, device):
+                texts = by_length(scorer, [pairs.texts[i] for i in rows]).float()
+                pictures = scorer.encode_cells(thinned(scorer.cells(codes), config.drop, chance)).float()
+            loss = contrast(texts, pictures, scorer.scale(), [pairs.concepts[i] for i in rows], config.same)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.clip)
+            if not torch.isfinite(norm):
+                raise ValueError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})")
+            factor = rate(step, config.steps, "cosine", config.warmup, 0.0)
+            for one in optimizer:
+                for group in one.param_groups:
+                    group["lr"] = group["peak"] * factor
+                one.step()
+                one.zero_grad()
+            log.show(step + 1)
+            last = step + 1 == config.steps
+            if (step + 1) % config.log_every == 0 or last:
+                hit = (texts @ pictures.T).argmax(1).eq(torch.arange(len(rows), device=device)).float().mean().item()
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                log.write({"step": step + 1, "loss": loss.item(), "hit": hit, "scale": scorer.scale().item(),
+                           "gradient": norm.item(), "rate": factor, "seconds": seconds})  # fmt: skip
+                log.show(step + 1, f"loss {loss.item():.3f}, right in the batch {hit:.0%}")
+            if (step + 1) % config.evaluate_every == 0 or last:
+                if held:
+                    found = {name: retrieval(scorer, some, held.codes, held.concepts) for name, some in names.items()}
+                    log.write({"step": step + 1, "held_out": found, "pictures": len(held.concepts)})
+                    log.say(f"step {step + 1}: " + ", ".join(
+                        f"{name} {key} {value:.1%}" for name, row in found.items() for key, value in row.items()
+                    ))  # fmt: skip
+                checkpoints.save(step + 1, parts)
+                scorer.save_pretrained(out / "model")
+                clock = time.perf_counter()
+    scorer.save_pretrained(out / "model")  # it may have ended before, between the last checkpoint and the model
+    return out / "model"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/scorer"),
+    config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
+    data: Annotated[str | None, typer.Option(help="folder of the token shards")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+) -> None:
+    try:
+        settings = configs.load(Config, config, overrides)
+        train(replace(settings, data=data) if data else settings, out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"scorer: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
