@@ -108,7 +108,7 @@ def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):
     assert (code, err) == (0, "")
     assert "416 = 64 special + 320 text + 32 image codes" in out
     assert "16 tokens, 4 x 4" in out
-    assert re.search(r"scorer \(for --best-of\)\W+none", out)
+    assert re.search(r"scorer, for --best-of\W+none", out)
 
 
 def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):

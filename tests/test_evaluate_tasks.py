@@ -71,6 +71,10 @@ def flats(codes: Tensor) -> list[Image.Image]:
     return [Image.fromarray((one * 17).byte().numpy().repeat(8, 0).repeat(8, 1)) for one in levels]
 
 
+def shown(pixels: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(one) for one in ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
 @pytest.fixture(scope="module")
 def squares() -> ImageTokenizer:
     """A tokenizer that sees the mean of each of 8 x 8 cells."""
@@ -237,7 +241,8 @@ class Colours(Judge):
 
 def test_boxes_that_are_filled_and_hold_the_right_thing(made):
     judge, things = Colours(), drawn_things()
-    reference = thing_reference(things, judge)
+    exact = cast(ImageTokenizer, SimpleNamespace(size=(SIZE, SIZE), encode_pixels=lambda pixels: pixels, decode=shown))
+    reference = thing_reference(things, exact, judge)
     some = [one for one in made["grounded"] if not any(placed.paint for placed in one.view.scene.placed)]
     whole = mark_boxes(some, truth(some), judge, reference)
     assert whole["iou"] > 0.95 and whole["thing"] > 0.8 and whole["both"] > 0.75

@@ -219,7 +219,7 @@ def evaluate(model: CM3, data: Path, out: Path, sample: int = 200, splits: Seque
     words = {language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
              for language in LANGUAGES}  # fmt: skip
     blind = blind_answers(studio_of("familiar", seen, unseen, size, names), called)
-    bench = Bench(model, judge, called, thing_reference(things, judge), words, blind, decoding)
+    bench = Bench(model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, decoding)
     result: dict[str, Any] = {
         "sample": sample, "decoding": vars(decoding), "splits": {}, "things": len({thing.code for thing in things}),
         "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
@@ -268,6 +268,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
                   for name, row in rows.items() if name != "pictures"]  # fmt: skip
     lines += ["", f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
+              "The thing in a box is right where it is among the five nearest of all things. "
               f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
               "scenes: each scene of that split has one of them, beside drawings from training.", ""]  # fmt: skip
     return "\n".join(lines)

@@ -12,15 +12,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from tokenizer_image import ImageTokenizer
 from train.colours import lab
 from train.evaluate import plain
 from train.judge import Judge, Reference, ranks
-from train.scenes import Box, Thing, render
+from train.pictures import to_pixels
+from train.scenes import Box, Placed, Scene, Thing, render
 from train.signs import BOARDS, sign
 from train.trials import WRONG, Asked, Example, Holed, pooled, wrong_scenes
 from train.views import GROUNDS
 
-CROP = 28  # side in pixels of the drawings that a thing in a box is compared with
+LOOKS = 2  # of each drawing, that a thing in a box is compared with
 
 SEEN = 8  # a smaller difference of one channel does not show
 APART = 14.0  # Lab distance from the ground at which something stands there
@@ -179,14 +181,36 @@ def mark_edits(task: str, some: Sequence[Example], drawn: Sequence[Tensor], pict
             "right": float((ranked < 1).mean()), "top5": float((ranked < 5).mean())}  # fmt: skip
 
 
-def thing_reference(things: Sequence[Thing], judge: Judge) -> Reference:
-    """The drawings of all things on white, as small as they stand in scenes."""
-    canvases = []
-    for thing in things:
-        canvas = Image.new("RGBA", (CROP, CROP), "white")
-        canvas.alpha_composite(thing.drawing.convert("RGBa").resize((CROP, CROP)).convert("RGBA"))
-        canvases.append(canvas.convert("RGB"))
-    return Reference(judge.features(canvases), [thing.name["en"] for thing in things], ["" for _ in things])
+def alone(picture: np.ndarray, ground: tuple[int, int, int]) -> Image.Image:
+    """What stands out from the ground, on white."""
+    return Image.fromarray(np.where(foreground(picture, ground)[..., None], picture, 255).astype(np.uint8))
+
+
+def squared(crop: Image.Image) -> Image.Image:
+    side = max(crop.size)
+    out = Image.new("RGB", (side, side), "white")
+    out.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    return out
+
+
+def thing_reference(things: Sequence[Thing], image_tokenizer: ImageTokenizer, judge: Judge) -> Reference:
+    """The things as small as they stand in scenes, four to a picture, and as the image tokenizer shows them: it leaves
+    of such small things little that features of the drawings themselves would know."""
+    rng, size = np.random.default_rng(1006), image_tokenizer.size[0]
+    order = [things[i] for _ in range(LOOKS) for i in rng.permutation(len(things))]
+    crops: list[Image.Image] = []
+    for start in range(0, len(order), 4):
+        placed = []
+        for i, thing in enumerate(order[start : start + 4]):
+            side = int(rng.integers(round(0.34 * size), round(0.47 * size) + 1))
+            left, top = (size // 2 * at + int(rng.integers(0, size // 2 - side + 1)) for at in (i % 2, i // 2))
+            placed.append(Placed(thing, side, left, top, bool(rng.random() < 0.5)))
+        shown = render(Scene(tuple(placed)), size)
+        decoded = image_tokenizer.decode(image_tokenizer.encode_pixels(to_pixels([shown.picture])))
+        assert isinstance(decoded, list)
+        picture = alone(np.asarray(decoded[0]), GROUNDS["white"][2])
+        crops += [squared(picture.crop(shown.box(i))) for i in range(len(placed))]
+    return Reference(judge.features(crops), [thing.name["en"] for thing in order], ["" for _ in order])
 
 
 def mark_boxes(some: Sequence[Example], pictures: Sequence[np.ndarray], judge: Judge,
@@ -200,20 +224,13 @@ def mark_boxes(some: Sequence[Example], pictures: Sequence[np.ndarray], judge: J
         standing = foreground(picture, GROUNDS[one.view.scene.ground][2])
         found = found_boxes(standing, boxes)
         filled += [box_iou(mine, box) >= 0.5 for mine, box in zip(found, boxes, strict=True)]
-        alone = Image.fromarray(np.where(standing[..., None], picture, 255).astype(np.uint8))
-        crops += [squared(alone.crop(box)) for box in boxes]
+        things = alone(picture, GROUNDS[one.view.scene.ground][2])
+        crops += [squared(things.crop(box)) for box in boxes]
         wanted += [thing.thing.name["en"] for thing in placed]
     own = [" " for _ in wanted]  # a style that no drawing has: it is compared with all of them
     right = ranks(judge.features(crops), wanted, own, reference).numpy() < 5
     return {"boxes": len(filled), "iou": float(np.mean(filled)), "thing": float(right.mean()),
             "both": float((right & np.array(filled)).mean())}  # fmt: skip
-
-
-def squared(crop: Image.Image) -> Image.Image:
-    side = max(crop.size)
-    out = Image.new("RGB", (side, side), "white")
-    out.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
-    return out
 
 
 def mark_maps(some: Sequence[Example], pictures: Sequence[np.ndarray]) -> dict[str, float]:

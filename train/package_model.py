@@ -247,10 +247,11 @@ def main(
     note: Annotated[str, typer.Option(help="a sentence for the card")] = "",
     tokenizer: Annotated[Path | None, typer.Option(help="run of an image tokenizer to package alone")] = None,
 ) -> None:
-    inside = [runs / path.relative_to("runs") for path in Runs() if path.is_relative_to("runs")]
+    usual = Runs()._asdict().items()
+    inside = {name: runs / path.relative_to("runs") for name, path in usual if path.is_relative_to("runs")}
     try:
         alone = tokenizer and package_tokenizer(name, tokenizer, data, device)
-        folders = Runs(*inside, tokens, tuning_tokens, data)
+        folders = Runs(**inside, tokens=tokens, tuning_tokens=tuning_tokens, data=data)
         print(f"{alone or package(name, folders, device, note):,} bytes of embedded weights")
     except (OSError, ValueError) as error:
         raise SystemExit(f"package_model: {error}") from None
