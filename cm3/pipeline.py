@@ -27,7 +27,7 @@ from cm3.holes import paste_back, pixels_of, read_mask, square_around, touched_c
 from cm3.pieces import Piece, pieces
 from cm3.requests import MAX_TEXT, Requests, check_seed, ways_of
 from cm3.sampling import SamplingConfig
-from cm3.scorer import Scorer, text_fingerprint
+from cm3.scorer import Scorer
 from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed, language_of, prompt
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
@@ -141,7 +141,7 @@ class CM3:
             raise ValueError(f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
                              f"{tuple(config.image_grid)}: they do not belong together")
         if scorer:
-            scorer.check(text_fingerprint(text_tokenizer), image_tokenizer.fingerprint())
+            scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
         self.model = model.eval()
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer

@@ -1,7 +1,7 @@
 """How well pictures, as image codes, fit a text: two small encoders with one space (CLIP, Radford et al. 2021).
 
     scorer = Scorer.from_pretrained("runs/scorer/model")
-    scorer.check(text_fingerprint(text_tokenizer), image_tokenizer.fingerprint())
+    scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
     scorer.score([text_tokenizer.encode("a red apple")], codes)  # codes [N, h, w] -> [N], the higher the better
 
 A folder holds config.json and model.safetensors in halves; what is computed is float32. `python -m train.scorer`
@@ -10,7 +10,6 @@ trains one.
 Letters in shapes: N rows, T tokens, L cells of a picture, E size of an embedding, D width, P size of the shared space.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-
-from cm3.text import TextTokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_SCALE = 100.0  # of the similarities in the loss (CLIP 2.5)
@@ -74,11 +71,6 @@ class Texts(NamedTuple):
 
     ids: Tensor
     real: Tensor
-
-
-def text_fingerprint(text: TextTokenizer) -> str:
-    """Twelve hex digits that change with the text tokenizer's ids; token shards note the same ones."""
-    return hashlib.sha256(text.tokenizer.to_str().encode()).hexdigest()[:12]
 
 
 def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:

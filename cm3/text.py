@@ -4,6 +4,7 @@ It knows no special tokens, so text that spells `<break>` or `<image>` is text. 
 them to their place.
 """
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class TextTokenizer:
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(Path(folder) / FILE))
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the ids."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()

@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cm3.scorer import CONFIG, WEIGHTS, Scorer, ScorerConfig, padded, text_fingerprint
-from cm3.text import TextTokenizer
-from train import shards
+from cm3.scorer import CONFIG, WEIGHTS, Scorer, ScorerConfig, padded
 
 CONFIG_TINY = ScorerConfig(300, 32, (4, 6), embedding_size=8, hidden_size=16, image_layers=2, text_layers=1, heads=2,
                            intermediate_size=32, space=12, merge=1, max_text=8, text_tokenizer="text",
@@ -104,11 +102,6 @@ def test_other_tokenizers_are_refused(scorer: Scorer):
         scorer.check("other", "image")
     with pytest.raises(ValueError, match="another image tokenizer .image, this one is other"):
         scorer.check("text", "other")
-
-
-def test_the_fingerprint_is_the_one_that_shards_note():
-    text = TextTokenizer.train(["a red apple"], 300)
-    assert text_fingerprint(text) == shards.text_fingerprint(text)
 
 
 def test_bad_input_is_refused(scorer: Scorer, codes: torch.Tensor):

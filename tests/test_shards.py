@@ -28,7 +28,6 @@ from train.shards import (
     layout,
     read_meta,
     shard_facts,
-    text_fingerprint,
 )
 
 CODES = list(range(16))
@@ -88,7 +87,7 @@ def test_questions_and_answers_alternate_before_the_picture(
     assert shards.texts.tolist() == shards.pictures.tolist() == [1, 1] and shards.vocab_size == len(writer.vocab)
     assert shards.sample(0) == shards.sample(1) == {"name": "apple", "licence": "CC0-1.0"}
     assert shard_facts(tmp_path / "train-00000.safetensors") == {"note": "x"}
-    assert meta["vocab"] == layout(writer.vocab, (4, 4)) and meta["text_tokenizer"] == text_fingerprint(writer.text)
+    assert meta["vocab"] == layout(writer.vocab, (4, 4)) and meta["text_tokenizer"] == writer.text.fingerprint()
 
 
 def test_runs_of_text_and_pictures_are_counted(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):

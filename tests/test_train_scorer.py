@@ -255,7 +255,7 @@ def test_choosing_takes_the_drawing_that_is_thought_best():
 
 def test_the_language_models_opinion_is_its_own_score(tiny: CM3):
     codes = torch.randint(32, (1, 2, *tiny.grid), generator=torch.Generator().manual_seed(0))
-    found = rerank.likelihood(tiny, codes, ["a cat"], "en")
+    found = rerank.likelihood(tiny, codes, ["a cat"])
     vocab, text = tiny.vocab, tiny.text_tokenizer
     said = [*vocab.text_to_ids(text.encode("a cat")), vocab.eos]
     for grid, value in zip(codes[0], found[0], strict=True):

@@ -167,17 +167,23 @@ def blind_answers(tokens: Path) -> dict[str, str]:
     return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
 
 
-def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
-    """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
-
-    Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
-    """
+def judged_concepts(train: list[Sample]) -> dict[str, list[Sample]]:
+    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures."""
     by_concept: dict[str, list[Sample]] = defaultdict(list)
     for sample in train:
         by_concept[sample.facts["code"]].append(sample)
     many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
     order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
-    chosen = [many[i] for i in sorted(order)]
+    return {many[i]: by_concept[many[i]] for i in sorted(order)}
+
+
+def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
+    """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
+
+    Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
+    """
+    by_concept = judged_concepts(train)
+    chosen = list(by_concept)
     pictures = [sample for code in chosen for sample in by_concept[code]]
     reference = Reference(judge.features([s.picture for s in pictures]), [s.facts["code"] for s in pictures],
                           [s.facts["style"] for s in pictures])  # fmt: skip

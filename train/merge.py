@@ -30,7 +30,7 @@ from cm3.files import check_files, load_transformer, write_checksums
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.shards import Shards, layout, text_fingerprint
+from train.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "image_tokenizer",
@@ -64,7 +64,7 @@ def check_alike(folders: Sequence[Path]) -> None:
         own = folder / "image_tokenizer"
         image = ImageTokenizer.from_pretrained(own if own.is_dir() else config.get("image_tokenizer", own))
         facts.append({key: value for key, value in config.items() if key not in BESIDE} | {
-            "the text tokenizer": text_fingerprint(TextTokenizer.load(folder)),
+            "the text tokenizer": TextTokenizer.load(folder).fingerprint(),
             "the image tokenizer": image.fingerprint()})  # fmt: skip
     first, *rest = facts
     for folder, other in zip(folders[1:], rest, strict=True):
@@ -178,7 +178,7 @@ def held_out_loss(folder: Path, shards: Shards) -> float:
     model = load_transformer(folder, {}).to("cuda" if torch.cuda.is_available() else "cpu").eval()  # pyright: ignore
     vocab = Vocab.from_config(model.config)
     here = layout(vocab, cast(tuple[int, int], model.config.image_grid))
-    if here != shards.meta["vocab"] or text_fingerprint(TextTokenizer.load(folder)) != shards.meta["text_tokenizer"]:
+    if here != shards.meta["vocab"] or TextTokenizer.load(folder).fingerprint() != shards.meta["text_tokenizer"]:
         raise ValueError(f"{folder} has another vocabulary ({here}) than {shards.folder} ({shards.meta['vocab']})")
     context: int = model.config.max_position_embeddings
     lengths = np.minimum(shards.lengths, context)

@@ -36,7 +36,7 @@ from train.crew import chunks_of, wait_for, work
 from train.record import Columns, Skip
 from train.records import Source, open_source
 from train.scribe import SKIPPED, Options, Scribe, rows_of
-from train.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts, text_fingerprint, write_whole
+from train.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts, write_whole
 
 RUN = "prepare.json"
 USUAL = Options()
@@ -103,7 +103,7 @@ def prepare(
     run = {
         "data": {"format": source.kind, "chunks": len(source), "listing": source.listing},
         "image_tokenizer": tokenizers.image.fingerprint(),
-        "text_tokenizer": text_fingerprint(tokenizers.text) if tokenizers.text else "trained",
+        "text_tokenizer": tokenizers.text.fingerprint() if tokenizers.text else "trained",
         "vocab": layout(tokenizers.layout, tokenizers.image.grid) if tokenizers.layout else "of the text tokenizer",
         "options": {key: value for key, value in asdict(options).items() if key not in ("workers", "model",
                                                                                         "image_tokenizer")},
@@ -111,7 +111,7 @@ def prepare(
     claim(out, run, first=rank == 0)
     text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
     vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes)
-    marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text_fingerprint(text)}
+    marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text.fingerprint()}
     scribe = Scribe(source, out, options, vocab, tokenizers.image_name, marks)
     missing = [number for number in range(len(source)) if not done(out, number, marks)]
     mine = chunks_of(missing, rank, world)

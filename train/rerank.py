@@ -11,11 +11,9 @@ rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and th
 import hashlib
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
-import numpy as np
 import torch
 import typer
 from PIL import Image as PIL_Image
@@ -24,11 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cm3.document import Document, Image, Mask, Text, prompt_ids
 from cm3.pipeline import CM3
-from cm3.scorer import Scorer, text_fingerprint
-from cm3.templates import TEMPLATES
-from train.evaluate import JUDGED, Decoding, Sample, load_split
+from cm3.scorer import Scorer
+from train.evaluate import JUDGED, Decoding, Sample, judged_concepts, load_split
 from train.judge import Judge, Reference, ranks
 from train.phrases import STYLED
 
@@ -46,12 +42,8 @@ class Asked(NamedTuple):
 
 def asked_of(train: list[Sample], language: str, count: int) -> tuple[Asked, list[Sample]]:
     """The concepts that train.evaluate judges, asked for as there; and the real pictures to compare with."""
-    by_concept: dict[str, list[Sample]] = defaultdict(list)
-    for sample in train:
-        by_concept[sample.facts["code"]].append(sample)
-    many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
-    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
-    chosen = [many[i] for i in sorted(order)]
+    by_concept = judged_concepts(train)
+    chosen = list(by_concept)
     some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]
     names, styles = [facts["name"][language] for facts in some], [facts["style"] for facts in some]
     prompts = [STYLED[language][0].format(name, style) for name, style in zip(names, styles, strict=True)]
@@ -93,19 +85,10 @@ def judged(model: CM3, codes: Tensor, asked: Asked, real: list[Sample], judge: J
 
 
 @torch.inference_mode()
-def likelihood(model: CM3, codes: Tensor, texts: list[str], language: str) -> Tensor:
-    """Log-probability of each text as the caption of its drawings, [prompts, n]: the form that captions are taught in,
-    `<eos> Caption: <mask:0> <break> <image> ... </image> <infill:0> text <eos>`."""
-    out = []
-    for grids, words in zip(codes, texts, strict=True):
-        said = [*model.vocab.text_to_ids(model.text_tokenizer.encode(words)), model.vocab.eos]
-        documents = [Document((Text(TEMPLATES["caption"][language]), Mask(), Image(grid))) for grid in grids]
-        ids = torch.tensor([prompt_ids(one, model.vocab, model.text_tokenizer) + said for one in documents])  # [n, T]
-        ids = ids.to(model.model.device)
-        logits = model.model(input_ids=ids).logits[:, -len(said) - 1 : -1].float()  # [n, words, V]
-        log_probs = logits.log_softmax(-1).gather(2, ids[:, -len(said) :, None])
-        out.append(log_probs.sum((1, 2)).cpu())
-    return torch.stack(out)
+def likelihood(model: CM3, codes: Tensor, texts: list[str]) -> Tensor:
+    """The model's own opinion of each drawing, [prompts, n]: the log-probability of the text as its caption."""
+    pairs = zip(texts, codes, strict=True)
+    return torch.stack([model._caption_log_probs(words, list(grids)) for words, grids in pairs])
 
 
 def scored(model: CM3, scorer: Scorer, codes: Tensor, texts: list[str]) -> Tensor:
@@ -158,7 +141,7 @@ def measure(model: CM3, scorer: Scorer, data: Path, tokens: Path, out: Path, bes
     """
     if best_of < 2:
         raise ValueError(f"best_of is {best_of}, but there must be at least 2 drawings to choose from")
-    scorer.check(text_fingerprint(model.text_tokenizer), model.image_tokenizer.fingerprint())
+    scorer.check(model.text_tokenizer.fingerprint(), model.image_tokenizer.fingerprint())
     out.mkdir(parents=True, exist_ok=True)
     started, decoding = time.time(), Decoding()
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
@@ -174,10 +157,10 @@ def measure(model: CM3, scorer: Scorer, data: Path, tokens: Path, out: Path, bes
     clock = time.time()
     by_scorer = scored(model, scorer, codes, asked.prompts)
     seconds = time.time() - clock
-    by_name = likelihood(model, codes, asked.names, language)
+    by_name = likelihood(model, codes, asked.names)
     opinions = {
         "the scorer": by_scorer,
-        "the language model, of the prompt": likelihood(model, codes, asked.prompts, language),
+        "the language model, of the prompt": likelihood(model, codes, asked.prompts),
         "the language model, of the name": by_name,
         "the scorer and the language model": standard(by_scorer) + standard(by_name),
         "hindsight": -rank.float(),

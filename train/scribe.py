@@ -23,7 +23,7 @@ from train.codes import load_ahead
 from train.phrases import Target
 from train.record import Record, Skip
 from train.records import Source
-from train.shards import SPLITS, ShardWriter, text_fingerprint, write_whole
+from train.shards import SPLITS, ShardWriter, write_whole
 
 SKIPPED = "skipped"
 
@@ -88,7 +88,7 @@ class Scribe:
         """Load the tokenizers."""
         self.image = ImageTokenizer.from_pretrained(self.image_name).to(device)
         self.text = TextTokenizer.load(self.out)
-        found = {"image_tokenizer": self.image.fingerprint(), "text_tokenizer": text_fingerprint(self.text)}
+        found = {"image_tokenizer": self.image.fingerprint(), "text_tokenizer": self.text.fingerprint()}
         if found != self.marks:
             raise ValueError(f"the tokenizers changed while {self.out} was prepared: {found}, want {self.marks}")
 

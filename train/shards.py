@@ -159,11 +159,6 @@ def layout(vocab: Vocab, grid: tuple[int, int]) -> dict[str, Any]:
             "image_vocab_size": vocab.num_codes, "image_grid": list(grid)}  # fmt: skip
 
 
-def text_fingerprint(text: TextTokenizer) -> str:
-    """Twelve hex digits that change with the text tokenizer's ids."""
-    return hashlib.sha256(text.tokenizer.to_str().encode()).hexdigest()[:12]
-
-
 def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: ImageTokenizer, **facts: Any) -> dict:
     """Write tokenizer.json and meta.json over the shards that are in the folder. Returns the content of meta.json.
 
@@ -184,7 +179,7 @@ def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: Ima
     meta = {
         "vocab": layout(vocab, image_tokenizer.grid),
         "image_tokenizer": image_tokenizer.fingerprint(),
-        "text_tokenizer": text_fingerprint(text),
+        "text_tokenizer": text.fingerprint(),
         "documents": splits["train"]["documents"],
         "tokens": splits["train"]["tokens"],
         **facts,
@@ -293,7 +288,7 @@ class Shards:
     def text_tokenizer(self) -> TextTokenizer:
         """tokenizer.json. Raises ValueError where it is not the one that the shards were made with."""
         text = TextTokenizer.load(self.folder)
-        if (mark := text_fingerprint(text)) != self.meta["text_tokenizer"]:
+        if (mark := text.fingerprint()) != self.meta["text_tokenizer"]:
             raise ValueError(f"{self.folder / FILE} is not the text tokenizer that the shards were made with ({mark}, "
                              f"want {self.meta['text_tokenizer']}): prepare them anew")  # fmt: skip
         return text

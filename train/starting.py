@@ -14,7 +14,7 @@ from cm3.pipeline import CM3
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.shards import layout, text_fingerprint
+from train.shards import layout
 
 ADAPTER = "default"
 EMBEDDINGS = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
@@ -70,7 +70,7 @@ def loaded_model(start: str, meta: dict[str, Any], data: str, fields: dict[str, 
     if fields:
         raise ValueError(f"model.{next(iter(fields))} cannot change a model that is loaded: leave start or model out")
     mine = {**layout(pipeline.vocab, pipeline.grid), "image_tokenizer": pipeline.image_tokenizer.fingerprint(),
-            "text_tokenizer": text_fingerprint(pipeline.text_tokenizer)}  # fmt: skip
+            "text_tokenizer": pipeline.text_tokenizer.fingerprint()}  # fmt: skip
     theirs = {**meta["vocab"], **{key: meta[key] for key in ("image_tokenizer", "text_tokenizer")}}
     other = [f"{key} {theirs[key]} is not {start}'s {value}" for key, value in mine.items() if theirs[key] != value]
     if other:
