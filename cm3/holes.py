@@ -76,6 +76,11 @@ def pixels_of(cells: Tensor, size: tuple[int, int]) -> np.ndarray:  # [h, w] boo
     return cells.numpy()[rows[:, None], columns]
 
 
+def grown(cells: Tensor) -> Tensor:  # [h, w] bool -> [h, w] bool
+    """The cells and all that touch them, at their corners too."""
+    return torch.nn.functional.max_pool2d(cells[None].float(), 3, 1, 1)[0] > 0
+
+
 def whole(size: tuple[int, int]) -> Square:
     """All of a square picture."""
     return Square(0, 0, size[0])

@@ -23,7 +23,7 @@ from cm3.document import HOLE, Document, Image, Mask, Text, from_ids, prompt_ids
 from cm3.engine import Request
 from cm3.files import check_files, find_model, load_transformer, write_checksums
 from cm3.guidance import ClassifierFree, ThreeWay
-from cm3.holes import paste_back, pixels_of, read_mask, square_around, touched_cells, whole
+from cm3.holes import grown, paste_back, pixels_of, read_mask, square_around, touched_cells, whole
 from cm3.pieces import Piece, pieces
 from cm3.requests import MAX_TEXT, Requests, check_seed, ways_of
 from cm3.sampling import SamplingConfig
@@ -224,9 +224,9 @@ class CM3:
              seed: int = ...) -> list[PIL_Image.Image]: ...  # fmt: skip
     def edit(self, image, instruction, image_guidance=1.5, text_guidance=3.0, temperature=0.8, top_p=0.9, top_k=0,
              seed=0):  # fmt: skip
-        """The picture as the instruction changes it, at the model's size; where its codes stay, its pixels do. A list
-        of pictures gives a list, from one instruction for all or a list of as many. image_guidance: how much the
-        picture counts; text_guidance: how much the instruction does."""
+        """The picture as the instruction changes it, at the model's size; where its codes stay, and those around them,
+        its pixels do. A list of pictures gives a list, from one instruction for all or a list of as many.
+        image_guidance: how much the picture counts; text_guidance: how much the instruction does."""
         drawing = self._change(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
         pictures = [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
         return pictures if is_many(image) else pictures[0]
@@ -324,7 +324,7 @@ class CM3:
                     for source, (_, text) in zip(sources, pairs, strict=True)]  # fmt: skip
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
-            cells = codes != sources[i].codes
+            cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it
             return paste_back(seen[i], self._picture(codes), pixels_of(cells, seen[i].size), cells, whole(seen[i].size))
 
         return Drawing(requests, show)

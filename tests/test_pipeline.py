@@ -260,13 +260,13 @@ def test_an_edit_keeps_the_pixels_where_codes_stay(tiny: CM3, pictures: list[PIL
     small = to_pil(tiny.image_tokenizer.pixels(pictures[0]))
     codes = tiny.image_tokenizer.encode(small)
     changed = codes.clone()
-    changed[1, 2] = (changed[1, 2] + 1) % tiny.image_tokenizer.num_codes
+    changed[0, 1] = (changed[0, 1] + 1) % tiny.image_tokenizer.num_codes
     monkeypatch.setattr(tiny, "_codes", lambda requests: [changed])
     out, side = np.asarray(tiny.edit(pictures[0], "make it blue")), small.width // codes.shape[1]
-    cell = np.zeros(out.shape[:2], bool)
-    cell[side : 2 * side, 2 * side : 3 * side] = True
-    assert (out[~cell] == np.asarray(small)[~cell]).all()
-    assert (out[cell] == np.asarray(tiny._picture(changed))[cell]).all()
+    redrawn = np.zeros(out.shape[:2], bool)
+    redrawn[: 2 * side, : 3 * side] = True  # the cell and its neighbours
+    assert (out[~redrawn] == np.asarray(small)[~redrawn]).all()
+    assert (out[redrawn] == np.asarray(tiny._picture(changed))[redrawn]).all()
 
 
 def test_infill_keeps_every_code_that_the_mask_does_not_touch(tiny: CM3, pictures: list[PIL_Image.Image]):

@@ -133,16 +133,18 @@ def ground(view: View) -> Target | None:
 
 
 Ask = Callable[[View], Target | None]
-# Questions in one document see each other: those that name what is there do not stand beside those that ask for it.
+# Questions in one document see each other: those that name what is there do not stand beside those that ask for it, and
+# a count stands alone, since whatever else is asked of a thing says how often it is there.
 ASKING: tuple[Ask, ...] = (caption, caption, long_caption, present, largest, count_all, ground)
-NAMING: tuple[Ask, ...] = (count, where, side, side, colour_of, relation_holds, count)
+NAMING: tuple[Ask, ...] = (where, side, side, colour_of, relation_holds)
 
 
 def ask(view: View, asks: Sequence[Ask]) -> Made | None:
-    """Two or three questions on one picture."""
+    """Two or three questions on one picture, or as many as there are."""
     found: dict[str, Target] = {}
+    wanted = 2 + (view.rng.random() < 0.5)
     for i in view.rng.permutation(len(asks)):
-        if len(found) < 2 + (view.rng.random() < 0.5) and (target := asks[i](view)):
+        if len(found) < wanted and (target := asks[i](view)):
             found.setdefault(target.task, target)
     return Made("", tuple(found.values()), (view.shown.picture,)) if found else None
 
@@ -331,7 +333,8 @@ class Task(NamedTuple):
 
 TASKS: dict[str, Task] = {
     "ask": Task(lambda view: ask(view, ASKING), 0.13),
-    "ask about": Task(lambda view: ask(view, NAMING), 0.20),
+    "ask about": Task(lambda view: ask(view, NAMING), 0.13),
+    "count": Task(lambda view: ask(view, (count,)), 0.07),
     "draw": Task(draw, 0.09),
     "grounded": Task(grounded, 0.09),
     "segments": Task(from_segments, 0.05, solo=0.4),
