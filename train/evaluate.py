@@ -177,6 +177,12 @@ def judged_concepts(train: list[Sample]) -> dict[str, list[Sample]]:
     return {many[i]: by_concept[many[i]] for i in sorted(order)}
 
 
+def reference_of(real: list[Sample], judge: Judge) -> Reference:
+    """What the judge compares drawings with."""
+    return Reference(judge.features([one.picture for one in real]), [one.facts["code"] for one in real],
+                     [one.facts["style"] for one in real])  # fmt: skip
+
+
 def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
     """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
 
@@ -184,9 +190,7 @@ def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) 
     """
     by_concept = judged_concepts(train)
     chosen = list(by_concept)
-    pictures = [sample for code in chosen for sample in by_concept[code]]
-    reference = Reference(judge.features([s.picture for s in pictures]), [s.facts["code"] for s in pictures],
-                          [s.facts["style"] for s in pictures])  # fmt: skip
+    reference = reference_of([sample for members in by_concept.values() for sample in members], judge)
     asked = [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(chosen)]
     styles = [sample.facts["style"] for sample in asked]
     figures: dict[str, Any] = {"concepts": len(chosen), **decoding._asdict()}

@@ -33,7 +33,7 @@ from cm3.templates import LANGUAGES
 from tokenizer_image import ImageTokenizer
 from train import config as configs
 from train.pictures import to_pixels
-from train.scenes import THINGS, Scene, Stage, Thing, render
+from train.scenes import THINGS, Scene, Stage, Thing, render, touched_cells
 from train.shards import Shards, ShardWriter, clear, finish
 from train.signs import sign_words
 from train.tasks import TASKS, Made, View
@@ -119,7 +119,6 @@ class Studio:
 
 def encode(made: Sequence[Made], tokenizer: ImageTokenizer) -> list[list[np.ndarray]]:
     """Codes [h * w] of every picture of every document."""
-    size, (h, w) = tokenizer.size[0], tokenizer.grid
     pictures = [picture for one in made for picture in one.pictures]
     codes = tokenizer.encode_pixels(to_pixels(pictures)).flatten(1).numpy()
     out, at = [], 0
@@ -128,8 +127,7 @@ def encode(made: Sequence[Made], tokenizer: ImageTokenizer) -> list[list[np.ndar
         at += len(mine)
         if one.kept:
             # The encoder sees beyond a cell; what the eye finds unchanged keeps its code.
-            apart = np.abs(one.pictures[-1].astype(int) - one.pictures[-2]).max(-1) > 8  # [S, S]
-            touched = apart.reshape(h, size // h, w, size // w).any((1, 3)).flatten()
+            touched = touched_cells(one.pictures[-2], one.pictures[-1], tokenizer.grid).flatten()
             mine[-1] = np.where(touched, mine[-1], mine[-2])
         out.append(mine)
     return out

@@ -17,28 +17,16 @@ from train.colours import lab
 from train.evaluate import plain
 from train.judge import Judge, Reference, ranks
 from train.pictures import to_pixels
-from train.scenes import Box, Placed, Scene, Thing, render
+from train.scenes import SEEN, Box, Placed, Scene, Thing, differs, render, touched_cells
 from train.signs import BOARDS, sign
 from train.trials import WRONG, Asked, Example, Holed, pooled, wrong_scenes
 from train.views import GROUNDS
 
 LOOKS = 2  # of each drawing, that a thing in a box is compared with
 
-SEEN = 8  # a smaller difference of one channel does not show
 APART = 14.0  # Lab distance from the ground at which something stands there
 REACH = 2  # pixels by which a drawing may be off
 SHIFTS = [(down, right) for down in (0, -REACH, REACH) for right in (0, -REACH, REACH)]
-
-
-def differs(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # -> [S, S] bool
-    """Where the eye sees a difference."""
-    return np.asarray(np.abs(one.astype(int) - other).max(-1) > SEEN)
-
-
-def touched_cells(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> np.ndarray:  # -> [h, w] bool
-    """The cells with a difference."""
-    (h, w), size = grid, len(before)
-    return np.asarray(differs(before, after).reshape(h, size // h, w, size // w).any((1, 3)))
 
 
 def distances(drawn: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:  # [S, S, 3] each -> [N]

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from cm3.pipeline import CM3
 from cm3.scorer import Scorer
-from train.evaluate import JUDGED, Decoding, Sample, judged_concepts, load_split
-from train.judge import Judge, Reference, ranks
+from train.evaluate import JUDGED, Decoding, Sample, judged_concepts, load_split, reference_of
+from train.judge import Judge, ranks
 from train.phrases import STYLED
 
 DRAWINGS = "drawings.safetensors"
@@ -77,8 +77,7 @@ def drawn(model: CM3, prompts: list[str], n: int, decoding: Decoding, seed: int)
 def judged(model: CM3, codes: Tensor, asked: Asked, real: list[Sample], judge: Judge) -> Tensor:
     """The judge's rank of each drawing, [prompts, n]; 0 = it looks most like what was asked for."""
     n = codes.shape[1]
-    reference = Reference(judge.features([s.picture for s in real]), [s.facts["code"] for s in real],
-                          [s.facts["style"] for s in real])  # fmt: skip
+    reference = reference_of(real, judge)
     shown = [cast(PIL_Image.Image, model.image_tokenizer.decode(grid)) for grid in codes.flatten(0, 1)]
     concepts, styles = ([fact for fact in facts for _ in range(n)] for facts in (asked.concepts, asked.styles))
     return ranks(judge.features(shown), concepts, styles, reference).view(-1, n)

@@ -39,6 +39,7 @@ PAINTS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "pink": ("الوردي", (248, 140, 185)),
 }
 HELD_OUT = 10  # one combination in so many
+SEEN = 8  # a smaller difference of one channel does not show
 STEP = 64  # positions lie on a raster of so many steps a side
 
 
@@ -257,3 +258,14 @@ def with_placed(scene: Scene, i: int, **changes: Any) -> Scene:
     """The scene with other values for its i-th thing."""
     placed = [replace(one, **changes) if j == i else one for j, one in enumerate(scene.placed)]
     return replace(scene, placed=tuple(placed))
+
+
+def differs(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # -> [S, S] bool
+    """Where the eye sees a difference."""
+    return np.asarray(np.abs(one.astype(int) - other).max(-1) > SEEN)
+
+
+def touched_cells(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> np.ndarray:  # -> [h, w] bool
+    """The cells with a difference."""
+    (h, w), size = grid, len(before)
+    return np.asarray(differs(before, after).reshape(h, size // h, w, size // w).any((1, 3)))

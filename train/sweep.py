@@ -19,7 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from cm3.pipeline import CM3
-from train.evaluate import load_split
+from train.evaluate import load_split, reference_of
 from train.judge import Judge, Reference, ranks
 from train.rerank import Asked, asked_of, identity, shares
 
@@ -107,8 +107,7 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
     if path.is_file() and (old := json.loads(path.read_text()))["model"] == mark:
         result = old
     judge = Judge()
-    reference = Reference(judge.features([one.picture for one in real]), [one.facts["code"] for one in real],
-                          [one.facts["style"] for one in real])  # fmt: skip
+    reference = reference_of(real, judge)
     shown = [next(one for one in real if one.facts["code"] == code and one.facts["style"] == style)
              for code, style in zip(asked.concepts, asked.styles, strict=True)]  # fmt: skip
     others = [next(one for one in real if one.facts["code"] == code and one.facts["style"] != style)
