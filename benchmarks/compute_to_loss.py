@@ -27,17 +27,37 @@ from benchmarks.report import finish
 
 MODEL = {"model.hidden_size": 128, "model.num_hidden_layers": 4, "model.num_attention_heads": 4}
 SHARED = {
-    "preset": "emoji", **MODEL, "row": 256, "sample_every": 0, "save_every": 10**6, "prompts": (),
+    "preset": "emoji",
+    **MODEL,
+    "row": 256,
+    "sample_every": 0,
+    "save_every": 10**6,
+    "prompts": (),
     "codebook_init": False,
-    "objective.prompt": 1.0, "objective.answer": 1.0, "objective.first": 1.0, "objective.code": 1.0,
-    "evaluate_rows": 256, "evaluate_every": 10**6,
-}  # fmt: skip
+    "objective.prompt": 1.0,
+    "objective.answer": 1.0,
+    "objective.first": 1.0,
+    "objective.code": 1.0,
+    "evaluate_rows": 256,
+    "evaluate_every": 10**6,
+}
 BASELINE = {
-    "model.norm": "layernorm", "model.position": "learned", "model.activation": "gelu", "model.qk_norm": False,
-    "model.intermediate_size": 512, "model.tie_word_embeddings": True, "model.init_std": 0.02,
-    "matrices": "adamw", "schedule": "cosine", "final": 0.1, "betas": (0.9, 0.95), "weight_decay": 0.1,
-    "lr": 2e-3, "batch_tokens": 4096, "spike": 0.0,
-}  # fmt: skip
+    "model.norm": "layernorm",
+    "model.position": "learned",
+    "model.activation": "gelu",
+    "model.qk_norm": False,
+    "model.intermediate_size": 512,
+    "model.tie_word_embeddings": True,
+    "model.init_std": 0.02,
+    "matrices": "adamw",
+    "schedule": "cosine",
+    "final": 0.1,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+    "lr": 2e-3,
+    "batch_tokens": 4096,
+    "spike": 0.0,
+}
 # One after the other, each on top of those before it.
 CHANGES: dict[str, dict[str, Any]] = {
     "rotary positions": {"model.position": "rope"},
@@ -68,8 +88,11 @@ class Runner:
         overrides = sorted(f"{key}={toml(value)}" for key, value in every.items())
         folder = self.out / hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
         if not (folder / "done.json").exists():
-            subprocess.run([sys.executable, "-m", "train.lm", "--out", str(folder), *overrides], check=True,
-                           stdout=subprocess.DEVNULL)  # fmt: skip
+            subprocess.run(
+                [sys.executable, "-m", "train.lm", "--out", str(folder), *overrides],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
             flops = next(row["flops"] for row in reversed(rows) if "flops" in row)
             loss = next(row["held_out"]["all"] for row in reversed(rows) if "held_out" in row)
@@ -131,8 +154,10 @@ def main(
     ours = tuned(run, ours, part, "ours-batch", [{"batch_tokens": size} for size in (1024, 2048, 4096)])
     ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (ours["lr"] / 2, ours["lr"])])
     ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.005, 0.01, 0.02)])
-    wide = [{key: ours[key] for key in ("model.activation", "model.intermediate_size")},
-            {"model.activation": "relu2", "model.intermediate_size": 512}]  # fmt: skip
+    wide = [
+        {key: ours[key] for key in ("model.activation", "model.intermediate_size")},
+        {"model.activation": "relu2", "model.intermediate_size": 512},
+    ]
     ours = tuned(run, ours, part, "ours-activation", wide)
     ours = tuned(run, ours, part, "ours", BETAS)
 
@@ -143,8 +168,15 @@ def main(
         curve = [run(f"ours-{share:.2f}-seed{seed}", ours, int(tokens * share), seed) for share in shares]
         losses = [point["loss"] for point in curve]
         met = needed([point["flops"] for point in curve], losses, target["loss"])
-        pairs.append({"seed": seed, "target": target, "ours": curve, "flops": met,
-                      "share": met / target["flops"] if met else None})  # fmt: skip
+        pairs.append(
+            {
+                "seed": seed,
+                "target": target,
+                "ours": curve,
+                "flops": met,
+                "share": met / target["flops"] if met else None,
+            }
+        )
     rows, settings = [], dict(base)
     first = run("ladder-0", settings, part, 0)
     rows.append({"change": "the baseline", "loss": first["loss"], "gain": 0.0, "flops": first["flops"]})
@@ -154,8 +186,14 @@ def main(
         rows.append({"change": name, "loss": now["loss"], "gain": first["loss"] - now["loss"], "flops": now["flops"]})
         first = now
     now = run("ladder-batch-and-rate", ours, part, 0)
-    rows.append({"change": "smaller batches, lower rate", "loss": now["loss"], "gain": first["loss"] - now["loss"],
-                 "flops": now["flops"]})  # fmt: skip
+    rows.append(
+        {
+            "change": "smaller batches, lower rate",
+            "loss": now["loss"],
+            "gain": first["loss"] - now["loss"],
+            "flops": now["flops"],
+        }
+    )
     print(f"\nat {part} tokens, one after the other")
     for row in rows:
         print(f"{row['change']:32} {row['loss']:.4f}  {row['gain']:+.4f}")

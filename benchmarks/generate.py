@@ -52,9 +52,12 @@ def main(
     for name, times in rows.items():
         print(f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} |")
     finish(
-        "generate", out, model=model, load_seconds=round(loading, 3),
+        "generate",
+        out,
+        model=model,
+        load_seconds=round(loading, 3),
         seconds={name: [round(value, 4) for value in times] for name, times in rows.items()},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,21 @@ RUNS: dict[str, dict[str, float]] = {
     "mixed and holes": {"free": 0.15, "cm3": 0.2, "holes": 0.3},
 }
 SHARED = {
-    "preset": "emoji", **MODEL, "model.intermediate_size": 352, "row": 256, "batch_tokens": 2048, "matrices": "muon",
-    "muon_lr": 0.01, "lr": 4e-3, "betas": (0.9, 0.98), "decay": 0.6, "sample_every": 0, "save_every": 200,
-    "prompts": (), "image_tokenizer": "emoji"}  # fmt: skip
+    "preset": "emoji",
+    **MODEL,
+    "model.intermediate_size": 352,
+    "row": 256,
+    "batch_tokens": 2048,
+    "matrices": "muon",
+    "muon_lr": 0.01,
+    "lr": 4e-3,
+    "betas": (0.9, 0.98),
+    "decay": 0.6,
+    "sample_every": 0,
+    "save_every": 200,
+    "prompts": (),
+    "image_tokenizer": "emoji",
+}
 
 
 def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
@@ -60,13 +72,32 @@ def main(
     result: Annotated[Path | None, typer.Option(help="JSON file to keep the figures in")] = None,
 ) -> None:
     folders = {name: trained(name, data, out, steps, seed) for name in RUNS}
-    subprocess.run([sys.executable, "-m", "train.evaluate_forms", *map(str, folders.values()), "--out",
-                    str(out / "figures.json"), "--things", str(things)], check=True)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "train.evaluate_forms",
+            *map(str, folders.values()),
+            "--out",
+            str(out / "figures.json"),
+            "--things",
+            str(things),
+        ],
+        check=True,
+    )
     found = json.loads((out / "figures.json").read_text())
     figures = {name: found[str(folder)] for name, folder in folders.items()}
     print(table(figures))
-    finish("objective", result, steps=steps, seed=seed, tokens=steps * SHARED["batch_tokens"], things=things,
-           shares=RUNS, runs=figures)  # fmt: skip
+    finish(
+        "objective",
+        result,
+        steps=steps,
+        seed=seed,
+        tokens=steps * SHARED["batch_tokens"],
+        things=things,
+        shares=RUNS,
+        runs=figures,
+    )
 
 
 if __name__ == "__main__":

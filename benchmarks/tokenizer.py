@@ -57,11 +57,17 @@ def transformers(vq: VQModel, device: torch.device, dtype: torch.dtype) -> Coder
     c = vq.config
     peer: Any = ChameleonVQVAE(
         ChameleonVQVAEConfig(
-            embed_dim=c.embed_dim, num_embeddings=c.n_embed, latent_channels=c.z_channels, resolution=c.resolution,
-            base_channels=c.ch, channel_multiplier=list(c.ch_mult), num_res_blocks=c.num_res_blocks,
-            attn_resolutions=list(c.attn_resolutions), double_latent=False,
+            embed_dim=c.embed_dim,
+            num_embeddings=c.n_embed,
+            latent_channels=c.z_channels,
+            resolution=c.resolution,
+            base_channels=c.ch,
+            channel_multiplier=list(c.ch_mult),
+            num_res_blocks=c.num_res_blocks,
+            attn_resolutions=list(c.attn_resolutions),
+            double_latent=False,
         )
-    )  # fmt: skip
+    )
     weights = {key: value for key, value in vq.state_dict().items() if not key.startswith("decoder.")}
     peer.load_state_dict(weights)
     peer = peer.eval().requires_grad_(False).to(device, dtype)
@@ -139,19 +145,25 @@ def compare(name: str, config: VQConfig, batch: int, precision: str, repeats: in
     """One row for each job and library: images/s, ours to theirs, peak memory, agreement with us in fp32."""
     dtype, device = DTYPES[precision], the_device()
     vq = model(config)
-    coders = {library: make(vq if library != "ours" else model(config), device, dtype)
-              for library, make in LIBRARIES.items()}  # fmt: skip
+    coders = {
+        library: make(vq if library != "ours" else model(config), device, dtype) for library, make in LIBRARIES.items()
+    }
     exact = ours(model(config), device, torch.float32)
     pixels, codes = inputs(config, batch)
     right, drawn = exact.encode(pixels), (exact.decode or exact.encode)(codes)
     del exact
     same = {library: (coder.encode(pixels) == right).float().mean().item() for library, coder in coders.items()}
-    off = {library: (coder.decode(codes).float() - drawn).abs().max().item()
-           for library, coder in coders.items() if coder.decode}  # fmt: skip
+    off = {
+        library: (coder.decode(codes).float() - drawn).abs().max().item()
+        for library, coder in coders.items()
+        if coder.decode
+    }
     rows = []
     for job in ("encode", "decode"):
-        works = {library: (coder.encode, pixels) if job == "encode" else (coder.decode, codes)
-                 for library, coder in coders.items()}  # fmt: skip
+        works = {
+            library: (coder.encode, pixels) if job == "encode" else (coder.decode, codes)
+            for library, coder in coders.items()
+        }
         works = {library: work for library, work in works.items() if work[0]}
         times: dict[str, list[float]] = {library: [] for library in works}
         for _ in range(repeats):  # the calls above have warmed up
@@ -160,12 +172,17 @@ def compare(name: str, config: VQConfig, batch: int, precision: str, repeats: in
         for library in works:
             ratio = statistics.median(a / b for a, b in zip(times[library], times["ours"], strict=True))
             row = {
-                "preset": name, "precision": precision, "batch": batch, "job": job, "library": library,
+                "preset": name,
+                "precision": precision,
+                "batch": batch,
+                "job": job,
+                "library": library,
                 "images_per_second": round(batch / statistics.median(times[library]), 3),
                 "times_ours": round(ratio, 2),
-                "codes_as_fp32" if job == "encode" else "largest_difference_to_fp32":
-                    float(f"{same[library] if job == 'encode' else off[library]:.3g}"),
-            }  # fmt: skip
+                "codes_as_fp32" if job == "encode" else "largest_difference_to_fp32": float(
+                    f"{same[library] if job == 'encode' else off[library]:.3g}"
+                ),
+            }
             if memory:
                 with multiprocessing.get_context("spawn").Pool(1) as fresh:
                     row["peak_mb"] = round(fresh.apply(peak_megabytes, (library, config, job, batch, dtype)))
@@ -184,8 +201,17 @@ def main(
 ) -> None:
     shapes = {"smoke": SMOKE} if smoke else {name: PRESETS[name] for name in presets.split(",")}
     print(f"{device_name()}, torch {torch.__version__}")
-    columns = ("preset", "precision", "batch", "job", "library", "images/s", "ours is faster by", "peak MB",
-               "codes or pixels against fp32")  # fmt: skip
+    columns = (
+        "preset",
+        "precision",
+        "batch",
+        "job",
+        "library",
+        "images/s",
+        "ours is faster by",
+        "peak MB",
+        "codes or pixels against fp32",
+    )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     rows: list[dict] = []
     for name, config in shapes.items():

@@ -34,8 +34,16 @@ def loop(overrides: list[str], steps: int) -> dict[str, float]:
     """Means over a run's log lines, the first, in which everything is warmed up, left out."""
     every = max(1, steps // 6)
     with tempfile.TemporaryDirectory() as folder:
-        lm("--out", folder, *overrides, f"steps={steps}", f"log_every={every}", "save_every=1000000", "sample_every=0",
-           "prompts=[]")  # fmt: skip
+        lm(
+            "--out",
+            folder,
+            *overrides,
+            f"steps={steps}",
+            f"log_every={every}",
+            "save_every=1000000",
+            "sample_every=0",
+            "prompts=[]",
+        )
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()][1:]
     keys = ("tokens_per_second", "padding", "waiting", "mfu")
     return {key: statistics.median(row[key] for row in rows) for key in keys if key in rows[0]}
@@ -51,17 +59,26 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="pairs of measurements; medians are reported")] = 3,
     result: Annotated[Path | None, typer.Option(help="JSON file to keep the figures in")] = None,
 ) -> None:
-    overrides = [f"data={json.dumps(str(data))}", f"preset={preset}", f"row={row}", f"batch_tokens={batch_tokens}",
-                 f"micro_rows={micro}"]  # fmt: skip
+    overrides = [
+        f"data={json.dumps(str(data))}",
+        f"preset={preset}",
+        f"row={row}",
+        f"batch_tokens={batch_tokens}",
+        f"micro_rows={micro}",
+    ]
     pairs = []
     for _ in range(repeats):
         passes, whole = bare(overrides), loop(overrides, steps)
         seconds = batch_tokens / whole["tokens_per_second"]
-        pairs.append({
-            "passes_tokens_per_second": passes["passes_per_second"],
-            "with_optimizer_tokens_per_second": passes["tokens_per_second"],
-            "overhead": seconds / passes["seconds_per_step"] - 1, "parameters": passes["parameters"], **whole,
-        })  # fmt: skip
+        pairs.append(
+            {
+                "passes_tokens_per_second": passes["passes_per_second"],
+                "with_optimizer_tokens_per_second": passes["tokens_per_second"],
+                "overhead": seconds / passes["seconds_per_step"] - 1,
+                "parameters": passes["parameters"],
+                **whole,
+            }
+        )
     figures = {key: statistics.median(pair[key] for pair in pairs) for key in pairs[0]}
     for key, value in figures.items():
         print(f"{key.replace('_', ' '):36} {value:,.4g}")

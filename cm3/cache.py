@@ -34,17 +34,18 @@ class KVLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object,
-               **kwargs: object) -> tuple[Tensor, Tensor]:  # [B, G, T, K] -> [B, G, S, K]
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:  # [B, G, T, K] -> [B, G, S, K]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
         assert self.length <= self.max_length, f"the cache holds {self.max_length} tokens, not {self.length}"
-        self.keys[:, :, start:self.length] = key_states
-        self.values[:, :, start:self.length] = value_states
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0

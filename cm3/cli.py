@@ -44,20 +44,34 @@ def generate(
     top_k: TopK = 0,
     best_of: Annotated[int, typer.Option(help="Draw so many for each picture, keep what fits the prompt best.")] = 1,
     decoding: Annotated[str, typer.Option(help="top-p, cd-k, or both, one half each.")] = "top-p",
-    box: Annotated[list[str] | None, typer.Option(
-        help='A thing and its box, left top right bottom from 0 to 1: "a cat 0.1 0.2 0.5 0.9"; repeatable.')] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='A thing and its box, left top right bottom from 0 to 1: "a cat 0.1 0.2 0.5 0.9"; repeatable.'
+        ),
+    ] = None,
     structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
     kind: Annotated[str, typer.Option(help="edges or segments: what the structure shows.")] = "edges",
     scale: Scale = 0,
     model: Model = "emoji",
-) -> None:  # fmt: skip
+) -> None:
     """Draw pictures of PROMPT and save them as one file, side by side."""
     check_output(output, scale)
     boxes = [read_box(words) for words in box] if box else None
     pictures = CM3.from_pretrained(model).generate(
-        prompt, n, guidance, temperature, top_p, top_k, seed, best_of=best_of, decoding=decoding, boxes=boxes,
-        structure=structure, kind=kind,
-    )  # fmt: skip
+        prompt,
+        n,
+        guidance,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        best_of=best_of,
+        decoding=decoding,
+        boxes=boxes,
+        structure=structure,
+        kind=kind,
+    )
     save(grid(pictures, scale), output)
     print(output)
 
@@ -65,8 +79,9 @@ def generate(
 @app.command()
 def infill(
     image: Picture,
-    mask: Annotated[str, typer.Argument(
-        help="A picture of the same size, white where IMAGE is to be redrawn.", metavar="MASK")],
+    mask: Annotated[
+        str, typer.Argument(help="A picture of the same size, white where IMAGE is to be redrawn.", metavar="MASK")
+    ],
     prompt: Annotated[str | None, typer.Argument(help="What the whole picture shows.")] = None,
     n: Number = 1,
     output: Output = Path("out.png"),
@@ -77,7 +92,7 @@ def infill(
     top_k: TopK = 0,
     scale: Scale = 0,
     model: Model = "emoji",
-) -> None:  # fmt: skip
+) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
     check_output(output, scale)
     cm3 = CM3.from_pretrained(model)
@@ -135,10 +150,14 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
     rows, columns = cm3.grid
     table = Table(show_header=False, title=f"cm3 {model}")
     table.add_row("parameters", f"{cm3.model.num_parameters():,}")
-    table.add_row("layers, width, heads", f"{config.num_hidden_layers}, {config.hidden_size}, "
-                  f"{config.num_attention_heads}")  # fmt: skip
-    table.add_row("vocabulary", f"{len(cm3.vocab):,} = {cm3.vocab.num_special} special + {cm3.vocab.num_text:,} text + "
-                  f"{cm3.vocab.num_codes:,} image codes")  # fmt: skip
+    table.add_row(
+        "layers, width, heads", f"{config.num_hidden_layers}, {config.hidden_size}, {config.num_attention_heads}"
+    )
+    table.add_row(
+        "vocabulary",
+        f"{len(cm3.vocab):,} = {cm3.vocab.num_special} special + {cm3.vocab.num_text:,} text + "
+        f"{cm3.vocab.num_codes:,} image codes",
+    )
     table.add_row("context", f"{cm3.context:,} tokens")
     table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}")
     table.add_row("scorer, for --best-of", "yes" if cm3.scorer else "none")
@@ -175,9 +194,15 @@ def preset_table() -> Table:
     for column in ("pixels", "f", "tokens", "codes x dim", "bits/px", "encoder", "decoder", "all (M)"):
         table.add_column(column, justify="right")
     for name, config, parameters in tokenizer_presets():
-        table.add_row(name, f"{config.resolution}", f"{config.downsampling}", f"{config.tokens}",
-                      f"{config.n_embed} x {config.embed_dim}", f"{config.bits_per_pixel:.3f}",
-                      *(f"{number / 1e6:.2f}" for number in parameters))  # fmt: skip
+        table.add_row(
+            name,
+            f"{config.resolution}",
+            f"{config.downsampling}",
+            f"{config.tokens}",
+            f"{config.n_embed} x {config.embed_dim}",
+            f"{config.bits_per_pixel:.3f}",
+            *(f"{number / 1e6:.2f}" for number in parameters),
+        )
     return table
 
 
@@ -187,7 +212,7 @@ def read_box(words: str) -> tuple[str, Box]:
         name, *sides = words.rsplit(maxsplit=4)
         left, top, right, bottom = map(float, sides)
     except ValueError as error:
-        raise ValueError(f"the box {words!r} must be a name and four numbers: \"a cat 0.1 0.2 0.5 0.9\"") from error
+        raise ValueError(f'the box {words!r} must be a name and four numbers: "a cat 0.1 0.2 0.5 0.9"') from error
     return name, (left, top, right, bottom)
 
 

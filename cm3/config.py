@@ -99,28 +99,56 @@ class CM3Config(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                     "intermediate_size", "max_position_embeddings", "text_vocab_size", "image_vocab_size"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "text_vocab_size",
+            "image_vocab_size",
+        ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}")
-        _require(self.hidden_size % self.num_attention_heads == 0, f"hidden_size {self.hidden_size} must be a "
-                 f"multiple of num_attention_heads {self.num_attention_heads}")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}",
+        )
         assert self.num_key_value_heads is not None
-        _require(self.num_attention_heads % self.num_key_value_heads == 0, f"num_attention_heads "
-                 f"{self.num_attention_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}")
-        _require(self.position != "rope" or self.head_dim % 2 == 0, f"position 'rope' needs an even head size, but "
-                 f"hidden_size / num_attention_heads is {self.head_dim}")
-        for name, known in (("norm", NORMS), ("qk_norm_type", NORMS), ("activation", ACTIVATIONS),
-                            ("position", POSITIONS)):
-            _require(getattr(self, name) in known, f"{name} must be one of {', '.join(known)}, but is "
-                     f"{getattr(self, name)!r}")
-        _require(self.num_special_tokens >= MIN_SPECIAL_TOKENS, f"num_special_tokens must be at least "
-                 f"{MIN_SPECIAL_TOKENS}, but is {self.num_special_tokens}")
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads "
+            f"{self.num_attention_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}",
+        )
+        _require(
+            self.position != "rope" or self.head_dim % 2 == 0,
+            f"position 'rope' needs an even head size, but hidden_size / num_attention_heads is {self.head_dim}",
+        )
+        for name, known in (
+            ("norm", NORMS),
+            ("qk_norm_type", NORMS),
+            ("activation", ACTIVATIONS),
+            ("position", POSITIONS),
+        ):
+            _require(
+                getattr(self, name) in known,
+                f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}",
+            )
+        _require(
+            self.num_special_tokens >= MIN_SPECIAL_TOKENS,
+            f"num_special_tokens must be at least {MIN_SPECIAL_TOKENS}, but is {self.num_special_tokens}",
+        )
         _require(min(self.image_grid) >= 1, f"image_grid must be positive, but is {self.image_grid}")
-        _require(self.init_std >= 0 and self.init_position_std >= 0 and self.init_truncation >= 0,
-                 "init_std, init_position_std and init_truncation must not be negative")
+        _require(
+            self.init_std >= 0 and self.init_position_std >= 0 and self.init_truncation >= 0,
+            "init_std, init_position_std and init_truncation must not be negative",
+        )
         total = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
-        _require(self.vocab_size == total, f"vocab_size is {self.vocab_size}, but num_special_tokens + "
-                 f"text_vocab_size + image_vocab_size is {total}: leave vocab_size out")
+        _require(
+            self.vocab_size == total,
+            f"vocab_size is {self.vocab_size}, but num_special_tokens + "
+            f"text_vocab_size + image_vocab_size is {total}: leave vocab_size out",
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -152,21 +180,45 @@ def _require(holds: bool, message: str) -> None:
 
 
 _CM3LEON = dict(
-    max_position_embeddings=4096, norm="layernorm", activation="relu", position="learned", qk_norm=False,
-    init_std=0.006, init_position_std=0.0002, init_truncation=3.0, text_vocab_size=56_320, image_vocab_size=8192,
+    max_position_embeddings=4096,
+    norm="layernorm",
+    activation="relu",
+    position="learned",
+    qk_norm=False,
+    init_std=0.006,
+    init_position_std=0.0002,
+    init_truncation=3.0,
+    text_vocab_size=56_320,
+    image_vocab_size=8192,
     image_grid=(32, 32),
 )
 
 # Heads, tying and the activation of cm3leon-* are not stated in the paper: OPT's are taken.
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=704),
-    "tiny": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 intermediate_size=64, max_position_embeddings=128, text_vocab_size=320, image_vocab_size=32,
-                 image_grid=(2, 2)),
+    "tiny": dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        text_vocab_size=320,
+        image_vocab_size=32,
+        image_grid=(2, 2),
+    ),
     "cm3leon-350m": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, **_CM3LEON),
     "cm3leon-760m": dict(hidden_size=1536, num_hidden_layers=24, num_attention_heads=16, **_CM3LEON),
     "cm3leon-7b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, **_CM3LEON),
-    "chameleon-7b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11_008,
-                         max_position_embeddings=4096, qk_norm_type="layernorm", text_vocab_size=57_280,
-                         image_vocab_size=8192, image_grid=(32, 32)),
+    "chameleon-7b": dict(
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        intermediate_size=11_008,
+        max_position_embeddings=4096,
+        qk_norm_type="layernorm",
+        text_vocab_size=57_280,
+        image_vocab_size=8192,
+        image_grid=(32, 32),
+    ),
 }

@@ -150,8 +150,11 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
             masks += 1
         else:
             codes = item.codes.flatten().tolist()
-            ids += [vocab.image, *(vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes),
-                    vocab.end_image]
+            ids += [
+                vocab.image,
+                *(vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes),
+                vocab.end_image,
+            ]
     if run:
         ids += vocab.text_to_ids(tokenizer.encode(run))
     return ids
@@ -225,8 +228,10 @@ def from_ids(ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple
                 items.append(Image(torch.tensor(codes).view(grid)))
                 codes = None
             else:
-                raise ValueError(f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
-                                 f"{len(codes)} codes")
+                raise ValueError(
+                    f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
+                    f"{len(codes)} codes"
+                )
         elif vocab.is_text(id):
             text.append(id)
         elif vocab.is_mask(id) or id in (vocab.image, vocab.break_, vocab.eos):

@@ -95,8 +95,10 @@ class Row:
         self.grammar = Grammar(vocab, request.prompt, request.mode, codes, min(room, limit - longest), request.given)
         over = longest + self.grammar.needed - limit
         if over > 0:
-            raise ValueError(f"a prompt of {longest} tokens leaves no room for the {self.grammar.needed} that must "
-                             f"follow: the limit is {limit} tokens, so shorten it by {over}")
+            raise ValueError(
+                f"a prompt of {longest} tokens leaves no room for the {self.grammar.needed} that must "
+                f"follow: the limit is {limit} tokens, so shorten it by {over}"
+            )
         self._write(take_forced(self.grammar))
         for prompt, opening in zip(self.prompts, (self.read(len(self.unread)), *openings[1:]), strict=True):
             prompt += opening
@@ -148,8 +150,9 @@ def pad_left(prompts: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:  
 
 
 @torch.inference_mode()
-def stream(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
-           grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def stream(
+    model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
     """Each new id as soon as it is known: (number of the request, id). grid: rows and columns of a picture.
 
     Errors: ValueError for a prompt that is too long, spells no document, or does not lead to what its mode wants."""
@@ -167,8 +170,14 @@ def stream(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
     cache = KVCache(model.config, ids.shape[1] + max(row.grammar.longest for row in rows))
 
     while True:
-        out = model(input_ids=ids, attention_mask=mask if padded else None, position_ids=positions,
-                    past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(
+            input_ids=ids,
+            attention_mask=mask if padded else None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         logits = out.logits[:, -1].split([len(row.prompts) for row in rows])  # [lanes, V] of each row
         ready = [i for i, row in enumerate(rows) if not row.done and not row.unread]
         if ready:
@@ -193,8 +202,9 @@ def stream(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
             mask = torch.cat((mask, mask.new_ones(ids.shape)), dim=-1)  # [L, S]
 
 
-def generate(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
-             grid: tuple[int, int]) -> list[list[int]]:
+def generate(
+    model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
+) -> list[list[int]]:
     """The new ids of each request, in order: without the stop of "text" and of a mask; with <break> and <image> where
     the prompt lacked them, and with </image> and the closing <eos>."""
     new: list[list[int]] = [[] for _ in requests]
@@ -204,14 +214,17 @@ def generate(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
 
 
 @torch.inference_mode()
-def generate_naive(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request],
-                   grid: tuple[int, int]) -> list[list[int]]:
+def generate_naive(
+    model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
+) -> list[list[int]]:
     """The same, one request after the other, the whole sequence through the model for each id."""
     rows = make_rows(model, vocab, requests, grid)
     for row in rows:
         while not row.done:
-            lanes = [model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
-                     for prompt in row.prompts]
+            lanes = [
+                model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
+                for prompt in row.prompts
+            ]
             row.take(choose([torch.stack(lanes)], [row])[0])
             read = row.read(len(row.unread))
             for prompt in row.prompts:

@@ -44,8 +44,15 @@ class Grammar:
     does not fit.
     """
 
-    def __init__(self, vocab: Vocab, prompt: Sequence[int], mode: Mode, codes: int, room: float = math.inf,
-                 given: Sequence[int | None] | None = None) -> None:
+    def __init__(
+        self,
+        vocab: Vocab,
+        prompt: Sequence[int],
+        mode: Mode,
+        codes: int,
+        room: float = math.inf,
+        given: Sequence[int | None] | None = None,
+    ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
         self.vocab, self.mode, self.codes = vocab, mode, codes
@@ -143,8 +150,10 @@ class Grammar:
             raise ValueError(f"given has {len(self.given)} codes, but a picture has {self.codes}")
         for id in self.given:
             if id is not None and not self.vocab.is_code(id):
-                raise ValueError(f"given holds {self.vocab.name(id)}, but must hold ids of image codes, "
-                                 f"{self.vocab.first_code} to {len(self.vocab) - 1}, or None")
+                raise ValueError(
+                    f"given holds {self.vocab.name(id)}, but must hold ids of image codes, "
+                    f"{self.vocab.first_code} to {len(self.vocab) - 1}, or None"
+                )
         drawn = self.codes - self.left if self.state in ("codes", "end") else 0
         for cell, id in enumerate(prompt[len(prompt) - drawn :]):
             if self.given[cell] not in (None, id):
@@ -249,9 +258,9 @@ def allowed(states: Sequence[Grammar]) -> Tensor:  # bool [B, V]
     for row, state in zip(out, states, strict=True):
         legal = state.legal()
         if legal.text:
-            row[vocab.first_text:vocab.first_code] = True
+            row[vocab.first_text : vocab.first_code] = True
         if legal.codes:
-            row[vocab.first_code:] = True
+            row[vocab.first_code :] = True
         for id in legal.special:
             row[id] = True
     return out

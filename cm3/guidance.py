@@ -22,8 +22,9 @@ def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tens
     return torch.lerp(uncond, cond, scale)
 
 
-def three_way(none: Tensor, image: Tensor, full: Tensor, image_scale: float,
-              text_scale: float) -> Tensor:  # [..., V] -> [..., V]
+def three_way(
+    none: Tensor, image: Tensor, full: Tensor, image_scale: float, text_scale: float
+) -> Tensor:  # [..., V] -> [..., V]
     """none + image_scale (image - none) + text_scale (full - image), for editing (CM3leon 3.1; InstructPix2Pix 3.2.1).
 
     none, image, full: finite logits after nothing, after the picture alone, after the picture and the text."""

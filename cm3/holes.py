@@ -1,9 +1,9 @@
 """Where a picture is redrawn: from a mask of pixels to the codes that are drawn anew, and back into the picture.
 
-    mask of pixels     cells it touches (f = 8)       back into the picture
-    . . # # . . . .    |# # # #|. . . .|              untouched cells: the picture's own pixels
-    . . # # . . . .    |       |       |              masked pixels: the drawn ones
-                                                      the rest of a touched cell: from one to the other, softly
+mask of pixels     cells it touches (f = 8)       back into the picture
+. . # # . . . .    |# # # #|. . . .|              untouched cells: the picture's own pixels
+. . # # . . . .    |       |       |              masked pixels: the drawn ones
+                                                  the rest of a touched cell: from one to the other, softly
 """
 
 from typing import NamedTuple
@@ -33,8 +33,10 @@ def read_mask(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:  # -> [H,
 
     size: (width, height) of the picture. Errors: ValueError for another size, or a mask without white."""
     if mask.size != size:
-        raise ValueError(f"the mask has {mask.width} x {mask.height} pixels, but the picture {size[0]} x {size[1]}: "
-                         "give one of the same size")
+        raise ValueError(
+            f"the mask has {mask.width} x {mask.height} pixels, but the picture {size[0]} x {size[1]}: "
+            "give one of the same size"
+        )
     painted = np.asarray(mask.convert("L")) > 127
     if not painted.any():
         raise ValueError("the mask is black everywhere: paint white what is to be redrawn")
@@ -51,8 +53,10 @@ def square_around(painted: np.ndarray) -> Square:
 
     def begin(length: int, first: int, last: int) -> int:
         if last - first >= side:
-            raise ValueError(f"the mask reaches over {last - first + 1} pixels, but the model sees a square of {side} "
-                             f"of this picture of {width} x {height}: mask less, or crop the picture to a square")
+            raise ValueError(
+                f"the mask reaches over {last - first + 1} pixels, but the model sees a square of {side} "
+                f"of this picture of {width} x {height}: mask less, or crop the picture to a square"
+            )
         return min(max((length - side) // 2, last + 1 - side), first)
 
     return Square(begin(width, int(columns[0]), int(columns[-1])), begin(height, int(rows[0]), int(rows[-1])), side)
@@ -66,8 +70,9 @@ def touched_cells(painted: np.ndarray, square: Square, grid: tuple[int, int]) ->
         return slice(cell * square.side // cells, -(-(cell + 1) * square.side // cells))
 
     inside = painted[top:bottom, left:right]
-    return torch.tensor([[bool(inside[reach(i, grid[0]), reach(j, grid[1])].any()) for j in range(grid[1])]
-                         for i in range(grid[0])])  # fmt: skip
+    return torch.tensor(
+        [[bool(inside[reach(i, grid[0]), reach(j, grid[1])].any()) for j in range(grid[1])] for i in range(grid[0])]
+    )
 
 
 def pixels_of(cells: Tensor, size: tuple[int, int]) -> np.ndarray:  # [h, w] bool -> [H, W] bool
@@ -86,8 +91,9 @@ def whole(size: tuple[int, int]) -> Square:
     return Square(0, 0, size[0])
 
 
-def paste_back(picture: Image.Image, drawn: Image.Image, painted: np.ndarray, cells: Tensor,
-               square: Square) -> Image.Image:
+def paste_back(
+    picture: Image.Image, drawn: Image.Image, painted: np.ndarray, cells: Tensor, square: Square
+) -> Image.Image:
     """The picture with what was drawn in the touched cells; every pixel outside them stays as it is.
 
     drawn: of the whole square, at any size. painted: [H, W] bool. cells: [h, w] bool."""
@@ -97,7 +103,8 @@ def paste_back(picture: Image.Image, drawn: Image.Image, painted: np.ndarray, ce
     mask = painted[top:bottom, left:right]
     inside = pixels_of(cells, (square.side, square.side))  # [S, S]
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(
-        ImageFilter.GaussianBlur(SOFT * square.side / max(cells.shape)))
+        ImageFilter.GaussianBlur(SOFT * square.side / max(cells.shape))
+    )
     share = np.where(mask, 1.0, np.asarray(blurred) / 255 * 2).clip(0, 1) * inside
     mixed = own + share[..., None] * (scaled - own)
     out = np.asarray(picture).copy()

@@ -15,8 +15,13 @@ class Piece(NamedTuple):
     content: str | Image.Image
 
 
-def pieces(pairs: Iterable[tuple[int, int]], vocab: Vocab, columns: int, text: Callable[[list[int]], str],
-           picture: Callable[[int, list[int]], Image.Image]) -> Iterator[Piece]:  # fmt: skip
+def pieces(
+    pairs: Iterable[tuple[int, int]],
+    vocab: Vocab,
+    columns: int,
+    text: Callable[[list[int]], str],
+    picture: Callable[[int, list[int]], Image.Image],
+) -> Iterator[Piece]:
     """pairs: (number of a text or picture, id) as they come. columns: of a picture, in codes. text: of ids of text.
     picture: of a number and the ids of the codes so far, whole rows."""
     written: dict[int, list[int]] = {}  # ids of each number

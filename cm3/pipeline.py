@@ -128,8 +128,13 @@ class CM3:
     the condition (CM3leon 3.1).
     """
 
-    def __init__(self, model: CM3ForCausalLM, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer,
-                 scorer: Scorer | None = None) -> None:
+    def __init__(
+        self,
+        model: CM3ForCausalLM,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        scorer: Scorer | None = None,
+    ) -> None:
         config = model.config
         for what, has, wants in (
             ("the text tokenizer's ids", len(text_tokenizer), config.text_vocab_size),
@@ -138,8 +143,10 @@ class CM3:
             if has > wants:
                 raise ValueError(f"{what} are {has}, but the model knows {wants}: they do not belong together")
         if image_tokenizer.grid != tuple(config.image_grid):
-            raise ValueError(f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
-                             f"{tuple(config.image_grid)}: they do not belong together")
+            raise ValueError(
+                f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
+                f"{tuple(config.image_grid)}: they do not belong together"
+            )
         if scorer:
             scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
         self.model = model.eval()
@@ -163,10 +170,16 @@ class CM3:
         image_tokenizer = ImageTokenizer.from_pretrained(named)
         mark = getattr(model.config, "image_tokenizer_fingerprint", None)
         if mark not in (None, image_tokenizer.fingerprint()):
-            raise ValueError(f"the image tokenizer {str(named)!r} is not the one that {folder} was trained with: "
-                             "it was changed or damaged; fetch the model again")
-        pipeline = cls(model, TextTokenizer.load(folder), image_tokenizer,
-                       Scorer.from_pretrained(scorer) if scorer.is_dir() else None)
+            raise ValueError(
+                f"the image tokenizer {str(named)!r} is not the one that {folder} was trained with: "
+                "it was changed or damaged; fetch the model again"
+            )
+        pipeline = cls(
+            model,
+            TextTokenizer.load(folder),
+            image_tokenizer,
+            Scorer.from_pretrained(scorer) if scorer.is_dir() else None,
+        )
         return pipeline.to("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -187,13 +200,29 @@ class CM3:
         return self
 
     @overload
-    def generate(self, prompt: str, n: int = ..., guidance: float = ..., temperature: float = ..., top_p: float = ...,
-                 top_k: int = ..., seed: int = ...,
-                 **options: Unpack[Options]) -> list[PIL_Image.Image]: ...  # fmt: skip
+    def generate(
+        self,
+        prompt: str,
+        n: int = ...,
+        guidance: float = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+        **options: Unpack[Options],
+    ) -> list[PIL_Image.Image]: ...
     @overload
-    def generate(self, prompt: list[str], n: int = ..., guidance: float = ..., temperature: float = ...,
-                 top_p: float = ..., top_k: int = ..., seed: int = ...,
-                 **options: Unpack[Options]) -> list[list[PIL_Image.Image]]: ...  # fmt: skip
+    def generate(
+        self,
+        prompt: list[str],
+        n: int = ...,
+        guidance: float = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+        **options: Unpack[Options],
+    ) -> list[list[PIL_Image.Image]]: ...
     def generate(self, prompt, n=1, guidance=6.0, temperature=0.8, top_p=0.9, top_k=0, seed=0, **options):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
         is picture 0 of seed s + i. More options: see Options."""
@@ -206,8 +235,18 @@ class CM3:
         pictures = [self._picture(one) for one in codes]
         return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
 
-    def infill(self, image: Picture, mask: Picture, prompt: str | None = None, n: int = 1, guidance: float = 3.0,
-               temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, seed: int = 0) -> list[PIL_Image.Image]:
+    def infill(
+        self,
+        image: Picture,
+        mask: Picture,
+        prompt: str | None = None,
+        n: int = 1,
+        guidance: float = 3.0,
+        temperature: float = 0.8,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> list[PIL_Image.Image]:
         """Redraw the picture where the mask is white, n times; the prompt says what it all shows, and None leaves that
         to the picture. The result has the picture's size. Codes that the mask does not touch stay as they are, and so
         does every pixel outside the cells of the codes that it touches. guidance: how much the prompt counts."""
@@ -215,15 +254,32 @@ class CM3:
         return [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
 
     @overload
-    def edit(self, image: Picture, instruction: str, image_guidance: float = ..., text_guidance: float = ...,
-             temperature: float = ..., top_p: float = ..., top_k: int = ...,
-             seed: int = ...) -> PIL_Image.Image: ...  # fmt: skip
+    def edit(
+        self,
+        image: Picture,
+        instruction: str,
+        image_guidance: float = ...,
+        text_guidance: float = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+    ) -> PIL_Image.Image: ...
     @overload
-    def edit(self, image: Sequence[Picture], instruction: str | Sequence[str], image_guidance: float = ...,
-             text_guidance: float = ..., temperature: float = ..., top_p: float = ..., top_k: int = ...,
-             seed: int = ...) -> list[PIL_Image.Image]: ...  # fmt: skip
-    def edit(self, image, instruction, image_guidance=1.5, text_guidance=3.0, temperature=0.8, top_p=0.9, top_k=0,
-             seed=0):  # fmt: skip
+    def edit(
+        self,
+        image: Sequence[Picture],
+        instruction: str | Sequence[str],
+        image_guidance: float = ...,
+        text_guidance: float = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+    ) -> list[PIL_Image.Image]: ...
+    def edit(
+        self, image, instruction, image_guidance=1.5, text_guidance=3.0, temperature=0.8, top_p=0.9, top_k=0, seed=0
+    ):
         """The picture as the instruction changes it, at the model's size; where its codes stay, and those around them,
         its pixels do. A list of pictures gives a list, from one instruction for all or a list of as many.
         image_guidance: how much the picture counts; text_guidance: how much the instruction does."""
@@ -232,12 +288,14 @@ class CM3:
         return pictures if is_many(image) else pictures[0]
 
     @overload
-    def caption(self, image: Picture, language: str = ..., temperature: float = ..., seed: int = ...,
-                long: bool = ...) -> str: ...  # fmt: skip
+    def caption(
+        self, image: Picture, language: str = ..., temperature: float = ..., seed: int = ..., long: bool = ...
+    ) -> str: ...
     @overload
-    def caption(self, image: Sequence[Picture], language: str = ..., temperature: float = ..., seed: int = ...,
-                long: bool = ...) -> list[str]: ...  # fmt: skip
-    def caption(self, image, language="en", temperature=0.0, seed=0, long=False):  # fmt: skip
+    def caption(
+        self, image: Sequence[Picture], language: str = ..., temperature: float = ..., seed: int = ..., long: bool = ...
+    ) -> list[str]: ...
+    def caption(self, image, language="en", temperature=0.0, seed=0, long=False):
         """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
         str. temperature 0 = greedy."""
         texts = self._texts(self._describe(image, language, temperature, seed, long))
@@ -246,16 +304,24 @@ class CM3:
     @overload
     def answer(self, image: Picture, question: str, temperature: float = ..., seed: int = ...) -> str: ...
     @overload
-    def answer(self, image: Sequence[Picture], question: str | Sequence[str], temperature: float = ...,
-               seed: int = ...) -> list[str]: ...  # fmt: skip
-    def answer(self, image, question, temperature=0.0, seed=0):  # fmt: skip
+    def answer(
+        self, image: Sequence[Picture], question: str | Sequence[str], temperature: float = ..., seed: int = ...
+    ) -> list[str]: ...
+    def answer(self, image, question, temperature=0.0, seed=0):
         """The answer to a question about the picture. A list of pictures gives a list of str, from one question for
         all or a list of as many."""
         texts = self._texts(self._ask(image, question, temperature, seed))
         return texts if is_many(image) else texts[0]
 
-    def complete(self, document: Document, temperature: float = 1.0, top_p: float = 0.95, seed: int = 0,
-                 guidance: float = 1.0, text_guidance: float = 1.0) -> Document:  # fmt: skip
+    def complete(
+        self,
+        document: Document,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        guidance: float = 1.0,
+        text_guidance: float = 1.0,
+    ) -> Document:
         """A finished document: holes in its pictures drawn, then its masks filled with text or, if it has none,
         written on with text and pictures until the model ends it. guidance, text_guidance: how much its text counts
         for pictures that are drawn, and for text that is written on."""
@@ -274,7 +340,7 @@ class CM3:
         return Score(ids[1:], log_probs)
 
     def stream(self, task: str, *args: Any, **kwargs: Any) -> Iterator[Piece]:
-        """"generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
+        """ "generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
         as it is written, a picture after each row of its codes with the rest still blank. The pieces of "complete" are
         numbered as the pictures and texts that it writes, holes first."""
         drawn = {"generate": self._draw, "infill": self._redraw, "edit": self._change}
@@ -292,10 +358,23 @@ class CM3:
 
     # What each task asks of the engine.
 
-    def _draw(self, prompts: str | Sequence[str], n: int = 1, guidance: float = 6.0, temperature: float = 0.8,
-              top_p: float = 0.9, top_k: int = 0, seed: int = 0, *, best_of: int = 1, decoding: str = "top-p",
-              contrast: tuple[int, float] = (8, 0.5), boxes: Sequence[tuple[str, Box]] | None = None,
-              structure: Picture | None = None, kind: str = "edges") -> Drawing:  # fmt: skip
+    def _draw(
+        self,
+        prompts: str | Sequence[str],
+        n: int = 1,
+        guidance: float = 6.0,
+        temperature: float = 0.8,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        seed: int = 0,
+        *,
+        best_of: int = 1,
+        decoding: str = "top-p",
+        contrast: tuple[int, float] = (8, 0.5),
+        boxes: Sequence[tuple[str, Box]] | None = None,
+        structure: Picture | None = None,
+        kind: str = "edges",
+    ) -> Drawing:
         where = "" if boxes is None else boxed(boxes)
         texts = [f"{where} {words.strip()}".strip() if where else words for words in listed(prompts)]
         if not all(words.strip() for words in texts):
@@ -313,15 +392,25 @@ class CM3:
         drawn = [self.requests.drawings(document, ways, n, best_of, seed) for document in documents]
         return Drawing([request for requests in drawn for request in requests], self._show)
 
-    def _change(self, image: Picture | Sequence[Picture], instruction: str | Sequence[str],
-                image_guidance: float = 1.5, text_guidance: float = 3.0, temperature: float = 0.8, top_p: float = 0.9,
-                top_k: int = 0, seed: int = 0) -> Drawing:  # fmt: skip
+    def _change(
+        self,
+        image: Picture | Sequence[Picture],
+        instruction: str | Sequence[str],
+        image_guidance: float = 1.5,
+        text_guidance: float = 3.0,
+        temperature: float = 0.8,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Drawing:
         guide, sampling = ThreeWay(image_guidance, text_guidance), SamplingConfig(temperature, top_k, top_p)
         pairs = paired(image, instruction, "instruction")
         seen = [to_pil(self.image_tokenizer.pixels(picture)) for picture, _ in pairs]
         sources = [self._image(picture) for picture in seen]
-        requests = [self.requests.edit(text, source, guide, sampling, seed)
-                    for source, (_, text) in zip(sources, pairs, strict=True)]  # fmt: skip
+        requests = [
+            self.requests.edit(text, source, guide, sampling, seed)
+            for source, (_, text) in zip(sources, pairs, strict=True)
+        ]
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
             cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it
@@ -329,8 +418,18 @@ class CM3:
 
         return Drawing(requests, show)
 
-    def _redraw(self, image: Picture, mask: Picture, words: str | None = None, n: int = 1, guidance: float = 3.0,
-                temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, seed: int = 0) -> Drawing:  # fmt: skip
+    def _redraw(
+        self,
+        image: Picture,
+        mask: Picture,
+        words: str | None = None,
+        n: int = 1,
+        guidance: float = 3.0,
+        temperature: float = 0.8,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Drawing:
         check_number("n", n)
         picture = open_image(image)
         painted = read_mask(open_image(mask, ground="black"), picture.size)
@@ -343,15 +442,22 @@ class CM3:
         requests = [self.requests.hole(holed, guidance, sampling, seed + i) for i in range(n)]
         return Drawing(requests, lambda i, drawn: paste_back(picture, self._picture(drawn), painted, cells, square))
 
-    def _describe(self, image: Picture | Sequence[Picture], language: str = "en", temperature: float = 0.0,
-                  seed: int = 0, long: bool = False) -> list[Request]:  # fmt: skip
+    def _describe(
+        self,
+        image: Picture | Sequence[Picture],
+        language: str = "en",
+        temperature: float = 0.0,
+        seed: int = 0,
+        long: bool = False,
+    ) -> list[Request]:
         words = TEMPLATES["describe" if long else "caption"]
         if language not in words:
             raise ValueError(f"language is {language!r}, but must be one of {', '.join(words)}")
         return self._tell(paired(image, words[language], "prompt"), temperature, seed)
 
-    def _ask(self, image: Picture | Sequence[Picture], question: str | Sequence[str], temperature: float = 0.0,
-             seed: int = 0) -> list[Request]:  # fmt: skip
+    def _ask(
+        self, image: Picture | Sequence[Picture], question: str | Sequence[str], temperature: float = 0.0, seed: int = 0
+    ) -> list[Request]:
         pairs = paired(image, question, "question")
         return self._tell([(picture, prompt("answer", text)) for picture, text in pairs], temperature, seed)
 
@@ -363,8 +469,16 @@ class CM3:
         """One by one: the same alone as in a list."""
         return Image(self.image_tokenizer.encode(picture))
 
-    def _write(self, ids: list[int], document: Document, temperature: float = 1.0, top_p: float = 0.95, seed: int = 0,
-               guidance: float = 1.0, text_guidance: float = 1.0) -> Iterator[tuple[int, int]]:  # fmt: skip
+    def _write(
+        self,
+        ids: list[int],
+        document: Document,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        guidance: float = 1.0,
+        text_guidance: float = 1.0,
+    ) -> Iterator[tuple[int, int]]:
         """Fill the empty list `ids` with the completed document's; (number of the picture or text, id) of all that is
         new."""
         sampling, guide = SamplingConfig(temperature=temperature, top_p=top_p), ClassifierFree(guidance, text_guidance)
@@ -388,8 +502,9 @@ class CM3:
         else:
             yield from self._go_on(ids, number, self.requests.more(whole, guide, sampling, self.context, seed))
 
-    def _fill(self, ids: list[int], number: int, masks: int, sampling: SamplingConfig,
-              seed: int) -> Iterator[tuple[int, int]]:  # fmt: skip
+    def _fill(
+        self, ids: list[int], number: int, masks: int, sampling: SamplingConfig, seed: int
+    ) -> Iterator[tuple[int, int]]:
         """Text for each mask, to be appended to the prompt `ids`."""
         room = max(1, (self.context - len(ids) + 1) // masks - 1)  # for each span, beside its <infill:k>
         for k in range(masks):
@@ -456,8 +571,9 @@ class CM3:
     def _stream(self, requests: list[Request]) -> Iterator[tuple[int, int]]:
         return engine.stream(self.model, self.vocab, requests, self.grid)
 
-    def _pieces(self, pairs: Iterator[tuple[int, int]],
-                show: Callable[[int, Tensor], PIL_Image.Image]) -> Iterator[Piece]:  # fmt: skip
+    def _pieces(
+        self, pairs: Iterator[tuple[int, int]], show: Callable[[int, Tensor], PIL_Image.Image]
+    ) -> Iterator[Piece]:
         """Of ids with the numbers of what they belong to; what a picture lacks is white."""
         white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
         blank = self.vocab.code_to_id(white.flatten().tolist())

@@ -1,9 +1,9 @@
 """From documents to what the engine is asked for. It sees codes, never pixels.
 
-    drawn          words <break> <image> ...
-    edited         words <break> <image> source </image> <image> ...               also: from edges, from segments
-    filled in      words <break> <image> codes and holes </image> <image> ...
-    told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
+drawn          words <break> <image> ...
+edited         words <break> <image> source </image> <image> ...               also: from edges, from segments
+filled in      words <break> <image> codes and holes </image> <image> ...
+told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
 """
 
 from collections.abc import Callable, Sequence
@@ -30,14 +30,18 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def ways_of(decoding: str, guidance: float, sampling: SamplingConfig,
-            contrast: tuple[int, float]) -> list[tuple[Guide, SamplingConfig]]:  # fmt: skip
+def ways_of(
+    decoding: str, guidance: float, sampling: SamplingConfig, contrast: tuple[int, float]
+) -> list[tuple[Guide, SamplingConfig]]:
     """How pictures are drawn, in turn. decoding: one of DECODINGS. contrast: k and alpha of CD-K, with which guidance,
     top-p and top-k do not count."""
     free = ClassifierFree(image=guidance), sampling
     contrastive = ContrastiveTopK(*contrast), SamplingConfig(sampling.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
-        "top-p": [free], "cd-k": [contrastive], "both": [free, contrastive]}  # fmt: skip
+        "top-p": [free],
+        "cd-k": [contrastive],
+        "both": [free, contrastive],
+    }
     if decoding not in ways:
         raise ValueError(f"decoding is {decoding!r}, but must be one of {', '.join(DECODINGS)}")
     return ways[decoding]
@@ -58,14 +62,22 @@ class Requests:
                 raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
         return to(document, self.vocab, self.text_tokenizer)
 
-    def picture(self, document: Document, others: Sequence[Document], guide: Guide | None, sampling: SamplingConfig,
-                seed: int, given: list[int | None] | None = None) -> Request:  # fmt: skip
+    def picture(
+        self,
+        document: Document,
+        others: Sequence[Document],
+        guide: Guide | None,
+        sampling: SamplingConfig,
+        seed: int,
+        given: list[int | None] | None = None,
+    ) -> Request:
         """A picture behind the document. others: what stands in its place in the guide's further lanes."""
         ids, *rest = [self.ids(one, draw_ids) for one in (document, *others)]
         return Request(ids, "image", sampling=sampling, guide=guide, others=rest, given=given, seed=seed)
 
-    def drawings(self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int,
-                 seed: int) -> list[Request]:  # fmt: skip
+    def drawings(
+        self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int, seed: int
+    ) -> list[Request]:
         """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
         requests = []
         for i in range(n):
@@ -89,8 +101,9 @@ class Requests:
             return self.picture(untold, [], None, sampling, check_seed(seed), given)
         return self.picture(document, [untold], guide, sampling, check_seed(seed), given)
 
-    def more(self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int,
-             seed: int) -> Request:  # fmt: skip
+    def more(
+        self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int, seed: int
+    ) -> Request:
         """At most so many new ids behind a document without masks."""
         ids, untold = self.ids(document, open_ids), self.ids(without_text(document), open_ids)
         return Request(ids, "document", room, sampling, guide, [untold], seed=check_seed(seed))

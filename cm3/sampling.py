@@ -70,8 +70,9 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:  # [B
     return torch.searchsorted(total, point, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
-def sample(logits: Tensor, configs: Sequence[SamplingConfig],
-           generators: Sequence[torch.Generator]) -> Tensor:  # [B, V] -> [B]
+def sample(
+    logits: Tensor, configs: Sequence[SamplingConfig], generators: Sequence[torch.Generator]
+) -> Tensor:  # [B, V] -> [B]
     """Temperature, then top-k, then top-p, then one draw; greedy where the temperature is 0."""
     ids = greedy(logits)
     rows = [i for i, config in enumerate(configs) if config.temperature > 0]

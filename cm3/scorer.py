@@ -169,11 +169,15 @@ class Scorer(nn.Module):
 
     def check(self, text: str, image: str) -> None:
         """Whether it understands the tokenizers with these fingerprints. Errors: ValueError."""
-        for what, mine, given in (("text", self.config.text_tokenizer, text),
-                                  ("image", self.config.image_tokenizer, image)):  # fmt: skip
+        for what, mine, given in (
+            ("text", self.config.text_tokenizer, text),
+            ("image", self.config.image_tokenizer, image),
+        ):
             if mine != given:
-                raise ValueError(f"the scorer was trained with another {what} tokenizer ({mine}, this one is {given}): "
-                                 "train one for this model with python -m train.scorer")  # fmt: skip
+                raise ValueError(
+                    f"the scorer was trained with another {what} tokenizer ({mine}, this one is {given}): "
+                    "train one for this model with python -m train.scorer"
+                )
 
     @torch.inference_mode()
     def score(self, texts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def boxed(things: Sequence[tuple[str, Box]]) -> str:
         if not name.strip():
             raise ValueError(f"the box {tuple(box)} has no name: say what stands in it")
         if len(box) != 4 or not all(0 <= side <= 1 for side in box) or box[0] >= box[2] or box[1] >= box[3]:
-            raise ValueError(f"the box of {name!r} is {tuple(box)}, but must be left, top, right, bottom as shares of "
-                             "the picture's sides, from 0 to 1, left before right and top before bottom")
+            raise ValueError(
+                f"the box of {name!r} is {tuple(box)}, but must be left, top, right, bottom as shares of "
+                "the picture's sides, from 0 to 1, left before right and top before bottom"
+            )
         parts.append(f"{name.strip()} [{' '.join(str(round(100 * side)) for side in box)}]")
     return ", ".join(parts)

@@ -29,8 +29,9 @@ class TextTokenizer:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False,
-                                      initial_alphabet=sorted(alphabet))
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, initial_alphabet=sorted(alphabet)
+        )
         tokenizer.train_from_iterator((well_formed(text) for text in texts), trainer)
         return cls(tokenizer)
 

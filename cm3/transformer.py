@@ -110,8 +110,9 @@ class Attention(nn.Module):
         self.o_proj = OutputLinear(heads * self.head_dim, config.hidden_size, bias=False)
         self.q_norm, self.k_norm = head_norm(config, heads), head_norm(config, groups)
 
-    def forward(self, x: Tensor, mask: Any, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None,
-                **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # x [B, T, D] -> [B, T, D], weights
+    def forward(
+        self, x: Tensor, mask: Any, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:  # x [B, T, D] -> [B, T, D], weights
         shape = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(shape))  # [B, T, H, K]
         k = self.k_norm(self.k_proj(x).view(shape))  # [B, T, G, K]
@@ -126,8 +127,9 @@ class Attention(nn.Module):
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
 
 
-def eager_attention(module: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float,
-                    **kwargs: Any) -> tuple[Tensor, Tensor]:
+def eager_attention(
+    module: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
     """Attention written out, for those who want the weights. mask: added to the scores, [B, 1, T, S]."""
     k = k.repeat_interleave(module.num_key_value_groups, dim=1)  # [B, H, S, K]
     v = v.repeat_interleave(module.num_key_value_groups, dim=1)
@@ -190,8 +192,9 @@ class Block(GradientCheckpointingLayer):
         self.input_layernorm = layer_norm(config)
         self.post_attention_layernorm = layer_norm(config)
 
-    def forward(self, x: Tensor, mask: Any, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None,
-                **kwargs: Any) -> Tensor:  # [B, T, D] -> [B, T, D]
+    def forward(
+        self, x: Tensor, mask: Any, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None, **kwargs: Any
+    ) -> Tensor:  # [B, T, D] -> [B, T, D]
         x = x + self.self_attn(self.input_layernorm(x), mask, rotary, cache, **kwargs)[0]
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -269,8 +272,13 @@ class CM3Model(CM3PreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        mask = create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask,
-                                  past_key_values=past_key_values, position_ids=position_ids)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
@@ -310,9 +318,15 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V], of the last logits_to_keep positions if it is not 0; with labels also the mean loss."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                             past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
-                             **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
@@ -322,5 +336,10 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
-                                      hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -111,8 +111,13 @@ class Vocab:
             return f"<mask:{id - self.first_mask}>"
         if self.is_infill(id):
             return f"<infill:{id - self.first_infill}>"
-        names = {self.pad: "<pad>", self.eos: "<eos>", self.break_: "<break>", self.image: "<image>",
-                 self.end_image: "</image>"}
+        names = {
+            self.pad: "<pad>",
+            self.eos: "<eos>",
+            self.break_: "<break>",
+            self.image: "<image>",
+            self.end_image: "</image>",
+        }
         return names.get(id, f"unused {id}")
 
 

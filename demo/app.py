@@ -1,6 +1,6 @@
 """A page to draw, edit, fill in, describe and ask, on this machine only.
 
-    python -m demo.app [--model emoji] [--port 7860]
+python -m demo.app [--model emoji] [--port 7860]
 """
 
 import argparse
@@ -41,8 +41,9 @@ def friendly() -> Iterator[None]:
 def build(model: CM3) -> gr.Blocks:
     """The page; nothing is served yet."""
 
-    def draw(prompt: str, n: int, best_of: int, guidance: float, temperature: float, top_p: float,
-             seed: int) -> Iterator[list[Any]]:  # fmt: skip
+    def draw(
+        prompt: str, n: int, best_of: int, guidance: float, temperature: float, top_p: float, seed: int
+    ) -> Iterator[list[Any]]:
         n, settings = int(n), (guidance, temperature, top_p)
         with friendly():
             if best_of > 1:
@@ -54,15 +55,17 @@ def build(model: CM3) -> gr.Blocks:
                 if index == n - 1:  # all have one more row
                     yield list(pictures.values())
 
-    def edit(path: str | None, instruction: str, image_guidance: float, text_guidance: float, temperature: float,
-             seed: int) -> Iterator[Any]:  # fmt: skip
+    def edit(
+        path: str | None, instruction: str, image_guidance: float, text_guidance: float, temperature: float, seed: int
+    ) -> Iterator[Any]:
         settings = (image_guidance, text_guidance, temperature)
         with friendly():
             for piece in model.stream("edit", chosen(path), instruction, *settings, seed=int(seed or 0)):
                 yield piece.content
 
-    def fill(painting: dict[str, Any] | None, prompt: str, guidance: float, temperature: float,
-             seed: int) -> Iterator[Any]:  # fmt: skip
+    def fill(
+        painting: dict[str, Any] | None, prompt: str, guidance: float, temperature: float, seed: int
+    ) -> Iterator[Any]:
         with friendly():
             picture, mask = taken_apart(painting)
             for piece in model.stream("infill", picture, mask, prompt, 1, guidance, temperature, seed=int(seed or 0)):
@@ -84,8 +87,14 @@ def build(model: CM3) -> gr.Blocks:
                 prompt = gr.Textbox(label="What to draw", value=PROMPTS[0], submit_btn="Draw")
                 gr.Examples([[text] for text in PROMPTS], prompt, label="Examples")
                 n = gr.Slider(1, 16, 4, step=1, label="Pictures")
-                best_of = gr.Slider(1, 4, 1, step=1, label="Best of",
-                                    info="Draw so many for each picture, keep what fits the words best")  # fmt: skip
+                best_of = gr.Slider(
+                    1,
+                    4,
+                    1,
+                    step=1,
+                    label="Best of",
+                    info="Draw so many for each picture, keep what fits the words best",
+                )
                 with gr.Accordion("More", open=False):
                     guidance = gr.Slider(1, 10, 6, step=0.5, label="Guidance", info="How much the text counts")
                     temperature = temperature_input()
@@ -99,19 +108,24 @@ def build(model: CM3) -> gr.Blocks:
             instruction = gr.Textbox(label="What to change", value=INSTRUCTIONS[0], submit_btn="Edit")
             gr.Examples([[text] for text in INSTRUCTIONS], instruction, label="Examples")
             with gr.Row():
-                image_guidance = gr.Slider(0, 5, 1.5, step=0.25, label="Guidance by the picture",
-                                           info="How much stays as it is")  # fmt: skip
-                text_guidance = gr.Slider(0, 10, 3, step=0.5, label="Guidance by the words",
-                                          info="How much the instruction counts")  # fmt: skip
+                image_guidance = gr.Slider(
+                    0, 5, 1.5, step=0.25, label="Guidance by the picture", info="How much stays as it is"
+                )
+                text_guidance = gr.Slider(
+                    0, 10, 3, step=0.5, label="Guidance by the words", info="How much the instruction counts"
+                )
             with gr.Accordion("More", open=False), gr.Row():
                 edit_temperature, edit_seed = temperature_input(), seed_input()
         with gr.Tab("Fill in") as fill_tab:
             with gr.Row():
                 painting = gr.ImageMask(
-                    label="Picture: paint over what is to be redrawn", type="pil", format="png", height=HEIGHT + 100,
+                    label="Picture: paint over what is to be redrawn",
+                    type="pil",
+                    format="png",
+                    height=HEIGHT + 100,
                     sources=["upload", "clipboard"],
                     brush=gr.Brush(default_size=6, colors=["#ff2d95"], color_mode="fixed"),
-                )  # fmt: skip
+                )
                 filled = picture_output("Filled in")
             words = gr.Textbox(label="What the picture shows (may be empty)", submit_btn="Fill in")
             with gr.Accordion("More", open=False), gr.Row():
@@ -145,9 +159,13 @@ def build(model: CM3) -> gr.Blocks:
 def picture_input() -> gr.Image:
     """The file as it was uploaded: the pipeline reads it."""
     return gr.Image(
-        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=HEIGHT,
+        label="Picture",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=HEIGHT,
         elem_classes="picture",
-    )  # fmt: skip
+    )
 
 
 def picture_output(label: str) -> gr.Image:

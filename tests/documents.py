@@ -13,8 +13,15 @@ from train.shards import NUM_SPECIAL, ShardWriter, finish
 WORDS = ["a red apple", "a blue car in the noto style", "What is this? a cat", "a bowl of noodles"]
 
 
-def write_shards(folder: Path, image_tokenizer: Path, lengths: Iterable[int], held_out: Iterable[int] = (),
-                 asked: float = 0.3, per_shard: int = 1000, seed: int = 0) -> Path:  # fmt: skip
+def write_shards(
+    folder: Path,
+    image_tokenizer: Path,
+    lengths: Iterable[int],
+    held_out: Iterable[int] = (),
+    asked: float = 0.3,
+    per_shard: int = 1000,
+    seed: int = 0,
+) -> Path:
     """Shards of text with a picture; a share `asked` of them has an answer to the picture that is marked.
 
     Args:

@@ -11,10 +11,15 @@ from train.scenes import Thing
 SIDE = 48
 # English name -> (Arabic name, corners or 0 for a disc, colour).
 SHAPES = {
-    "cat": ("قطة", 0, (220, 40, 45)), "dog": ("كلب", 4, (50, 115, 220)), "fish": ("سمكة", 3, (250, 205, 50)),
-    "fox": ("ثعلب", 5, (65, 165, 65)), "bus": ("حافلة", 6, (130, 65, 170)), "rose": ("وردة", 8, (248, 140, 185)),
-    "drum": ("طبل", 7, (250, 130, 25)), "red apple": ("تفاحة حمراء", 9, (200, 35, 45)),
-}  # fmt: skip
+    "cat": ("قطة", 0, (220, 40, 45)),
+    "dog": ("كلب", 4, (50, 115, 220)),
+    "fish": ("سمكة", 3, (250, 205, 50)),
+    "fox": ("ثعلب", 5, (65, 165, 65)),
+    "bus": ("حافلة", 6, (130, 65, 170)),
+    "rose": ("وردة", 8, (248, 140, 185)),
+    "drum": ("طبل", 7, (250, 130, 25)),
+    "red apple": ("تفاحة حمراء", 9, (200, 35, 45)),
+}
 
 
 def drawn(corners: int, colour: tuple[int, int, int], wide: float) -> Image.Image:
@@ -24,8 +29,10 @@ def drawn(corners: int, colour: tuple[int, int, int], wide: float) -> Image.Imag
     for shrink, shade in ((1.0, 0.55), (0.85, 1.0)):
         turns = [2 * math.pi * i / (corners or 36) for i in range(corners or 36)]
         reach = (SIDE / 2 - 2) * shrink
-        points = [(SIDE / 2 + reach * min(wide, 1) * math.sin(t), SIDE / 2 - reach / max(wide, 1) * math.cos(t))
-                  for t in turns]  # fmt: skip
+        points = [
+            (SIDE / 2 + reach * min(wide, 1) * math.sin(t), SIDE / 2 - reach / max(wide, 1) * math.cos(t))
+            for t in turns
+        ]
         pen.polygon(points, (*(int(c * shade) for c in colour), 255))
     pen.ellipse((SIDE * 3 // 8, SIDE * 3 // 8, SIDE * 4 // 8, SIDE * 4 // 8), (250, 250, 250, 255))
     return picture

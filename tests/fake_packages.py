@@ -17,11 +17,17 @@ from train.sources import Package
 
 # Code -> (English, Arabic); ten fruits make the splits hold out a concept (watermelon) and cells (peach, melon).
 FRUITS = {
-    "1f34e": ("red apple", "تفاحة حمراء"), "1f34a": ("tangerine", "يوسفي"), "1f34b": ("lemon", "ليمون"),
-    "1f34c": ("banana", "موز"), "1f349": ("watermelon", "بطيخ"), "1f347": ("grapes", "عنب"),
-    "1f352": ("cherries", "كرز"), "1f351": ("peach", "خوخ"), "1f34d": ("pineapple", "أناناس"),
+    "1f34e": ("red apple", "تفاحة حمراء"),
+    "1f34a": ("tangerine", "يوسفي"),
+    "1f34b": ("lemon", "ليمون"),
+    "1f34c": ("banana", "موز"),
+    "1f349": ("watermelon", "بطيخ"),
+    "1f347": ("grapes", "عنب"),
+    "1f352": ("cherries", "كرز"),
+    "1f351": ("peach", "خوخ"),
+    "1f34d": ("pineapple", "أناناس"),
     "1f348": ("melon", "شمام"),
-}  # fmt: skip
+}
 ANIMALS = {"1f436": ("dog face", "وجه كلب")}
 NAMES = FRUITS | ANIMALS
 Twins = Mapping[tuple[str, str], tuple[str, str]]
@@ -93,17 +99,35 @@ def make(folder: Path, twins: Twins | None = None) -> Fakes:
             packages[style.package] = pack(folder, style.package.name, files)
         styles.append(replace(style, package=packages[style.package]))
     entries = {
-        language: {chr(int(code, 16)): {"tts": [names[i]], "default": [names[i], f"{names[i]} {i}"]}
-                   for code, names in NAMES.items()}
+        language: {
+            chr(int(code, 16)): {"tts": [names[i]], "default": [names[i], f"{names[i]} {i}"]}
+            for code, names in NAMES.items()
+        }
         for i, language in enumerate(concepts.LANGUAGES)
-    }  # fmt: skip
-    annotations = pack(folder, "annotations", {f"annotations/{language}/annotations.json":
-                       {"annotations": {"annotations": rows}} for language, rows in entries.items()})  # fmt: skip
-    derived = pack(folder, "derived", {f"annotationsDerived/{language}/annotations.json":
-                   {"annotationsDerived": {"annotations": {}}} for language in entries})  # fmt: skip
-    rows = [{"hexcode": code.upper(), "order": i, "group": int(code in FRUITS), "subgroup": int(code in FRUITS)}
-            for i, code in enumerate(NAMES)]  # fmt: skip
-    groups = {"groups": {"0": "animals-nature", "1": "food-drink"},
-              "subgroups": {"0": "animal-mammal", "1": "food-fruit"}}  # fmt: skip
+    }
+    annotations = pack(
+        folder,
+        "annotations",
+        {
+            f"annotations/{language}/annotations.json": {"annotations": {"annotations": rows}}
+            for language, rows in entries.items()
+        },
+    )
+    derived = pack(
+        folder,
+        "derived",
+        {
+            f"annotationsDerived/{language}/annotations.json": {"annotationsDerived": {"annotations": {}}}
+            for language in entries
+        },
+    )
+    rows = [
+        {"hexcode": code.upper(), "order": i, "group": int(code in FRUITS), "subgroup": int(code in FRUITS)}
+        for i, code in enumerate(NAMES)
+    ]
+    groups = {
+        "groups": {"0": "animals-nature", "1": "food-drink"},
+        "subgroups": {"0": "animal-mammal", "1": "food-fruit"},
+    }
     emojibase = pack(folder, "emojibase", {"en/data.json": rows, "meta/groups.json": groups})
     return Fakes(folder, (*packages.values(), annotations, derived, emojibase), tuple(styles))

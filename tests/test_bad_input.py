@@ -62,10 +62,19 @@ def test_number_of_pictures(tiny: CM3, n: int):
 
 
 WRONG_NUMBERS = [
-    ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("top_p", 0.0), ("top_p", 1.5),
-    ("top_p", float("nan")), ("top_k", -1), ("guidance", -1.0), ("guidance", float("nan")), ("guidance", float("inf")),
-    ("seed", -1), ("seed", 2**70),
-]  # fmt: skip
+    ("temperature", -0.1),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+    ("top_p", float("nan")),
+    ("top_k", -1),
+    ("guidance", -1.0),
+    ("guidance", float("nan")),
+    ("guidance", float("inf")),
+    ("seed", -1),
+    ("seed", 2**70),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_NUMBERS)
@@ -78,10 +87,15 @@ def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL
     white = PIL_Image.new("L", (32, 24))
     white.paste(255, (8, 8, 12, 12))
     for name, value, named in [
-        ("n", 0, "n is 0, but 1 to 64 pictures"), ("n", 65, "n is 65"), ("guidance", -1.0, "guidance .* -1.0"),
-        ("guidance", float("nan"), "guidance .* nan"), ("temperature", -1, "temperature .* -1"),
-        ("top_p", 0, "top_p .* 0"), ("top_k", -1, "top_k .* -1"), ("seed", -1, "seed is -1"),
-    ]:  # fmt: skip
+        ("n", 0, "n is 0, but 1 to 64 pictures"),
+        ("n", 65, "n is 65"),
+        ("guidance", -1.0, "guidance .* -1.0"),
+        ("guidance", float("nan"), "guidance .* nan"),
+        ("temperature", -1, "temperature .* -1"),
+        ("top_p", 0, "top_p .* 0"),
+        ("top_k", -1, "top_k .* -1"),
+        ("seed", -1, "seed is -1"),
+    ]:
         for words in (None, APPLE):
             with pytest.raises(ValueError, match=named):
                 tiny.infill(pictures[0], white, words, **{name: value})
@@ -217,8 +231,13 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "image_tokenizer/config.json",
-         "image_tokenizer/model.safetensors"]  # fmt: skip
+FILES = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "image_tokenizer/config.json",
+    "image_tokenizer/model.safetensors",
+]
 
 
 def test_missing_image_tokenizer_is_named(folder: Path):
@@ -283,9 +302,14 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 WRONG_CONFIGS = [
-    {"num_hidden_layers": 3}, {"hidden_size": 64}, {"image_vocab_size": 16, "vocab_size": None}, {"text_vocab_size": 9},
-    {"image_grid": [2, 2]}, {"hidden_size": "wide"}, {"activation": "magic"},
-]  # fmt: skip
+    {"num_hidden_layers": 3},
+    {"hidden_size": 64},
+    {"image_vocab_size": 16, "vocab_size": None},
+    {"text_vocab_size": 9},
+    {"image_grid": [2, 2]},
+    {"hidden_size": "wide"},
+    {"activation": "magic"},
+]
 
 
 @pytest.mark.parametrize("changes", WRONG_CONFIGS)

@@ -69,7 +69,8 @@ class TestSplits:
             assert len(designs) <= 1
             for design in designs:
                 assert {word for word, found in styles.items() if found == {"unseen_cell"}} == {
-                    word for word in WORDS if DESIGN[word] == design}  # fmt: skip
+                    word for word in WORDS if DESIGN[word] == design
+                }
             held |= designs
         assert held == set(DESIGN.values())
 

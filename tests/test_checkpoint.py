@@ -13,8 +13,9 @@ from tokenizer_image import ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.checkpoint import open_checkpoint
 from tokenizer_image.convert import convert, export_diffusers
 
-SMALL = VQConfig(resolution=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=8, embed_dim=4,
-                 n_embed=16)  # fmt: skip
+SMALL = VQConfig(
+    resolution=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=8, embed_dim=4, n_embed=16
+)
 
 
 @pytest.fixture

@@ -40,8 +40,9 @@ def ranks_run(work: Callable[..., None], count: int, *args: Any) -> None:
 
 def one_rank(rank: int, work: Callable[..., None], count: int, meet: str, *args: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count,
-                            timeout=timedelta(seconds=60))  # fmt: skip
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meet}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+    )
     assert dist.get_world_size() == count == 2
     try:
         work(*args)

@@ -33,8 +33,10 @@ def network(width: int = 4, seed: int = 0) -> nn.Sequential:
 
 def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     one, _, two = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return [torch.optim.Muon([one.weight], 0.02, 0.1, adjust_lr_fn="original"),
-            torch.optim.AdamW(two.parameters(), 0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)]  # fmt: skip
+    return [
+        torch.optim.Muon([one.weight], 0.02, 0.1, adjust_lr_fn="original"),
+        torch.optim.AdamW(two.parameters(), 0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
+    ]
 
 
 def train(model: nn.Module, by: list[torch.optim.Optimizer], first: int, last: int) -> None:
@@ -167,10 +169,25 @@ def test_a_save_holds_the_state_at_its_call(make: Callable[..., Checkpoints], mo
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoints], asynchronous: bool):
-    values = {"int": 2**70, "float": 0.1, "inf": float("inf"), "text": "ä\ud800", "none": None, "yes": True,
-              "list": [1, [2.5, "x"]], "tuple": (1, (2, []), {"a": (3,)}), "no": {}, "in": {"a": {"b": 1}}}  # fmt: skip
-    tensors = {"b": torch.tensor([1.5, -0.0], dtype=torch.bfloat16), "i": torch.tensor(7), "e": torch.empty(0, 3),
-               "c": torch.randn(2, 3, 2, 2).to(memory_format=torch.channels_last), "t": torch.tensor(True)}  # fmt: skip
+    values = {
+        "int": 2**70,
+        "float": 0.1,
+        "inf": float("inf"),
+        "text": "ä\ud800",
+        "none": None,
+        "yes": True,
+        "list": [1, [2.5, "x"]],
+        "tuple": (1, (2, []), {"a": (3,)}),
+        "no": {},
+        "in": {"a": {"b": 1}},
+    }
+    tensors = {
+        "b": torch.tensor([1.5, -0.0], dtype=torch.bfloat16),
+        "i": torch.tensor(7),
+        "e": torch.empty(0, 3),
+        "c": torch.randn(2, 3, 2, 2).to(memory_format=torch.channels_last),
+        "t": torch.tensor(True),
+    }
     tracker = nn.BatchNorm1d(3)
     tracker(torch.randn(4, 3))
     parts = {"mixed": {**values, "inner": tensors}, "norm": tracker, "alone": torch.tensor([5.0]), "best": 2.5}
@@ -262,8 +279,9 @@ def die(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("moment", ["in the middle of a file", "before the index", "before the name", "after the name"])
-def test_what_a_killed_save_leaves_is_never_loaded(make: Callable[..., Checkpoints], tmp_path: Path, moment: str,
-                                                   monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_what_a_killed_save_leaves_is_never_loaded(
+    make: Callable[..., Checkpoints], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+):
     make(asynchronous=False).save(1, tensor(1))
     rename, real = os.rename, torch.save
 
@@ -293,8 +311,9 @@ def test_what_a_killed_save_leaves_is_never_loaded(make: Callable[..., Checkpoin
     assert checkpoints.latest() == 3
 
 
-def test_a_failed_rename_is_told_at_the_next_save(make: Callable[..., Checkpoints], tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_a_failed_rename_is_told_at_the_next_save(
+    make: Callable[..., Checkpoints], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     checkpoints = make()
     checkpoints.save(1, tensor(1))
     checkpoints.wait()
@@ -337,8 +356,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, go_on: bool):
     assert names(small_disk) == ["step-00000001", "step-00000003"]
 
 
-def test_a_writer_that_finds_no_space_is_told_without_a_small_disk_too(make: Callable[..., Checkpoints],
-                                                                       monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_a_writer_that_finds_no_space_is_told_without_a_small_disk_too(
+    make: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -387,13 +407,16 @@ def test_if_none_can_be_read_the_run_does_not_start_afresh(make: Callable[..., C
         make().load(tensor(0))
 
 
-@pytest.mark.parametrize(("parts", "message"), [
-    ({"part": {"x": torch.zeros(4)}}, r"part.x is \[3\] torch.float32 there and \[4\] torch.float32 here"),
-    ({"part": {"x": torch.zeros(3).half()}}, r"part.x is \[3\] torch.float32 there and \[3\] torch.float16 here"),
-    ({"part": {"x": torch.zeros(3), "y": torch.zeros(1)}}, r"part.y is missing there and \[1\] torch.float32 here"),
-    ({"part": {}}, r"part.x is \[3\] torch.float32 there and missing here"),
-    ({"part": {"x": torch.zeros(3)}, "ema": {}}, "ema is missing there and a part here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"part": {"x": torch.zeros(4)}}, r"part.x is \[3\] torch.float32 there and \[4\] torch.float32 here"),
+        ({"part": {"x": torch.zeros(3).half()}}, r"part.x is \[3\] torch.float32 there and \[3\] torch.float16 here"),
+        ({"part": {"x": torch.zeros(3), "y": torch.zeros(1)}}, r"part.y is missing there and \[1\] torch.float32 here"),
+        ({"part": {}}, r"part.x is \[3\] torch.float32 there and missing here"),
+        ({"part": {"x": torch.zeros(3)}, "ema": {}}, "ema is missing there and a part here"),
+    ],
+)
 def test_a_checkpoint_of_another_architecture_is_refused_before_anything_changes(
     make: Callable[..., Checkpoints], parts: dict[str, Any], message: str, tmp_path: Path
 ):

@@ -43,9 +43,14 @@ def test_pixels_that_can_be_seen_through_do_not_count():
     assert main_colour(picture(RED, CLEAR, CLEAR, CLEAR, (*BLUE, 100), (*BLUE, 100))) == "red"
 
 
-@pytest.mark.parametrize(("rgb", "expected"), [
-    ((1, 1, 1), (100, 0, 0)), ((0, 0, 0), (0, 0, 0)), ((1, 0, 0), (53.24, 80.09, 67.20)),
-    ((0, 0, 1), (32.30, 79.19, -107.86)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rgb", "expected"),
+    [
+        ((1, 1, 1), (100, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+    ],
+)
 def test_lab_of_known_colours(rgb: tuple[float, ...], expected: tuple[float, ...]):
     np.testing.assert_allclose(lab(np.array(rgb, float)), expected, atol=0.02)

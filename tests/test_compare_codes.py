@@ -47,7 +47,8 @@ def small(data: Path, folder: Path, out: Path, **options: Any) -> list[dict[str,
 
 
 def test_a_comparison_measures_pictures_probes_and_captions_once(
-        sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     [row] = small(sample, vq_folder, tmp_path, steps=2)
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
     assert row["reconstruction"]["pictures"] == 3 and 0 < row["reconstruction"]["code_use"] <= 1
@@ -72,11 +73,16 @@ def test_without_steps_no_language_model_is_trained(sample: Path, vq_folder: Pat
     assert table([row]).endswith("|  |  |  |  |")
 
 
-@pytest.mark.parametrize(("name", "data", "match"), [
-    ("no-such-tokenizer", "sample", "no-such-tokenizer"), ("tiny", "empty", "no shards"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "data", "match"),
+    [
+        ("no-such-tokenizer", "sample", "no-such-tokenizer"),
+        ("tiny", "empty", "no shards"),
+    ],
+)
 def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
-        name: str, data: str, match: str, sample: Path, vq_folder: Path, tmp_path: Path):  # fmt: skip
+    name: str, data: str, match: str, sample: Path, vq_folder: Path, tmp_path: Path
+):
     named = str(vq_folder) if name == "tiny" else name
     folder = sample if data == "sample" else tmp_path
     with pytest.raises(SystemExit, match=f"compare_codes: .*{match}") as error:

@@ -70,7 +70,8 @@ def test_the_best_of_several_is_drawn(tiny: CM3):
     assert draw is not None
     expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7, best_of=3)
     assert [one.tobytes() for one in last(draw("a red apple", 2, 3, 3, 1, 0.95, 7))] == [
-        one.tobytes() for one in expected]  # fmt: skip
+        one.tobytes() for one in expected
+    ]
 
 
 def test_a_clicked_drawing_goes_to_the_other_tabs():

@@ -15,8 +15,19 @@ pytestmark = pytest.mark.slow
 
 
 def launch(processes: int, out: Path, *settings: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m",
-               "train.image_tokenizer", "--out", str(out), *settings]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+        "-m",
+        "train.image_tokenizer",
+        "--out",
+        str(out),
+        *settings,
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
@@ -33,8 +44,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_train_what_one_does_with_twice_the_batch(pictures: Path, tmp_path: Path):
-    shared = [f"data={pictures}", "preset=tiny", "steps=6", "warmup=2", "log_every=1", "evaluate_every=3",
-              "restart_every=2", "precision=fp32"]  # fmt: skip
+    shared = [
+        f"data={pictures}",
+        "preset=tiny",
+        "steps=6",
+        "warmup=2",
+        "log_every=1",
+        "evaluate_every=3",
+        "restart_every=2",
+        "precision=fp32",
+    ]
     launch(1, tmp_path / "one", *shared, "batch_size=4")
     launch(2, tmp_path / "two", *shared, "batch_size=2")
     one, two = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "two"))
@@ -45,9 +64,24 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(pictures: Path, 
 
 
 def test_two_processes_train_with_every_loss_and_resume(pictures: Path, tmp_path: Path):
-    settings = [f"data={pictures}", "preset=tiny", "warmup=2", "log_every=1", "evaluate_every=2", "batch_size=2",
-                "precision=fp32", "perceptual=0.1", "align=0.3", "jepa=0.3", "adversarial=0.3", "adversarial_from=1",
-                "adversarial_warmup=1", "discriminator_ch=8", "discriminator_layers=1", "balance_every=2"]  # fmt: skip
+    settings = [
+        f"data={pictures}",
+        "preset=tiny",
+        "warmup=2",
+        "log_every=1",
+        "evaluate_every=2",
+        "batch_size=2",
+        "precision=fp32",
+        "perceptual=0.1",
+        "align=0.3",
+        "jepa=0.3",
+        "adversarial=0.3",
+        "adversarial_from=1",
+        "adversarial_warmup=1",
+        "discriminator_ch=8",
+        "discriminator_layers=1",
+        "balance_every=2",
+    ]
     launch(2, tmp_path, *settings, "steps=2")
     launch(2, tmp_path, *settings, "steps=4")
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -30,17 +30,41 @@ def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(processes: int, out: Path, folder: Path, *settings: str) -> list[str]:
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    return [sys.executable, "-m", *(launcher if processes > 1 else []), "train.lm", "--out", str(out), f"data={folder}",
-            "preset=tiny", "row=96", "batch_tokens=768", "warmup=2", "log_every=1", "precision=fp32", "prompts=[]",
-            "verify=false", "decay=0.0", f"steps={STEPS}", f"processes={processes}", *settings]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        *(launcher if processes > 1 else []),
+        "train.lm",
+        "--out",
+        str(out),
+        f"data={folder}",
+        "preset=tiny",
+        "row=96",
+        "batch_tokens=768",
+        "warmup=2",
+        "log_every=1",
+        "precision=fp32",
+        "prompts=[]",
+        "verify=false",
+        "decay=0.0",
+        f"steps={STEPS}",
+        f"processes={processes}",
+        *settings,
+    ]
 
 
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 def launch(processes: int, out: Path, folder: Path, *settings: str) -> str:
-    done = subprocess.run(command(processes, out, folder, *settings), cwd=ROOT, env=ENVIRONMENT, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        command(processes, out, folder, *settings),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
 
@@ -79,11 +103,19 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return out
 
 
-@pytest.mark.parametrize(("matrices", "parallel", "micro"), [
-    ("adamw", "ddp", 0), ("adamw", "ddp", 1), ("muon", "ddp", 1), ("adamw", "fsdp", 1), ("muon", "fsdp", 1),
-])  # fmt: skip
-def test_two_processes_train_what_one_does(alone: dict[str, Path], folder: Path, tmp_path: Path, matrices: str,
-                                           parallel: str, micro: int):  # fmt: skip
+@pytest.mark.parametrize(
+    ("matrices", "parallel", "micro"),
+    [
+        ("adamw", "ddp", 0),
+        ("adamw", "ddp", 1),
+        ("muon", "ddp", 1),
+        ("adamw", "fsdp", 1),
+        ("muon", "fsdp", 1),
+    ],
+)
+def test_two_processes_train_what_one_does(
+    alone: dict[str, Path], folder: Path, tmp_path: Path, matrices: str, parallel: str, micro: int
+):
     launch(2, tmp_path, folder, f"matrices={matrices}", f"parallel={parallel}", f"micro_rows={micro}")
     assert_same_run(tmp_path, alone[matrices], matrices == "muon")
 
@@ -94,8 +126,9 @@ def test_parts_of_a_step_train_what_the_whole_does(alone: dict[str, Path], folde
 
 
 @pytest.mark.parametrize(("matrices", "first", "then"), [("adamw", 2, 1), ("muon", 2, 1), ("adamw", 1, 2)])
-def test_a_sharded_run_goes_on_with_another_number_of_processes(alone: dict[str, Path], folder: Path, tmp_path: Path,
-                                                                matrices: str, first: int, then: int):  # fmt: skip
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
+    alone: dict[str, Path], folder: Path, tmp_path: Path, matrices: str, first: int, then: int
+):
     settings = [f"matrices={matrices}", "parallel=fsdp"]
     launch(first, tmp_path, folder, *settings, "steps=3")
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir() and weights(tmp_path)
@@ -124,8 +157,9 @@ def test_two_processes_evaluate_what_one_does(folder: Path, tmp_path: Path):
     assert two == pytest.approx(one, rel=2e-5)
 
 
-def test_processes_that_train_apart_agree_at_the_end_and_resume_exactly(alone: dict[str, Path], folder: Path,
-                                                                        tmp_path: Path):  # fmt: skip
+def test_processes_that_train_apart_agree_at_the_end_and_resume_exactly(
+    alone: dict[str, Path], folder: Path, tmp_path: Path
+):
     settings = ["matrices=adamw", "local_sgd=2", "save_every=2"]
     launch(2, tmp_path / "whole", folder, *settings)
     launch(2, tmp_path / "parts", folder, *settings, "steps=2")
@@ -141,8 +175,14 @@ def test_told_to_end_two_processes_save_and_go_on_to_the_same_weights(folder: Pa
     settings = ["matrices=adamw", "steps=60", "asynchronous=true"]
     launch(2, tmp_path / "whole", folder, *settings)
     out = tmp_path / "parts"
-    run = subprocess.Popen(command(2, out, folder, *settings), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    run = subprocess.Popen(
+        command(2, out, folder, *settings),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     end = time.monotonic() + 200
     while time.monotonic() < end and run.poll() is None and not ((out / "log.jsonl").is_file() and len(rows(out)) > 2):
         time.sleep(0.05)

@@ -13,8 +13,11 @@ from train import config as configs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS = {"train.lm": "train.recipe", "train.image_tokenizer": "train.image_tokenizer",
-           "train.tokenize_data": "train.tokenize_data"}  # fmt: skip
+CONFIGS = {
+    "train.lm": "train.recipe",
+    "train.image_tokenizer": "train.image_tokenizer",
+    "train.tokenize_data": "train.tokenize_data",
+}
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
 
 

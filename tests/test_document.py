@@ -162,8 +162,18 @@ def test_mistakes_are_named():
         from_ids([VOCAB.image, VOCAB.first_code], VOCAB, TOKENIZER, GRID)
 
 
-@pytest.mark.parametrize("data", [{}, [{"text": 1}], [{"image": [[1], [2, 3]]}], [{"image": "a.png"}], [{"mask": 1.5}],
-                                  [{"text": "a", "image": [[1]]}], ["a"]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        [{"text": 1}],
+        [{"image": [[1], [2, 3]]}],
+        [{"image": "a.png"}],
+        [{"mask": 1.5}],
+        [{"text": "a", "image": [[1]]}],
+        ["a"],
+    ],
+)
 def test_json_that_is_no_document_is_refused(data):
     with pytest.raises(ValueError, match=r"item|document|codes"):
         Document.from_json(data)

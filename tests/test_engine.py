@@ -45,11 +45,18 @@ def jobs() -> list[Request]:
     spoken = [1, T, 5, 2, *PICTURE, 21]
     return [
         Request([1, T, T + 1, 2, 3], "image", seed=1, **GUIDED),
-        Request([1, T + 9, 2, 3], "image", guide=ContrastiveTopK(3, 0.5), others=[NOTHING], seed=2,
-                sampling=SamplingConfig(0.8, 10, 0.9)),
+        Request(
+            [1, T + 9, 2, 3],
+            "image",
+            guide=ContrastiveTopK(3, 0.5),
+            others=[NOTHING],
+            seed=2,
+            sampling=SamplingConfig(0.8, 10, 0.9),
+        ),
         Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), others=[[1, 5]], seed=3),
-        Request([1, T, T + 4, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 7.5), others=[[1, *PICTURE, 3], [1, 3]],
-                seed=3),
+        Request(
+            [1, T, T + 4, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 7.5), others=[[1, *PICTURE, 3], [1, 3]], seed=3
+        ),
         Request(spoken, "text", max_new_tokens=9, seed=4),
         Request(spoken, "text", max_new_tokens=5, sampling=GREEDY),
         Request(spoken, "text", 9, guide=ClassifierFree(text=2.0), others=[[1, 5, 21]], seed=5),
@@ -58,11 +65,23 @@ def jobs() -> list[Request]:
         Request([1, T, 2, 3, C, 5, C + 1, 4, 21], "image", seed=7),
         Request([1, 5, T, 6, 2, *PICTURE, 21], "document", max_new_tokens=20, seed=8),
         Request([1, *PICTURE[:-1]], "image", seed=9),
-        Request([1, T, 2, *HOLED, 3], "image", guide=ThreeWay(3.0, 2.0), others=[[1, 5, 2, *HOLED, 3], NOTHING],
-                given=[C, None, None, C + 3], seed=10),
+        Request(
+            [1, T, 2, *HOLED, 3],
+            "image",
+            guide=ThreeWay(3.0, 2.0),
+            others=[[1, 5, 2, *HOLED, 3], NOTHING],
+            given=[C, None, None, C + 3],
+            seed=10,
+        ),
         Request([1, T, 2, 3], "image", given=[None, C + 5, None, None], seed=11, **GUIDED),
-        Request([1, T, 2, 3, C], "image", given=[C, None, C + 7, None], guide=ContrastiveTopK(9, 0.1),
-                others=[[1, 3, C]], seed=12),
+        Request(
+            [1, T, 2, 3, C],
+            "image",
+            given=[C, None, C + 7, None],
+            guide=ContrastiveTopK(9, 0.1),
+            others=[[1, 3, C]],
+            seed=12,
+        ),
         Request([1, T, 2, 3], "image", given=[C, C + 1, C + 2, C + 3], seed=13, **GUIDED),
     ]
 
@@ -145,9 +164,11 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
     """Rows of 1, 2 and 3 lanes on another grid, with any codes given."""
     codes = st.none() | st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=9, max_size=9)
     ways: list[dict[str, Any]] = [
-        {}, GUIDED, dict(guide=ContrastiveTopK(4, 0.3), others=[[1, 3]]),
+        {},
+        GUIDED,
+        dict(guide=ContrastiveTopK(4, 0.3), others=[[1, 3]]),
         dict(guide=ThreeWay(1.5, 7.5), others=[[1, 3, *[C] * 9, 4, 3], [1, 3]]),
-    ]  # fmt: skip
+    ]
     requests = [
         Request([1, *[T] * data.draw(st.integers(1, 9))], "image", given=data.draw(codes), seed=seed, **ways[i])
         for seed, i in enumerate(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4)))
@@ -183,8 +204,11 @@ WAYS = {
     "none": (None, [], lambda full: full),
     "classifier-free": (ClassifierFree(image=4.0), [NOTHING], lambda full, none: none + 4 * (full - none)),
     "contrastive": (ContrastiveTopK(5, 0.2), [NOTHING], contrast),
-    "three-way": (ThreeWay(1.5, 6.0), [[1, *PICTURE, 3], NOTHING],
-                  lambda full, image, none: none + 1.5 * (image - none) + 6 * (full - image)),
+    "three-way": (
+        ThreeWay(1.5, 6.0),
+        [[1, *PICTURE, 3], NOTHING],
+        lambda full, image, none: none + 1.5 * (image - none) + 6 * (full - image),
+    ),
 }
 
 
@@ -199,8 +223,17 @@ def test_guided_and_given_codes_are_those_made_by_hand(model: CM3ForCausalLM, wa
 def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCausalLM):
     def last(first: int = C, middle: int = C, image: int = T, none: int = T) -> list[float]:
         others = [[1, T + 1, 2, 3], [1, image, 2, 3], [1, none, 2, 3]]
-        requests = [Request(others[0], "image", given=[first, None, middle, None], guide=ThreeWay(2.0, 3.0),
-                            others=others[1:], seed=seed) for seed in range(8)]  # fmt: skip
+        requests = [
+            Request(
+                others[0],
+                "image",
+                given=[first, None, middle, None],
+                guide=ThreeWay(2.0, 3.0),
+                others=others[1:],
+                seed=seed,
+            )
+            for seed in range(8)
+        ]
         return [ids[3] for ids in generate(model, VOCAB, requests, GRID)]
 
     same = last()
@@ -283,34 +316,49 @@ def test_what_leads_to_the_picture_in_a_further_prompt_counts_as_its_length(mode
 LONG = [1] + [T] * 127
 
 
-@pytest.mark.parametrize("request_", [Request(LONG, "text"), Request([1] + [T] * 121, "image"),
-                                      Request([1] + [T] * 123 + [2, 3], "document"),
-                                      Request([1], "image", guide=ClassifierFree(2.0), others=[LONG]),
-                                      Request([1], "image", guide=ThreeWay(2.0, 2.0), others=[[1], LONG])])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(LONG, "text"),
+        Request([1] + [T] * 121, "image"),
+        Request([1] + [T] * 123 + [2, 3], "document"),
+        Request([1], "image", guide=ClassifierFree(2.0), others=[LONG]),
+        Request([1], "image", guide=ThreeWay(2.0, 2.0), others=[[1], LONG]),
+    ],
+)
 def test_a_prompt_without_room_names_the_limit(model: CM3ForCausalLM, request_: Request):
     with pytest.raises(ValueError, match="the limit is 128 tokens, so shorten it by"):
         generate(model, VOCAB, [request_], GRID)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(max_new_tokens=0), "max_new_tokens"), (dict(prompt=[]), "no ids"),
-    (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 further prompts, but got 0"),
-    (dict(guide=ContrastiveTopK(2, 0.5), others=[[1], [1]]), "needs 1 .* got 2"),
-    (dict(guide=ThreeWay(2.0, 2.0), others=[[1]]), "needs 2 .* got 1"),
-    (dict(guide=ThreeWay(1.0, 1.0), others=[[1]]), "needs 2 .* got 1"), (dict(others=[[1]]), "no guide needs 0"),
-    (dict(guide=ClassifierFree(2.0), others=[[]]), "further prompt has no ids"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(prompt=[]), "no ids"),
+        (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 further prompts, but got 0"),
+        (dict(guide=ContrastiveTopK(2, 0.5), others=[[1], [1]]), "needs 1 .* got 2"),
+        (dict(guide=ThreeWay(2.0, 2.0), others=[[1]]), "needs 2 .* got 1"),
+        (dict(guide=ThreeWay(1.0, 1.0), others=[[1]]), "needs 2 .* got 1"),
+        (dict(others=[[1]]), "no guide needs 0"),
+        (dict(guide=ClassifierFree(2.0), others=[[]]), "further prompt has no ids"),
+    ],
+)
 def test_a_mistake_in_a_request_is_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Request(**{"prompt": [1], **options})
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(guide=ContrastiveTopK(417, 0.5), others=[NOTHING]), "k of .* is 417, but there are 416 ids"),
-    (dict(guide=ClassifierFree(2.0), others=[[1, 3, C]]), r"lack \[5, 4\] ids .* the same code"),
-    (dict(given=[C] * 3), "given has 3 codes"), (dict(given=[T] * 4), "given holds text 0"),
-    (dict(given=[C] * 4, mode="document"), "mode 'image'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(guide=ContrastiveTopK(417, 0.5), others=[NOTHING]), "k of .* is 417, but there are 416 ids"),
+        (dict(guide=ClassifierFree(2.0), others=[[1, 3, C]]), r"lack \[5, 4\] ids .* the same code"),
+        (dict(given=[C] * 3), "given has 3 codes"),
+        (dict(given=[T] * 4), "given holds text 0"),
+        (dict(given=[C] * 4, mode="document"), "mode 'image'"),
+    ],
+)
 def test_what_does_not_fit_the_model_is_named(model: CM3ForCausalLM, options: dict, message: str):
     request = Request(**{"prompt": [1, T, 2, 3], "mode": "image", **options})
     for run in (generate, generate_naive):

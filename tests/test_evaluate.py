@@ -54,16 +54,26 @@ def concept(en: str, ar: str, *keywords: str) -> Sample:
     return Sample(Image.new("RGB", (16, 16)), facts)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("  Red  Apple. ", "red apple"), ("T-Rex!", "t-rex"), ("تفاحة حمراء.", "تفاحة حمراء"), ("man's shoe", "mans shoe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  Red  Apple. ", "red apple"),
+        ("T-Rex!", "t-rex"),
+        ("تفاحة حمراء.", "تفاحة حمراء"),
+        ("man's shoe", "mans shoe"),
+    ],
+)
 def test_case_space_and_punctuation_do_not_count(text: str, expected: str):
     assert plain(text) == expected
 
 
 def test_captions_count_names_to_the_letter_and_keywords_apart():
-    shown = [concept("red apple", "تفاحة حمراء", "fruit"), concept("cat", "قطة", "pet"), concept("dog", "كلب"),
-             concept("car", "سيارة")]  # fmt: skip
+    shown = [
+        concept("red apple", "تفاحة حمراء", "fruit"),
+        concept("cat", "قطة", "pet"),
+        concept("dog", "كلب"),
+        concept("car", "سيارة"),
+    ]
     said = {"en": ["Red apple.", "pet", "cat", ""], "ar": ["تفاحة حمراء", "قطة", "كلب", "كلب"]}
     out = captions(fake(caption=lambda pictures, language: said[language]), shown)
     assert out["pictures"] == 4
@@ -118,8 +128,7 @@ def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: 
 def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[Sample]):
     few, others = samples[:20], others_of([s.facts for s in samples])
     truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
-    model = fake(_tell=lambda pairs, temperature, seed: pairs,
-                 _texts=lambda asked: [next(truth) for _ in asked])  # fmt: skip
+    model = fake(_tell=lambda pairs, temperature, seed: pairs, _texts=lambda asked: [next(truth) for _ in asked])
     out = answers(model, few, others, {"Question: What colour is the background? Answer:": "white"})
     assert {row["accuracy"] for row in out["tasks"].values()} == {1.0}
     assert out["tasks"]["ground"]["blind"] > 0
@@ -147,7 +156,8 @@ def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_whole_evaluation_runs_on_the_data_sample(
-        untrained: CM3, sample: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    untrained: CM3, sample: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "JUDGED", 6)
     result = module.evaluate(untrained, sample, token_shards, tmp_path, sample=12)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result

@@ -107,8 +107,10 @@ def codes(some: list[Example], which: int) -> list[Tensor]:
 
 def white(some: list[Example]) -> list[np.ndarray]:
     """Nothing but the ground."""
-    return [np.broadcast_to(np.array(render(replace(one.view.scene, placed=()), SIZE).picture), (SIZE, SIZE, 3))
-            for one in some]  # fmt: skip
+    return [
+        np.broadcast_to(np.array(render(replace(one.view.scene, placed=()), SIZE).picture), (SIZE, SIZE, 3))
+        for one in some
+    ]
 
 
 # The splits.
@@ -234,8 +236,12 @@ class Colours(Judge):
         self.device = "cpu"
 
     def features(self, pictures: Any, batch: int = 32) -> Tensor:
-        rows = torch.stack([torch.as_tensor(np.asarray(one.convert("RGB").resize((8, 8)), np.float32)).flatten() - 255.5
-                            for one in pictures])  # fmt: skip
+        rows = torch.stack(
+            [
+                torch.as_tensor(np.asarray(one.convert("RGB").resize((8, 8)), np.float32)).flatten() - 255.5
+                for one in pictures
+            ]
+        )
         return torch.nn.functional.normalize(rows, dim=-1)
 
 
@@ -283,8 +289,10 @@ def test_signs_are_read_on_whatever_board_they_stand(made):
     words = [one.made.words.split('"')[1] for one in some]
     for board in BOARDS:
         assert mark_signs(some, [sign(word, board, SIZE) for word in words], WORDS)["top1"] == 1.0
-    other = [WORDS[one.view.language][WORDS[one.view.language].index(word) - 1]
-             for one, word in zip(some, words, strict=True)]  # fmt: skip
+    other = [
+        WORDS[one.view.language][WORDS[one.view.language].index(word) - 1]
+        for one, word in zip(some, words, strict=True)
+    ]
     assert mark_signs(some, [sign(word, BOARDS[1], SIZE) for word in other], WORDS)["top1"] == 0.0
 
 
@@ -308,10 +316,12 @@ def test_filled_pictures_are_judged_by_what_they_show(squares: ImageTokenizer):
     things, judge = drawn_things(), Colours()
     some = holed(squares, things, 10)
     assert [one.words for one in some] == [one.words for one in holed(squares, things, 10)]
-    assert all(one.holes.any() and one.words.startswith(one.thing.name["ar" if i % 2 else "en"])
-               for i, one in enumerate(some))  # fmt: skip
-    reference = marks.Reference(judge.features([thing.drawing for thing in things]), [one.code for one in things],
-                                [one.style for one in things])  # fmt: skip
+    assert all(
+        one.holes.any() and one.words.startswith(one.thing.name["ar" if i % 2 else "en"]) for i, one in enumerate(some)
+    )
+    reference = marks.Reference(
+        judge.features([thing.drawing for thing in things]), [one.code for one in things], [one.style for one in things]
+    )
     whole = mark_holes(some, [one.picture for one in some], judge, reference)
     assert whole["psnr"] == 60.0
     assert mark_holes(some, [255 - one.picture for one in some], judge, reference)["psnr"] < 10
@@ -342,8 +352,13 @@ def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypat
     drawn: list[Tensor] = []
     monkeypatch.setattr(evaluate_tasks, "pictures_of", lambda model, codes: drawn.extend(codes) or list(codes))
     ways = fill(tiny, some, Decoding())
-    assert list(ways) == ["filled", "filled without words", "left to right", "mean colour",
-                          "picture through the image tokenizer"]  # fmt: skip
+    assert list(ways) == [
+        "filled",
+        "filled without words",
+        "left to right",
+        "mean colour",
+        "picture through the image tokenizer",
+    ]
     assert len(drawn) == 4 * 3
     for codes, one in zip(drawn, some * 4, strict=True):
         assert torch.equal(codes[~corner], one.codes[~corner])
@@ -356,8 +371,9 @@ def test_the_model_answers_every_question(tiny: CM3):
 
 
 @pytest.mark.slow
-def test_the_whole_evaluation_runs_on_the_data_sample(tiny: CM3, sample: Path, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_the_whole_evaluation_runs_on_the_data_sample(
+    tiny: CM3, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(evaluate_tasks, "JUDGED", 6)
     monkeypatch.setattr(evaluate_tasks, "Judge", Colours)
     monkeypatch.setattr(trials, "BLIND", 10)
@@ -374,8 +390,11 @@ def test_the_whole_evaluation_runs_on_the_data_sample(tiny: CM3, sample: Path, t
 
 
 def test_a_wrong_split_or_model_ends_the_script_with_one_line(tmp_path: Path, tiny_folder: Path):
-    for model, split, match in (("no-such-model", [], "there is no model"), (str(tiny_folder), ["new"], "no split"),
-                                (str(tiny_folder), [], "no shards in")):  # fmt: skip
+    for model, split, match in (
+        ("no-such-model", [], "there is no model"),
+        (str(tiny_folder), ["new"], "no split"),
+        (str(tiny_folder), [], "no shards in"),
+    ):
         with pytest.raises(SystemExit, match=f"evaluate_tasks: .*{match}") as error:
             evaluate_tasks.main(model, tmp_path, tmp_path / "out", 1, split)
         assert "\n" not in str(error.value.code)

@@ -88,17 +88,23 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("one_photograph")
 def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
-        sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "Judge", FakeJudge)
     result = module.evaluate([str(vq_folder)], sample, tmp_path / "out", sample=4)
     assert json.loads((tmp_path / "out" / "tokenizers.json").read_text()) == result
     assert [row["coder"] for row in result["rows"]] == [
-        str(vq_folder), "WebP, 16 px, 10 bytes", "JPEG, 16 px, 10 bytes"
-    ]  # fmt: skip
+        str(vq_folder),
+        "WebP, 16 px, 10 bytes",
+        "JPEG, 16 px, 10 bytes",
+    ]
     for row in result["rows"]:
         assert {name: figures["pictures"] for name, figures in row["sets"].items()} == {
-            "train": 4, "unseen_cell": 3, "unseen_concept": 4, "photographs": 10
-        }  # fmt: skip
+            "train": 4,
+            "unseen_cell": 3,
+            "unseen_concept": 4,
+            "photographs": 10,
+        }
     tokenizer, webp, _ = (row["sets"]["unseen_cell"] for row in result["rows"])
     assert tokenizer["bits_per_pixel"] == 16 * 5 / 16**2 and 0 < tokenizer["code_use"] <= 1
     assert 0 < tokenizer["entropy_bits_per_pixel"] and webp["entropy_bits_per_pixel"] is webp["code_use"] is None

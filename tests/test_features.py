@@ -56,11 +56,14 @@ def test_the_gradient_of_the_distance_reaches_the_first_picture(features: Featur
     assert a.grad is not None and a.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("name", "match"), [
-    ("vgg", "features 'vgg': give lite0 or timm:NAME"),
-    ("timm:resnet18", "timm is not installed"),
-    ("lpips", "pip install lpips"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("vgg", "features 'vgg': give lite0 or timm:NAME"),
+        ("timm:resnet18", "timm is not installed"),
+        ("lpips", "pip install lpips"),
+    ],
+)
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, name: str, match: str):
     for package in ("timm", "lpips"):
         monkeypatch.setitem(sys.modules, package, None)

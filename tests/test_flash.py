@@ -22,9 +22,12 @@ def varlen(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sc
     assert places == kwargs["cu_seq_lens_k"].tolist() and places[0] == 0 and places[-1] == q.shape[2]
     assert max(b - a for a, b in zip(places, places[1:], strict=False)) <= kwargs["max_length_q"]
     k, v = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (k, v))
-    parts = [torch.nn.functional.scaled_dot_product_attention(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], is_causal=True,
-                                                              scale=scaling)
-             for a, b in zip(places, places[1:], strict=False)]  # fmt: skip
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], is_causal=True, scale=scaling
+        )
+        for a, b in zip(places, places[1:], strict=False)
+    ]
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
@@ -46,7 +49,8 @@ def test_rows_become_one_with_a_place_for_each_document(batch: Batch):
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_flash_attention_gives_the_loss_and_the_gradients_of_eager_attention(
-        batch: Batch, position: str, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    batch: Batch, position: str, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(0)
     model = CM3ForCausalLM(CM3Config.preset("tiny", position=position))
     for parameter in model.parameters():
@@ -58,8 +62,9 @@ def test_flash_attention_gives_the_loss_and_the_gradients_of_eager_attention(
         model.zero_grad()
         total = learner(batch).total
         total.backward()
-        found.append((total.detach(), {name: p.grad.clone() for name, p in model.named_parameters()
-                                       if p.grad is not None}))  # fmt: skip
+        found.append(
+            (total.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        )
     (one, slopes), (two, others) = found
     assert_close(two, one, rtol=1e-5, atol=1e-5)
     for name, slope in slopes.items():

@@ -149,14 +149,17 @@ def claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + length + header + check + bytes(4) + b"IDAT"
 
 
-@pytest.mark.parametrize(("data", "match"), [
-    (b"", "empty"),
-    (b"hello, I am no picture", "not a picture"),
-    (encoded(picture(size=(200, 200)), "JPEG")[:500], "damaged or cut off"),
-    (encoded(picture(size=(200, 200)).convert("RGBA"))[:-60], "damaged or cut off"),
-    (claims(9_000, 8_000), "too large: 9000 x 8000 pixels"),
-    (claims(30_000, 30_000), "too large: over 178 million pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"", "empty"),
+        (b"hello, I am no picture", "not a picture"),
+        (encoded(picture(size=(200, 200)), "JPEG")[:500], "damaged or cut off"),
+        (encoded(picture(size=(200, 200)).convert("RGBA"))[:-60], "damaged or cut off"),
+        (claims(9_000, 8_000), "too large: 9000 x 8000 pixels"),
+        (claims(30_000, 30_000), "too large: over 178 million pixels"),
+    ],
+)
 def test_a_bad_file_says_what_is_wrong(data: bytes, match: str):
     with pytest.raises(ValueError, match=match):
         decode(data, 64)

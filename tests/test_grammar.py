@@ -25,8 +25,9 @@ def play(state: Grammar, seed: int, special: float = 0.3) -> list[int]:
     new = []
     while not state.done:
         legal = state.legal()
-        free = ([rng.randrange(T, T + 256)] if legal.text else []) + ([rng.randrange(C, len(VOCAB))] if legal.codes
-                                                                      else [])
+        free = ([rng.randrange(T, T + 256)] if legal.text else []) + (
+            [rng.randrange(C, len(VOCAB))] if legal.codes else []
+        )
         assert free or legal.special, "nothing is legal"
         if legal.special and (not free or rng.random() < special):
             id = rng.choice(legal.special)
@@ -74,11 +75,19 @@ def test_the_stop_of_an_infill_is_the_next_infill_or_the_end():
 
 
 @settings(max_examples=200)
-@given(st.integers(0, 100_000), st.integers(1, 40), st.sampled_from([
-    Document(), Document((Text("ab"),)), Document((Image(((0, 1), (2, 3))),)),  # pyright: ignore
-    Document((Text("Caption: "), Mask(), Image(((0, 1), (2, 3))))),  # pyright: ignore
-    Document((Mask(), Text("a"), Mask(), Image(((0, 1), (2, 3))), Mask())),  # pyright: ignore
-]))
+@given(
+    st.integers(0, 100_000),
+    st.integers(1, 40),
+    st.sampled_from(
+        [
+            Document(),
+            Document((Text("ab"),)),
+            Document((Image(((0, 1), (2, 3))),)),  # pyright: ignore
+            Document((Text("Caption: "), Mask(), Image(((0, 1), (2, 3))))),  # pyright: ignore
+            Document((Mask(), Text("a"), Mask(), Image(((0, 1), (2, 3))), Mask())),  # pyright: ignore
+        ]
+    ),
+)
 def test_every_document_can_be_read_back_and_keeps_to_its_room(seed: int, room: int, document: Document):
     prompt = prompt_ids(document, VOCAB, TOKENIZER)
     new = play(Grammar(VOCAB, prompt, "document", CODES, room), seed, special=0.5)
@@ -111,10 +120,19 @@ def test_masks_in_a_picture_are_filled_with_the_codes_it_lacks(seed: int):
 HOLED = [3, C, 5, 5, C + 3, 4]
 
 
-@pytest.mark.parametrize("prompt", [
-    [1, *HOLED], [1, *HOLED, 3], [1, *HOLED, 3, C], [1, T, 2, *HOLED, 3], [1, 5, 2, *HOLED, 3],  # a mask for the text
-    [1, 3, 5, 5, 5, 5, 4, 3], [1, 3, C, C + 1, C + 2, 5, 4, 3], [1, *PICTURE, *HOLED, *HOLED, 3],
-])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [1, *HOLED],
+        [1, *HOLED, 3],
+        [1, *HOLED, 3, C],
+        [1, T, 2, *HOLED, 3],
+        [1, 5, 2, *HOLED, 3],  # a mask for the text
+        [1, 3, 5, 5, 5, 5, 4, 3],
+        [1, 3, C, C + 1, C + 2, 5, 4, 3],
+        [1, *PICTURE, *HOLED, *HOLED, 3],
+    ],
+)
 def test_a_whole_picture_is_drawn_after_one_with_holes(prompt: list[int]):
     new = play(Grammar(VOCAB, prompt, "image", CODES), 0)
     held = sum(map(VOCAB.is_code, prompt[len(prompt) - prompt[::-1].index(4) :]))
@@ -141,8 +159,12 @@ def test_a_mask_that_stands_several_times_may_still_be_filled():
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 10_000), st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=CODES, max_size=CODES),
-       st.integers(0, CODES), st.sampled_from([[1, 3], [1, T], [1, *HOLED, 3], [1, *PICTURE], [1, T, 2, *PICTURE, 3]]))
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=CODES, max_size=CODES),
+    st.integers(0, CODES),
+    st.sampled_from([[1, 3], [1, T], [1, *HOLED, 3], [1, *PICTURE], [1, T, 2, *PICTURE, 3]]),
+)
 def test_given_codes_are_forced_and_the_rest_is_free(seed: int, codes: list[int | None], begun: int, prompt: list[int]):
     held = [id if id is not None else C + 9 for id in codes[:begun]] if prompt[-1] == 3 else []
     state = Grammar(VOCAB, prompt + held, "image", CODES, given=codes)
@@ -160,23 +182,31 @@ def test_given_codes_are_forced_and_the_rest_is_free(seed: int, codes: list[int 
     assert len(drawn) == codes[len(held) :].count(None)
 
 
-@pytest.mark.parametrize(("prompt", "mode", "codes", "message"), [
-    ([1, 3], "image", [C] * 3, "given has 3 codes, but a picture has 4"),
-    ([1, 3], "image", [], "given has 0 codes, but a picture has 4"),
-    ([1, 3], "image", [None, None, T, None], "given holds text 0, .* image codes, 384 to 415, or None"),
-    ([1, 3], "image", [None, None, len(VOCAB), None], "given holds unused 416"),
-    ([1, 3], "document", [None] * 4, "mode 'image'"), ([1], "text", [None] * 4, "mode 'image'"),
-    ([1, *HOLED, 21], "image", [None] * 4, "no mask"),
-    ([1, 3, C, C + 1], "image", [C, C + 2, None, None], "id 386 at cell 1, but the prompt has 385 there"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "mode", "codes", "message"),
+    [
+        ([1, 3], "image", [C] * 3, "given has 3 codes, but a picture has 4"),
+        ([1, 3], "image", [], "given has 0 codes, but a picture has 4"),
+        ([1, 3], "image", [None, None, T, None], "given holds text 0, .* image codes, 384 to 415, or None"),
+        ([1, 3], "image", [None, None, len(VOCAB), None], "given holds unused 416"),
+        ([1, 3], "document", [None] * 4, "mode 'image'"),
+        ([1], "text", [None] * 4, "mode 'image'"),
+        ([1, *HOLED, 21], "image", [None] * 4, "no mask"),
+        ([1, 3, C, C + 1], "image", [C, C + 2, None, None], "id 386 at cell 1, but the prompt has 385 there"),
+    ],
+)
 def test_given_codes_that_do_not_fit_are_refused(prompt: list[int], mode, codes: list[int | None], message: str):
     with pytest.raises(ValueError, match=message):
         Grammar(VOCAB, prompt, mode, CODES, given=codes)
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 10_000), st.integers(1, 3), st.sampled_from([[1], [1, T, 2]]),
-       st.sampled_from(["text", "image", "document"]))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 3),
+    st.sampled_from([[1], [1, T, 2]]),
+    st.sampled_from(["text", "image", "document"]),
+)
 def test_pictures_stand_side_by_side_in_a_prompt(seed: int, pictures: int, opening: list[int], mode):
     prompt = opening + PICTURE * pictures
     new = play(Grammar(VOCAB, prompt, mode, CODES, 40), seed)

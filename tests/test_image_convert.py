@@ -20,8 +20,16 @@ from tokenizer_image.convert import convert, export_diffusers, main
 from tokenizer_image.families import FAMILIES, rename, to_ours
 
 Weights = dict[str, Tensor]
-SMALL = VQConfig(resolution=16, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, attn_resolutions=(4,), z_channels=8,
-                 embed_dim=4, n_embed=64)  # fmt: skip
+SMALL = VQConfig(
+    resolution=16,
+    ch=32,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(4,),
+    z_channels=8,
+    embed_dim=4,
+    n_embed=64,
+)
 WIDTHS = (32, 32, 64)
 
 
@@ -72,13 +80,20 @@ def llamagen_weights() -> Weights:
     """LlamaGen's layout (tokenizer/tokenizer_image/vq_model.py), small."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return dict([
-            *conv("encoder.conv_in", 32, 3, 3), *llamagen_side("encoder", WIDTHS, 1, "downsample"),
-            *conv("encoder.conv_out", 8, 64, 3), *conv("quant_conv", 4, 8), *conv("post_quant_conv", 8, 4),
-            *conv("decoder.conv_in", 64, 8, 3), *llamagen_side("decoder", WIDTHS[::-1], 2, "upsample"),
-            *conv("decoder.conv_out", 3, 32, 3),
-            ("quantize.embedding.weight", torch.randn(64, 4)), ("quantize.codebook_used", torch.zeros(65536)),
-        ])  # fmt: skip
+        return dict(
+            [
+                *conv("encoder.conv_in", 32, 3, 3),
+                *llamagen_side("encoder", WIDTHS, 1, "downsample"),
+                *conv("encoder.conv_out", 8, 64, 3),
+                *conv("quant_conv", 4, 8),
+                *conv("post_quant_conv", 8, 4),
+                *conv("decoder.conv_in", 64, 8, 3),
+                *llamagen_side("decoder", WIDTHS[::-1], 2, "upsample"),
+                *conv("decoder.conv_out", 3, 32, 3),
+                ("quantize.embedding.weight", torch.randn(64, 4)),
+                ("quantize.codebook_used", torch.zeros(65536)),
+            ]
+        )
 
 
 def run_llamagen(weights: Weights, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,8 +186,11 @@ def test_llamagens_averaged_weights_come_before_the_last_ones(tmp_path: Path):
 def test_janus_is_found_in_the_shards_of_a_larger_model(tmp_path: Path):
     weights = {f"gen_vision_model.{key}": value for key, value in llamagen_weights().items()}
     half = len(weights) // 2
-    shards = {"a.safetensors": dict(list(weights.items())[:half]), "b.safetensors": dict(list(weights.items())[half:]),
-              "c.safetensors": {"language_model.lm_head.weight": torch.zeros(3, 3)}}  # fmt: skip
+    shards = {
+        "a.safetensors": dict(list(weights.items())[:half]),
+        "b.safetensors": dict(list(weights.items())[half:]),
+        "c.safetensors": {"language_model.lm_head.weight": torch.zeros(3, 3)},
+    }
     (tmp_path / "janus").mkdir()
     for file, part in shards.items():
         save_file(part, tmp_path / "janus" / file)
@@ -206,8 +224,11 @@ def test_taming_loads_beside_a_discriminator_and_the_callbacks_of_lightning(
 
 def test_the_encoder_of_transformers_chameleon_needs_a_decoder_of_its_codebook(model: VQModel, tmp_path: Path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "vqgan.ckpt")
-    encoder = {f"model.vqmodel.{key}": value.bfloat16() for key, value in model.state_dict().items()
-               if not key.startswith("decoder.")}  # fmt: skip
+    encoder = {
+        f"model.vqmodel.{key}": value.bfloat16()
+        for key, value in model.state_dict().items()
+        if not key.startswith("decoder.")
+    }
     (tmp_path / "chameleon").mkdir()
     save_file(encoder | {"lm_head.weight": torch.zeros(2)}, tmp_path / "chameleon/model.safetensors")
     (tmp_path / "chameleon/config.json").write_text(json.dumps({"vq_config": {"resolution": 64}}))

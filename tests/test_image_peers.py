@@ -44,8 +44,14 @@ def agrees(tokenizer: ImageTokenizer, pixels: Tensor, codes: Tensor, drawn: Tens
     torch.testing.assert_close(tokenizer.model.decode(ours), drawn.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
-SHAPE: dict[str, Any] = dict(base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1, latent_channels=16,
-                             embed_dim=8, num_embeddings=256)  # fmt: skip
+SHAPE: dict[str, Any] = dict(
+    base_channels=32,
+    channel_multiplier=[1, 2, 2],
+    num_res_blocks=1,
+    latent_channels=16,
+    embed_dim=8,
+    num_embeddings=256,
+)
 CHAMELEON = VQConfig(resolution=32, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, z_channels=16, embed_dim=8, n_embed=256)
 
 
@@ -96,9 +102,14 @@ def diffusers_model(**changes: Any) -> Any:
     settings: dict[str, Any] = dict(
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(32, 64, 64), layers_per_block=2, latent_channels=16, sample_size=32, num_vq_embeddings=256,
-        norm_num_groups=16, vq_embed_dim=8,
-    )  # fmt: skip
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        latent_channels=16,
+        sample_size=32,
+        num_vq_embeddings=256,
+        norm_num_groups=16,
+        vq_embed_dim=8,
+    )
     return shake(Peer(**(settings | changes)))
 
 

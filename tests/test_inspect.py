@@ -32,8 +32,17 @@ def folder(image: ImageTokenizer, vq_folder: Path, tmp_path: Path) -> Path:
         writer.sample(name=f"sample {i}", licence="CC0-1.0")
         writer.draw("تفاحة حمراء", CODES[i])
         writer.ask([Target("x", "Caption: ", "a red apple"), Target("x", "And: ", "more")], CODES[i + 1])
-        writer.add([*writer.words("before"), writer.vocab.break_, *writer.picture(CODES[i + 2]),
-                    *writer.picture(CODES[i]), writer.vocab.break_, *writer.words("after")], [])  # fmt: skip
+        writer.add(
+            [
+                *writer.words("before"),
+                writer.vocab.break_,
+                *writer.picture(CODES[i + 2]),
+                *writer.picture(CODES[i]),
+                writer.vocab.break_,
+                *writer.words("after"),
+            ],
+            [],
+        )
     writer.save(tmp_path / "shards")
     finish(tmp_path / "shards", text, writer.vocab, image, image_tokenizer_name=str(vq_folder))
     return tmp_path / "shards"
@@ -43,9 +52,18 @@ def test_documents_are_taken_apart_as_people_read_them(folder: Path):
     first, second, third = pick(Shards(folder), 6, 0)[:3]
     assert [piece.text for piece in first.pieces] == ["تفاحة حمراء", ""]
     assert [(piece.text, piece.is_answer) for piece in second.pieces] == [
-        ("Caption: ", False), ("a red apple", True), (" And: ", False), ("more", True), ("", False)]  # fmt: skip
+        ("Caption: ", False),
+        ("a red apple", True),
+        (" And: ", False),
+        ("more", True),
+        ("", False),
+    ]
     assert [piece.text if piece.codes is None else piece.codes.tolist() for piece in third.pieces] == [
-        "before", [[2] * 4] * 4, [[0] * 4] * 4, "after"]  # fmt: skip
+        "before",
+        [[2] * 4] * 4,
+        [[0] * 4] * 4,
+        "after",
+    ]
     assert first.sample["name"] == "sample 0" and first.tokens == Shards(folder).lengths[0]
     written = as_text([first, second], "train")
     assert "train 1: " in written and "Caption: [[a red apple]] And: [[more]]<picture 4 x 4>" in written

@@ -108,11 +108,15 @@ def test_documents_are_stored_as_they_are_learnt(start: Path):
     empty = np.zeros((16, 16, 3), np.uint8)
     store(writer, Made("Edit: make it red", (), (empty, empty)), codes)
     store(writer, Made("", (Target("count", "Question: How many? Answer: ", "2"),), (empty,)), codes[:1])
-    texts = [from_ids(writer.ids[a:b].tolist(), model.vocab, model.text_tokenizer, (4, 4))
-             for a, b in pairwise(writer.offsets)]  # fmt: skip
+    texts = [
+        from_ids(writer.ids[a:b].tolist(), model.vocab, model.text_tokenizer, (4, 4))
+        for a, b in pairwise(writer.offsets)
+    ]
     first, second = (Image(torch.full((4, 4), code)) for code in (3, 4))
-    assert texts == [Document((Text("Edit: make it red"), first, second)),
-                     Document((Text("Question: How many? Answer: 2"), first))]  # fmt: skip
+    assert texts == [
+        Document((Text("Edit: make it red"), first, second)),
+        Document((Text("Question: How many? Answer: 2"), first)),
+    ]
     assert writer.pictures == [2, 1] and writer.spans[0][0] == [0, 0]
     low, high = writer.spans[1][0]
     ids = writer.ids[writer.offsets[1] :].tolist()[low:high]
@@ -160,8 +164,12 @@ def test_every_document_of_a_mix_reads_back(built, start: Path):
             (ids, spans), facts = shards.document(i), shards.sample(i)
             items = from_ids(ids, vocab, text, (4, 4)).items
             task = facts.get("task", "known")
-            pictures = 2 if task in ("segments", "edges") or (task in TASKS and "sign" not in task and not spans and
-                                                              task not in ("draw", "grounded")) else 1  # fmt: skip
+            pictures = (
+                2
+                if task in ("segments", "edges")
+                or (task in TASKS and "sign" not in task and not spans and task not in ("draw", "grounded"))
+                else 1
+            )
             assert isinstance(items[0], Text) and len(items) == 1 + pictures
             assert all(isinstance(item, Image) for item in items[1:])
             assert bool(spans) == bool(re.match("(Question|Caption|Describe|سؤال|الوصف|صف)", items[0].text))
@@ -187,8 +195,9 @@ def test_known_documents_are_those_of_the_shards(built, token_shards: Path):
     assert all(tuple(new.document(i).ids) in known and new.sample(i)["name"] in names for i in found)
 
 
-def test_the_same_seed_builds_the_same_mix(built, sample: Path, start: Path, tmp_path: Path,
-                                           monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_the_same_seed_builds_the_same_mix(
+    built, sample: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     out, meta = built
     quickly(monkeypatch)
     again = build(sample, str(start), None, tmp_path, SMALL)
@@ -197,8 +206,9 @@ def test_the_same_seed_builds_the_same_mix(built, sample: Path, start: Path, tmp
     assert (tmp_path / "train-00000.jsonl").read_bytes() == (out / "train-00000.jsonl").read_bytes()
 
 
-def test_shards_of_another_text_tokenizer_are_refused(sample: Path, token_shards: Path, tiny_folder: Path,
-                                                      tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_shards_of_another_text_tokenizer_are_refused(
+    sample: Path, token_shards: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     quickly(monkeypatch)
     with pytest.raises(SystemExit, match="instruct: .*another text tokenizer"):
         instruct.main(sample, str(tiny_folder), token_shards, tmp_path, None, ["documents=0", "held_out=0"])

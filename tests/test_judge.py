@@ -21,8 +21,9 @@ def unit(*degrees: float) -> torch.Tensor:
 REFERENCE = Reference(unit(0, 40, 80, 5, 45, 85), ["a", "b", "c"] * 2, ["noto"] * 3 + ["blob"] * 3)
 
 
-@pytest.mark.parametrize(("degrees", "concept", "rank"), [
-    (2, "a", 0), (30, "a", 1), (80, "a", 2), (41, "b", 0), (0, "c", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("degrees", "concept", "rank"), [(2, "a", 0), (30, "a", 1), (80, "a", 2), (41, "b", 0), (0, "c", 2)]
+)
 def test_the_rank_counts_the_concepts_that_look_more_alike(degrees: float, concept: str, rank: int):
     assert ranks(unit(degrees), [concept], ["twemoji"], REFERENCE).tolist() == [rank]
 

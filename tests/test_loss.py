@@ -35,8 +35,12 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
     weights = torch.rand(N, generator=generator) * (torch.rand(N, generator=generator) < 0.8)
-    return (draw(N, D).requires_grad_(), draw(V, D).requires_grad_(),
-            torch.randint(V, (N,), generator=generator), weights)  # fmt: skip
+    return (
+        draw(N, D).requires_grad_(),
+        draw(V, D).requires_grad_(),
+        torch.randint(V, (N,), generator=generator),
+        weights,
+    )
 
 
 def written_out(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z: float) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,8 @@ def test_the_loss_is_masked_at_the_masks_and_nowhere_else(ids: list[int], count:
     spans = sample_spans(all_segments(ids, VOCAB), count, seeded(seed))
     rotated, loss_mask = rotate(ids, spans, VOCAB)
     assert [id for id, counts in zip(rotated, loss_mask, strict=True) if not counts] == [
-        VOCAB.mask(k) for k in range(len(spans))]  # fmt: skip
+        VOCAB.mask(k) for k in range(len(spans))
+    ]
     assert [id for id in rotated if VOCAB.is_infill(id)] == [VOCAB.infill(k) for k in range(len(spans))]
     assert {*loss_mask} <= {0, 1}
 
@@ -215,6 +216,9 @@ def test_every_kind_of_hole_comes_often_and_everywhere():
     assert min(kinds[kind] for kind in ("rectangle", "around", "side", "stroke")) > 0.15 * len(drawn), kinds
     share = torch.stack(drawn).float().mean(0)  # [8, 8] how often each cell is to be redrawn
     assert 0.25 < share.min() and share.max() < 0.6, share
-    sides = [(holes[0].all(), holes[-1].all(), holes[:, 0].all(), holes[:, -1].all())
-             for holes in drawn if kind_of(holes) == "side"]  # fmt: skip
+    sides = [
+        (holes[0].all(), holes[-1].all(), holes[:, 0].all(), holes[:, -1].all())
+        for holes in drawn
+        if kind_of(holes) == "side"
+    ]
     assert all(sum(bool(side[i]) for side in sides) > 50 and all(sum(side) == 1 for side in sides) for i in range(4))

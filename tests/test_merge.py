@@ -32,8 +32,9 @@ def make(tiny_folder: Path, tmp_path: Path) -> Make:
     def make(name: str, change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor, **config: Any) -> Path:
         folder = shutil.copytree(tiny_folder, tmp_path / name)
         weights = load_file(folder / "model.safetensors")
-        save_file({key: change(key, value) for key, value in weights.items()}, folder / "model.safetensors",
-                  {"format": "pt"})  # fmt: skip
+        save_file(
+            {key: change(key, value) for key, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
         fields = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(fields | config))
         write_checksums(folder)
@@ -99,8 +100,9 @@ def with_other_pictures(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "image_tokenizer")
 
 
-@pytest.mark.parametrize(("change", "what"), [(with_other_text, "the text tokenizer"),
-                                              (with_other_pictures, "the image tokenizer")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "what"), [(with_other_text, "the text tokenizer"), (with_other_pictures, "the image tokenizer")]
+)
 def test_models_of_other_tokenizers_are_refused(make: Make, tmp_path: Path, change: Callable, what: str):
     a, b = make("a"), make("b")
     change(b)
@@ -129,10 +131,15 @@ def test_models_that_do_not_fit_are_refused(make: Make, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == list("abcdef")  # nothing is left behind
 
 
-@pytest.mark.parametrize(("shares", "message"), [
-    ((0.5,), "1 weights for 2 models"), ((0.5, 0.6), "1 together"), ((-0.5, 1.5), "0 or more"),
-    ((math.nan, 0.5), "0 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ((0.5,), "1 weights for 2 models"),
+        ((0.5, 0.6), "1 together"),
+        ((-0.5, 1.5), "0 or more"),
+        ((math.nan, 0.5), "0 or more"),
+    ],
+)
 def test_bad_weights_are_refused(tiny_folder: Path, tmp_path: Path, shares: tuple[float, ...], message: str):
     with pytest.raises(ValueError, match=message):
         average([tiny_folder] * 2, tmp_path / "out", shares)
@@ -178,8 +185,9 @@ def models(token_shards: Path, vq_folder: Path, tmp_path: Path) -> list[Path]:
     return [tmp_path / f"model{i}" for i in range(3)]
 
 
-def test_the_held_out_loss_is_the_mean_over_all_tokens(models: list[Path], token_shards: Path,
-                                                       monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_the_held_out_loss_is_the_mean_over_all_tokens(
+    models: list[Path], token_shards: Path, monkeypatch: pytest.MonkeyPatch
+):
     shards = Shards(token_shards, "held_out")
     model = CM3ForCausalLM.from_pretrained(models[2]).eval()
     total, count = 0.0, 0
@@ -193,8 +201,9 @@ def test_the_held_out_loss_is_the_mean_over_all_tokens(models: list[Path], token
         assert held_out_loss(models[2], shards) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_the_command_makes_a_soup_and_an_average(models: list[Path], token_shards: Path, tmp_path: Path,
-                                                 capsys: pytest.CaptureFixture):  # fmt: skip
+def test_the_command_makes_a_soup_and_an_average(
+    models: list[Path], token_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     merge.main(models, tmp_path / "soup", soup=True, data=token_shards)
     said = capsys.readouterr().out.splitlines()
     assert "model2" in said[-2] and said[-2].endswith("left out")
@@ -205,11 +214,15 @@ def test_the_command_makes_a_soup_and_an_average(models: list[Path], token_shard
     torch.testing.assert_close(c, 0.25 * a + 0.75 * b)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"soup": True}, "--soup and --data go together"), ({"weights": "1,x"}, "could not convert"),
-    ({"weights": "1", "soup": True, "data": Path("none")}, "leave out --weights"),
-    ({"soup": True, "data": Path("none")}, "is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"soup": True}, "--soup and --data go together"),
+        ({"weights": "1,x"}, "could not convert"),
+        ({"weights": "1", "soup": True, "data": Path("none")}, "leave out --weights"),
+        ({"soup": True, "data": Path("none")}, "is missing"),
+    ],
+)
 def test_mistakes_on_the_command_line_are_one_line(tiny_folder: Path, tmp_path: Path, options: dict, message: str):
     with pytest.raises(SystemExit, match=f"^merge: .*{message}"):
         merge.main([tiny_folder] * 2, tmp_path / "out", **options)

@@ -14,8 +14,12 @@ from train.loss import Learner
 from train.optimizers import GROUPS, Average, Rates, Watch, groups, optimizers, rate
 
 RATES = Rates(matrices=0.1, embedding=0.2, head=0.3, rest=0.4)
-FAMILIES = [{}, {"tie_word_embeddings": True}, {"position": "learned", "qk_norm_type": "layernorm"},
-            {"norm": "layernorm", "qk_norm": False, "activation": "relu"}]  # fmt: skip
+FAMILIES = [
+    {},
+    {"tie_word_embeddings": True},
+    {"position": "learned", "qk_norm_type": "layernorm"},
+    {"norm": "layernorm", "qk_norm": False, "activation": "relu"},
+]
 
 
 def tiny(**fields: object) -> CM3ForCausalLM:
@@ -44,8 +48,12 @@ def test_each_group_has_its_rate_and_matrices_alone_decay(matrices: str):
     model = tiny()
     made = optimizers(model, matrices, RATES, (0.8, 0.9), 0.05)
     assert [type(one) for one in made] == ([torch.optim.Muon] if matrices == "muon" else []) + [torch.optim.AdamW]
-    found = {id(p): (group["lr"], group["peak"], group["weight_decay"])
-             for one in made for group in one.param_groups for p in group["params"]}  # fmt: skip
+    found = {
+        id(p): (group["lr"], group["peak"], group["weight_decay"])
+        for one in made
+        for group in one.param_groups
+        for p in group["params"]
+    }
     for name, parameters in groups(model).items():
         want = getattr(RATES, name)
         assert all(found[id(p)] == (want, want, 0.05 if name == "matrices" else 0.0) for p in parameters)

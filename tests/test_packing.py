@@ -194,8 +194,9 @@ def test_steps_that_were_skipped_change_nothing(shards: Shards):
 
 def test_a_position_that_another_number_of_ranks_reached_is_the_same(shards: Shards):
     rows = rows_of(shards)
-    positions = [[Steps(rows, 8, 1, rank=world - 1, world=world)[step].position for step in (0, 30)]
-                 for world in (1, 2, 4)]  # fmt: skip
+    positions = [
+        [Steps(rows, 8, 1, rank=world - 1, world=world)[step].position for step in (0, 30)] for world in (1, 2, 4)
+    ]
     assert positions[0] == positions[1] == positions[2]
     assert positions[0][1].window >= rows.per_epoch  # it went through the data
     assert positions[0][1].documents > COUNT
@@ -330,8 +331,9 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
 
 @pytest.mark.parametrize("objective", [PLAIN, Objective(holes=1.0, free=0.0, cm3=0.0), Objective(ask=0.0)])
 @pytest.mark.parametrize("asked", [0.0, 1.0])
-def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(vq_folder: Path, tmp_path: Path, asked: float,
-                                                                         objective: Objective):  # fmt: skip
+def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(
+    vq_folder: Path, tmp_path: Path, asked: float, objective: Objective
+):
     folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=asked)
     vocab, ids = Shards(folder).vocab(), Shards(folder).document(0).ids
     at = ids.index(vocab.image)

@@ -24,8 +24,10 @@ def test_one_process_is_a_world_of_one():
 
 def test_a_world_size_that_nobody_launched_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="WORLD_SIZE is 4, but RANK, LOCAL_RANK, MASTER_ADDR are not set: start with "
-                       "torchrun --nproc_per_node 4"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match="WORLD_SIZE is 4, but RANK, LOCAL_RANK, MASTER_ADDR are not set: start with torchrun --nproc_per_node 4",
+    ):
         launched()
 
 

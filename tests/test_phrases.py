@@ -79,12 +79,26 @@ def test_an_alias_stands_for_the_name_now_and_then(rows: list[Facts]):
     assert np.mean(["zork" in text for text in texts]) == pytest.approx(0.2, abs=0.06)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("apple", "an apple"), ("cat", "a cat"), ("grapes", "grapes"), ("glass of milk", "a glass of milk"),
-    ("wine glass", "a wine glass"), ("Statue of Liberty", "Statue of Liberty"), ("orange", "an orange"),
-    ("hourglass", "an hourglass"), ("unicorn", "a unicorn"), ("bus", "a bus"), ("cooked rice", "cooked rice"),
-    ("nest with eggs", "a nest with eggs"), ("hiking boot", "a hiking boot"), ("bacon", "bacon"), ("ewe", "a ewe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("apple", "an apple"),
+        ("cat", "a cat"),
+        ("grapes", "grapes"),
+        ("glass of milk", "a glass of milk"),
+        ("wine glass", "a wine glass"),
+        ("Statue of Liberty", "Statue of Liberty"),
+        ("orange", "an orange"),
+        ("hourglass", "an hourglass"),
+        ("unicorn", "a unicorn"),
+        ("bus", "a bus"),
+        ("cooked rice", "cooked rice"),
+        ("nest with eggs", "a nest with eggs"),
+        ("hiking boot", "a hiking boot"),
+        ("bacon", "bacon"),
+        ("ewe", "a ewe"),
+    ],
+)
 def test_articles(name: str, words: str):
     assert with_article(name) == words
 
@@ -129,11 +143,13 @@ def test_arabic_documents_are_arabic(asked):
 def test_answers_are_the_facts(asked):
     for facts, ground, language, row in asked:
         expected = {
-            "caption": facts["name"][language], "what": facts["name"][language], "style": facts["style"],
+            "caption": facts["name"][language],
+            "what": facts["name"][language],
+            "style": facts["style"],
             "ground": GROUNDS[ground][0 if language == "en" else 1],
             "kind": KINDS.get(facts["subgroup"], {}).get(language),
             "colour": facts["colour"] if language == "en" else COLOURS_AR.get(facts["colour"]),
-        }  # fmt: skip
+        }
         assert all(target.answer == expected[target.task] for target in row if target.task != "is")
 
 

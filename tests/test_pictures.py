@@ -246,7 +246,9 @@ def test_a_few_bad_files_are_replaced_counted_once_and_named(folder: Path, aspec
     source, other = (Pictures(folder, 16, multiple=4, aspects=aspects, every=COUNT) for _ in range(2))
     seen = [ids(batch) for _, batch in itertools.islice(source.batches(0, 5), 8)]
     assert {Path(name).name: reason.split(";")[0].split(" (")[0] for name, reason in source.skipped.items()} == {
-        "004.png": "not a picture", "009.png": "damaged or cut off"}  # fmt: skip
+        "004.png": "not a picture",
+        "009.png": "damaged or cut off",
+    }
     assert set(itertools.chain(*seen)) == set(range(1, COUNT)) - {4, 9}
     assert [ids(other.batch(step, 5)) for step in reversed(range(8))] == seen[::-1]  # in whatever order they are found
 
@@ -302,16 +304,19 @@ def test_pictures_in_tars_with_damaged_members_are_trained_on(tmp_path: Path):
     assert list(two.skipped) == [f"{shards / '0.tar'}:003.png"]
 
 
-@pytest.mark.parametrize(("options", "match"), [
-    (dict(size=20, multiple=16), "size 20 is not a multiple of 16: take 16 or 32"),
-    (dict(size=8, multiple=16), "size 8 is not a multiple of 16: take 16 or 32"),
-    (dict(size=16, aspects=("wide",)), "aspect 'wide': want width:height"),
-    (dict(size=16, aspects=("3:0",)), "aspect '3:0': want width:height"),
-    (dict(size=16, aspects=("1:100",)), "aspect '1:100': want width:height"),
-    (dict(size=16, aspects=()), "aspects is empty"),
-    (dict(size=16, crop=(0.0, 1.0)), r"crop \(0.0, 1.0\): want"),
-    (dict(size=16, crop=(0.9, 0.6)), r"crop \(0.9, 0.6\): want"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(size=20, multiple=16), "size 20 is not a multiple of 16: take 16 or 32"),
+        (dict(size=8, multiple=16), "size 8 is not a multiple of 16: take 16 or 32"),
+        (dict(size=16, aspects=("wide",)), "aspect 'wide': want width:height"),
+        (dict(size=16, aspects=("3:0",)), "aspect '3:0': want width:height"),
+        (dict(size=16, aspects=("1:100",)), "aspect '1:100': want width:height"),
+        (dict(size=16, aspects=()), "aspects is empty"),
+        (dict(size=16, crop=(0.0, 1.0)), r"crop \(0.0, 1.0\): want"),
+        (dict(size=16, crop=(0.9, 0.6)), r"crop \(0.9, 0.6\): want"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(folder: Path, options: dict, match: str):
     with pytest.raises(ValueError, match=match):
         Pictures(folder, **options)

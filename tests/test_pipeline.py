@@ -126,9 +126,10 @@ def test_streamed_text_joins_to_the_whole(tiny: CM3, pictures: list[PIL_Image.Im
         assert isinstance(piece.content, str)
         texts[piece.index] += piece.content
     assert [text.strip() for text in texts] == tiny.caption(pictures, temperature=1.0)
-    assert tiny.answer(pictures[0], "What?") == "".join(
-        str(piece.content) for piece in tiny.stream("answer", pictures[0], "What?")
-    ).strip()
+    assert (
+        tiny.answer(pictures[0], "What?")
+        == "".join(str(piece.content) for piece in tiny.stream("answer", pictures[0], "What?")).strip()
+    )
 
 
 def test_streamed_picture_grows_row_by_row_to_the_whole(tiny: CM3):
@@ -172,7 +173,8 @@ def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
     assert boxed(BOXES) == words
     assert prompts_of(tiny, tiny._draw("", boxes=BOXES).requests) == [words]
     assert prompts_of(tiny, tiny._draw(" on a blue background ", boxes=BOXES).requests) == [
-        f"{words} on a blue background"]  # fmt: skip
+        f"{words} on a blue background"
+    ]
     picture = tiny.generate("on a blue background", boxes=BOXES, seed=3)
     assert bytes_of(picture) == bytes_of(tiny.generate(f"{words} on a blue background", seed=3))
 
@@ -197,8 +199,10 @@ def test_contrastive_decoding_needs_no_guidance(tiny: CM3):
 
 def test_both_ways_of_decoding_are_one_half_each(tiny: CM3):
     both = tiny.generate(APPLE, n=4, decoding="both", seed=5)
-    ways = [tiny.generate(APPLE, decoding=decoding, seed=seed)[0]
-            for seed, decoding in ((5, "cd-k"), (6, "top-p"), (7, "cd-k"), (8, "top-p"))]  # fmt: skip
+    ways = [
+        tiny.generate(APPLE, decoding=decoding, seed=seed)[0]
+        for seed, decoding in ((5, "cd-k"), (6, "top-p"), (7, "cd-k"), (8, "top-p"))
+    ]
     assert bytes_of(both) == bytes_of(ways)
     assert bytes_of([*tiny.generate(APPLE, decoding="both", seed=6)]) == bytes_of(both[1:2])
 
@@ -249,14 +253,18 @@ def test_the_scorer_reads_what_is_to_be_seen_and_not_where(tiny: CM3, monkeypatc
     tiny.generate(["on blue", "on red"], boxes=BOXES, best_of=2)
     tiny.generate([APPLE], best_of=2)
     assert [tiny.text_tokenizer.decode(ids) for ids in tiny.scorer.texts] == [  # pyright: ignore
-        "a cat, a dog on blue", "a cat, a dog on red", APPLE]  # fmt: skip
+        "a cat, a dog on blue",
+        "a cat, a dog on red",
+        APPLE,
+    ]
 
 
 # Filling in.
 
 
-def test_an_edit_keeps_the_pixels_where_codes_stay(tiny: CM3, pictures: list[PIL_Image.Image],
-                                                   monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_an_edit_keeps_the_pixels_where_codes_stay(
+    tiny: CM3, pictures: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
+):
     small = to_pil(tiny.image_tokenizer.pixels(pictures[0]))
     codes = tiny.image_tokenizer.encode(small)
     changed = codes.clone()
@@ -357,7 +365,8 @@ def test_edits_of_a_list_are_those_of_its_pictures(tiny: CM3, pictures: list[PIL
     each = [tiny.edit(*pair, seed=3) for pair in zip(pictures, words, strict=True)]
     assert bytes_of(tiny.edit(pictures, words, seed=3)) == bytes_of(each)
     assert bytes_of(tiny.edit(tuple(pictures[:2]), words[0], seed=3)) == bytes_of(
-        [tiny.edit(picture, words[0], seed=3) for picture in pictures[:2]])  # fmt: skip
+        [tiny.edit(picture, words[0], seed=3) for picture in pictures[:2]]
+    )
     assert each[0].tobytes() != tiny.edit(pictures[0], words[0], seed=4).tobytes()
 
 
@@ -423,10 +432,12 @@ def test_guidance_counts_for_holes(tiny: CM3):
 
 
 STREAMED = {
-    "open": Document((Text(APPLE),)), "masks": Document((Text("a"), Mask(), CODES, Mask())),
-    "holes": Document((Text("a cat"), HOLED, HOLED)), "holes and masks": Document((HOLED, Mask(), HOLED)),
+    "open": Document((Text(APPLE),)),
+    "masks": Document((Text("a"), Mask(), CODES, Mask())),
+    "holes": Document((Text("a cat"), HOLED, HOLED)),
+    "holes and masks": Document((HOLED, Mask(), HOLED)),
     "nothing": Document(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -443,11 +454,15 @@ def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
     rest = streamed[holes:]
     texts = "".join(piece for piece in rest if isinstance(piece, str))
     assert "".join(item.text for item in items if isinstance(item, Text)).endswith(texts) or "masks" in name
-    assert all(piece in "".join(item.text for item in items if isinstance(item, Text)) for piece in rest
-               if isinstance(piece, str))  # fmt: skip
+    assert all(
+        piece in "".join(item.text for item in items if isinstance(item, Text))
+        for piece in rest
+        if isinstance(piece, str)
+    )
     drawn = [piece for piece in rest if not isinstance(piece, str)]
-    assert bytes_of(drawn) == bytes_of([tiny._picture(item.codes) for item in items[len(document) - holes :]
-                                        if isinstance(item, Image)])  # fmt: skip
+    assert bytes_of(drawn) == bytes_of(
+        [tiny._picture(item.codes) for item in items[len(document) - holes :] if isinstance(item, Image)]
+    )
 
 
 def test_long_captions_have_their_own_words(tiny: CM3, pictures: list[PIL_Image.Image]):
@@ -459,9 +474,12 @@ def test_long_captions_have_their_own_words(tiny: CM3, pictures: list[PIL_Image.
 
 def test_jobs_of_all_kinds_in_one_batch_give_what_each_gives_alone(tiny: CM3, pictures: list[PIL_Image.Image]):
     jobs = [
-        *tiny._draw(APPLE, 2, seed=1, decoding="both").requests, *tiny._draw("a cat", structure=pictures[1]).requests,
-        *tiny._redraw(pictures[0], HOLE_MASK, "a cat", seed=2).requests, *tiny._redraw(pictures[0], HOLE_MASK).requests,
-        *tiny._change(pictures[0], "make it blue", seed=3).requests, *tiny._describe(pictures[2], temperature=1.0),
+        *tiny._draw(APPLE, 2, seed=1, decoding="both").requests,
+        *tiny._draw("a cat", structure=pictures[1]).requests,
+        *tiny._redraw(pictures[0], HOLE_MASK, "a cat", seed=2).requests,
+        *tiny._redraw(pictures[0], HOLE_MASK).requests,
+        *tiny._change(pictures[0], "make it blue", seed=3).requests,
+        *tiny._describe(pictures[2], temperature=1.0),
         *tiny._ask(pictures[1], "What is this?"),
-    ]  # fmt: skip
+    ]
     assert tiny._run(jobs) == [tiny._run([job])[0] for job in jobs]

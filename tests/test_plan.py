@@ -29,8 +29,11 @@ from train.plan import (
 from train.recipe import Config
 
 RATES = Rates(1e-3, 1e-3, 1e-3, 1e-3)
-FAMILIES = [{}, {"num_key_value_heads": 4, "activation": "relu", "norm": "layernorm"},
-            {"tie_word_embeddings": True, "position": "learned"}]  # fmt: skip
+FAMILIES = [
+    {},
+    {"num_key_value_heads": 4, "activation": "relu", "norm": "layernorm"},
+    {"tie_word_embeddings": True, "position": "learned"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +196,15 @@ def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: Confi
         plan_run(config, True)
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    ({"batch_tokens": 500}, "batch_tokens is 500, but must be a multiple of row x processes"),
-    ({"row": 1024, "batch_tokens": 1024}, "row is 1024, but the model's positions are 128"),
-    ({"lora": {"rank": 2, "targets": ["x"]}}, "lora.targets x"),
-    ({"preset": "huge"}, "unknown preset 'huge'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"batch_tokens": 500}, "batch_tokens is 500, but must be a multiple of row x processes"),
+        ({"row": 1024, "batch_tokens": 1024}, "row is 1024, but the model's positions are 128"),
+        ({"lora": {"rank": 2, "targets": ["x"]}}, "lora.targets x"),
+        ({"preset": "huge"}, "unknown preset 'huge'"),
+    ],
+)
 def test_what_would_stop_the_run_stops_its_plan(config: Config, change: dict, match: str):
     with pytest.raises(ValueError, match=match):
         plan_run(replace(config, **change), False)

@@ -85,8 +85,10 @@ def as_tar(folder: Path, out: Path) -> Path:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [{"image": path, "caption": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
-            for path in sorted(folder.rglob("*.png"))]  # fmt: skip
+    return [
+        {"image": path, "caption": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+        for path in sorted(folder.rglob("*.png"))
+    ]
 
 
 def as_jsonl(folder: Path, out: Path) -> Path:
@@ -136,8 +138,9 @@ def test_every_layout_gives_a_drawing_and_a_caption_of_every_picture(
     assert shards.sample(4)["documents"] == 2 and len(shards.sample(4)["sha256"]) == 64
 
 
-def test_interleaved_samples_read_as_a_document_does(folder: Path, options: Options, image: ImageTokenizer,
-                                                     tmp_path: Path):  # fmt: skip
+def test_interleaved_samples_read_as_a_document_does(
+    folder: Path, options: Options, image: ImageTokenizer, tmp_path: Path
+):
     items = [{"text": "before "}, {"text": "it"}, {"image": "0.png"}, {"image": "1.png"}, {"text": "after"}]
     rows = [{"items": items, "licence": "MIT"}, {"images": ["2.png", "3.png"], "text": "two"}]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -148,8 +151,14 @@ def test_interleaved_samples_read_as_a_document_does(folder: Path, options: Opti
     assert shards.document(0).ids == to_ids(whole, shards.vocab(), shards.text_tokenizer())
     assert documents(tmp_path / "out") == [whole, Document((Text("two"), *codes[2:]))]
     assert shards.spans.sum() == 0 and shards.texts.tolist() == [2, 1]
-    assert shards.sample(0) | {"sha256": ""} == {"name": "t.jsonl:1", "source": "", "licence": "MIT", "owner": "me",
-                                                 "sha256": "", "documents": 1}  # fmt: skip
+    assert shards.sample(0) | {"sha256": ""} == {
+        "name": "t.jsonl:1",
+        "source": "",
+        "licence": "MIT",
+        "owner": "me",
+        "sha256": "",
+        "documents": 1,
+    }
     assert shards.sample(1)["licence"] == "not said"
 
 
@@ -160,8 +169,18 @@ PICTURE = [VOCAB.image, *range(164, 168), VOCAB.end_image]
 @pytest.mark.parametrize("limit", range(8, 60, 3))
 def test_a_cut_document_loses_nothing_and_never_cuts_a_picture(limit: int):
     texts = [list(range(64, 64 + n)) for n in (3, 40, 1)]
-    body = [*texts[0], VOCAB.break_, *PICTURE, *PICTURE, VOCAB.break_, *texts[1], VOCAB.break_, *PICTURE,
-            VOCAB.break_, *texts[2]]  # fmt: skip
+    body = [
+        *texts[0],
+        VOCAB.break_,
+        *PICTURE,
+        *PICTURE,
+        VOCAB.break_,
+        *texts[1],
+        VOCAB.break_,
+        *PICTURE,
+        VOCAB.break_,
+        *texts[2],
+    ]
     parts = cut([VOCAB.eos, *body, VOCAB.eos], limit, VOCAB)
     assert all(0 < len(part) <= limit - 2 for part in parts)
     assert [id for part in parts for id in part if id != VOCAB.break_] == [id for id in body if id != VOCAB.break_]
@@ -210,7 +229,8 @@ def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
     assert whole["splits"]["held_out"]["documents"] > 0 and whole["skipped"] == {"not a picture": 1}
     for meta in (shared, resumed):
         assert {key: meta[key] for key in whole if key not in ("seconds", "images_per_second")} == {
-            key: whole[key] for key in whole if key not in ("seconds", "images_per_second")}  # fmt: skip
+            key: whole[key] for key in whole if key not in ("seconds", "images_per_second")
+        }
     assert not list((tmp_path / "killed").glob("*.unfinished"))
 
 
@@ -227,8 +247,14 @@ def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Options
     flipped[len(good) // 2] ^= 255
     bomb = io.BytesIO()
     PIL_Image.new("1", (20_000, 20_000)).save(bomb, "PNG")  # 400 million pixels in 50 kB
-    wrong = {"cut": good[: len(good) // 2], "flipped": bytes(flipped), "empty": b"", "words": b"no picture",
-             "bomb": bomb.getvalue(), "same": good}  # fmt: skip
+    wrong = {
+        "cut": good[: len(good) // 2],
+        "flipped": bytes(flipped),
+        "empty": b"",
+        "words": b"no picture",
+        "bomb": bomb.getvalue(),
+        "same": good,
+    }
     for name, data in wrong.items():
         (folder / f"{name}.png").write_bytes(data)
         (folder / f"{name}.txt").write_text("a red field" if name == "same" else name)
@@ -242,8 +268,11 @@ def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Options
     assert reasons.pop("long.jpg") == "too long: 3029 tokens, the limit is 2000"
     assert reasons.pop("bomb.png").startswith("too large: over 178 million pixels")
     assert {name: reason.split(" (")[0].split(":")[0].split(";")[0] for name, reason in reasons.items()} == {
-        "cut.png": "damaged or cut off", "flipped.png": "damaged or cut off", "empty.png": "the file is empty",
-        "words.png": "not a picture"}  # fmt: skip
+        "cut.png": "damaged or cut off",
+        "flipped.png": "damaged or cut off",
+        "empty.png": "the file is empty",
+        "words.png": "not a picture",
+    }
     assert meta["skipped"]["damaged or cut off"] == 2 and meta["skipped"]["too large"] == 1
     assert sum(meta["skipped"].values()) == 8 and meta["pictures"] == 9
 
@@ -266,20 +295,24 @@ def test_a_language_chooses_the_prompt(folder: Path, options: Options, tmp_path:
     assert said[1] == Text("Caption: a red field") and said[5] == Text("الوصف: تفاحة حمراء")
 
 
-def test_a_model_gives_its_tokenizers_and_vocabulary(folder: Path, tiny: CM3, tiny_folder: Path, options: Options,
-                                                     tmp_path: Path):  # fmt: skip
+def test_a_model_gives_its_tokenizers_and_vocabulary(
+    folder: Path, tiny: CM3, tiny_folder: Path, options: Options, tmp_path: Path
+):
     settings = replace(options, image_tokenizer="", model=str(tiny_folder))
     meta = prepare(folder, tmp_path / "out", settings)
     assert meta["config"]["max_tokens"] == tiny.context
-    assert meta["vocab"] == {key: getattr(tiny.model.config, key) if key != "image_grid" else list(tiny.grid)
-                             for key in meta["vocab"]}  # fmt: skip
+    assert meta["vocab"] == {
+        key: getattr(tiny.model.config, key) if key != "image_grid" else list(tiny.grid) for key in meta["vocab"]
+    }
     shards = Shards(tmp_path / "out")
     shards.check_image_tokenizer(tiny.image_tokenizer)
     assert shards.text_tokenizer().tokenizer.to_str() == tiny.text_tokenizer.tokenizer.to_str()
     assert documents(tmp_path / "out")[0][0] == Text(CAPTIONS[0])
-    for wrong, match in ((replace(settings, image_tokenizer="emoji"), "leave out --image-tokenizer"),
-                         (replace(settings, max_tokens=10**6), "more than the model's context"),
-                         (replace(settings, model="no-such-model"), "there is no model")):  # fmt: skip
+    for wrong, match in (
+        (replace(settings, image_tokenizer="emoji"), "leave out --image-tokenizer"),
+        (replace(settings, max_tokens=10**6), "more than the model's context"),
+        (replace(settings, model="no-such-model"), "there is no model"),
+    ):
         with pytest.raises(ValueError, match=match):
             prepare(folder, tmp_path / "other", wrong)
 
@@ -327,15 +360,18 @@ def test_where_nothing_can_be_used_the_reasons_are_said_and_nothing_is_left(
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"max_tokens": 19}, "--max-tokens 19: a picture of 4 x 4 codes alone takes 20"),
-    ({"held_out": 1.0}, "--held-out 1.0: want a share"),
-    ({"language": "fr"}, "--language 'fr': want one of en, ar"),
-    ({"samples": 0}, "samples is 0: want at least 1"),
-    ({"text_vocab": 3}, "vocab_size must be at least 256"),
-    ({"image_tokenizer": "no-such"}, "no image tokenizer 'no-such'"),
-    ({"held_out": 0.9999999}, "all samples of .* were held out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"max_tokens": 19}, "--max-tokens 19: a picture of 4 x 4 codes alone takes 20"),
+        ({"held_out": 1.0}, "--held-out 1.0: want a share"),
+        ({"language": "fr"}, "--language 'fr': want one of en, ar"),
+        ({"samples": 0}, "samples is 0: want at least 1"),
+        ({"text_vocab": 3}, "vocab_size must be at least 256"),
+        ({"image_tokenizer": "no-such"}, "no image tokenizer 'no-such'"),
+        ({"held_out": 0.9999999}, "all samples of .* were held out"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(folder: Path, options: Options, tmp_path: Path, changes: dict, match: str):
     with pytest.raises(ValueError, match=match):
         prepare(folder, tmp_path / "out", replace(options, **changes))
@@ -370,8 +406,17 @@ def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, t
     vq = image_tokenizer.Config(data=str(folder), preset="tiny", steps=2, batch_size=2, warmup=1, precision="fp32")
     image_tokenizer.train(vq, tmp_path / "vq")
     prepare(folder, tmp_path / "shards", Options(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
-    run = lm.Config(data=str(tmp_path / "shards"), preset="tiny", model={"max_position_embeddings": 128}, row=128,
-                    batch_tokens=256, steps=2, warmup=1, precision="fp32", prompts=("a red field",))  # fmt: skip
+    run = lm.Config(
+        data=str(tmp_path / "shards"),
+        preset="tiny",
+        model={"max_position_embeddings": 128},
+        row=128,
+        batch_tokens=256,
+        steps=2,
+        warmup=1,
+        precision="fp32",
+        prompts=("a red field",),
+    )
     model = CM3.from_pretrained(lm.train(run, tmp_path / "lm"))
     (picture,) = model.generate("a red field")
     assert picture.size == (16, 16)

@@ -27,8 +27,11 @@ def read(source: Source) -> list[Record | Skip]:
 
 def good(source: Source) -> dict[str, tuple]:
     """Name -> pieces, pictures as their bytes."""
-    return {found.name: tuple(piece if isinstance(piece, str) else piece.read() for piece in found.pieces)
-            for found in read(source) if isinstance(found, Record)}  # fmt: skip
+    return {
+        found.name: tuple(piece if isinstance(piece, str) else piece.read() for piece in found.pieces)
+        for found in read(source)
+        if isinstance(found, Record)
+    }
 
 
 def bad(source: Source) -> dict[str, str]:
@@ -66,8 +69,12 @@ def test_a_folder_has_captions_in_text_or_json_beside_its_pictures(root: Path):
     (root / "p2.txt").write_text("from the text")
     (root / "p2.json").write_text('{"caption": "not this", "licence": "CC0-1.0", "language": "ar"}')
     source = open_source(root)
-    assert good(source) == {"below/p3.PNG": ("a blue field", png(3)), "p0.png": ("حقل", png(0)),
-                            "p1.png": ("a field", png(1)), "p2.png": ("from the text", png(2))}  # fmt: skip
+    assert good(source) == {
+        "below/p3.PNG": ("a blue field", png(3)),
+        "p0.png": ("حقل", png(0)),
+        "p1.png": ("a field", png(1)),
+        "p2.png": ("from the text", png(2)),
+    }
     facts = {found.name: found.facts for found in read(source) if isinstance(found, Record)}
     assert facts["p1.png"] == Facts("https://x", "MIT", "me") and facts["p2.png"] == Facts("", "CC0-1.0", "", "ar")
 
@@ -138,8 +145,16 @@ def test_a_link_that_goes_round_is_followed_once(root: Path):
 
 def test_tars_have_samples_by_key(tmp_path: Path):
     row = {"caption": "from json", "url": "https://x/1.jpg", "key": "b", "status": "success", "width": 8}
-    write_tar(tmp_path / "00000.tar", [("d/a.txt", "أحمر".encode()), ("d/a.png", png(1)), ("b.jpg", png(2)),
-                                       ("b.json", json.dumps(row).encode()), ("c.cls", b"4")])  # fmt: skip
+    write_tar(
+        tmp_path / "00000.tar",
+        [
+            ("d/a.txt", "أحمر".encode()),
+            ("d/a.png", png(1)),
+            ("b.jpg", png(2)),
+            ("b.json", json.dumps(row).encode()),
+            ("c.cls", b"4"),
+        ],
+    )
     (tmp_path / "00000.parquet").write_bytes(b"img2dataset's account of the tar")
     source = open_source(tmp_path)
     assert good(source) == {"00000.tar:d/a": ("أحمر", png(1)), "00000.tar:b": ("from json", png(2))}
@@ -148,8 +163,15 @@ def test_tars_have_samples_by_key(tmp_path: Path):
 
 
 def test_what_is_wrong_in_a_tar_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    members = [("a.png", png(1)), ("a.txt", b"one"), ("a.png", png(2)), ("b.txt", b"alone"), ("c.webp", png(3)),
-               ("d.png", b""), ("d.txt", b"\xff")]  # fmt: skip
+    members = [
+        ("a.png", png(1)),
+        ("a.txt", b"one"),
+        ("a.png", png(2)),
+        ("b.txt", b"alone"),
+        ("c.webp", png(3)),
+        ("d.png", b""),
+        ("d.txt", b"\xff"),
+    ]
     write_tar(tmp_path / "x.tar", members)
     source = open_source(tmp_path / "x.tar")
     assert good(source) == {"x.tar:a": ("one", png(1))}
@@ -173,8 +195,10 @@ def test_what_is_wrong_in_a_tar_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_parts_of_a_large_tar_have_each_sample_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_tar(tmp_path / "x.tar", [(f"{i}.{kind}", png(i) if kind == "png" else b"%d" % i)
-                                   for i in range(20) for kind in ("png", "txt")])  # fmt: skip
+    write_tar(
+        tmp_path / "x.tar",
+        [(f"{i}.{kind}", png(i) if kind == "png" else b"%d" % i) for i in range(20) for kind in ("png", "txt")],
+    )
     whole = good(open_source(tmp_path))
     monkeypatch.setattr(records, "TAR_PART", 5000)
     source = open_source(tmp_path)
@@ -194,10 +218,12 @@ def test_jsonl_has_captions_or_items_and_paths_from_its_folder(root: Path):
     table = write_jsonl(root / "tables" / "t.jsonl", rows)
     source = open_source(table)
     assert good(source) == {
-        "t.jsonl:1": ("one", png(0)), "t.jsonl:2": ("both", png(0), png(1)),
-        "t.jsonl:3": ("before ", png(2), " after"), "t.jsonl:4": ("only words",),
+        "t.jsonl:1": ("one", png(0)),
+        "t.jsonl:2": ("both", png(0), png(1)),
+        "t.jsonl:3": ("before ", png(2), " after"),
+        "t.jsonl:4": ("only words",),
         "t.jsonl:5": ("an absolute path", png(1)),
-    }  # fmt: skip
+    }
     found = [found for found in read(source) if isinstance(found, Record)]
     assert [one.interleaved for one in found] == [False, True, True, True, False]
     assert found[0].facts == Facts("here", "CC0-1.0", "me")
@@ -238,32 +264,56 @@ def test_csv_and_tsv_have_open_clips_columns_or_named_ones(root: Path):
     (root / "a.csv").write_text('filepath,title,license\np0.png,"one, and\nmore",MIT\np1.png,two,\n', encoding="utf-8")
     (root / "b.tsv").write_text('\ufeffimage\tcaption\np2.png\t"three"\n', encoding="utf-8")
     source = open_source(root)
-    assert good(source) == {"a.csv:1": ("one, and\nmore", png(0)), "a.csv:2": ("two", png(1)),
-                            "b.tsv:1": ("three", png(2))}  # fmt: skip
+    assert good(source) == {
+        "a.csv:1": ("one, and\nmore", png(0)),
+        "a.csv:2": ("two", png(1)),
+        "b.tsv:1": ("three", png(2)),
+    }
     assert [one.facts.licence for one in read(source) if isinstance(one, Record)] == ["MIT", "", ""]
     (root / "c.csv").write_text("where,caption,alt\np0.png,no,yes\n")
     assert good(open_source(root / "c.csv", Columns("where", "alt"))) == {"c.csv:1": ("yes", png(0))}
 
 
 def test_what_is_wrong_in_csv_is_named(root: Path):
-    rows = (b"filepath,title", b"p0.png,good", b"p1.png", b",only words", b"p1.png,", b"gone.png,x", b"p1.png,caf\xe9",
-            b"http://x/a.png,x", b"p2.png," + b"x" * 200_000, b"p2.png,last", b"")  # fmt: skip
+    rows = (
+        b"filepath,title",
+        b"p0.png,good",
+        b"p1.png",
+        b",only words",
+        b"p1.png,",
+        b"gone.png,x",
+        b"p1.png,caf\xe9",
+        b"http://x/a.png,x",
+        b"p2.png," + b"x" * 200_000,
+        b"p2.png,last",
+        b"",
+    )
     (root / "a.csv").write_bytes(b"\n".join(rows))
     source = open_source(root / "a.csv")
     assert [pieces[0] for pieces in good(source).values()] == ["good", "last"]
     reasons = list(bad(source).values())
-    starts = ["broken row: 1 cells, the header has 2", "no picture: only text", "no caption", "missing file: gone.png",
-              "not UTF-8", "not downloaded", "broken row: field larger"]  # fmt: skip
+    starts = [
+        "broken row: 1 cells, the header has 2",
+        "no picture: only text",
+        "no caption",
+        "missing file: gone.png",
+        "not UTF-8",
+        "not downloaded",
+        "broken row: field larger",
+    ]
     assert all(reason.startswith(start) for reason, start in zip(reasons, starts, strict=True)), reasons
 
 
-@pytest.mark.parametrize(("text", "columns", "match"), [
-    ("a,b\n1,2\n", Columns(), "none of the image columns filepath, image, .*, but 'a', 'b': name its image column"),
-    ("image,b\n1,2\n", Columns(), "none of the text columns .*--text-column"),
-    ("image,caption\n1,2\n", Columns(text="words"), "no column 'words', but 'image', 'caption'"),
-    ("", Columns(), "no line that names the columns"),
-    ("image,caption\n", Columns(), "has no rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "columns", "match"),
+    [
+        ("a,b\n1,2\n", Columns(), "none of the image columns filepath, image, .*, but 'a', 'b': name its image column"),
+        ("image,b\n1,2\n", Columns(), "none of the text columns .*--text-column"),
+        ("image,caption\n1,2\n", Columns(text="words"), "no column 'words', but 'image', 'caption'"),
+        ("", Columns(), "no line that names the columns"),
+        ("image,caption\n", Columns(), "has no rows"),
+    ],
+)
 def test_csv_without_the_columns_is_refused(tmp_path: Path, text: str, columns: Columns, match: str):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=match):
@@ -303,8 +353,10 @@ def arrow():
 
 @pytest.mark.parametrize("samples", [2, 3, 50])
 def test_parquet_has_pictures_inside_or_by_path(root: Path, arrow: Any, samples: int):
-    rows = [{"image": {"bytes": png(i) if i % 2 else None, "path": f"p{i % 3}.png"}, "text": f"{i}", "license": "MIT"}
-            for i in range(9)]  # fmt: skip
+    rows = [
+        {"image": {"bytes": png(i) if i % 2 else None, "path": f"p{i % 3}.png"}, "text": f"{i}", "license": "MIT"}
+        for i in range(9)
+    ]
     arrow.parquet.write_table(arrow.Table.from_pylist(rows), root / "a.parquet", row_group_size=4)
     source = open_source(root / "a.parquet", samples=samples)
     assert good(source) == {f"a.parquet:{i + 1}": (f"{i}", png(i if i % 2 else i % 3)) for i in range(9)}
@@ -314,24 +366,32 @@ def test_parquet_has_pictures_inside_or_by_path(root: Path, arrow: Any, samples:
 
 def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
     struct = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    schema = arrow.schema([("images", arrow.list_(struct)), ("texts", arrow.list_(arrow.string())),
-                           ("general_metadata", arrow.string())])  # fmt: skip
+    schema = arrow.schema(
+        [("images", arrow.list_(struct)), ("texts", arrow.list_(arrow.string())), ("general_metadata", arrow.string())]
+    )
     picture = {"bytes": png(1), "path": None}
     rows = [
-        {"images": [None, picture, None], "texts": ["before", None, "after"],
-         "general_metadata": '{"url": "https://page"}'},
+        {
+            "images": [None, picture, None],
+            "texts": ["before", None, "after"],
+            "general_metadata": '{"url": "https://page"}',
+        },
         {"images": [{"bytes": None, "path": "https://x/y.jpg"}, None], "texts": [None, "x"]},
         {"images": [None], "texts": ["a", "b"]},
         {"images": [picture], "texts": ["both"]},
         {"images": [], "texts": []},
-    ]  # fmt: skip
+    ]
     arrow.parquet.write_table(arrow.Table.from_pylist(rows, schema), root / "a.parquet")
     source = open_source(root / "a.parquet")
     assert good(source) == {"a.parquet:1": ("before", png(1), "after")}
     [first, *_] = read(source)
     assert isinstance(first, Record) and first.interleaved and first.facts.source == "https://page"
-    starts = ("not downloaded: https://x/y.jpg", "broken row: 1 images and 2 texts", "broken row: place 0 has both",
-              "neither text nor picture")  # fmt: skip
+    starts = (
+        "not downloaded: https://x/y.jpg",
+        "broken row: 1 images and 2 texts",
+        "broken row: place 0 has both",
+        "neither text nor picture",
+    )
     assert all(reason.startswith(start) for reason, start in zip(bad(source).values(), starts, strict=True))
     arrow.parquet.write_table(arrow.table({"images": [["p0.png", None]], "texts": [[None, "x"]]}), root / "b.parquet")
     assert good(open_source(root / "b.parquet")) == {"b.parquet:1": (png(0), "x")}
@@ -340,8 +400,14 @@ def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
 def test_damaged_parquet_is_named_and_the_rest_is_read(root: Path, arrow: Any):
     rows = [{"image": png(i), "text": "x"} for i in range(40)]
     for name in ("a", "b", "c"):
-        arrow.parquet.write_table(arrow.Table.from_pylist(rows), root / f"{name}.parquet", row_group_size=10,
-                                  compression="none", use_dictionary=False, write_page_checksum=True)  # fmt: skip
+        arrow.parquet.write_table(
+            arrow.Table.from_pylist(rows),
+            root / f"{name}.parquet",
+            row_group_size=10,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
     data = bytearray((root / "b.parquet").read_bytes())
     (root / "b.parquet").write_bytes(data[:-100])
     data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40

@@ -36,8 +36,10 @@ def write(out: Path, first: int, steps: list[int], accelerator: Accelerator | No
 
 def test_rows_are_lines_of_json_with_six_places(tmp_path: Path):
     write(tmp_path, 0, [1, 3])
-    assert rows(tmp_path) == [{"step": 1, "loss": {"answer": 1.0}, "digest": 7},
-                              {"step": 3, "loss": {"answer": 0.333333}, "digest": 7}]  # fmt: skip
+    assert rows(tmp_path) == [
+        {"step": 1, "loss": {"answer": 1.0}, "digest": 7},
+        {"step": 3, "loss": {"answer": 0.333333}, "digest": 7},
+    ]
     assert rounded({"a": {"b": 1 / 3}, "c": "x"}) == {"a": {"b": 0.333333}, "c": "x"}
 
 

@@ -52,8 +52,9 @@ def test_temperature_sharpens_and_flattens():
     assert hot < logits[1].softmax(-1).max()
 
 
-@pytest.mark.parametrize("config", [GREEDY, SamplingConfig(top_k=1), SamplingConfig(top_p=1e-9),
-                                    SamplingConfig(temperature=1e-4)])
+@pytest.mark.parametrize(
+    "config", [GREEDY, SamplingConfig(top_k=1), SamplingConfig(top_p=1e-9), SamplingConfig(temperature=1e-4)]
+)
 def test_top_1_equals_greedy(config: SamplingConfig):
     logits = some_logits()
     assert torch.equal(sample(logits, [config] * 4, seeded(0, 1, 2, 3)), greedy(logits))
@@ -98,9 +99,14 @@ def test_sampling_leaves_the_global_generator_alone():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(temperature=-0.1), "temperature .* 0 .* -0.1"), (dict(temperature=math.nan), "temperature"),
-     (dict(temperature=math.inf), "temperature"), (dict(top_k=-1), "top_k .* 0 .* -1"),
-     (dict(top_p=0.0), "top_p .* 0 .* 1.* 0.0"), (dict(top_p=1.5), "top_p .* 1.5")],
+    [
+        (dict(temperature=-0.1), "temperature .* 0 .* -0.1"),
+        (dict(temperature=math.nan), "temperature"),
+        (dict(temperature=math.inf), "temperature"),
+        (dict(top_k=-1), "top_k .* 0 .* -1"),
+        (dict(top_p=0.0), "top_p .* 0 .* 1.* 0.0"),
+        (dict(top_p=1.5), "top_p .* 1.5"),
+    ],
 )
 def test_a_mistake_names_the_value_and_the_limit(options: dict, message: str):
     with pytest.raises(ValueError, match=message):

@@ -116,17 +116,27 @@ def test_a_relation_is_the_opposite_seen_from_the_other_side(x: int, y: int, z: 
         assert relation(a, b) == OPPOSITE[relation(b, a)]
 
 
-@pytest.mark.parametrize(("left", "top", "word"), [
-    (0, 20, "left"), (40, 20, "right"), (20, 0, "above"), (20, 40, "below"), (5, 12, "left"), (12, 39, "below"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left", "top", "word"),
+    [
+        (0, 20, "left"),
+        (40, 20, "right"),
+        (20, 0, "above"),
+        (20, 40, "below"),
+        (5, 12, "left"),
+        (12, 39, "below"),
+    ],
+)
 def test_a_relation_runs_along_the_longer_way(left: int, top: int, word: str):
     assert relation(placed(left, top, 8), placed(20, 20, 8)) == word
 
 
 def test_a_mirrored_thing_is_the_picture_turned_round(things: list[Thing]):
     one = Placed(things[4], 20, 10, 6)
-    plain, mirrored = (render(Scene((with_mirror,)), SIZE).picture[6:26, 10:30]
-                       for with_mirror in (one, Placed(things[4], 20, 10, 6, mirror=True)))  # fmt: skip
+    plain, mirrored = (
+        render(Scene((with_mirror,)), SIZE).picture[6:26, 10:30]
+        for with_mirror in (one, Placed(things[4], 20, 10, 6, mirror=True))
+    )
     assert np.array_equal(plain, mirrored[:, ::-1])
 
 

@@ -10,9 +10,22 @@ from safetensors.torch import load_file
 
 from cm3.scorer import CONFIG, WEIGHTS, Scorer, ScorerConfig, padded
 
-CONFIG_TINY = ScorerConfig(300, 32, (4, 6), embedding_size=8, hidden_size=16, image_layers=2, text_layers=1, heads=2,
-                           intermediate_size=32, space=12, merge=1, max_text=8, text_tokenizer="text",
-                           image_tokenizer="image")  # fmt: skip
+CONFIG_TINY = ScorerConfig(
+    300,
+    32,
+    (4, 6),
+    embedding_size=8,
+    hidden_size=16,
+    image_layers=2,
+    text_layers=1,
+    heads=2,
+    intermediate_size=32,
+    space=12,
+    merge=1,
+    max_text=8,
+    text_tokenizer="text",
+    image_tokenizer="image",
+)
 TEXTS = [[5], [7, 8, 9, 250], [1, 2], [299, 0, 3, 4, 5, 6]]
 
 
@@ -123,9 +136,13 @@ def test_folders_that_hold_no_scorer_are_refused(scorer: Scorer, tmp_path: Path)
     scorer.save_pretrained(tmp_path)
     good = (tmp_path / CONFIG).read_text()
     for name, content in (
-        (CONFIG, "{"), (CONFIG, '{"width": 3}'), (CONFIG, "[1]"), (CONFIG, json.dumps({"hidden_size": 20})),
-        (CONFIG, json.dumps(asdict(CONFIG_TINY) | {"heads": 0})), (WEIGHTS, "no tensors"),
-    ):  # fmt: skip
+        (CONFIG, "{"),
+        (CONFIG, '{"width": 3}'),
+        (CONFIG, "[1]"),
+        (CONFIG, json.dumps({"hidden_size": 20})),
+        (CONFIG, json.dumps(asdict(CONFIG_TINY) | {"heads": 0})),
+        (WEIGHTS, "no tensors"),
+    ):
         scorer.save_pretrained(tmp_path)
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match="is damaged or holds another model"):

@@ -66,9 +66,7 @@ def decode(writer: ShardWriter, ids: list[int]) -> str:
     return writer.text.decode(writer.vocab.ids_to_text(ids))
 
 
-def test_questions_and_answers_alternate_before_the_picture(
-    writer: ShardWriter, image: ImageTokenizer, tmp_path: Path
-):
+def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
     asked = [Target("caption", "Caption: ", "red apple"), Target("style", "Question: What? Answer: ", "noto")]
     writer.sample(name="apple", licence="CC0-1.0")
     writer.ask(asked, CODES)

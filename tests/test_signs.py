@@ -57,11 +57,16 @@ def test_every_word_and_every_board_makes_another_picture():
 def named() -> list[Thing]:
     """Things by many names."""
     things = drawn_things()
-    names = [(f"{a}{b}o", f"{x}{y}ن") for a, x in zip("bcdfg", "بتثجح", strict=True)
-             for b, y in zip("aeiou", "اويكم", strict=True)]  # fmt: skip
+    names = [
+        (f"{a}{b}o", f"{x}{y}ن")
+        for a, x in zip("bcdfg", "بتثجح", strict=True)
+        for b, y in zip("aeiou", "اويكم", strict=True)
+    ]
     names += [("red apple", "تفاحة حمراء"), ("elephants", "فيلة كبيرة"), ("seven77", "سبعةةة")]
-    return [Thing(str(i), {"en": en, "ar": ar}, str(i), "plain", None, things[0].drawing)
-            for i, (en, ar) in enumerate(names)]  # fmt: skip
+    return [
+        Thing(str(i), {"en": en, "ar": ar}, str(i), "plain", None, things[0].drawing)
+        for i, (en, ar) in enumerate(names)
+    ]
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])

@@ -114,11 +114,24 @@ def test_a_folder_that_cannot_be_made_is_an_operating_system_error_of_one_line(a
 
 
 def test_a_tarball_gives_the_wanted_files_in_two_languages(tmp_path: Path):
-    package = pack(tmp_path, "mixed", {
-        "icons.json": {"a": 1}, "art/a.webp": b"picture", "readme.md": b"words", "annotations/en/annotations.json": {},
-        "annotations/ar/annotations.json": {}, "annotations/fr/annotations.json": {}})  # fmt: skip
+    package = pack(
+        tmp_path,
+        "mixed",
+        {
+            "icons.json": {"a": 1},
+            "art/a.webp": b"picture",
+            "readme.md": b"words",
+            "annotations/en/annotations.json": {},
+            "annotations/ar/annotations.json": {},
+            "annotations/fr/annotations.json": {},
+        },
+    )
     tarball = Tarball(tmp_path / package.tarball)
     assert tarball.names == {
-        "icons.json", "art/a.webp", "annotations/en/annotations.json", "annotations/ar/annotations.json"}  # fmt: skip
+        "icons.json",
+        "art/a.webp",
+        "annotations/en/annotations.json",
+        "annotations/ar/annotations.json",
+    }
     assert tarball.json("icons.json") == {"a": 1}
     assert tarball.read("art/a.webp") == b"picture"

@@ -90,7 +90,8 @@ def test_a_fresh_model_has_the_shards_vocabulary_and_is_a_function_of_the_seed(f
     one, two, other = (fresh_model("tiny", fields, meta, tokenizer, True, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert {key: getattr(one.config, key) for key in ("text_vocab_size", "image_vocab_size", "num_special_tokens")} == {
-        key: value for key, value in meta["vocab"].items() if key != "image_grid"}  # fmt: skip
+        key: value for key, value in meta["vocab"].items() if key != "image_grid"
+    }
     assert one.config.grid == tuple(meta["vocab"]["image_grid"]) and len(one.model.layers) == 1
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
@@ -104,8 +105,11 @@ def test_a_loaded_model_takes_shards_that_were_made_for_it_alone(tiny_folder: Pa
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), pipeline.model.parameters(), strict=True))
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     for key, was in (("image_tokenizer", image.fingerprint()), ("text_tokenizer", meta["text_tokenizer"])):
-        with pytest.raises(ValueError, match=rf"data/x was made for another model: {key} 0123456789ab is not "
-                           rf"{tiny_folder}'s {was}; prepare it with --model {tiny_folder}"):  # fmt: skip
+        with pytest.raises(
+            ValueError,
+            match=rf"data/x was made for another model: {key} 0123456789ab is not "
+            rf"{tiny_folder}'s {was}; prepare it with --model {tiny_folder}",
+        ):
             loaded_model(str(tiny_folder), meta | {key: "0123456789ab"}, "data/x", {})
     vocab = {**meta["vocab"], "image_vocab_size": 77}
     with pytest.raises(ValueError, match=rf"image_vocab_size 77 is not {tiny_folder}'s 32;"):
@@ -136,8 +140,9 @@ def test_adapters_change_nothing_at_the_start_and_are_functions_of_the_seed(ids:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("lora", [LORA, Lora(rank=4, alpha=1, targets=("q_proj", "up_proj")),
-                                  Lora(rank=2, embeddings=True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "lora", [LORA, Lora(rank=4, alpha=1, targets=("q_proj", "up_proj")), Lora(rank=2, embeddings=True)]
+)
 @pytest.mark.parametrize("tied", [False, True])
 def test_merged_weights_do_what_adapters_do_and_are_those_of_peft(lora: Lora, tied: bool, ids: Tensor):
     model, config = with_adapters(lora, tie_word_embeddings=tied)
@@ -180,8 +185,11 @@ def test_all_layers_inside_the_blocks_get_adapters_where_none_are_named():
     for fields, count in (({}, 7), ({"activation": "relu"}, 6)):
         model = model_of(**fields)
         add_lora(model, Lora(rank=2), 0)
-        layers = {name.split(".")[-4] + "." + name.split(".")[-3] for name, _ in model.named_parameters()
-                  if ".lora_A." in name}  # fmt: skip
+        layers = {
+            name.split(".")[-4] + "." + name.split(".")[-3]
+            for name, _ in model.named_parameters()
+            if ".lora_A." in name
+        }
         assert len(layers) == count
 
 

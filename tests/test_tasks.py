@@ -32,8 +32,16 @@ from train.views import GROUNDS
 SIZE = 48
 LANGUAGES = ("en", "ar")
 ENGLISH = {arabic: english for english, (arabic, *_) in SHAPES.items()}
-SINGULAR = {"cats": "cat", "dogs": "dog", "fish": "fish", "foxes": "fox", "buses": "bus", "roses": "rose",
-            "drums": "drum", "red apples": "red apple"}  # fmt: skip
+SINGULAR = {
+    "cats": "cat",
+    "dogs": "dog",
+    "fish": "fish",
+    "foxes": "fox",
+    "buses": "bus",
+    "roses": "rose",
+    "drums": "drum",
+    "red apples": "red apple",
+}
 ARTICLES = {f"{'an' if name[0] in 'aeiou' else 'a'} {name}": name for name in SHAPES}
 ARABIC_PLACE = {arabic: english for english, arabic in PLACES.items()}
 ARABIC_PAINT = {arabic: english for english, (arabic, _) in PAINTS.items()}
@@ -114,8 +122,12 @@ def expected(view: View, question: str) -> str:
         return str(names(scene).count(key(found[1])))
     if found := match("Where is (.*)[?]", "أين (.*)؟"):
         return ninth(only(scene, found[1])) if english else PLACES[ninth(only(scene, found[1]))]
-    if found := match("Is (.*) (left) or right of (.*)[?]", "Is (.*) (above) or below (.*)[?]",
-                      "هل (.*) (يسار) أم يمين (.*)؟", "هل (.*) (فوق) أم تحت (.*)؟"):  # fmt: skip
+    if found := match(
+        "Is (.*) (left) or right of (.*)[?]",
+        "Is (.*) (above) or below (.*)[?]",
+        "هل (.*) (يسار) أم يمين (.*)؟",
+        "هل (.*) (فوق) أم تحت (.*)؟",
+    ):
         word = lies(only(scene, found[1]), only(scene, found[3]))
         assert (word in ("left", "right")) == (found[2] in ("left", "يسار"))
         return word if english else RELATED_AR[word]
@@ -139,14 +151,16 @@ def expected(view: View, question: str) -> str:
     return colour if english else COLOURS_AR[colour]
 
 
-def asked_of(studio: Studio, language: str, ask: Callable[[View], Target | None],
-             count: int = 80) -> list[tuple[View, Target]]:  # fmt: skip
+def asked_of(
+    studio: Studio, language: str, ask: Callable[[View], Target | None], count: int = 80
+) -> list[tuple[View, Target]]:
     return [(view, target) for view in studio.views(language, count) if (target := ask(view))]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("ask", [ask for ask in dict.fromkeys((*ASKING, *NAMING, tasks.count))
-                                 if "caption" not in ask.__name__])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask", [ask for ask in dict.fromkeys((*ASKING, *NAMING, tasks.count)) if "caption" not in ask.__name__]
+)
 def test_every_answer_follows_from_the_scene(studio: Studio, language: str, ask: Callable[[View], Target | None]):
     found = asked_of(studio, language, ask)
     assert len(found) > 10
@@ -170,8 +184,11 @@ def test_a_long_caption_tells_the_place_of_each_thing_and_the_ground(studio: Stu
         for one, part in zip(view.scene.placed, parts, strict=True):
             colour = one.paint or one.thing.colour or ""
             said = part.split(" ", 1)[1]  # without its article
-            assert said == f"{'' if colour in one.thing.name['en'] else colour + ' '}{one.thing.name['en']} " + (
-                "in the middle" if ninth(one) == "middle" else f"at the {ninth(one)}").strip()  # fmt: skip
+            assert (
+                said
+                == f"{'' if colour in one.thing.name['en'] else colour + ' '}{one.thing.name['en']} "
+                + ("in the middle" if ninth(one) == "middle" else f"at the {ninth(one)}").strip()
+            )
     for view, target in asked_of(studio, "ar", tasks.long_caption):
         *parts, ground = target.answer.split(", ")
         assert ARABIC_GROUND[ground.removeprefix("على خلفية ")] == view.scene.ground
@@ -180,8 +197,9 @@ def test_a_long_caption_tells_the_place_of_each_thing_and_the_ground(studio: Stu
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("ask", [tasks.present, tasks.relation_holds, tasks.side])
-def test_who_sees_no_picture_cannot_do_better_than_by_chance(studio: Studio, language: str,
-                                                             ask: Callable[[View], Target | None]):  # fmt: skip
+def test_who_sees_no_picture_cannot_do_better_than_by_chance(
+    studio: Studio, language: str, ask: Callable[[View], Target | None]
+):
     """Of two possible answers to a question each is right as often, whatever its words."""
     answers: dict[str, list[bool]] = defaultdict(list)
     for _, target in asked_of(studio, language, ask, 400):
@@ -198,8 +216,11 @@ def test_what_is_not_there_is_asked_for_too(studio: Studio):
 
 
 def test_questions_that_name_things_do_not_stand_beside_those_that_ask_for_them(studio: Studio):
-    kinds = {"ask": {"caption", "long caption", "presence", "largest", "count all", "ground"},
-             "ask about": {"where", "side", "colour of", "relation"}, "count": {"count"}}  # fmt: skip
+    kinds = {
+        "ask": {"caption", "long caption", "presence", "largest", "count all", "ground"},
+        "ask about": {"where", "side", "colour of", "relation"},
+        "count": {"count"},
+    }
     for task, allowed in kinds.items():
         lengths, seen = Counter(), set()
         for view in studio.views("en", 120):
@@ -217,10 +238,20 @@ def test_questions_that_name_things_do_not_stand_beside_those_that_ask_for_them(
             assert lengths[2] + lengths[3] > 0.6 * lengths.total() and lengths[3] > 10
 
 
-@pytest.mark.parametrize(("name", "many"), [
-    ("cat", "cats"), ("fox", "foxes"), ("bus", "buses"), ("fish", "fish"), ("butterfly", "butterflies"),
-    ("monkey", "monkeys"), ("tomato", "tomatoes"), ("ostrich", "ostriches"), ("red apple", "red apples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        ("cat", "cats"),
+        ("fox", "foxes"),
+        ("bus", "buses"),
+        ("fish", "fish"),
+        ("butterfly", "butterflies"),
+        ("monkey", "monkeys"),
+        ("tomato", "tomatoes"),
+        ("ostrich", "ostriches"),
+        ("red apple", "red apples"),
+    ],
+)
 def test_plurals(name: str, many: str):
     assert plural(name) == many
 
@@ -324,8 +355,13 @@ def test_remove_takes_away_the_thing_it_names(edits):
 
 def test_replace_puts_another_thing_in_the_same_place(edits):
     for edit in (*edits("replace", "en"), *edits("replace", "ar")):
-        old, new = edit.words("replace (.*) with (.*)", "change (.*) into (.*)", "turn (.*) into (.*)",
-                              "استبدل (.*) بـ (.*)", "غيّر (.*) إلى (.*)")  # fmt: skip
+        old, new = edit.words(
+            "replace (.*) with (.*)",
+            "change (.*) into (.*)",
+            "turn (.*) into (.*)",
+            "استبدل (.*) بـ (.*)",
+            "غيّر (.*) إلى (.*)",
+        )
         i = changed(edit)
         before, after = edit.view.scene.placed[i], edit.scene.placed[i]
         assert before is only(edit.view.scene, old) and after.thing.name["en"] == key(new)
@@ -354,7 +390,8 @@ def test_move_puts_the_same_thing_elsewhere(edits):
         assert before is only(edit.view.scene, name)
         assert ninth(after) == ARABIC_PLACE.get(there, there) != ninth(before)
         assert [getattr(after, part) for part in ("thing", "side", "mirror", "paint")] == [
-            getattr(before, part) for part in ("thing", "side", "mirror", "paint")]  # fmt: skip
+            getattr(before, part) for part in ("thing", "side", "mirror", "paint")
+        ]
 
 
 def test_reground_changes_the_ground_alone(edits):

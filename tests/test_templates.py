@@ -7,9 +7,17 @@ from cm3.templates import LANGUAGES, STRUCTURES, TEMPLATES, boxed, language_of, 
 BOX = (0.1, 0.2, 0.555, 0.9)
 
 
-@pytest.mark.parametrize(("words", "language"), [
-    ("What is it?", "en"), ("", "en"), ("123 ?", "en"), ("café 猫", "en"), ("ما هذا؟", "ar"), ("write سلام here", "ar"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "language"),
+    [
+        ("What is it?", "en"),
+        ("", "en"),
+        ("123 ?", "en"),
+        ("café 猫", "en"),
+        ("ما هذا؟", "ar"),
+        ("write سلام here", "ar"),
+    ],
+)
 def test_words_with_an_arabic_letter_are_arabic(words: str, language: str):
     assert language_of(words) == language
 
@@ -37,10 +45,19 @@ def test_boxes_are_hundredths_of_the_picture():
     assert boxed([(" a cat ", (0, 0, 1, 1)), ("قطة", BOX)]) == "a cat [0 0 100 100], قطة [10 20 56 90]"
 
 
-@pytest.mark.parametrize("box", [
-    (0.5, 0.2, 0.5, 0.9), (0.6, 0.2, 0.5, 0.9), (0.1, 0.9, 0.5, 0.2), (-0.1, 0.2, 0.5, 0.9), (0.1, 0.2, 0.5, 1.01),
-    (10, 20, 55, 90), (0.1, 0.2, 0.5), (0.1, 0.2, float("nan"), 0.9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.5, 0.2, 0.5, 0.9),
+        (0.6, 0.2, 0.5, 0.9),
+        (0.1, 0.9, 0.5, 0.2),
+        (-0.1, 0.2, 0.5, 0.9),
+        (0.1, 0.2, 0.5, 1.01),
+        (10, 20, 55, 90),
+        (0.1, 0.2, 0.5),
+        (0.1, 0.2, float("nan"), 0.9),
+    ],
+)
 def test_a_box_that_is_none_is_refused_with_its_name_and_the_limits(box):
     with pytest.raises(ValueError, match=r"the box of 'a cat' is .* from 0 to 1, left before right"):
         boxed([("a dog", BOX), ("a cat", box)])

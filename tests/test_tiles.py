@@ -7,8 +7,18 @@ from largest import Largest
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.tiles import tiled_decode, tiled_encode, windows
 
-EVEN = VQConfig(resolution=16, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), norm_groups=4, z_channels=8,
-                embed_dim=4, n_embed=32, normalize=True)  # fmt: skip
+EVEN = VQConfig(
+    resolution=16,
+    ch=8,
+    ch_mult=(1, 1),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    norm_groups=4,
+    z_channels=8,
+    embed_dim=4,
+    n_embed=32,
+    normalize=True,
+)
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,18 @@ def test_spans_hold_the_answers_and_stand_behind_their_questions(shards: Opened,
     ends = ("Caption: ", "Answer: ", "الوصف: ", "جواب: ")
     for i, spans in enumerate(shards.spans):
         facts, ids, at = rows[i // 4], shards.documents[i], 1
-        known = {*facts["name"].values(), *KINDS.get(facts["subgroup"], {}).values(), facts["style"], facts["colour"],
-                 COLOURS_AR.get(facts["colour"]), *grounds, "yes", "no", "نعم", "لا"}  # fmt: skip
+        known = {
+            *facts["name"].values(),
+            *KINDS.get(facts["subgroup"], {}).values(),
+            facts["style"],
+            facts["colour"],
+            COLOURS_AR.get(facts["colour"]),
+            *grounds,
+            "yes",
+            "no",
+            "نعم",
+            "لا",
+        }
         for start, end in spans[spans[:, 1] > 0].tolist():
             assert shards.decode(ids[at:start]).endswith(ends)
             assert shards.decode(ids[start:end]) in known
@@ -83,12 +93,17 @@ def test_the_first_view_is_plain(shards: Opened, sample: Path, image_tokenizer: 
     assert shards.read(shards.documents[0])[1] == Image(image_tokenizer.encode(picture))
 
 
-def test_what_the_shards_were_made_with_is_noted(shards: Opened, token_shards: Path, rows: list[Facts],
-                                                 image_tokenizer: ImageTokenizer):  # fmt: skip
+def test_what_the_shards_were_made_with_is_noted(
+    shards: Opened, token_shards: Path, rows: list[Facts], image_tokenizer: ImageTokenizer
+):
     meta = shards.meta
     assert meta["image_tokenizer"] == image_tokenizer.fingerprint()
-    assert meta["vocab"] == {"num_special_tokens": 64, "text_vocab_size": len(shards.text), "image_vocab_size": 32,
-                             "image_grid": [4, 4]}  # fmt: skip
+    assert meta["vocab"] == {
+        "num_special_tokens": 64,
+        "text_vocab_size": len(shards.text),
+        "image_vocab_size": 32,
+        "image_grid": [4, 4],
+    }
     assert meta["pictures"] == len(rows) and meta["tokens"] == sum(map(len, shards.documents))
     concepts = json.loads((token_shards / "concepts.json").read_text(encoding="utf-8"))
     assert {code: concept["name"] for code, concept in concepts.items()} == {row["code"]: row["name"] for row in rows}
@@ -122,7 +137,8 @@ def test_only_the_chosen_subgroups_are_in_it(fruit: Path, rows: list[Facts]):
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(
-        sample: Path, image_tokenizer: ImageTokenizer, fruit: Path, tmp_path: Path):  # fmt: skip
+    sample: Path, image_tokenizer: ImageTokenizer, fruit: Path, tmp_path: Path
+):
     build(sample, image_tokenizer, tmp_path, SMALL)
     names = {path.name for path in fruit.iterdir()}
     shard = "train-00000.safetensors"
@@ -137,7 +153,8 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(
 
 
 def test_unseen_cells_are_held_out_in_both_languages(
-        shards: Opened, token_shards: Path, sample: Path, image_tokenizer: ImageTokenizer):  # fmt: skip
+    shards: Opened, token_shards: Path, sample: Path, image_tokenizer: ImageTokenizer
+):
     held = Opened(token_shards, "held_out")
     cells = [(drawing, row) for _, drawing, row in read_split(sample / "unseen_cell")]
     assert len(held.documents) == len(cells) * HELD_OUT_VIEWS * 4
@@ -152,9 +169,16 @@ def test_every_document_leads_to_its_picture_in_the_data_set(shards: Opened, sam
     known = {row["key"]: row for row in map(json.loads, (sample / "manifest.jsonl").open(encoding="utf-8"))}
     row = shards.shards.sample(5)
     origin = known[row["name"]]
-    assert row == {"name": origin["key"], "source": f"{origin['package']}@{origin['version']}",
-                   "licence": origin["licence"], "owner": origin["author"], "sha256": origin["pixels"],
-                   "style": origin["style"], "code": origin["code"], "documents": 4}  # fmt: skip
+    assert row == {
+        "name": origin["key"],
+        "source": f"{origin['package']}@{origin['version']}",
+        "licence": origin["licence"],
+        "owner": origin["author"],
+        "sha256": origin["pixels"],
+        "style": origin["style"],
+        "code": origin["code"],
+        "documents": 4,
+    }
     assert [shards.shards.sample(i)["name"] for i in (4, 7, 8)] == [row["name"]] * 2 + [shards.shards.sample(9)["name"]]
 
 
@@ -176,11 +200,14 @@ def test_subgroups_that_match_nothing_are_named(sample: Path, image_tokenizer: I
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("data", "tokenizer", "overrides", "match"), [
-    ("nowhere", None, [], "no shards in nowhere"),
-    ("nowhere", "no-such-tokenizer", [], "no image tokenizer 'no-such-tokenizer'"),
-    ("nowhere", None, ["view=3"], "unknown config keys: view"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "tokenizer", "overrides", "match"),
+    [
+        ("nowhere", None, [], "no shards in nowhere"),
+        ("nowhere", "no-such-tokenizer", [], "no image tokenizer 'no-such-tokenizer'"),
+        ("nowhere", None, ["view=3"], "unknown config keys: view"),
+    ],
+)
 def test_mistakes_end_the_script_with_one_line(vq_folder: Path, tmp_path: Path, data, tokenizer, overrides, match: str):
     with pytest.raises(SystemExit, match=f"tokenize_data: {match}") as error:
         tokenize_data.main(Path(data), tokenizer or str(vq_folder), tmp_path, None, overrides)

@@ -51,9 +51,16 @@ def test_a_dotted_override_needs_no_table_in_the_file():
     assert configs.load(Run, None, ["model.rope.theta=1e4"]).model == {"rope": {"theta": 1e4}}
 
 
-@pytest.mark.parametrize(("override", "value"), [
-    ("name=words", "words"), ("name='5'", "5"), ("name=a=b", "a=b"), ("lr=3e-4", 3e-4), ("betas=[0, 0.5]", (0, 0.5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("name=words", "words"),
+        ("name='5'", "5"),
+        ("name=a=b", "a=b"),
+        ("lr=3e-4", 3e-4),
+        ("betas=[0, 0.5]", (0, 0.5)),
+    ],
+)
 def test_overrides_are_toml_and_bare_words_strings(override: str, value: Any):
     assert getattr(configs.load(Run, None, [override]), override.split("=")[0]) == value
 
@@ -69,10 +76,22 @@ def test_unknown_keys_of_a_file_are_named(toml):
         configs.load(Run, toml("setps = 3\nspeed = 1\n"))
 
 
-@pytest.mark.parametrize("override", [
-    "steps=many", "steps=1.5", "steps=true", "lr=fast", "lr=true", "fast=1", "name=5", "betas=0.9", "model=5",
-    "steps.one=1", "model=big",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "override",
+    [
+        "steps=many",
+        "steps=1.5",
+        "steps=true",
+        "lr=fast",
+        "lr=true",
+        "fast=1",
+        "name=5",
+        "betas=0.9",
+        "model=5",
+        "steps.one=1",
+        "model=big",
+    ],
+)
 def test_values_of_another_type_are_refused_by_name(override: str):
     name = override.partition("=")[0].partition(".")[0]
     with pytest.raises(ValueError, match=f"config {name} = .*: want"):
@@ -103,11 +122,21 @@ def test_a_missing_file_is_named(tmp_path: Path):
 def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
     configs.save(configs.load(Run, None, ["steps=3"]), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text()) == {
-        "steps": 3, "lr": 1e-3, "name": "run", "fast": False, "betas": [0.9, 0.95], "model": {}}  # fmt: skip
+        "steps": 3,
+        "lr": 1e-3,
+        "name": "run",
+        "fast": False,
+        "betas": [0.9, 0.95],
+        "model": {},
+    }
 
 
-KINDS = {"image_tokenizer": image_tokenizer.Config, "tokenize": tokenize_data.Config, "lm": lm.Config,
-         "instruct": lm.Config}
+KINDS = {
+    "image_tokenizer": image_tokenizer.Config,
+    "tokenize": tokenize_data.Config,
+    "lm": lm.Config,
+    "instruct": lm.Config,
+}
 FILES = sorted((Path(configs.__file__).parent / "configs").glob("*.toml"))
 
 

@@ -41,8 +41,17 @@ def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
         samples.append((key, out.getvalue(), facts))
     for split in ("train", "unseen_cell"):
         write_shards(data / split, samples)
-    return Config(str(data), preset="tiny", steps=4, batch_size=4, warmup=2, restart_every=1, precision="fp32",
-                  log_every=1, evaluate_every=2)  # fmt: skip
+    return Config(
+        str(data),
+        preset="tiny",
+        steps=4,
+        batch_size=4,
+        warmup=2,
+        restart_every=1,
+        precision="fp32",
+        log_every=1,
+        evaluate_every=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +74,14 @@ def logged(out: Path) -> list[dict]:
 
 def test_a_run_logs_samples_and_saves_a_tokenizer(config: Config, run: Path):
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "log.jsonl", "curves.png", "checkpoints", "model", "samples-000002.png", "samples-000004.png",
-    }  # fmt: skip
+        "config.json",
+        "log.jsonl",
+        "curves.png",
+        "checkpoints",
+        "model",
+        "samples-000002.png",
+        "samples-000004.png",
+    }
     assert json.loads((run / "config.json").read_text())["preset"] == "tiny"
     steps = [row for row in logged(run) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -83,8 +98,18 @@ def test_a_run_of_another_length_learns(config: Config, tmp_path: Path):
     assert errors[-1] < 0.7 * errors[0]
 
 
-ALL_LOSSES = dict(perceptual=0.1, align=0.5, jepa=0.5, entropy=0.01, adversarial=0.5, adversarial_from=1,
-                  adversarial_warmup=2, discriminator_ch=8, discriminator_layers=1, balance_every=2)  # fmt: skip
+ALL_LOSSES = dict(
+    perceptual=0.1,
+    align=0.5,
+    jepa=0.5,
+    entropy=0.01,
+    adversarial=0.5,
+    adversarial_from=1,
+    adversarial_warmup=2,
+    discriminator_ch=8,
+    discriminator_layers=1,
+    balance_every=2,
+)
 
 
 @pytest.mark.parametrize("losses", [{}, ALL_LOSSES], ids=["plain", "all losses"])
@@ -100,7 +125,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, k
     assert same_tensors(whole, broken)  # the optimisers' too
     assert values_of(whole)["run"]["balances"] == values_of(broken)["run"]["balances"]
     assert [(row["step"], row["loss"]) for row in logged(broken) if "loss" in row] == [
-        (row["step"], row["loss"]) for row in logged(whole) if "loss" in row]  # fmt: skip
+        (row["step"], row["loss"]) for row in logged(whole) if "loss" in row
+    ]
 
 
 def test_every_loss_is_logged_and_reaches_the_weights(config: Config, run: Path, tmp_path: Path):
@@ -111,15 +137,31 @@ def test_every_loss_is_logged_and_reaches_the_weights(config: Config, run: Path,
     names = [{key for key in tensors_of(out) if key.startswith("learner.")} for out in (tmp_path, run)]
     assert names[0] > names[1]  # the heads of alignment and prediction
     assert values_of(tmp_path)["run"]["balances"].keys() == {"adversarial", "align", "jepa"}
-    assert load_file(tmp_path / "model" / "model.safetensors").keys() == load_file(
-        run / "model" / "model.safetensors").keys()  # fmt: skip
+    assert (
+        load_file(tmp_path / "model" / "model.safetensors").keys()
+        == load_file(run / "model" / "model.safetensors").keys()
+    )
 
 
-@pytest.mark.parametrize("loss", [
-    {"perceptual": 1.0}, {"align": 1.0}, {"jepa": 1.0}, {"entropy": 1.0}, {"estimator": "rotation"},
-    {"adversarial": 1.0, "adversarial_from": 0, "adversarial_warmup": 1, "discriminator_ch": 8,
-     "discriminator_layers": 1, "steps": 3},
-], ids=lambda loss: next(iter(loss)))  # fmt: skip
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"perceptual": 1.0},
+        {"align": 1.0},
+        {"jepa": 1.0},
+        {"entropy": 1.0},
+        {"estimator": "rotation"},
+        {
+            "adversarial": 1.0,
+            "adversarial_from": 0,
+            "adversarial_warmup": 1,
+            "discriminator_ch": 8,
+            "discriminator_layers": 1,
+            "steps": 3,
+        },
+    ],
+    ids=lambda loss: next(iter(loss)),
+)
 def test_each_loss_changes_what_is_learnt(config: Config, tmp_path: Path, loss: dict):
     config = replace(config, steps=2)
     train(replace(config, steps=loss.get("steps", 2)), tmp_path / "plain")
@@ -155,8 +197,17 @@ def test_a_collapsed_codebook_stops_the_run(config: Config, tmp_path: Path):
     """All pictures grey: one code is enough for them."""
     for i in range(4):
         Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
-    config = replace(config, data=str(tmp_path), restart_every=0, steps=600, batch_size=1, warmup=1, log_every=520,
-                     evaluate_every=600, least_codes=0.5)  # fmt: skip
+    config = replace(
+        config,
+        data=str(tmp_path),
+        restart_every=0,
+        steps=600,
+        batch_size=1,
+        warmup=1,
+        log_every=520,
+        evaluate_every=600,
+        least_codes=0.5,
+    )
     with pytest.raises(ValueError, match=r"the codebook has collapsed at step 519: .*% of 32 codes .* restart_every"):
         train(config, tmp_path / "run")
 
@@ -211,17 +262,20 @@ def test_a_sheet_shows_each_picture_above_its_reconstruction():
     assert sheet.getpixel((20, 5)) == (255, 255, 255) and sheet.getpixel((20, 20)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("overrides", "match"), [
-    (["preset=huge"], "preset 'huge': choose one of .*tiny"),
-    (["stepz=3"], "unknown config keys: stepz"),
-    (["data=nowhere", "preset=tiny"], "nowhere"),
-    (["estimator=gumbel"], "estimator 'gumbel': choose straight or rotation"),
-    (["simvq=true"], "simvq moves all codes by one matrix: it needs restart_every=0"),
-    (["decoder_only=true"], "decoder_only needs a tokenizer to start from: set start"),
-    (["decoder_only=true", "start=emoji", "align=1.0"], "align, jepa and entropy change the codes"),
-    (["model.chh=3", "preset=tiny"], "unknown VQConfig keys: chh"),
-    (["preset=tiny", "align=1.0", "align_features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["preset=huge"], "preset 'huge': choose one of .*tiny"),
+        (["stepz=3"], "unknown config keys: stepz"),
+        (["data=nowhere", "preset=tiny"], "nowhere"),
+        (["estimator=gumbel"], "estimator 'gumbel': choose straight or rotation"),
+        (["simvq=true"], "simvq moves all codes by one matrix: it needs restart_every=0"),
+        (["decoder_only=true"], "decoder_only needs a tokenizer to start from: set start"),
+        (["decoder_only=true", "start=emoji", "align=1.0"], "align, jepa and entropy change the codes"),
+        (["model.chh=3", "preset=tiny"], "unknown VQConfig keys: chh"),
+        (["preset=tiny", "align=1.0", "align_features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
+    ],
+)
 def test_mistakes_end_the_script_with_one_line(tmp_path: Path, overrides: list[str], match: str):
     with pytest.raises(SystemExit, match=f"image_tokenizer: {match}") as error:
         image_tokenizer.main(tmp_path, None, None, overrides)

@@ -27,9 +27,23 @@ from train.shards import Shards, read_meta
 @pytest.fixture(scope="module")
 def config(token_shards: Path, vq_folder: Path) -> Config:
     """The defaults, scaled down to six steps of a tiny model."""
-    return Config(str(token_shards), str(vq_folder), preset="tiny", model={"max_position_embeddings": 256},
-                  objective={"first_codes": 4}, steps=6, row=128, batch_tokens=512, window=64, warmup=1,
-                  precision="fp32", log_every=1, save_every=2, sample_every=0, prompts=("a red apple",))  # fmt: skip
+    return Config(
+        str(token_shards),
+        str(vq_folder),
+        preset="tiny",
+        model={"max_position_embeddings": 256},
+        objective={"first_codes": 4},
+        steps=6,
+        row=128,
+        batch_tokens=512,
+        window=64,
+        warmup=1,
+        precision="fp32",
+        log_every=1,
+        save_every=2,
+        sample_every=0,
+        prompts=("a red apple",),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +93,12 @@ def trail(out: Path) -> list[tuple]:
 
 def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "log.jsonl", "checkpoints", "model", "samples-000006.png"}  # fmt: skip
+        "config.json",
+        "log.jsonl",
+        "checkpoints",
+        "model",
+        "samples-000006.png",
+    }
     rows = logged(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     kinds = {*KINDS} - {"source codes"}  # no document has two pictures side by side
@@ -92,18 +111,35 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
 
 
 def test_it_learns_a_few_documents_by_heart(config: Config, token_shards: Path, tmp_path: Path):
-    config = replace(config, steps=60, window=8, row=256, batch_tokens=1024, lr=1e-2, log_every=5, save_every=60,
-                     prompts=(), objective={"free": 0.0, "cm3": 0.0, "prompt": 1.0, "first_codes": 4})  # fmt: skip
+    config = replace(
+        config,
+        steps=60,
+        window=8,
+        row=256,
+        batch_tokens=1024,
+        lr=1e-2,
+        log_every=5,
+        save_every=60,
+        prompts=(),
+        objective={"free": 0.0, "cm3": 0.0, "prompt": 1.0, "first_codes": 4},
+    )
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))
     for kind in first:
         assert last[kind] < 0.75 * first[kind], (kind, first, last)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"matrices": "muon", "ema": 0.5}, {"workers": 2}, {"asynchronous": False, "micro_rows": 1},
-    {"schedule": "cosine", "recompute": True, "z_loss": 1e-3},
-], ids=["plain", "muon and ema", "workers", "parts", "recompute"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"matrices": "muon", "ema": 0.5},
+        {"workers": 2},
+        {"asynchronous": False, "micro_rows": 1},
+        {"schedule": "cosine", "recompute": True, "z_loss": 1e-3},
+    ],
+    ids=["plain", "muon and ema", "workers", "parts", "recompute"],
+)
 def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, killed_at, settings: dict[str, Any]):
     config = replace(config, prompts=(), **settings)
     lm.train(config, tmp_path / "whole")
@@ -135,7 +171,8 @@ def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: Config, t
 
 @pytest.mark.parametrize("killed_before_the_model", [False, True])
 def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
-        config: Config, run: Path, tmp_path: Path, killed_before_the_model: bool):  # fmt: skip
+    config: Config, run: Path, tmp_path: Path, killed_before_the_model: bool
+):
     shutil.copytree(run, tmp_path / "run")
     if killed_before_the_model:
         shutil.rmtree(tmp_path / "run" / "model")
@@ -152,7 +189,8 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: Config, run: P
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
-        config: Config, tmp_path: Path, monkeypatch, poison: float):  # fmt: skip
+    config: Config, tmp_path: Path, monkeypatch, poison: float
+):
     """The step with the bad batch moves neither weights nor optimiser: all is as if the run had ended before it."""
     config = replace(config, prompts=(), steps=3, save_every=1, keep=9, schedule="wsd", decay=0.0)
     forward = Learner.forward
@@ -211,8 +249,18 @@ def test_held_out_documents_are_evaluated_with_the_averaged_weights(config: Conf
 
 
 def test_a_model_is_trained_on_with_adapters(config: Config, run: Path, tmp_path: Path):
-    config = replace(config, start=str(run / "model"), image_tokenizer="", preset="emoji", model={}, prompts=(),
-                     lora={"rank": 2}, matrices="auto", steps=4, lr=1e-2)  # fmt: skip
+    config = replace(
+        config,
+        start=str(run / "model"),
+        image_tokenizer="",
+        preset="emoji",
+        model={},
+        prompts=(),
+        lora={"rank": 2},
+        matrices="auto",
+        steps=4,
+        lr=1e-2,
+    )
     folder = lm.train(config, tmp_path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     before, after = weights(run), weights(tmp_path)
@@ -245,22 +293,25 @@ def test_shards_of_another_image_tokenizer_are_refused(config: Config, token_sha
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("overrides", "match"), [
-    (["data=nowhere"], "nowhere/meta.json is missing"),
-    (["preset=huge"], "unknown preset 'huge'"),
-    (["model.wide=3"], "unknown field wide"),
-    (["objective.answers=3"], "unknown .*answers"),
-    (["lora.ranks=3"], "unknown .*ranks"),
-    (["stepz=3"], "unknown config keys: stepz"),
-    (["schedule=linear"], "schedule is 'linear': choose wsd, cosine"),
-    (["parallel=pipeline"], "parallel is 'pipeline': choose ddp, fsdp"),
-    (["row=0"], "row is 0, but must be at least 1"),
-    (["row=100000", "batch_tokens=100000"], "row is 100000, but the model's positions are 128"),
-    (["batch_tokens=500"], "batch_tokens is 500, but must be a multiple of row x processes = 256 x 1: take 256"),
-    (["local_sgd=3", "save_every=4"], "local_sgd=3 needs .* multiples"),
-    (["processes=2"], "1 processes train together, not 2"),
-    (["row=8", "batch_tokens=8"], ".*none of the .* documents fits in rows of 8 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["data=nowhere"], "nowhere/meta.json is missing"),
+        (["preset=huge"], "unknown preset 'huge'"),
+        (["model.wide=3"], "unknown field wide"),
+        (["objective.answers=3"], "unknown .*answers"),
+        (["lora.ranks=3"], "unknown .*ranks"),
+        (["stepz=3"], "unknown config keys: stepz"),
+        (["schedule=linear"], "schedule is 'linear': choose wsd, cosine"),
+        (["parallel=pipeline"], "parallel is 'pipeline': choose ddp, fsdp"),
+        (["row=0"], "row is 0, but must be at least 1"),
+        (["row=100000", "batch_tokens=100000"], "row is 100000, but the model's positions are 128"),
+        (["batch_tokens=500"], "batch_tokens is 500, but must be a multiple of row x processes = 256 x 1: take 256"),
+        (["local_sgd=3", "save_every=4"], "local_sgd=3 needs .* multiples"),
+        (["processes=2"], "1 processes train together, not 2"),
+        (["row=8", "batch_tokens=8"], ".*none of the .* documents fits in rows of 8 tokens"),
+    ],
+)
 def test_mistakes_end_the_script_with_one_line(config: Config, tmp_path: Path, overrides: list[str], match: str):
     given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
     with pytest.raises(SystemExit, match=f"lm: {match}") as error:
@@ -274,8 +325,14 @@ def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
 
 
 def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: Config, tmp_path: Path, capsys):
-    given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny", "row=128",
-             "batch_tokens=512", "precision=fp32"]  # fmt: skip
+    given = [
+        f"data='{config.data}'",
+        f"image_tokenizer='{config.image_tokenizer}'",
+        "preset=tiny",
+        "row=128",
+        "batch_tokens=512",
+        "precision=fp32",
+    ]
     lm.main(tmp_path / "out", None, None, True, False, given)
     said = capsys.readouterr().out
     assert all(word in said for word in ("parameters", "gradients gib", "tokens per second", "hours"))
@@ -286,10 +343,12 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
     meta = read_meta(Path(config.data))
     model = starting_model(config, meta, image_tokenizer_of(config, meta))
     cpu = torch.device("cpu")
-    for matrices, fast, kinds in (("muon", False, [torch.optim.Muon, torch.optim.AdamW]),
-                                  ("adamw", True, [torch.optim.AdamW]),
-                                  ("auto", True, [torch.optim.Muon, torch.optim.AdamW]),
-                                  ("auto", False, [torch.optim.AdamW])):  # fmt: skip
+    for matrices, fast, kinds in (
+        ("muon", False, [torch.optim.Muon, torch.optim.AdamW]),
+        ("adamw", True, [torch.optim.AdamW]),
+        ("auto", True, [torch.optim.Muon, torch.optim.AdamW]),
+        ("auto", False, [torch.optim.AdamW]),
+    ):
         monkeypatch.setattr("train.recipe.bf16_is_fast", lambda device, fast=fast: fast)
         some = optimizers_of(model, replace(config, matrices=matrices), cpu)
         assert [type(one) for one in some] == kinds

@@ -24,8 +24,15 @@ from train.recipe import starting_model
 from train.scorer import Config, by_length, contrast, names_of, pairs_of, picks, retrieval, spoiled, thinned
 from train.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
 
-TINY = {"embedding_size": 8, "hidden_size": 16, "image_layers": 1, "text_layers": 1, "heads": 2,
-        "intermediate_size": 32, "space": 16}  # fmt: skip
+TINY = {
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "image_layers": 1,
+    "text_layers": 1,
+    "heads": 2,
+    "intermediate_size": 32,
+    "space": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +88,9 @@ def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(config: Conf
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_killed_run_goes_on_to_the_same_bits(config: Config, run: Path, killed_at: Callable, step: int,
-                                               tmp_path: Path):  # fmt: skip
+def test_a_killed_run_goes_on_to_the_same_bits(
+    config: Config, run: Path, killed_at: Callable, step: int, tmp_path: Path
+):
     killed_at(step, config, tmp_path)
     scorer.train(config, tmp_path)
     assert same_tensors(run, tmp_path)
@@ -201,8 +209,10 @@ def test_retrieval_counts_the_right_name_among_all():
 
 def test_bad_settings_are_refused(config: Config, token_shards: Path, run: Path, tmp_path: Path):
     for fields, message in (
-        ({"same": "other"}, "choose mask, share, repel"), ({"drop": 1.0}, "drop is 1.0"), ({"batch": 1}, "at least 2"),
-    ):  # fmt: skip
+        ({"same": "other"}, "choose mask, share, repel"),
+        ({"drop": 1.0}, "drop is 1.0"),
+        ({"batch": 1}, "at least 2"),
+    ):
         with pytest.raises(ValueError, match=message):
             replace(config, **fields)
     with pytest.raises(ValueError, match="model.image_grid comes from the shards"):
@@ -217,8 +227,9 @@ def test_bad_settings_are_refused(config: Config, token_shards: Path, run: Path,
         scorer.main(tmp_path, data=str(tmp_path / "none"))
 
 
-def test_the_best_of_several_drawings_is_measured(sample: Path, token_shards: Path, vq_folder: Path, run: Path,
-                                                  tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_the_best_of_several_drawings_is_measured(
+    sample: Path, token_shards: Path, vq_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     class FakeJudge:
         def features(self, pictures: list) -> torch.Tensor:
             return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in pictures])
@@ -249,8 +260,10 @@ def test_choosing_takes_the_drawing_that_is_thought_best():
     assert rerank.chosen(rank, opinion, 2) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 3**0.5})
     assert rerank.chosen(rank, opinion, 3) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 2.0})
     assert rerank.chosen(rank, -rank.float(), 3) == pytest.approx({"top1": 1.0, "top5": 1.0, "place": 1.0})
-    assert torch.allclose(rerank.standard(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])),
-                          torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))  # fmt: skip
+    assert torch.allclose(
+        rerank.standard(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])),
+        torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    )
 
 
 def test_the_language_models_opinion_is_its_own_score(tiny: CM3):
@@ -259,8 +272,16 @@ def test_the_language_models_opinion_is_its_own_score(tiny: CM3):
     vocab, text = tiny.vocab, tiny.text_tokenizer
     said = [*vocab.text_to_ids(text.encode("a cat")), vocab.eos]
     for grid, value in zip(codes[0], found[0], strict=True):
-        prompt = [vocab.eos, *vocab.text_to_ids(text.encode("Caption: ")), vocab.mask(0), vocab.break_, vocab.image,
-                  *vocab.code_to_id(grid.flatten().tolist()), vocab.end_image, vocab.infill(0)]  # fmt: skip
+        prompt = [
+            vocab.eos,
+            *vocab.text_to_ids(text.encode("Caption: ")),
+            vocab.mask(0),
+            vocab.break_,
+            vocab.image,
+            *vocab.code_to_id(grid.flatten().tolist()),
+            vocab.end_image,
+            vocab.infill(0),
+        ]
         ids = torch.tensor([prompt + said])
         with torch.inference_mode():
             log_probs = tiny.model(input_ids=ids).logits.log_softmax(-1)[0]

@@ -62,8 +62,11 @@ def test_a_position_sees_what_went_before(model: CM3ForCausalLM):
 @pytest.mark.parametrize("kind", ["ours", "dynamic", "static"])
 def test_cached_equals_uncached(model: CM3ForCausalLM, kind: str):
     ids = some_ids()
-    caches = {"ours": lambda: KVCache(model.config, 16), "dynamic": lambda: DynamicCache(config=model.config),
-              "static": lambda: StaticCache(model.config, 16)}
+    caches = {
+        "ours": lambda: KVCache(model.config, 16),
+        "dynamic": lambda: DynamicCache(config=model.config),
+        "static": lambda: StaticCache(model.config, 16),
+    }
     cache = caches[kind]()
     steps = [model(piece, past_key_values=cache, use_cache=True).logits for piece in ids.split([5, 1, 1, 3, 2], dim=1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), model(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)

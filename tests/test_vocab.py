@@ -30,7 +30,13 @@ def test_every_id_is_of_exactly_one_kind():
 def test_names_are_distinct():
     assert len({VOCAB.name(id) for id in range(len(VOCAB))}) == len(VOCAB)
     assert [VOCAB.name(id) for id in (0, 2, 5, 36, 64, 384)] == [
-        "<pad>", "<break>", "<mask:0>", "<infill:15>", "text 0", "code 0"]
+        "<pad>",
+        "<break>",
+        "<mask:0>",
+        "<infill:15>",
+        "text 0",
+        "code 0",
+    ]
 
 
 @given(st.lists(st.integers(0, VOCAB.num_codes - 1)))

@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from tokenizer_image import PRESETS
 from tokenizer_image.vqgan import AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel
 
-SMALL_TAMING = VQConfig(resolution=16, ch=8, ch_mult=(1, 1, 2), num_res_blocks=2, attn_resolutions=(4,), norm_groups=4,
-                        z_channels=8, embed_dim=8, n_embed=16)  # fmt: skip
+SMALL_TAMING = VQConfig(
+    resolution=16,
+    ch=8,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=2,
+    attn_resolutions=(4,),
+    norm_groups=4,
+    z_channels=8,
+    embed_dim=8,
+    n_embed=16,
+)
 
 
 @pytest.mark.parametrize("config", [PRESETS["tiny"], SMALL_TAMING, replace(PRESETS["tiny"], decoder_ch=12)])
@@ -62,8 +71,11 @@ def plain(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("make", [lambda: ResnetBlock(8, 12, 4), lambda: ResnetBlock(8, 8, 4), lambda: AttnBlock(8, 4),
-                                  lambda: Upsample(8)], ids=["widening", "block", "attention", "upsample"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [lambda: ResnetBlock(8, 12, 4), lambda: ResnetBlock(8, 8, 4), lambda: AttnBlock(8, 4), lambda: Upsample(8)],
+    ids=["widening", "block", "attention", "upsample"],
+)
 def test_values_and_gradients_are_those_of_the_plain_steps(make: Callable[[], nn.Module], layout: Any) -> None:
     module = make()
     x = torch.randn(2, 8, 6, 10).contiguous(memory_format=layout).requires_grad_()
@@ -71,8 +83,11 @@ def test_values_and_gradients_are_those_of_the_plain_steps(make: Callable[[], nn
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
     weight = torch.randn_like(slow)
     wanted = (x, *module.parameters())
-    for one, other in zip(torch.autograd.grad((fast * weight).sum(), wanted),
-                          torch.autograd.grad((slow * weight).sum(), wanted), strict=True):  # fmt: skip
+    for one, other in zip(
+        torch.autograd.grad((fast * weight).sum(), wanted),
+        torch.autograd.grad((slow * weight).sum(), wanted),
+        strict=True,
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     before = x.detach().clone()
     with torch.inference_mode():
@@ -101,12 +116,21 @@ def test_codes_outside_the_codebook_are_refused() -> None:
 def test_parameter_names_are_tamings() -> None:
     keys = set(VQModel(SMALL_TAMING).state_dict())
     assert {
-        "encoder.conv_in.weight", "encoder.down.0.block.1.norm1.weight", "encoder.down.2.block.0.nin_shortcut.weight",
-        "encoder.down.0.downsample.conv.weight", "encoder.down.2.attn.1.proj_out.bias", "encoder.mid.attn_1.q.weight",
-        "encoder.norm_out.weight", "decoder.up.0.block.2.conv2.weight", "decoder.up.2.attn.2.k.weight",
-        "decoder.up.1.upsample.conv.weight", "decoder.conv_out.bias", "quantize.embedding.weight", "quant_conv.weight",
+        "encoder.conv_in.weight",
+        "encoder.down.0.block.1.norm1.weight",
+        "encoder.down.2.block.0.nin_shortcut.weight",
+        "encoder.down.0.downsample.conv.weight",
+        "encoder.down.2.attn.1.proj_out.bias",
+        "encoder.mid.attn_1.q.weight",
+        "encoder.norm_out.weight",
+        "decoder.up.0.block.2.conv2.weight",
+        "decoder.up.2.attn.2.k.weight",
+        "decoder.up.1.upsample.conv.weight",
+        "decoder.conv_out.bias",
+        "quantize.embedding.weight",
+        "quant_conv.weight",
         "post_quant_conv.bias",
-    } <= keys  # fmt: skip
+    } <= keys
     assert "encoder.down.2.downsample.conv.weight" not in keys and "decoder.up.0.upsample.conv.weight" not in keys
 
 

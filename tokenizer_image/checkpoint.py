@@ -142,8 +142,10 @@ def _stand_ins(file: Path) -> list[Any]:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     refused = [name for name in names if name not in LEFTOVERS and name.split(".")[0] not in LEFTOVER_PACKAGES]
     if refused:
-        raise ValueError(f"{file} is a pickle that calls code: {', '.join(sorted(refused)[:10])}; it was not opened. "
-                         "Get the weights as safetensors, or save its tensors alone")  # fmt: skip
+        raise ValueError(
+            f"{file} is a pickle that calls code: {', '.join(sorted(refused)[:10])}; it was not opened. "
+            "Get the weights as safetensors, or save its tensors alone"
+        )
     return [(_plain_dict if name == "collections.defaultdict" else Leftover, name) for name in names]
 
 

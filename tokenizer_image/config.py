@@ -95,8 +95,19 @@ class VQConfig:
 # and codes; the rest as taming's f8 of the same shape); transformers' ChameleonVQVAEConfig; LlamaGen's VQ_16 and VQ_8.
 _TAMING = VQConfig()
 _LLAMAGEN = replace(_TAMING, n_embed=16384, embed_dim=8, normalize=True)
-_EMOJI = VQConfig(resolution=64, patch_size=4, ch=128, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(),
-                  norm_groups=16, z_channels=128, embed_dim=8, n_embed=2048, normalize=True)  # fmt: skip
+_EMOJI = VQConfig(
+    resolution=64,
+    patch_size=4,
+    ch=128,
+    ch_mult=(1, 1),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    norm_groups=16,
+    z_channels=128,
+    embed_dim=8,
+    n_embed=2048,
+    normalize=True,
+)
 PRESETS: dict[str, VQConfig] = {
     "taming-f16-1024": _TAMING,
     "taming-f16-16384": replace(_TAMING, n_embed=16384),
@@ -107,6 +118,17 @@ PRESETS: dict[str, VQConfig] = {
     "emoji-64": _EMOJI,
     "emoji-128-f16": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), n_embed=4096, decoder_ch=96),
     "emoji-128-f8": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2), n_embed=4096, decoder_ch=96),
-    "tiny": VQConfig(resolution=16, patch_size=2, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(),
-                     norm_groups=4, z_channels=8, embed_dim=4, n_embed=32, normalize=True),
-}  # fmt: skip
+    "tiny": VQConfig(
+        resolution=16,
+        patch_size=2,
+        ch=8,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        norm_groups=4,
+        z_channels=8,
+        embed_dim=4,
+        n_embed=32,
+        normalize=True,
+    ),
+}

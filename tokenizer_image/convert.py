@@ -75,8 +75,10 @@ def convert(
         config, weights = replace(config, decoder_ch=other.decoder_ch), with_decoder(weights, others, decoder_from)
         check(weights, config, f"{source} with the decoder of {decoder_from}", (), 0)
     if not _has_decoder(weights):
-        raise ValueError(f"{source} holds no decoder (transformers keeps Chameleon's encoder only): give the original "
-                         "file too, --decoder-from vqgan.ckpt")  # fmt: skip
+        raise ValueError(
+            f"{source} holds no decoder (transformers keeps Chameleon's encoder only): give the original "
+            "file too, --decoder-from vqgan.ckpt"
+        )
     model = VQModel(config)
     model.load_state_dict(weights)
     tokenizer = ImageTokenizer(model)
@@ -95,8 +97,11 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
         raise ValueError(f"{folder} holds a config.json already; name a new folder to write to")
     values = to_diffusers(config)
     back = from_diffusers(values)
-    same = replace(config, attn_resolutions=back.attn_resolutions,
-                   decoder_ch=None if config.decoder_ch == config.ch else config.decoder_ch)  # fmt: skip
+    same = replace(
+        config,
+        attn_resolutions=back.attn_resolutions,
+        decoder_ch=None if config.decoder_ch == config.ch else config.decoder_ch,
+    )
     if lost := [f"{name} = {value}" for name, value in vars(same).items() if value != getattr(back, name)]:
         raise ValueError(f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there")
     weights = {}
@@ -123,8 +128,10 @@ def read(source: Path, family: str, resolution: int | None, max_gigabytes: float
     names, usual, normalize = FAMILIES[looks]
     if family != "auto" and family != looks.removesuffix("-transformers"):
         if FAMILIES[family].names != names:
-            raise ValueError(f"{source}: no {family} checkpoint: it looks like {looks.removesuffix('-transformers')}; "
-                             "give that --family, or auto")  # fmt: skip
+            raise ValueError(
+                f"{source}: no {family} checkpoint: it looks like {looks.removesuffix('-transformers')}; "
+                "give that --family, or auto"
+            )
         _, usual, normalize = FAMILIES[family]  # the same keys mean another
 
     levels = count_levels(theirs)
@@ -153,8 +160,10 @@ def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Nam
         shapes = {key: value.shape for key, value in VQModel(config).state_dict().items()}
     if not _has_decoder(found):
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("decoder.")}
-    fitted = {key: value[:, :, None, None] if value.ndim == 2 and len(shapes.get(key, ())) == 4 else value
-              for key, value in found.items()}  # fmt: skip
+    fitted = {
+        key: value[:, :, None, None] if value.ndim == 2 and len(shapes.get(key, ())) == 4 else value
+        for key, value in found.items()
+    }
     wrong = {
         "missing": shapes.keys() - fitted.keys(),
         "unknown": fitted.keys() - shapes.keys(),
@@ -162,8 +171,9 @@ def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Nam
             key for key, value in fitted.items() if key in shapes and value.shape != shapes[key]
         },
     }
-    if problems := [f"{what}: {_some([rename(key, names, levels) for key in keys])}"
-                    for what, keys in wrong.items() if keys]:  # fmt: skip
+    if problems := [
+        f"{what}: {_some([rename(key, names, levels) for key in keys])}" for what, keys in wrong.items() if keys
+    ]:
         raise ValueError(f"{source}: weights {'; '.join(problems)}")
     return fitted
 
@@ -212,8 +222,11 @@ def _some(keys: Collection[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tokenizer_image.convert", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tokenizer_image.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", type=Path, help="a checkpoint; with --to, a tokenizer of ours")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--family", choices=CHOICES, default="auto")

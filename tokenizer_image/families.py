@@ -30,11 +30,15 @@ _LLAMAGEN: Names = (
     ("{s}.mid.block_2.{t}", "{s}.mid.2.{t}"),
 )
 _DIFFUSERS: Names = (
-    *((f"{ours}.{a}.{{t}}", f"{theirs}.{b}.{{t}}")
-      for ours, theirs in (("encoder.down.{i}.attn.{j}", "encoder.down_blocks.{i}.attentions.{j}"),
-                           ("decoder.up.{r}.attn.{j}", "decoder.up_blocks.{i}.attentions.{j}"),
-                           ("{s}.mid.attn_1", "{s}.mid_block.attentions.0"))
-      for a, b in _ATTENTION),
+    *(
+        (f"{ours}.{a}.{{t}}", f"{theirs}.{b}.{{t}}")
+        for ours, theirs in (
+            ("encoder.down.{i}.attn.{j}", "encoder.down_blocks.{i}.attentions.{j}"),
+            ("decoder.up.{r}.attn.{j}", "decoder.up_blocks.{i}.attentions.{j}"),
+            ("{s}.mid.attn_1", "{s}.mid_block.attentions.0"),
+        )
+        for a, b in _ATTENTION
+    ),
     ("encoder.down.{i}.block.{j}.nin_shortcut.{t}", "encoder.down_blocks.{i}.resnets.{j}.conv_shortcut.{t}"),
     ("encoder.down.{i}.block.{t}", "encoder.down_blocks.{i}.resnets.{t}"),
     ("encoder.down.{i}.downsample.{t}", "encoder.down_blocks.{i}.downsamplers.0.{t}"),
@@ -44,7 +48,7 @@ _DIFFUSERS: Names = (
     ("{s}.mid.block_1.{t}", "{s}.mid_block.resnets.0.{t}"),
     ("{s}.mid.block_2.{t}", "{s}.mid_block.resnets.1.{t}"),
     ("{s}.norm_out.{t}", "{s}.conv_norm_out.{t}"),
-)  # fmt: skip
+)
 
 
 class Family(NamedTuple):
@@ -125,16 +129,23 @@ def infer(weights: Mapping[str, Tensor], levels: int, resolution: int, normalize
         ValueError: weights that the shape is read from are missing, or no VQModel has that shape.
     """
     of_levels = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
-    read_from = ["encoder.conv_in.weight", *of_levels, "encoder.conv_out.weight", "quant_conv.weight",
-                 "quantize.embedding.weight"]  # fmt: skip
+    read_from = [
+        "encoder.conv_in.weight",
+        *of_levels,
+        "encoder.conv_out.weight",
+        "quant_conv.weight",
+        "quantize.embedding.weight",
+    ]
     if missing := [key for key in read_from if key not in weights or weights[key].ndim < 2]:
         raise ValueError(f"missing weights: {', '.join(missing)}")
     ch, channels = weights["encoder.conv_in.weight"].shape[:2]
     widths = [len(weights[key]) for key in of_levels]
     ends = len(weights.get("decoder.norm_out.weight", weights["encoder.conv_in.weight"]))
     if channels != 3 or any(width % ch for width in widths) or ends % (widths[0] // ch):
-        raise ValueError(f"{channels} input channels, levels of {widths} and a last one of {ends}: want 3 (RGB), and "
-                         f"multiples of the first convolution's {ch}")  # fmt: skip
+        raise ValueError(
+            f"{channels} input channels, levels of {widths} and a last one of {ends}: want 3 (RGB), and "
+            f"multiples of the first convolution's {ch}"
+        )
     decoder_ch = ends // (widths[0] // ch)
     attention = [level for level in range(levels) if f"encoder.down.{level}.attn.0.q.weight" in weights]
     return VQConfig(

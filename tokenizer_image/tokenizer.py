@@ -182,8 +182,10 @@ def _folder(name: str | Path) -> Path:
         return MODELS / name
     if name and Path(name).is_dir():
         return Path(name)
-    message = (f"no image tokenizer {str(name)!r}: neither an embedded one ({', '.join(embedded) or 'none'}), nor a "
-               "folder, nor on the hub")  # fmt: skip
+    message = (
+        f"no image tokenizer {str(name)!r}: neither an embedded one ({', '.join(embedded) or 'none'}), nor a "
+        "folder, nor on the hub"
+    )
     try:
         return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS]))
     except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:

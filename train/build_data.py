@@ -169,10 +169,16 @@ def attribution(rows: list[dict]) -> str:
     lines = ["# Attribution", "", "Pictures, by style:", ""]
     for (style, package, licence, author), count in sorted(counts.items()):
         lines.append(f"- {style}: {count} pictures by {author}, licence {licence}, from the npm package {package}")
-    lines += ["", "Names and keywords: Unicode CLDR (cldr-annotations-full, cldr-annotations-derived-full), "
-              "licence Unicode-3.0, © Unicode, Inc.", "Groups: emojibase-data, licence MIT, © Miles Johnson.", "",
-              "Changes made: rendered to pixels, scaled, placed on plain grounds; the pictures themselves are not "
-              "distributed with the weights.", ""]  # fmt: skip
+    lines += [
+        "",
+        "Names and keywords: Unicode CLDR (cldr-annotations-full, cldr-annotations-derived-full), "
+        "licence Unicode-3.0, © Unicode, Inc.",
+        "Groups: emojibase-data, licence MIT, © Miles Johnson.",
+        "",
+        "Changes made: rendered to pixels, scaled, placed on plain grounds; the pictures themselves are not "
+        "distributed with the weights.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -213,15 +219,25 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
         sample = f"{style.word.replace(' ', '-')}_{concept.code}"
         content[sample] = (png, facts(concept, style, png))
         thumbnails.append(thumbnail(png))
-        rows.append({
-            "key": sample, "package": style.package.name, "version": style.package.version,
-            "integrity": style.package.integrity, "icon": key, "code": concept.code, "family": concept.family,
-            "style": style.word, "licence": style.licence, "licence_file": style.licence_file, "author": style.author,
-            "captions": {language: f"cldr {language}" for language in LANGUAGES},
-            "renderer": "pillow" if key.endswith(".webp") else f"resvg-py {version('resvg-py')}",
-            "pixels": hashlib.sha256(Image.open(io.BytesIO(png)).tobytes()).hexdigest(),
-            "split": splits[concept.code, style.word],
-        })  # fmt: skip
+        rows.append(
+            {
+                "key": sample,
+                "package": style.package.name,
+                "version": style.package.version,
+                "integrity": style.package.integrity,
+                "icon": key,
+                "code": concept.code,
+                "family": concept.family,
+                "style": style.word,
+                "licence": style.licence,
+                "licence_file": style.licence_file,
+                "author": style.author,
+                "captions": {language: f"cldr {language}" for language in LANGUAGES},
+                "renderer": "pillow" if key.endswith(".webp") else f"resvg-py {version('resvg-py')}",
+                "pixels": hashlib.sha256(Image.open(io.BytesIO(png)).tobytes()).hexdigest(),
+                "split": splits[concept.code, style.word],
+            }
+        )
     kept = drop_leaks(rows, np.stack(thumbnails))
     # Shards are read in order when they are streamed: mix concepts and styles once, by hash.
     kept.sort(key=lambda row: chance("order", row["key"]))
@@ -231,9 +247,12 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
         counts[split] = write_shards(out / split, ((row["key"], *content[row["key"]]) for row in chosen))
     summary = {
         "packages": [{"name": p.name, "version": p.version, "integrity": p.integrity} for p in PACKAGES],
-        "size": SIZE, "concepts": len(concepts), "counts": counts, "near_duplicates_dropped": len(rows) - len(kept),
+        "size": SIZE,
+        "concepts": len(concepts),
+        "counts": counts,
+        "near_duplicates_dropped": len(rows) - len(kept),
         "styles": dict(Counter(row["style"] for row in kept)),
-    }  # fmt: skip
+    }
     write_manifest(out, kept)
     (out / "data.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary

@@ -73,8 +73,10 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
         if (expected := int(os.environ.get("WORLD_SIZE", ranks()))) != ranks():
-            raise ValueError(f"WORLD_SIZE is {expected}, but the process group has {ranks()} ranks: start all of them "
-                             "with torchrun, or unset WORLD_SIZE")  # fmt: skip
+            raise ValueError(
+                f"WORLD_SIZE is {expected}, but the process group has {ranks()} ranks: start all of them "
+                "with torchrun, or unset WORLD_SIZE"
+            )
         self.folder, self.keep, self.asynchronous, self.go_on = Path(folder), keep, asynchronous, go_on
         # A group of its own: the training's collectives must not meet those of the thread that writes.
         group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -160,8 +162,11 @@ class Checkpoints:
                 self._agree(partial(check, folder))
             except OSError as error:
                 if rank() == 0:
-                    warnings.warn(f"the checkpoint {folder} is damaged ({error}); it is moved to *{DAMAGED}, and the "
-                                  "one before it is tried", stacklevel=2)  # fmt: skip
+                    warnings.warn(
+                        f"the checkpoint {folder} is damaged ({error}); it is moved to *{DAMAGED}, and the "
+                        "one before it is tried",
+                        stacklevel=2,
+                    )
                 self._first(partial(move_aside, folder))
                 continue
             values = json.loads((folder / VALUES).read_text(), object_hook=unpacked)
@@ -170,11 +175,21 @@ class Checkpoints:
             tensors, here = split(template)
             if found := differences(Reader(folder).read_metadata(), values, tensors, here):
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                raise ValueError(f"{folder} is a checkpoint of another architecture: {'; '.join(found[:3])}{more}; "
-                                 "start in another folder or delete it")  # fmt: skip
+                raise ValueError(
+                    f"{folder} is a checkpoint of another architecture: {'; '.join(found[:3])}{more}; "
+                    "start in another folder or delete it"
+                )
             planner = DefaultLoadPlanner(flatten_state_dict=False)
-            self._agree(partial(read_tensors, tensors, storage_reader=Reader(folder), planner=planner,
-                                process_group=self._group, no_dist=self._group is None))  # fmt: skip
+            self._agree(
+                partial(
+                    read_tensors,
+                    tensors,
+                    storage_reader=Reader(folder),
+                    planner=planner,
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
+            )
             for name, state in merged(template, values).items():
                 if isinstance(part := parts[name], Stateful):
                     part.load_state_dict(state)
@@ -182,8 +197,10 @@ class Checkpoints:
                     parts[name] = state
             return step
         if steps:
-            raise ValueError(f"none of the {len(steps)} checkpoints in {self.folder} can be read: start in another "
-                             "folder, or delete it to start afresh")  # fmt: skip
+            raise ValueError(
+                f"none of the {len(steps)} checkpoints in {self.folder} can be read: start in another "
+                "folder, or delete it to start afresh"
+            )
         return None
 
     def _path(self, step: int) -> Path:
@@ -243,16 +260,26 @@ class Checkpoints:
             # No copying ahead: the tensors are in main memory, and it would make a context on every rank's first GPU.
             writer = Writer(unfinished, sync_files=True, per_thread_copy_ahead=0)
             planner = DefaultSavePlanner(flatten_state_dict=False)
-            self._agree(partial(write_tensors, tensors, storage_writer=writer, planner=planner,
-                                process_group=self._group, no_dist=self._group is None))  # fmt: skip
+            self._agree(
+                partial(
+                    write_tensors,
+                    tensors,
+                    storage_writer=writer,
+                    planner=planner,
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
+            )
             files = self._all(self._agree(lambda: facts(unfinished, f"__{rank()}_*")))
             texts = self._all(values)
             self._first(lambda: self._finish(folder, unfinished, files, texts, permanent))
         except OSError as error:
             if rank() == 0:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            raise OSError(f"the checkpoint {folder} could not be written ({error}); make room, or see to the disk: "
-                          "older checkpoints are untouched") from error  # fmt: skip
+            raise OSError(
+                f"the checkpoint {folder} could not be written ({error}); make room, or see to the disk: "
+                "older checkpoints are untouched"
+            ) from error
 
     def _finish(self, folder: Path, unfinished: Path, found: list[Facts], values: list[str], permanent: bool) -> None:
         """Give a checkpoint its name once all that is in it is on the disk, then remove the old ones."""
@@ -287,14 +314,18 @@ def check(folder: Path) -> None:
 def differences(metadata: Metadata, values: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]) -> list:
     """How a checkpoint differs from what is to be loaded: in its tensors, and in the parts besides them. What a part of
     another rank holds is no difference."""
-    there = {name: f"{list(fact.size)} {fact.properties.dtype}"  # pyright: ignore[reportAttributeAccessIssue]
-             for name, fact in metadata.state_dict_metadata.items()}  # fmt: skip
+    there = {
+        name: f"{list(fact.size)} {fact.properties.dtype}"  # pyright: ignore[reportAttributeAccessIssue]
+        for name, fact in metadata.state_dict_metadata.items()
+    }
     here = {name: f"{list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
     there |= dict.fromkeys(values, "a part")
     here |= dict.fromkeys(parts, "a part")
-    return [f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
-            for name in [*here, *(there.keys() - here.keys())] if there.get(name) != here.get(name)
-            and (name in here or "@" not in name.split(".")[0])]  # fmt: skip
+    return [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in [*here, *(there.keys() - here.keys())]
+        if there.get(name) != here.get(name) and (name in here or "@" not in name.split(".")[0])
+    ]
 
 
 def reason(error: BaseException) -> str:
@@ -360,17 +391,23 @@ class Reader(FileSystemReader):
 class IndexUnpickler(pickle.Unpickler):
     KNOWN = {
         "torch.distributed.checkpoint.metadata": {
-            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex",
-            "StorageMeta", "_MEM_FORMAT_ENCODING",
+            "Metadata",
+            "TensorStorageMetadata",
+            "TensorProperties",
+            "ChunkStorageMetadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
         },
         "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
         "torch.serialization": {"_get_layout"},
         "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
         "pathlib": {"PosixPath", "WindowsPath"},
-    }  # fmt: skip
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in self.KNOWN.get(module, ()):
-            raise ValueError(f"the checkpoint's index asks for {module}.{name}: another PyTorch wrote it, or "
-                             "it is none")  # fmt: skip
+            raise ValueError(
+                f"the checkpoint's index asks for {module}.{name}: another PyTorch wrote it, or it is none"
+            )
         return super().find_class(module, name)

@@ -179,11 +179,17 @@ def captioning(
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
     row = row_length(tokenizer)
     settings = Recipe(
-        data=str(out / "tokens"), image_tokenizer=name,
+        data=str(out / "tokens"),
+        image_tokenizer=name,
         model={**(config.model or MODEL), "max_position_embeddings": row},
-        steps=config.steps, row=row, batch_tokens=max(1, config.batch_tokens // row) * row, seed=config.seed,
-        save_every=500, sample_every=0, prompts=(),
-    )  # fmt: skip
+        steps=config.steps,
+        row=row,
+        batch_tokens=max(1, config.batch_tokens // row) * row,
+        seed=config.seed,
+        save_every=500,
+        sample_every=0,
+        prompts=(),
+    )
     started = time.perf_counter()
     model = CM3.from_pretrained(lm.train(settings, out / "lm"))
     result: dict[str, Any] = {
@@ -239,13 +245,19 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
-             "| caption, held cell | nats | caption, unseen cell | nats |", "|---" * 11 + "|"]  # fmt: skip
+    lines = [
+        "| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
+        "| caption, held cell | nats | caption, unseen cell | nats |",
+        "|---" * 11 + "|",
+    ]
     for row in rows:
         rec, probe = row["reconstruction"], row["probe"]
         cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['code_use']:.1%}"]
-        cells += [f"{probe[feature][kind]['top1']:.1%}" for kind in ("concept", "category")
-                  for feature in ("bag of codes", "code vectors")]  # fmt: skip
+        cells += [
+            f"{probe[feature][kind]['top1']:.1%}"
+            for kind in ("concept", "category")
+            for feature in ("bag of codes", "code vectors")
+        ]
         for split in ("held cell", "unseen_cell"):
             figures = row.get("captions", {}).get(split)
             cells += [f"{figures['exact']:.1%}", f"{figures['loss']:.3f}"] if figures else ["", ""]

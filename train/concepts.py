@@ -90,8 +90,11 @@ def icon_keys(style: Style, concepts: list[Concept], tarballs: dict[Package, Tar
     tarball = tarballs[style.package]
     codes = {concept.code for concept in concepts}
     if "icons.json" not in tarball.names:
-        assets = ((name, code_of(name.removeprefix("assets/").removesuffix(".webp"))) for name in sorted(tarball.names)
-                  if name.endswith(".webp"))  # fmt: skip
+        assets = (
+            (name, code_of(name.removeprefix("assets/").removesuffix(".webp")))
+            for name in sorted(tarball.names)
+            if name.endswith(".webp")
+        )
         return {code: name for name, code in assets if code in codes}
     icons = tarball.json("icons.json")["icons"]
     keys = {code_of(chars): key for chars, key in sorted(tarball.json("chars.json").items())}

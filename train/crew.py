@@ -90,8 +90,10 @@ def _in_processes(worker: Worker, numbers: Sequence[int], processes: int, report
                 future.result()
             report(len(futures) - len(pending), samples.value)
     except BrokenProcessPool as error:
-        raise ValueError("a process ended before its work was done, perhaps for want of memory: run the same again, "
-                         "with fewer --processes") from error  # fmt: skip
+        raise ValueError(
+            "a process ended before its work was done, perhaps for want of memory: run the same again, "
+            "with fewer --processes"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

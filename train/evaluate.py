@@ -68,8 +68,12 @@ def reconstruction(model: CM3, samples: list[Sample]) -> dict[str, float]:
     out = torch.cat([vq.decode(part) for part in codes.split(64)])
     ssim = structural_similarity_index_measure(out, pixels, data_range=2.0)
     assert isinstance(ssim, torch.Tensor)
-    return {"pictures": len(samples), "psnr": psnr(out, pixels).mean().item(), "ssim": ssim.item(),
-            "code_use": codes.unique().numel() / vq.config.n_embed}  # fmt: skip
+    return {
+        "pictures": len(samples),
+        "psnr": psnr(out, pixels).mean().item(),
+        "ssim": ssim.item(),
+        "code_use": codes.unique().numel() / vq.config.n_embed,
+    }
 
 
 def plain(text: str) -> str:
@@ -179,8 +183,11 @@ def judged_concepts(train: list[Sample]) -> dict[str, list[Sample]]:
 
 def reference_of(real: list[Sample], judge: Judge) -> Reference:
     """What the judge compares drawings with."""
-    return Reference(judge.features([one.picture for one in real]), [one.facts["code"] for one in real],
-                     [one.facts["style"] for one in real])  # fmt: skip
+    return Reference(
+        judge.features([one.picture for one in real]),
+        [one.facts["code"] for one in real],
+        [one.facts["style"] for one in real],
+    )
 
 
 def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
@@ -222,8 +229,10 @@ def _accuracy(row: dict[str, float] | None) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = ["| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for split, row in result["splits"].items():
         rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
         cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]

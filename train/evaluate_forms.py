@@ -133,8 +133,14 @@ def mean_loss(model: CM3, rows: list[Gaps], codes: bool) -> float:
 
 
 @torch.inference_mode()
-def filled(model: CM3, rows: list[Gaps], sampling: SamplingConfig, codes: bool, other: list[int] | None = None,
-           guidance: float = 1.0) -> list[list[int]]:  # fmt: skip
+def filled(
+    model: CM3,
+    rows: list[Gaps],
+    sampling: SamplingConfig,
+    codes: bool,
+    other: list[int] | None = None,
+    guidance: float = 1.0,
+) -> list[list[int]]:
     """What the model draws for the gaps, each id after all before it. The rows' gaps are in line from the right.
 
     other, guidance: ids without the condition, in line with the rows (CM3leon 3.1)."""
@@ -147,8 +153,14 @@ def filled(model: CM3, rows: list[Gaps], sampling: SamplingConfig, codes: bool, 
         places = [place + ids.shape[1] - len(part[0].ids) for place in part[0].places]
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), KVCache(model.model.config, ids.shape[1])
         for read, place in zip([0, *places], places, strict=False):
-            new = model.model(input_ids=ids[:, read:place], attention_mask=mask[:, :place], logits_to_keep=1,
-                              position_ids=positions[:, read:place], past_key_values=cache, use_cache=True)
+            new = model.model(
+                input_ids=ids[:, read:place],
+                attention_mask=mask[:, :place],
+                logits_to_keep=1,
+                position_ids=positions[:, read:place],
+                past_key_values=cache,
+                use_cache=True,
+            )
             logits = new.logits[:, -1].float()  # [L, V]
             if other:
                 logits = logits[len(part) :] + guidance * (logits[: len(part)] - logits[len(part) :])

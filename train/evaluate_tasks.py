@@ -112,8 +112,12 @@ def requests_of(model: CM3, some: Sequence[Example], decoding: Decoding) -> list
 def tell(model: CM3, asked: Sequence[Asked]) -> list[str]:
     """The model's greedy answers."""
     codes = model.image_tokenizer.encode_pixels(to_pixels([one.picture for one in asked]))  # [N, h, w]
-    return model._texts([model.requests.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
-                         for one, picture in zip(asked, codes, strict=True)])  # fmt: skip
+    return model._texts(
+        [
+            model.requests.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
+            for one, picture in zip(asked, codes, strict=True)
+        ]
+    )
 
 
 def fill(model: CM3, some: Sequence[Holed], decoding: Decoding) -> dict[str, list[np.ndarray]]:
@@ -133,8 +137,9 @@ def fill(model: CM3, some: Sequence[Holed], decoding: Decoding) -> dict[str, lis
     return out
 
 
-def holes(model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int,
-          decoding: Decoding) -> dict[str, Any]:  # fmt: skip
+def holes(
+    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, decoding: Decoding
+) -> dict[str, Any]:
     """Infilling of drawings in new views, and of drawings that training lacks."""
     styles: dict[str, set[str]] = defaultdict(set)
     for thing in seen:
@@ -180,8 +185,10 @@ def measure(bench: Bench, split: str, studio: Studio, sample: int) -> tuple[dict
     drawing = (*EDITS, "grounded", *MAPS, *(["write sign"] if split != "unseen cell" else []))
     for task in track(drawing, split):
         some = examples(model.image_tokenizer, studio, task, sample)
-        ways = {"drawn": model._codes(requests_of(model, some, bench.decoding)),
-                TRUTH: grids(model, [one.codes[-1] for one in some])}  # fmt: skip
+        ways = {
+            "drawn": model._codes(requests_of(model, some, bench.decoding)),
+            TRUTH: grids(model, [one.codes[-1] for one in some]),
+        }
         if task in EDITS:
             ways["source unchanged"] = grids(model, [one.codes[0] for one in some])
         shown = {name: pictures_of(model, codes) for name, codes in ways.items()}
@@ -202,8 +209,15 @@ def measure(bench: Bench, split: str, studio: Studio, sample: int) -> tuple[dict
     return out, rows
 
 
-def evaluate(model: CM3, data: Path, out: Path, sample: int = 200, splits: Sequence[str] = SPLITS[:2],
-             decoding: Decoding | None = None, names: Sequence[str] = THINGS) -> dict[str, Any]:  # fmt: skip
+def evaluate(
+    model: CM3,
+    data: Path,
+    out: Path,
+    sample: int = 200,
+    splits: Sequence[str] = SPLITS[:2],
+    decoding: Decoding | None = None,
+    names: Sequence[str] = THINGS,
+) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
     without the things of scenes."""
     if unknown := [split for split in splits if split not in SPLITS]:
@@ -216,14 +230,19 @@ def evaluate(model: CM3, data: Path, out: Path, sample: int = 200, splits: Seque
     unseen = [thing for thing in unseen if thing.code in known]
     judge, things = Judge(), [thing for thing in (*seen, *unseen) if thing.name["en"] in names]
     called = sorted({name for thing in things for name in thing.name.values()})
-    words = {language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
-             for language in LANGUAGES}  # fmt: skip
+    words = {
+        language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
+        for language in LANGUAGES
+    }
     blind = blind_answers(studio_of("familiar", seen, unseen, size, names), called)
     bench = Bench(model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, decoding)
     result: dict[str, Any] = {
-        "sample": sample, "decoding": vars(decoding), "splits": {}, "things": len({thing.code for thing in things}),
+        "sample": sample,
+        "decoding": vars(decoding),
+        "splits": {},
+        "things": len({thing.code for thing in things}),
         "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
-    }  # fmt: skip
+    }
     rows: list[list[Any]] = []
     for split in splits:
         result["splits"][split], more = measure(bench, split, studio_of(split, seen, unseen, size, names), sample)
@@ -245,32 +264,49 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
     splits, lines = result["splits"], []
     columns = [(split, language) for split in splits for language in LANGUAGES]
-    lines += ["| question | " + " | ".join(f"{split}, {language}" for split, language in columns) + " |",
-              "|---" * (1 + len(columns)) + "|"]  # fmt: skip
+    lines += [
+        "| question | " + " | ".join(f"{split}, {language}" for split, language in columns) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
     for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
         found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
-        cells = [f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
-                 for row in found]  # fmt: skip
+        cells = [
+            f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
+            for row in found
+        ]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     for title, chosen, figures in (
-        ("edit", EDITS, ("kept", "changed", "right", "top5")), ("boxes", ("grounded",), ("iou", "thing", "both")),
-        ("map", MAPS, ("iou",)), ("sign", ("write sign",), ("top1", "top5")),
-    ):  # fmt: skip
+        ("edit", EDITS, ("kept", "changed", "right", "top5")),
+        ("boxes", ("grounded",), ("iou", "thing", "both")),
+        ("map", MAPS, ("iou",)),
+        ("sign", ("write sign",), ("top1", "top5")),
+    ):
         lines += ["", f"| split | {title} | n | | " + " | ".join(figures) + " |", "|---" * (4 + len(figures)) + "|"]
         for split, rows in splits.items():
             for task in (task for task in chosen if task in rows):
-                lines += [f"| {split} | {task} | {rows[task]['documents']} | {name} | "
-                          + " | ".join(percent(row[figure]) for figure in figures) + " |"
-                          for name, row in rows[task].items() if name != "documents"]  # fmt: skip
+                lines += [
+                    f"| {split} | {task} | {rows[task]['documents']} | {name} | "
+                    + " | ".join(percent(row[figure]) for figure in figures)
+                    + " |"
+                    for name, row in rows[task].items()
+                    if name != "documents"
+                ]
     holes = result["holes"]
     lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
     for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
-        lines += [f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
-                  for name, row in rows.items() if name != "pictures"]  # fmt: skip
-    lines += ["", f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
-              "The thing in a box is right where it is among the five nearest of all things. "
-              f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
-              "scenes: each scene of that split has one of them, beside drawings from training.", ""]  # fmt: skip
+        lines += [
+            f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
+            for name, row in rows.items()
+            if name != "pictures"
+        ]
+    lines += [
+        "",
+        f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
+        "The thing in a box is right where it is among the five nearest of all things. "
+        f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
+        "scenes: each scene of that split has one of them, beside drawings from training.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -35,10 +35,17 @@ SPLITS = ("train", "unseen_cell", "unseen_concept")
 PHOTOGRAPHS = "photographs"
 CODECS = ("WebP", "JPEG")
 FILES = {
-    "skimage.data": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "motorcycle_left.png",
-                     "rocket.jpg"),
+    "skimage.data": (
+        "astronaut.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "motorcycle_left.png",
+        "rocket.jpg",
+    ),
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
-}  # fmt: skip
+}
 SHOWN = {"unseen_cell": 4, "unseen_concept": 4, PHOTOGRAPHS: 6}  # pictures on the sheet
 
 
@@ -85,8 +92,10 @@ def photographs(size: int) -> list[Image.Image]:
         try:
             folder = resources.files(package)
         except ModuleNotFoundError as error:
-            raise ValueError(f"the photographs are scikit-image's and scikit-learn's own ({error}): "
-                             "pip install scikit-image scikit-learn") from error  # fmt: skip
+            raise ValueError(
+                f"the photographs are scikit-image's and scikit-learn's own ({error}): "
+                "pip install scikit-image scikit-learn"
+            ) from error
         for name in names:
             photograph = open_image(folder.joinpath(name).read_bytes())
             width, height = photograph.size
@@ -94,8 +103,10 @@ def photographs(size: int) -> list[Image.Image]:
             boxes = [((width - side) // 2, (height - side) // 2, side)]
             half = side // 2
             boxes += [((width - half) * i // 2, (height - half) * j // 2, half) for j in range(3) for i in range(3)]
-            crops += [photograph.crop((x, y, x + s, y + s)).resize((size, size), Image.Resampling.LANCZOS)
-                      for x, y, s in boxes]  # fmt: skip
+            crops += [
+                photograph.crop((x, y, x + s, y + s)).resize((size, size), Image.Resampling.LANCZOS)
+                for x, y, s in boxes
+            ]
     return crops
 
 
@@ -117,8 +128,12 @@ def compare(pictures: list[Image.Image], back: list[Image.Image], judge: Judge, 
     ssim = structural_similarity_index_measure(y, x, data_range=2.0)
     assert isinstance(ssim, Tensor)
     seen = judge.features(back)
-    return {"psnr": psnr(y, x).mean().item(), "ssim": ssim.item(),
-            "lite0": 1 - (seen * features).sum(1).mean().item(), "frechet": frechet(seen, features)}  # fmt: skip
+    return {
+        "psnr": psnr(y, x).mean().item(),
+        "ssim": ssim.item(),
+        "lite0": 1 - (seen * features).sum(1).mean().item(),
+        "frechet": frechet(seen, features),
+    }
 
 
 def code_lengths(codes: Tensor, num_codes: int) -> Tensor:
@@ -157,11 +172,12 @@ class Bench:
         for name, pictures in sets.items():
             same = compare(pictures, decode(tokenizer, codes[name]), self.judge, self._features[size][name])
             out[name] = Figures(
-                len(pictures), **same,
+                len(pictures),
+                **same,
                 bits_per_pixel=tokens * math.log2(tokenizer.num_codes) / size**2,
                 entropy_bits_per_pixel=lengths[codes[name]].mean().item() * tokens / size**2,
                 code_use=codes[name].unique().numel() / tokenizer.num_codes,
-            )  # fmt: skip
+            )
         return out
 
     def yardsticks(self, size: int, budget: float) -> dict[str, dict[str, Figures]]:
@@ -192,8 +208,10 @@ def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
 def sheet(bench: Bench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
     """Rows: the original, each tokenizer, WebP at the bytes of each; the same pictures in each row."""
     sides = sorted({tokenizer.size[0] for tokenizer in tokenizers.values()}, reverse=True)
-    shown = {side: [picture for name, count in SHOWN.items() for picture in spread(bench.sets(side)[name], count)]
-             for side in sides}  # fmt: skip
+    shown = {
+        side: [picture for name, count in SHOWN.items() for picture in spread(bench.sets(side)[name], count)]
+        for side in sides
+    }
     labels, rows = ["original"], [shown[sides[0]]]
     for name, tokenizer in tokenizers.items():
         labels.append(f"{name}, {budget(tokenizer):.0f} bytes")
@@ -213,16 +231,20 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for name in next(iter(result["rows"]))["sets"]:
         count = result["rows"][0]["sets"][name]["pictures"]
-        lines += [f"{name} ({count} pictures)", "",
-                  "| coder | bits per pixel | entropy-coded | PSNR | SSIM | lite0 distance "
-                  "| lite0 Fréchet | code use |",
-                  "|" + "---|" * 8]  # fmt: skip
+        lines += [
+            f"{name} ({count} pictures)",
+            "",
+            "| coder | bits per pixel | entropy-coded | PSNR | SSIM | lite0 distance | lite0 Fréchet | code use |",
+            "|" + "---|" * 8,
+        ]
         for row in result["rows"]:
             f = row["sets"][name]
             entropy = "" if f["entropy_bits_per_pixel"] is None else f"{f['entropy_bits_per_pixel']:.3f}"
             use = "" if f["code_use"] is None else f"{f['code_use']:.1%}"
-            lines.append(f"| {row['coder']} | {f['bits_per_pixel']:.3f} | {entropy} | {f['psnr']:.2f} dB "
-                         f"| {f['ssim']:.3f} | {f['lite0']:.3f} | {f['frechet']:.3f} | {use} |")  # fmt: skip
+            lines.append(
+                f"| {row['coder']} | {f['bits_per_pixel']:.3f} | {entropy} | {f['psnr']:.2f} dB "
+                f"| {f['ssim']:.3f} | {f['lite0']:.3f} | {f['frechet']:.3f} | {use} |"
+            )
         lines.append("")
     return "\n".join(lines)
 

@@ -212,10 +212,15 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     shape = vq.config
     source = Pictures(
-        config.data, shape.resolution, multiple=shape.downsampling, aspects=config.aspects, crop=(config.crop, 1.0),
-        views=Augmentation(config.white, config.scale, config.shift, config.mirror), evaluate_on=config.evaluate_on,
+        config.data,
+        shape.resolution,
+        multiple=shape.downsampling,
+        aspects=config.aspects,
+        crop=(config.crop, 1.0),
+        views=Augmentation(config.white, config.scale, config.shift, config.mirror),
+        evaluate_on=config.evaluate_on,
         seed=config.seed,
-    )  # fmt: skip
+    )
     held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
 
     learner = Learner(vq, features.channels if features else (), config.jepa > 0).to(device)
@@ -228,8 +233,13 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     judge_optimizer = torch.optim.Adam(judge.parameters(), config.discriminator_lr, (0.5, 0.9))
     lecam = LeCam().to(device)
     run: dict[str, Any] = {"balances": {}, "seconds": 0.0, "best": 0.0, "usage": vq.quantize.usage}
-    parts = {"learner": ModelAndOptimizers(learner, [optimizer]), "judge": ModelAndOptimizers(judge, [judge_optimizer]),
-             "average": average, "lecam": lecam, "run": run}  # fmt: skip
+    parts = {
+        "learner": ModelAndOptimizers(learner, [optimizer]),
+        "judge": ModelAndOptimizers(judge, [judge_optimizer]),
+        "average": average,
+        "lecam": lecam,
+        "run": run,
+    }
     checkpoints = Checkpoints(out / "checkpoints")
     first = checkpoints.load(parts) or 0
     run = parts["run"]
@@ -290,8 +300,10 @@ def train(config: Config, out: Path) -> ImageTokenizer:
             accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
             if not torch.isfinite(norm):
-                raise ValueError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})"
-                                 + (f", or adversarial (now {config.adversarial})" if counts else ""))  # fmt: skip
+                raise ValueError(
+                    f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})"
+                    + (f", or adversarial (now {config.adversarial})" if counts else "")
+                )
             optimizer.step()
             optimizer.zero_grad()
             # 2. The discriminator.
@@ -309,8 +321,12 @@ def train(config: Config, out: Path) -> ImageTokenizer:
                 judge_optimizer.zero_grad()
             # 3. The codebook.
             vq.quantize.count(cast(Tensor, accelerator.gather(result.codes)))
-            if (config.restart_every and step % config.restart_every == 0 and step < 0.8 * config.steps
-                    and not config.decoder_only):  # fmt: skip
+            if (
+                config.restart_every
+                and step % config.restart_every == 0
+                and step < 0.8 * config.steps
+                and not config.decoder_only
+            ):
                 latents = cast(Tensor, accelerator.gather(result.latents.detach().contiguous()))
                 moved += vq.quantize.restart_dead(latents, generator(config, step))
             average.update_parameters(vq)
@@ -322,11 +338,20 @@ def train(config: Config, out: Path) -> ImageTokenizer:
                 usage = vq.quantize.usage / vq.quantize.usage.sum()
                 alive = (usage > 0.1 / len(usage)).float().mean().item()
                 speed = config.log_every * len(pixels) * world / took
-                row = {"step": step + 1, "loss": loss.item(), "psnr": psnr(result.pixels.float(), pixels).mean().item(),
-                       "quantizer": result.quantizer.item(), **{name: value.item() for name, value in losses.items()},
-                       "codes_alive": alive, "perplexity": torch.special.entr(usage).sum().exp().item(),
-                       "restarted": moved, "gradient": norm.item(), "skipped_files": len(source.skipped),
-                       "images_per_second": speed, "seconds": run["seconds"]}  # fmt: skip
+                row = {
+                    "step": step + 1,
+                    "loss": loss.item(),
+                    "psnr": psnr(result.pixels.float(), pixels).mean().item(),
+                    "quantizer": result.quantizer.item(),
+                    **{name: value.item() for name, value in losses.items()},
+                    "codes_alive": alive,
+                    "perplexity": torch.special.entr(usage).sum().exp().item(),
+                    "restarted": moved,
+                    "gradient": norm.item(),
+                    "skipped_files": len(source.skipped),
+                    "images_per_second": speed,
+                    "seconds": run["seconds"],
+                }
                 moved = 0
                 log.write(row)
                 log.show(step + 1, f"psnr {row['psnr']:.2f} dB, {row['images_per_second']:.0f} images/s")

@@ -75,19 +75,35 @@ def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
     vocab, text, (rows, columns) = shards.vocab(), shards.text_tokenizer(), shards.meta["vocab"]["image_grid"]
     whole = np.flatnonzero(shards.lengths)
     chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count]).tolist()
-    return [Shown(number, int(shards.lengths[number]),
-                  pieces_of(shards.document(number), vocab, text, (rows, columns)), shards.sample(number))
-            for number in chosen]  # fmt: skip
+    return [
+        Shown(
+            number,
+            int(shards.lengths[number]),
+            pieces_of(shards.document(number), vocab, text, (rows, columns)),
+            shards.sample(number),
+        )
+        for number in chosen
+    ]
 
 
 def as_text(shown: Sequence[Shown], split: str) -> str:
     """The documents with their answers in [[...]], pictures as <picture h x w>."""
     out = []
     for document in shown:
-        parts = [f"<picture {piece.codes.shape[0]} x {piece.codes.shape[1]}>" if piece.codes is not None
-                 else f"[[{piece.text}]]" if piece.is_answer else piece.text for piece in document.pieces]  # fmt: skip
-        out += [f"{split} {document.number}: {document.tokens} tokens", "".join(parts),
-                json.dumps(document.sample, ensure_ascii=False), ""]  # fmt: skip
+        parts = [
+            f"<picture {piece.codes.shape[0]} x {piece.codes.shape[1]}>"
+            if piece.codes is not None
+            else f"[[{piece.text}]]"
+            if piece.is_answer
+            else piece.text
+            for piece in document.pieces
+        ]
+        out += [
+            f"{split} {document.number}: {document.tokens} tokens",
+            "".join(parts),
+            json.dumps(document.sample, ensure_ascii=False),
+            "",
+        ]
     return "\n".join(out)
 
 
@@ -96,8 +112,9 @@ def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Ima
     codes = [piece.codes for document in shown for piece in document.pieces if piece.codes is not None]
     decoded = image.decode(torch.stack(codes)) if codes else []
     pictures = iter(decoded if isinstance(decoded, list) else [decoded])
-    cards = [_card(document, [next(pictures) for piece in document.pieces if piece.codes is not None])
-             for document in shown]  # fmt: skip
+    cards = [
+        _card(document, [next(pictures) for piece in document.pieces if piece.codes is not None]) for document in shown
+    ]
     heights = [GAP] * min(columns, len(cards))
     places = []
     for card in cards:
@@ -126,20 +143,33 @@ def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
         if len(piece.codes):
             picture = next(shown)
             scale = max(1, inside // picture.width)
-            side = (picture.width * scale, picture.height * scale) if picture.width <= inside else (
-                inside, picture.height * inside // picture.width)  # fmt: skip
+            side = (
+                (picture.width * scale, picture.height * scale)
+                if picture.width <= inside
+                else (inside, picture.height * inside // picture.width)
+            )
             kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             card.paste(picture.resize(side, kind), (pad + (inside - side[0]) // 2, y))
             y += side[1] + 6
     sample = document.sample
-    note = [str(document.number), f"{document.tokens} tokens",
-            *(str(sample[key]) for key in ("name", "licence") if sample.get(key))]  # fmt: skip
+    note = [
+        str(document.number),
+        f"{document.tokens} tokens",
+        *(str(sample[key]) for key in ("name", "licence") if sample.get(key)),
+    ]
     y = _flow(draw, [Piece(" · ".join(note))], load_font(SIZE - 3), y + 2, pad, inside, FAINT)
     return card.crop((0, 0, COLUMN, y + pad - 4))
 
 
-def _flow(draw: ImageDraw.ImageDraw, pieces: list[Piece], font: Font, y: int, left: int, width: int,
-          ink: tuple[int, int, int] = INK) -> int:  # fmt: skip
+def _flow(
+    draw: ImageDraw.ImageDraw,
+    pieces: list[Piece],
+    font: Font,
+    y: int,
+    left: int,
+    width: int,
+    ink: tuple[int, int, int] = INK,
+) -> int:
     """Draw texts that follow one another, word by word, from the right where the first letters are Arabic. Returns
     where the next line begins."""
     words = [(word, ANSWER if piece.is_answer else ink) for piece in pieces for word in piece.text.split()[:WORDS]]

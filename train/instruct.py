@@ -143,8 +143,9 @@ def store(writer: ShardWriter, made: Made, codes: Sequence[np.ndarray]) -> None:
     writer.add(ids, [])
 
 
-def write_chunk(data: Path, start: str, out: Path, split: str, number: int, tasks: Sequence[str],
-                config: Config) -> dict[str, int]:  # fmt: skip
+def write_chunk(
+    data: Path, start: str, out: Path, split: str, number: int, tasks: Sequence[str], config: Config
+) -> dict[str, int]:
     """One shard of new documents, of these tasks in order. Returns how many of each there are."""
     model, studio, licences = workshop(data, start, split != "train", config.things)
     rng = np.random.default_rng((config.seed, split != "train", number))
@@ -217,14 +218,22 @@ def build(data: Path, start: str, known: Path | None, out: Path, config: Config)
     jobs = [("train", number, chunk) for number, chunk in enumerate(chunks)] + [("held_out", 0, novel)]
     context = get_context("spawn")  # torch's threads do not outlive a fork
     with ProcessPoolExecutor(config.workers, context) as pool:
-        futures = [pool.submit(write_chunk, data, start, out, split, number, chunk, config)
-                   for split, number, chunk in jobs]  # fmt: skip
+        futures = [
+            pool.submit(write_chunk, data, start, out, split, number, chunk, config) for split, number, chunk in jobs
+        ]
         made = [future.result() for future in track(futures, "new documents")]
     counts = sum((Counter(one) for one in made[:-1]), Counter[str]())
     if known:
         counts.update(known_documents(known, model, out, config, len(chunks)))
-    return finish(out, model.text_tokenizer, model.vocab, model.image_tokenizer, tasks=dict(counts), start=start,
-                  config=asdict(config))  # fmt: skip
+    return finish(
+        out,
+        model.text_tokenizer,
+        model.vocab,
+        model.image_tokenizer,
+        tasks=dict(counts),
+        start=start,
+        config=asdict(config),
+    )
 
 
 def main(

@@ -39,8 +39,16 @@ from train.state import ModelAndOptimizers, RandomState
 
 
 @torch.no_grad()
-def evaluate(learner: torch.nn.Module, rows: Rows, count: int, micro: int, precision: str, device: torch.device,
-             rank: int = 0, world: int = 1) -> dict[str, float]:  # fmt: skip
+def evaluate(
+    learner: torch.nn.Module,
+    rows: Rows,
+    count: int,
+    micro: int,
+    precision: str,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, float]:
     """Mean cross-entropy in nats of each kind of token, and of "all".
 
     Args:
@@ -103,9 +111,15 @@ def train(config: Config, out: Path) -> Path:
     watch = Watch(config.spike)
 
     # 2. Where it stands.
-    run: dict[str, Any] = {"position": list(Position()), "data": shards.fingerprint(), "row": config.row,
-                           "batch_tokens": config.batch_tokens, "window": config.window, "seed": config.seed,
-                           "bad_documents": 0}  # fmt: skip
+    run: dict[str, Any] = {
+        "position": list(Position()),
+        "data": shards.fingerprint(),
+        "row": config.row,
+        "batch_tokens": config.batch_tokens,
+        "window": config.window,
+        "seed": config.seed,
+        "bad_documents": 0,
+    }
     apart = config.local_sgd and world > 1
     state = ModelAndOptimizers(learner, optimizer)
     parts = {f"apart@{rank} of {world}" if apart else "lm": state, "random": RandomState(), "watch": watch, "run": run}
@@ -113,8 +127,10 @@ def train(config: Config, out: Path) -> Path:
         parts["average"] = average.values
     checkpoints = Checkpoints(out / "checkpoints", config.keep, config.asynchronous, config.go_on)
     expected = {key: run[key] for key in ("data", "row", "batch_tokens", "window", "seed")}
-    wanted = [[{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
-              for one in optimizer]  # fmt: skip
+    wanted = [
+        [{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
+        for one in optimizer
+    ]
     try:
         first = checkpoints.load(parts) or 0
     except ValueError as error:
@@ -125,8 +141,9 @@ def train(config: Config, out: Path) -> Path:
             group.update(fields)
     run = parts["run"]
     if other := [f"{key} was {run[key]!r}, now {now!r}" for key, now in expected.items() if run[key] != now]:
-        raise ValueError(f"{out} holds a run on other data: {'; '.join(other)}; take another --out, or set "
-                         f"start={out}/model")  # fmt: skip
+        raise ValueError(
+            f"{out} holds a run on other data: {'; '.join(other)}; take another --out, or set start={out}/model"
+        )
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         configs.save(config, out / "config.json")
@@ -176,9 +193,11 @@ def train(config: Config, out: Path) -> Path:
             stuck = watch.in_a_row > config.most_skipped
             news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (asked[0], len(data.bad), stuck))]))
             if news[3]:  # on whichever process
-                raise ValueError(f"more than most_skipped = {config.most_skipped} steps in a row were skipped before "
-                                 f"step {step + 1} ({watch.skipped}): lower muon_lr and lr, or look at the "
-                                 "data")  # fmt: skip
+                raise ValueError(
+                    f"more than most_skipped = {config.most_skipped} steps in a row were skipped before "
+                    f"step {step + 1} ({watch.skipped}): lower muon_lr and lr, or look at the "
+                    "data"
+                )
             scale = (world if not apart else 1) / (weight if apart else news[0])
             loss = torch.zeros((), device=device)
             for i, batch in enumerate(batches):
@@ -192,8 +211,15 @@ def train(config: Config, out: Path) -> Path:
             mean, length = (loss, norm) if apart else (summed(loss) / world, norm)
             factor = rate(step, config.steps, config.schedule, config.warmup, config.decay, config.final)
             if why := watch.verdict(mean.item(), length.item()):
-                log.write({"step": step + 1, "skipped": why, "all losses": mean.item(), "gradient": length.item(),
-                           "digest": data.digest})  # fmt: skip
+                log.write(
+                    {
+                        "step": step + 1,
+                        "skipped": why,
+                        "all losses": mean.item(),
+                        "gradient": length.item(),
+                        "digest": data.digest,
+                    }
+                )
             else:
                 for one in optimizer:
                     for group in one.param_groups:
@@ -208,8 +234,10 @@ def train(config: Config, out: Path) -> Path:
             run["bad_documents"] += int(news[2])
             log.show(step + 1)
             if run["bad_documents"] > max(10, config.max_bad * data.position.documents):
-                raise ValueError(f"{run['bad_documents']} of {data.position.documents} documents are damaged, more "
-                                 f"than max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}")  # fmt: skip
+                raise ValueError(
+                    f"{run['bad_documents']} of {data.position.documents} documents are damaged, more "
+                    f"than max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}"
+                )
             last = step + 1 == config.steps
             leaving = bool(news[1]) and not (apart and (step + 1) % config.local_sgd)
             if (step + 1) % config.log_every == 0 or last or leaving:
@@ -217,12 +245,21 @@ def train(config: Config, out: Path) -> Path:
                 totals, tokens = summed(totals), summed(tokens)
                 loss_by_kind = by_kind(*totals)
                 rate_of_tokens = tokens[0].item() / seconds
-                row = {"step": step + 1, "loss": loss_by_kind, "gradient": length.item(), "rate": factor,
-                       "tokens_per_second": round(rate_of_tokens), "padding": (tokens[1] / tokens[0]).item(),
-                       "waiting": waited / seconds, "documents": data.position.documents, "digest": data.digest,
-                       "flops": (step + 1) * flops,
-                       "epoch": data.position.documents / len(shards), "skipped_steps": sum(watch.skipped.values()),
-                       **utilisation(model.config, config.row, rate_of_tokens / world, device)}  # fmt: skip
+                row = {
+                    "step": step + 1,
+                    "loss": loss_by_kind,
+                    "gradient": length.item(),
+                    "rate": factor,
+                    "tokens_per_second": round(rate_of_tokens),
+                    "padding": (tokens[1] / tokens[0]).item(),
+                    "waiting": waited / seconds,
+                    "documents": data.position.documents,
+                    "digest": data.digest,
+                    "flops": (step + 1) * flops,
+                    "epoch": data.position.documents / len(shards),
+                    "skipped_steps": sum(watch.skipped.values()),
+                    **utilisation(model.config, config.row, rate_of_tokens / world, device),
+                }
                 log.write(row)
                 words = ", ".join(f"{kind} {value:.2f}" for kind, value in loss_by_kind.items())
                 log.show(step + 1, f"{words}, {rate_of_tokens:.0f} tokens/s")
@@ -230,8 +267,9 @@ def train(config: Config, out: Path) -> Path:
             if held_out and ((step + 1) % config.evaluate_every == 0 or last):
                 if average:
                     average.swap()
-                held_loss = evaluate(called, held_out, config.evaluate_rows, micro, config.precision, device, rank,
-                                     world)  # fmt: skip
+                held_loss = evaluate(
+                    called, held_out, config.evaluate_rows, micro, config.precision, device, rank, world
+                )
                 log.write({"step": step + 1, "held_out": held_loss})
                 if average:
                     average.swap()

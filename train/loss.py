@@ -77,8 +77,14 @@ def end_to_end(batch: Batch) -> dict[str, Any]:
     starts = (positions[0] == 0).nonzero()[:, 0].to(torch.int32)
     places = torch.cat([starts, starts.new_tensor([ids.shape[1]])])  # [documents + 1]
     longest = batch.ids.shape[1]  # a bound, known without asking the device
-    return {"input_ids": ids, "position_ids": positions, "cu_seq_lens_q": places, "cu_seq_lens_k": places,
-            "max_length_q": longest, "max_length_k": longest}  # fmt: skip
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": places,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 class Learner(nn.Module):
@@ -102,7 +108,8 @@ class Learner(nn.Module):
         hidden = states[:, :-1].flatten(0, 1)  # [N, D]
         targets, kinds = batch.ids[:, 1:].flatten(), batch.kinds[:, 1:].flatten()  # [N]
         head = self.model.lm_head.weight
-        total, errors = ChunkedCrossEntropy.apply(hidden, head, targets, batch.weights[:, 1:].flatten(), self.z,
-                                                  self.chunk)  # fmt: skip
+        total, errors = ChunkedCrossEntropy.apply(
+            hidden, head, targets, batch.weights[:, 1:].flatten(), self.z, self.chunk
+        )
         sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
         return Losses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

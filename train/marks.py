@@ -95,9 +95,15 @@ def found_boxes(standing: np.ndarray, boxes: Sequence[Box], reach: float = 0.2) 
     standing: [S, S] bool.
     """
     rows, columns = raster(len(standing))
-    away = np.stack([np.hypot(np.maximum(0, np.maximum(top - rows, rows - bottom + 1)),
-                              np.maximum(0, np.maximum(left - columns, columns - right + 1)))
-                     for left, top, right, bottom in boxes])  # fmt: skip
+    away = np.stack(
+        [
+            np.hypot(
+                np.maximum(0, np.maximum(top - rows, rows - bottom + 1)),
+                np.maximum(0, np.maximum(left - columns, columns - right + 1)),
+            )
+            for left, top, right, bottom in boxes
+        ]
+    )
     owner = np.where(standing & (away.min(0) <= reach * len(standing)), away.argmin(0), -1)
     out: list[Box | None] = []
     for i in range(len(boxes)):
@@ -127,8 +133,9 @@ def filled_with_mean(picture: np.ndarray, holes: np.ndarray) -> np.ndarray:
 # Tasks.
 
 
-def mark_answers(asked: Sequence[Asked], said: Sequence[str], blind: dict[str, str],
-                 names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
+def mark_answers(
+    asked: Sequence[Asked], said: Sequence[str], blind: dict[str, str], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
     """question -> language -> questions, accuracy, and accuracy of the blind."""
     right: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
     for one, text in zip(asked, said, strict=True):
@@ -142,8 +149,9 @@ def mark_answers(asked: Sequence[Asked], said: Sequence[str], blind: dict[str, s
     return out
 
 
-def mark_edits(task: str, some: Sequence[Example], drawn: Sequence[Tensor], pictures: Sequence[np.ndarray],
-               grid: tuple[int, int]) -> dict[str, float | None]:  # fmt: skip
+def mark_edits(
+    task: str, some: Sequence[Example], drawn: Sequence[Tensor], pictures: Sequence[np.ndarray], grid: tuple[int, int]
+) -> dict[str, float | None]:
     """Of edits, drawn as codes [h, w] and pictures.
 
     Returns:
@@ -165,8 +173,12 @@ def mark_edits(task: str, some: Sequence[Example], drawn: Sequence[Tensor], pict
         other = unlike(after, [before, *(render(scene, stage.size).picture for scene in wrong)])
         order.append(rank(picture, after, other[: WRONG + 1]))
     ranked = np.array(order)
-    return {"kept": float(np.mean(kept)) if kept else None, "changed": float(np.mean(changed)),
-            "right": float((ranked < 1).mean()), "top5": float((ranked < 5).mean())}  # fmt: skip
+    return {
+        "kept": float(np.mean(kept)) if kept else None,
+        "changed": float(np.mean(changed)),
+        "right": float((ranked < 1).mean()),
+        "top5": float((ranked < 5).mean()),
+    }
 
 
 def alone(picture: np.ndarray, ground: tuple[int, int, int]) -> Image.Image:
@@ -201,8 +213,9 @@ def thing_reference(things: Sequence[Thing], image_tokenizer: ImageTokenizer, ju
     return Reference(judge.features(crops), [thing.name["en"] for thing in order], ["" for _ in order])
 
 
-def mark_boxes(some: Sequence[Example], pictures: Sequence[np.ndarray], judge: Judge,
-               reference: Reference) -> dict[str, float]:  # fmt: skip
+def mark_boxes(
+    some: Sequence[Example], pictures: Sequence[np.ndarray], judge: Judge, reference: Reference
+) -> dict[str, float]:
     """Share of boxes that are filled (IoU of at least a half), that hold the right thing (among the five nearest), and
     both."""
     filled, crops, wanted = [], [], []
@@ -217,20 +230,34 @@ def mark_boxes(some: Sequence[Example], pictures: Sequence[np.ndarray], judge: J
         wanted += [thing.thing.name["en"] for thing in placed]
     own = [" " for _ in wanted]  # a style that no drawing has: it is compared with all of them
     right = ranks(judge.features(crops), wanted, own, reference).numpy() < 5
-    return {"boxes": len(filled), "iou": float(np.mean(filled)), "thing": float(right.mean()),
-            "both": float((right & np.array(filled)).mean())}  # fmt: skip
+    return {
+        "boxes": len(filled),
+        "iou": float(np.mean(filled)),
+        "thing": float(right.mean()),
+        "both": float((right & np.array(filled)).mean()),
+    }
 
 
 def mark_maps(some: Sequence[Example], pictures: Sequence[np.ndarray]) -> dict[str, float]:
     """Mean IoU of what stands out from the ground with the outlines."""
-    return {"iou": float(np.mean([
-        share_of_union(foreground(picture, GROUNDS[one.view.scene.ground][2]),
-                             np.asarray(one.view.shown.outlines.any(0)))
-        for one, picture in zip(some, pictures, strict=True)]))}  # fmt: skip
+    return {
+        "iou": float(
+            np.mean(
+                [
+                    share_of_union(
+                        foreground(picture, GROUNDS[one.view.scene.ground][2]),
+                        np.asarray(one.view.shown.outlines.any(0)),
+                    )
+                    for one, picture in zip(some, pictures, strict=True)
+                ]
+            )
+        )
+    }
 
 
-def mark_signs(some: Sequence[Example], pictures: Sequence[np.ndarray],
-               words: dict[str, list[str]]) -> dict[str, float]:  # fmt: skip
+def mark_signs(
+    some: Sequence[Example], pictures: Sequence[np.ndarray], words: dict[str, list[str]]
+) -> dict[str, float]:
     """Share of signs that are nearest to their word, or have it among the five nearest, of all words of the language on
     the board whose colour they have."""
     order, size = [], len(pictures[0])
@@ -249,11 +276,11 @@ def mark_signs(some: Sequence[Example], pictures: Sequence[np.ndarray],
     return {"top1": float((ranked < 1).mean()), "top5": float((ranked < 5).mean())}
 
 
-def mark_holes(some: Sequence[Holed], pictures: Sequence[np.ndarray], judge: Judge,
-               reference: Reference) -> dict[str, float]:  # fmt: skip
+def mark_holes(
+    some: Sequence[Holed], pictures: Sequence[np.ndarray], judge: Judge, reference: Reference
+) -> dict[str, float]:
     """Mean PSNR inside the holes, in dB, and the judge's top-5."""
-    psnr = [hole_psnr(picture, one.picture, one.holes.numpy())
-            for one, picture in zip(some, pictures, strict=True)]  # fmt: skip
+    psnr = [hole_psnr(picture, one.picture, one.holes.numpy()) for one, picture in zip(some, pictures, strict=True)]
     shown = [Image.fromarray(picture) for picture in pictures]
     rank = ranks(judge.features(shown), [one.thing.code for one in some], [one.thing.style for one in some], reference)
     return {"psnr": float(np.mean(psnr)), "top5": float((rank < 5).float().mean())}

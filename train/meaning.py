@@ -34,9 +34,7 @@ class Alignment(nn.Module):
 
     def __init__(self, dim: int, channels: tuple[int, ...], width: int = 256):
         super().__init__()
-        self.head = nn.Sequential(
-            nn.Conv2d(dim, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, sum(channels), 1)
-        )  # fmt: skip
+        self.head = nn.Sequential(nn.Conv2d(dim, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, sum(channels), 1))
 
     def forward(self, quantized: Tensor, maps: list[Tensor]) -> Tensor:
         """quantized [B, Z, h, w]; maps [B, F_i, H_i, W_i], each brought to h x w. Returns a scalar."""

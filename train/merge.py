@@ -33,8 +33,14 @@ from tokenizer_image import ImageTokenizer
 from train.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "image_tokenizer",
-          "image_tokenizer_fingerprint"}  # fields of config.json that do not make another architecture  # fmt: skip
+BESIDE = {
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "image_tokenizer",
+    "image_tokenizer_fingerprint",
+}  # fields of config.json that do not make another architecture
 BATCH = 8192  # tokens
 
 
@@ -63,15 +69,21 @@ def check_alike(folders: Sequence[Path]) -> None:
         config = json.loads((folder / "config.json").read_text())
         own = folder / "image_tokenizer"
         image = ImageTokenizer.from_pretrained(own if own.is_dir() else config.get("image_tokenizer", own))
-        facts.append({key: value for key, value in config.items() if key not in BESIDE} | {
-            "the text tokenizer": TextTokenizer.load(folder).fingerprint(),
-            "the image tokenizer": image.fingerprint()})  # fmt: skip
+        facts.append(
+            {key: value for key, value in config.items() if key not in BESIDE}
+            | {
+                "the text tokenizer": TextTokenizer.load(folder).fingerprint(),
+                "the image tokenizer": image.fingerprint(),
+            }
+        )
     first, *rest = facts
     for folder, other in zip(folders[1:], rest, strict=True):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
-                raise ValueError(f"{folders[0]} and {folder} cannot be averaged: {key} is {first.get(key)} in one and "
-                                 f"{other.get(key)} in the other")  # fmt: skip
+                raise ValueError(
+                    f"{folders[0]} and {folder} cannot be averaged: {key} is {first.get(key)} in one and "
+                    f"{other.get(key)} in the other"
+                )
 
 
 def average(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> None:
@@ -113,15 +125,17 @@ def write_average(folders: Sequence[Path], out: Path, shares: Sequence[float]) -
         elif path.name not in names:
             shutil.copy2(path, out)
     with ExitStack() as stack:
-        opened = [[stack.enter_context(safe_open(folder / name, "pt")) for name in files_of(folder)]
-                  for folder in folders]  # fmt: skip
+        opened = [
+            [stack.enter_context(safe_open(folder / name, "pt")) for name in files_of(folder)] for folder in folders
+        ]
         places = [{key: file for file in files for key in file.keys()} for files in opened]
         for folder, place in zip(folders, places, strict=True):
             if missing := sorted(place.keys() ^ places[0].keys()):
                 raise ValueError(f"only one of {folders[0]} and {folder} has the tensor {missing[0]}")
         for name, file in zip(names, opened[0], strict=True):
-            tensors = {key: mean(key, [place[key].get_tensor(key) for place in places], shares, folders)
-                       for key in file.keys()}  # fmt: skip
+            tensors = {
+                key: mean(key, [place[key].get_tensor(key) for place in places], shares, folders) for key in file.keys()
+            }
             save_file(tensors, out / name, {"format": "pt"})
     write_checksums(out)
 

@@ -79,8 +79,14 @@ class Row(NamedTuple):
 KINDS = ("prompt", "answer", "first codes", "other codes", "source codes")
 
 
-def choose_forms(answers: np.ndarray, texts: np.ndarray, pictures: np.ndarray, codes: int, objective: Objective,
-                 rng: np.random.Generator) -> Forms:  # fmt: skip
+def choose_forms(
+    answers: np.ndarray,
+    texts: np.ndarray,
+    pictures: np.ndarray,
+    codes: int,
+    objective: Objective,
+    rng: np.random.Generator,
+) -> Forms:
     """The form of each document. A row is 2 ids longer than its document for each span that moves, a whole picture
     longer with holes, and a <break> for each answer but the first that is told.
 
@@ -104,8 +110,16 @@ def choose_forms(answers: np.ndarray, texts: np.ndarray, pictures: np.ndarray, c
     return Forms(form, moved, 2 * moved + np.select([form == HOLES, form == TELL], [codes + 2, answers - 1], 0))
 
 
-def training_row(ids: list[int], spans: Sequence[Span], form: int, moved: int, vocab: Vocab, objective: Objective,
-                 grid: tuple[int, int], seed: int) -> Row:  # fmt: skip
+def training_row(
+    ids: list[int],
+    spans: Sequence[Span],
+    form: int,
+    moved: int,
+    vocab: Vocab,
+    objective: Objective,
+    grid: tuple[int, int],
+    seed: int,
+) -> Row:
     """One document as the model learns it.
 
     Args:
@@ -147,8 +161,9 @@ def training_row(ids: list[int], spans: Sequence[Span], form: int, moved: int, v
     kinds[infills] = np.where(np.cumsum(infills)[infills] > 1, 2, 0)
     if not behind.any():
         kinds[-1] = 1
-    weights = np.array([0, objective.prompt, objective.answer, objective.first, objective.code, objective.source],
-                       np.float32)  # fmt: skip
+    weights = np.array(
+        [0, objective.prompt, objective.answer, objective.first, objective.code, objective.source], np.float32
+    )
     return Row(row, weights[kinds], kinds)
 
 

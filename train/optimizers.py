@@ -34,8 +34,9 @@ def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return out
 
 
-def optimizers(model: nn.Module, matrices: str, rates: Rates, betas: tuple[float, float],
-               weight_decay: float) -> list[torch.optim.Optimizer]:  # fmt: skip
+def optimizers(
+    model: nn.Module, matrices: str, rates: Rates, betas: tuple[float, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
     """The optimisers that share a model's parameters; each group holds its peak rate as "peak".
 
     Args:
@@ -54,10 +55,14 @@ def optimizers(model: nn.Module, matrices: str, rates: Rates, betas: tuple[float
     if not parts:
         raise ValueError("no parameter is to be trained: all are frozen")
     settings: list[dict[str, Any]] = [
-        {"params": parameters, "lr": getattr(rates, name), "peak": getattr(rates, name),
-         "weight_decay": weight_decay if name == "matrices" else 0.0}
+        {
+            "params": parameters,
+            "lr": getattr(rates, name),
+            "peak": getattr(rates, name),
+            "weight_decay": weight_decay if name == "matrices" else 0.0,
+        }
         for name, parameters in parts.items()
-    ]  # fmt: skip
+    ]
     out: list[torch.optim.Optimizer] = []
     if matrices == "muon" and "matrices" in parts:
         out.append(torch.optim.Muon([settings.pop(0)], adjust_lr_fn="original"))
@@ -120,8 +125,12 @@ class Watch:
         return why
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses), "norms": list(self.norms), "skipped": dict(self.skipped),
-                "in_a_row": self.in_a_row}  # fmt: skip
+        return {
+            "losses": list(self.losses),
+            "norms": list(self.norms),
+            "skipped": dict(self.skipped),
+            "in_a_row": self.in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for mine, theirs in ((self.losses, state["losses"]), (self.norms, state["norms"])):

@@ -109,22 +109,45 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
     if "scorer_parameters" in facts:
         scorer = f"- scorer for the best of n: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
     return CARD.format(
-        name=name, device=device, note=note, table=table(facts["evaluation"]), concepts=meta["concepts"],
-        kinds=", ".join(meta["config"]["subgroups"]) or "every group", pictures=meta["pictures"],
-        views=meta["config"]["views"], documents=meta["documents"], tokens=meta["tokens"],
+        name=name,
+        device=device,
+        note=note,
+        table=table(facts["evaluation"]),
+        concepts=meta["concepts"],
+        kinds=", ".join(meta["config"]["subgroups"]) or "every group",
+        pictures=meta["pictures"],
+        views=meta["config"]["views"],
+        documents=meta["documents"],
+        tokens=meta["tokens"],
         styles=", ".join(f"{style} {count}" for style, count in sorted(meta["styles"].items())),
-        layers=model["num_hidden_layers"], width=model["hidden_size"], vocabulary=model["vocab_size"],
-        text=model["text_vocab_size"], codes=model["image_vocab_size"], grid=model["image_grid"],
-        lm_parameters=facts["lm_parameters"] / 1e6, vq_parameters=facts["vq_parameters"] / 1e6, scorer=scorer,
-        lm_hours=facts["lm_hours"], lm_steps=lm["steps"], lm_batch=lm["batch_tokens"], seed=lm["seed"],
-        tuning_hours=facts["tuning_hours"], tuning_steps=tuning["steps"], tuning_batch=tuning["batch_tokens"],
-        tuning_seed=tuning["seed"], things=len(tuning_meta["config"]["things"]),
-        tuning_documents=tuning_meta["documents"], tuning_tokens=tuning_meta["tokens"],
+        layers=model["num_hidden_layers"],
+        width=model["hidden_size"],
+        vocabulary=model["vocab_size"],
+        text=model["text_vocab_size"],
+        codes=model["image_vocab_size"],
+        grid=model["image_grid"],
+        lm_parameters=facts["lm_parameters"] / 1e6,
+        vq_parameters=facts["vq_parameters"] / 1e6,
+        scorer=scorer,
+        lm_hours=facts["lm_hours"],
+        lm_steps=lm["steps"],
+        lm_batch=lm["batch_tokens"],
+        seed=lm["seed"],
+        tuning_hours=facts["tuning_hours"],
+        tuning_steps=tuning["steps"],
+        tuning_batch=tuning["batch_tokens"],
+        tuning_seed=tuning["seed"],
+        things=len(tuning_meta["config"]["things"]),
+        tuning_documents=tuning_meta["documents"],
+        tuning_tokens=tuning_meta["tokens"],
         tasks=", ".join(f"{task} {count}" for task, count in sorted(tuning_meta["tasks"].items())),
-        vq_hours=facts["vq_hours"], vq_steps=vq["steps"], vq_batch=vq["batch_size"],
-        decoder_hours=facts["decoder_hours"], decoder_steps=facts["decoder"]["steps"],
+        vq_hours=facts["vq_hours"],
+        vq_steps=vq["steps"],
+        vq_batch=vq["batch_size"],
+        decoder_hours=facts["decoder_hours"],
+        decoder_steps=facts["decoder"]["steps"],
         task_table=task_table(facts["task_evaluation"]),
-    )  # fmt: skip
+    )
 
 
 class Runs(NamedTuple):
@@ -220,11 +243,21 @@ def package_tokenizer(name: str, run: Path, data: Path, device: str, root: Path 
     parameters = halve(run / "model" / "model.safetensors", folder / "model.safetensors")
     shutil.copy(run / "model" / "config.json", folder / "config.json")
     words = TOKENIZER_CARD.format(
-        name=name, side=shape.resolution, grid=shape.grid, codes=shape.n_embed, dim=shape.embed_dim,
-        parameters=parameters / 1e6, pictures=len(train), steps=config["steps"], batch=config["batch_size"],
-        seed=config["seed"], hours=rows[-1]["seconds"] / 3600, device=device, psnr=last["psnr"],
+        name=name,
+        side=shape.resolution,
+        grid=shape.grid,
+        codes=shape.n_embed,
+        dim=shape.embed_dim,
+        parameters=parameters / 1e6,
+        pictures=len(train),
+        steps=config["steps"],
+        batch=config["batch_size"],
+        seed=config["seed"],
+        hours=rows[-1]["seconds"] / 3600,
+        device=device,
+        psnr=last["psnr"],
         code_use=last["code_use"],
-    )  # fmt: skip
+    )
     (folder / "README.md").write_text(words, encoding="utf-8")
     return embedded(root)
 

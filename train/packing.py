@@ -136,8 +136,10 @@ class Rows:
         known, needed = shards.lengths > 0, shards.lengths + 2 * self.answers  # an answer that moves brings two ids
         self.too_long = int((needed > length).sum())
         if not (known & (needed <= length)).any():
-            raise ValueError(f"{shards.folder}: none of the {len(shards)} documents fits in rows of {length} tokens; "
-                             f"the shortest has {needed[known].min(initial=2**31)}: make rows longer")  # fmt: skip
+            raise ValueError(
+                f"{shards.folder}: none of the {len(shards)} documents fits in rows of {length} tokens; "
+                f"the shortest has {needed[known].min(initial=2**31)}: make rows longer"
+            )
         self.plan = lru_cache(maxsize=2)(self._plan)
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
@@ -148,8 +150,14 @@ class Rows:
         epoch, number = divmod(window, self.per_epoch)
         documents = self._order(epoch)[number * self.window : (number + 1) * self.window]
         rng = np.random.default_rng((self.seed, 1, window))
-        forms = choose_forms(self.answers[documents], self.shards.texts[documents], self.shards.pictures[documents],
-                             self.grid[0] * self.grid[1], self.objective, rng)  # fmt: skip
+        forms = choose_forms(
+            self.answers[documents],
+            self.shards.texts[documents],
+            self.shards.pictures[documents],
+            self.grid[0] * self.grid[1],
+            self.objective,
+            rng,
+        )
         lengths = self.shards.lengths[documents] + forms.extra
         fits = np.flatnonzero((self.shards.lengths[documents] > 0) & (lengths <= self.length))
         packed = pack(lengths[fits].tolist(), self.length)
@@ -167,8 +175,15 @@ class Rows:
             seed = int(np.random.SeedSequence((self.seed, 2, epoch, document)).generate_state(1)[0])
             try:
                 stored = self.shards.document(document)
-                made = training_row(*stored, int(plan.forms.form[place]), int(plan.forms.moved[place]), self.vocab,
-                                    self.objective, self.grid, seed)  # fmt: skip
+                made = training_row(
+                    *stored,
+                    int(plan.forms.form[place]),
+                    int(plan.forms.moved[place]),
+                    self.vocab,
+                    self.objective,
+                    self.grid,
+                    seed,
+                )
                 if max(stored.ids) >= len(self.vocab):
                     raise ValueError(f"id {max(stored.ids)}")
             except (ValueError, IndexError, AssertionError):  # damaged in a shard that was not verified
@@ -207,8 +222,16 @@ class Steps(Dataset):
         rank, world: this rank's share; the ranks' rows in order are one rank's rows.
     """
 
-    def __init__(self, rows: Rows, per_step: int, micro: int, first: int = 0, position: Position = START,
-                 rank: int = 0, world: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        rows: Rows,
+        per_step: int,
+        micro: int,
+        first: int = 0,
+        position: Position = START,
+        rank: int = 0,
+        world: int = 1,
+    ):
         assert per_step % world == 0 and 0 <= rank < world and micro > 0, f"{per_step=} {rank=} {world=} {micro=}"
         self.rows, self.per_step, self.micro, self.rank, self.world = rows, per_step, micro, rank, world
         self.next, self.position = first, position
@@ -236,5 +259,13 @@ def collate(rows: Sequence[tuple], micro: int) -> list[Batch]:
 
 def load(steps: Steps, last: int, workers: int, pin: bool = False) -> Iterator[Step]:
     """The steps up to `last` (excluded), made ahead by `workers` processes (0: in this one, as they are asked for)."""
-    return iter(DataLoader(steps, batch_size=None, sampler=range(steps.next, last), num_workers=workers, pin_memory=pin,
-                           prefetch_factor=4 if workers else None))  # fmt: skip
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(steps.next, last),
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+        )
+    )

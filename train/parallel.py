@@ -40,18 +40,29 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size > 1 and (lacking := [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if key not in os.environ]):
-        raise ValueError(f"WORLD_SIZE is {size}, but {', '.join(lacking)} are not set: start with torchrun "
-                         f"--nproc_per_node {size} -m train.lm ..., or unset WORLD_SIZE")  # fmt: skip
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but {', '.join(lacking)} are not set: start with torchrun "
+            f"--nproc_per_node {size} -m train.lm ..., or unset WORLD_SIZE"
+        )
     if lacking := sorted({*trackers} - (here := {str(tracker) for tracker in get_available_trackers()})):
-        raise ValueError(f"trackers: {', '.join(lacking)} is not known or not installed: choose from what is here, "
-                         f"{', '.join(sorted(here)) or 'none'}, or install it")  # fmt: skip
+        raise ValueError(
+            f"trackers: {', '.join(lacking)} is not known or not installed: choose from what is here, "
+            f"{', '.join(sorted(here)) or 'none'}, or install it"
+        )
     meet_again()
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience],
-                              log_with=list(trackers) or None, project_dir=folder)  # fmt: skip
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        kwargs_handlers=[patience],
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
     if (found := accelerator.num_processes) != (processes or max(size, found)):
-        raise ValueError(f"{found} processes train together, not {processes or size}: accelerate launch --cpu starts "
-                         "one whatever it is told; use ACCELERATE_USE_CPU=true torchrun")  # fmt: skip
+        raise ValueError(
+            f"{found} processes train together, not {processes or size}: accelerate launch --cpu starts "
+            "one whatever it is told; use ACCELERATE_USE_CPU=true torchrun"
+        )
     return accelerator
 
 
@@ -69,8 +80,9 @@ def meet_again() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False)  # pyright: ignore[reportPrivateImportUsage]
     named = dist.PrefixStore(f"restart {restarts}", store)  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("nccl" if gpu else "gloo", store=named, rank=rank, world_size=world,
-                            timeout=timedelta(minutes=30))  # fmt: skip
+    dist.init_process_group(
+        "nccl" if gpu else "gloo", store=named, rank=rank, world_size=world, timeout=timedelta(minutes=30)
+    )
 
 
 def spread(learner: nn.Module, accelerator: Accelerator, kind: str, bf16: bool) -> nn.Module:

@@ -47,9 +47,18 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 COLOURS_AR = {
-    "black": "أسود", "white": "أبيض", "grey": "رمادي", "red": "أحمر", "orange": "برتقالي", "yellow": "أصفر",
-    "green": "أخضر", "blue": "أزرق", "purple": "بنفسجي", "pink": "وردي", "brown": "بني",
-}  # fmt: skip
+    "black": "أسود",
+    "white": "أبيض",
+    "grey": "رمادي",
+    "red": "أحمر",
+    "orange": "برتقالي",
+    "yellow": "أصفر",
+    "green": "أخضر",
+    "blue": "أزرق",
+    "purple": "بنفسجي",
+    "pink": "وردي",
+    "brown": "بني",
+}
 
 WRAPPERS = {
     "en": ("{}", "{}", "{}", "a picture of {}", "draw {}", "an emoji of {}", "an image of {}"),
@@ -77,11 +86,47 @@ class Target(NamedTuple):
 
 # Names that take no article: what is not counted, and plurals without an s.
 BARE = {
-    "bacon", "blood", "bread", "broccoli", "butter", "candy", "cheese", "clothing", "construction", "cooking", "corn",
-    "dango", "falafel", "food", "garlic", "green", "hockey", "lacrosse", "tennis", "badminton", "bowling", "mail",
-    "mate", "meat", "milk", "money", "oden", "people", "pong", "popcorn", "rice", "sake", "salt", "shrimp", "sushi",
-    "squid", "tea", "wind", "music", "paper",
-}  # fmt: skip
+    "bacon",
+    "blood",
+    "bread",
+    "broccoli",
+    "butter",
+    "candy",
+    "cheese",
+    "clothing",
+    "construction",
+    "cooking",
+    "corn",
+    "dango",
+    "falafel",
+    "food",
+    "garlic",
+    "green",
+    "hockey",
+    "lacrosse",
+    "tennis",
+    "badminton",
+    "bowling",
+    "mail",
+    "mate",
+    "meat",
+    "milk",
+    "money",
+    "oden",
+    "people",
+    "pong",
+    "popcorn",
+    "rice",
+    "sake",
+    "salt",
+    "shrimp",
+    "sushi",
+    "squid",
+    "tea",
+    "wind",
+    "music",
+    "paper",
+}
 SINGULAR = ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros", "lotus", "walrus", "lens", "iris")
 
 
@@ -140,34 +185,46 @@ def ask_caption(facts: Facts, language: str, rng: np.random.Generator) -> Target
 
 
 def ask_what(facts: Facts, language: str, rng: np.random.Generator) -> Target:
-    question = (_one(rng, "What is this?", "What is it?", "What do you see?", "What does the picture show?")
-                if language == "en" else _one(rng, "ما هذا؟", "ماذا ترى؟", "ماذا في الصورة؟"))  # fmt: skip
+    question = (
+        _one(rng, "What is this?", "What is it?", "What do you see?", "What does the picture show?")
+        if language == "en"
+        else _one(rng, "ما هذا؟", "ماذا ترى؟", "ماذا في الصورة؟")
+    )
     return Target("what", _ask(question, language), facts["name"][language])
 
 
 def ask_kind(facts: Facts, language: str, rng: np.random.Generator) -> Target:
     kinds = "What kind of thing is it?", "Which category does it belong to?", "What type of thing is this?"
-    question = (_one(rng, *kinds) if language == "en" else _one(rng, "ما نوعه؟", "إلى أي فئة ينتمي؟"))  # fmt: skip
+    question = _one(rng, *kinds) if language == "en" else _one(rng, "ما نوعه؟", "إلى أي فئة ينتمي؟")
     return Target("kind", _ask(question, language), KINDS[facts["subgroup"]][language])
 
 
 def ask_colour(facts: Facts, language: str, rng: np.random.Generator) -> Target:
-    question = (_one(rng, "What colour is it?", "What color is it?", "Which colour does it have?")
-                if language == "en" else _one(rng, "ما لونه؟", "ما اللون؟"))  # fmt: skip
+    question = (
+        _one(rng, "What colour is it?", "What color is it?", "Which colour does it have?")
+        if language == "en"
+        else _one(rng, "ما لونه؟", "ما اللون؟")
+    )
     return Target(
         "colour", _ask(question, language), facts["colour"] if language == "en" else COLOURS_AR[facts["colour"]]
     )
 
 
 def ask_style(facts: Facts, language: str, rng: np.random.Generator) -> Target:
-    question = (_one(rng, "What style is it?", "Which style is it drawn in?")
-                if language == "en" else _one(rng, "ما أسلوب الرسم؟", "بأي أسلوب رسم؟"))  # fmt: skip
+    question = (
+        _one(rng, "What style is it?", "Which style is it drawn in?")
+        if language == "en"
+        else _one(rng, "ما أسلوب الرسم؟", "بأي أسلوب رسم؟")
+    )
     return Target("style", _ask(question, language), facts["style"])
 
 
 def ask_ground(ground: str, language: str, rng: np.random.Generator) -> Target:
-    question = (_one(rng, "What colour is the background?", "What color is the background?")
-                if language == "en" else "ما لون الخلفية؟")  # fmt: skip
+    question = (
+        _one(rng, "What colour is the background?", "What color is the background?")
+        if language == "en"
+        else "ما لون الخلفية؟"
+    )
     english, arabic, _ = GROUNDS[ground]
     return Target("ground", _ask(question, language), english if language == "en" else arabic)
 

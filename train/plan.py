@@ -1,8 +1,8 @@
 """What a run will take, before it starts: parameters, memory, speed, hours; and the best number of rows at once.
 
-    python -m train.plan                                     # the named sizes: parameters, compute, memory
-    python -m train.lm --data data/mine --dry-run            # one run, measured on this machine
-    python -m train.lm --data data/mine --find-batch
+python -m train.plan                                     # the named sizes: parameters, compute, memory
+python -m train.lm --data data/mine --dry-run            # one run, measured on this machine
+python -m train.lm --data data/mine --find-batch
 """
 
 import json
@@ -100,8 +100,12 @@ def memory(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], averag
     """
     every = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    states = sum(p.numel() * p.element_size() * (1 if isinstance(one, torch.optim.Muon) else 2)
-                 for one in optimizers for group in one.param_groups for p in group["params"])  # fmt: skip
+    states = sum(
+        p.numel() * p.element_size() * (1 if isinstance(one, torch.optim.Muon) else 2)
+        for one in optimizers
+        for group in one.param_groups
+        for p in group["params"]
+    )
     return Memory(*(-(-size // shards) for size in (every, trained, states, trained if average else 0)))
 
 
@@ -162,8 +166,10 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
             figures = facts(config, ghost, held, spread, device)
             console.print(table(figures))
             print(json.dumps(figures))
-            console.print(f"not measured: weights, gradients and optimisers take {sum(held) / GIB:.1f} GiB on one "
-                          f"device, and {free_memory(device) / GIB:.1f} GiB are free here")  # fmt: skip
+            console.print(
+                f"not measured: weights, gradients and optimisers take {sum(held) / GIB:.1f} GiB on one "
+                f"device, and {free_memory(device) / GIB:.1f} GiB are free here"
+            )
             return figures
     shards = Shards(config.data, verify=False, max_bad=config.max_bad)
     image_tokenizer = image_tokenizer_of(config, meta)
@@ -185,8 +191,13 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
                 raise
             console.print(f"{micro} rows at once do not fit into memory")
             break
-        tried.append({"micro_rows": micro, "tokens_per_second": micro * config.row / speed.seconds,
-                      "activations_gib": speed.saved / GIB})  # fmt: skip
+        tried.append(
+            {
+                "micro_rows": micro,
+                "tokens_per_second": micro * config.row / speed.seconds,
+                "activations_gib": speed.saved / GIB,
+            }
+        )
         if find and 2 * speed.saved > 0.8 * free_memory(device):
             break
     if not tried:
@@ -195,10 +206,14 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
     best = next(one for one in tried if one["tokens_per_second"] > 0.97 * fastest)
     step = timed_step(learner, config, device)
     passes = config.batch_tokens / world / best["tokens_per_second"]
-    figures |= best | {"seconds_per_step": passes + step,
-                       "passes_per_second": best["tokens_per_second"], "optimizer_seconds": step,
-                       "tokens_per_second": config.batch_tokens / world / (passes + step),
-                       "hours": config.steps * (passes + step) / 3600, "tried": tried}  # fmt: skip
+    figures |= best | {
+        "seconds_per_step": passes + step,
+        "passes_per_second": best["tokens_per_second"],
+        "optimizer_seconds": step,
+        "tokens_per_second": config.batch_tokens / world / (passes + step),
+        "hours": config.steps * (passes + step) / 3600,
+        "tried": tried,
+    }
     console.print(table(figures))
     print(json.dumps(figures))
     return figures
@@ -206,8 +221,10 @@ def plan_run(config: Config, find: bool) -> dict[str, Any]:
 
 def presets() -> Table:
     """The named sizes: what each takes on one device, and on each of 8 and 32 that share it (parallel=fsdp)."""
-    out = Table(box=None, title="weights, gradients and optimisers (Muon and AdamW, fp32), GiB a device; "
-                                "activations come on top")  # fmt: skip
+    out = Table(
+        box=None,
+        title="weights, gradients and optimisers (Muon and AdamW, fp32), GiB a device; activations come on top",
+    )
     for column in ("preset", "parameters", "row", "GFLOP/token", "alone", "of 8", "of 32"):
         out.add_column(column, justify="left" if column == "preset" else "right")
     for name in PRESETS:
@@ -218,8 +235,13 @@ def presets() -> Table:
         some = optimizers_of(model, config, torch.device("cpu"))
         held = [sum(memory(model, some, False, devices)) / GIB for devices in (1, 8, 32)]
         count = sum(p.numel() for p in model.parameters())
-        out.add_row(name, f"{count / 1e6:,.1f} M", str(row), f"{flops_per_token(model.config, row) / 1e9:,.3g}",
-                    *(f"{size:,.2f}" for size in held))  # fmt: skip
+        out.add_row(
+            name,
+            f"{count / 1e6:,.1f} M",
+            str(row),
+            f"{flops_per_token(model.config, row) / 1e9:,.3g}",
+            *(f"{size:,.2f}" for size in held),
+        )
     return out
 
 
@@ -248,7 +270,7 @@ def facts(config: Config, model: CM3ForCausalLM, held: Memory, spread: int, devi
         "tokens": config.steps * config.batch_tokens,
         **{f"{name}_gib": size / spread / GIB for name, size in held._asdict().items()},
         "bf16": uses_bf16(config.precision, device),
-    }  # fmt: skip
+    }
 
 
 def table(figures: dict[str, Any]) -> Table:
@@ -256,8 +278,10 @@ def table(figures: dict[str, Any]) -> Table:
     for key, value in figures.items():
         if key == "tried":
             for one in value:
-                out.add_row(f"  {one['micro_rows']:g} rows at once", f"{one['tokens_per_second']:,.0f} tokens/s, "
-                            f"{one['activations_gib']:.2f} GiB of activations")  # fmt: skip
+                out.add_row(
+                    f"  {one['micro_rows']:g} rows at once",
+                    f"{one['tokens_per_second']:,.0f} tokens/s, {one['activations_gib']:.2f} GiB of activations",
+                )
         else:
             out.add_row(key.replace("_", " "), f"{value:,.3g}" if isinstance(value, float) else f"{value:,}")
     return out

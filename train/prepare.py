@@ -70,8 +70,9 @@ def load_tokenizers(options: Options) -> Tokenizers:
     if getattr(config, "image_tokenizer_fingerprint", None) not in (None, image.fingerprint()):
         raise ValueError(f"the image tokenizer {name!r} is not the one that {folder} was trained with")
     if options.max_tokens > config.max_position_embeddings:
-        raise ValueError(f"--max-tokens {options.max_tokens} is more than the model's context of "
-                         f"{config.max_position_embeddings}")  # fmt: skip
+        raise ValueError(
+            f"--max-tokens {options.max_tokens} is more than the model's context of {config.max_position_embeddings}"
+        )
     context = min(CONTEXT, config.max_position_embeddings)
     return Tokenizers(image, name, TextTokenizer.load(folder), Vocab.from_config(config), context)
 
@@ -105,9 +106,10 @@ def prepare(
         "image_tokenizer": tokenizers.image.fingerprint(),
         "text_tokenizer": tokenizers.text.fingerprint() if tokenizers.text else "trained",
         "vocab": layout(tokenizers.layout, tokenizers.image.grid) if tokenizers.layout else "of the text tokenizer",
-        "options": {key: value for key, value in asdict(options).items() if key not in ("workers", "model",
-                                                                                        "image_tokenizer")},
-    }  # fmt: skip
+        "options": {
+            key: value for key, value in asdict(options).items() if key not in ("workers", "model", "image_tokenizer")
+        },
+    }
     claim(out, run, first=rank == 0)
     text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
     vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes)
@@ -125,10 +127,18 @@ def prepare(
     seconds = time.perf_counter() - started
     fresh = sum(facts[number]["pictures"] for number in missing)
     meta = finish(
-        out, text, vocab, tokenizers.image, pictures=sum(fact["pictures"] for fact in facts), skipped=dict(skips),
-        seconds=round(seconds, 1), images_per_second=round(fresh / seconds, 2), source=str(path),
-        image_tokenizer_name=tokenizers.image_name, config=asdict(options),
-    )  # fmt: skip
+        out,
+        text,
+        vocab,
+        tokenizers.image,
+        pictures=sum(fact["pictures"] for fact in facts),
+        skipped=dict(skips),
+        seconds=round(seconds, 1),
+        images_per_second=round(fresh / seconds, 2),
+        source=str(path),
+        image_tokenizer_name=tokenizers.image_name,
+        config=asdict(options),
+    )
     if not meta["documents"]:
         if meta["splits"]["held_out"]["documents"]:
             raise ValueError(f"all samples of {path} were held out: lower --held-out {options.held_out}")
@@ -140,8 +150,10 @@ def check(options: Options, image: ImageTokenizer) -> None:
     """Whether the options fit together."""
     picture = image.grid[0] * image.grid[1] + 2
     if picture + 2 > options.max_tokens:
-        raise ValueError(f"--max-tokens {options.max_tokens}: a picture of {image.grid[0]} x {image.grid[1]} codes "
-                         f"alone takes {picture + 2}")  # fmt: skip
+        raise ValueError(
+            f"--max-tokens {options.max_tokens}: a picture of {image.grid[0]} x {image.grid[1]} codes "
+            f"alone takes {picture + 2}"
+        )
     if not 0 <= options.held_out < 1:
         raise ValueError(f"--held-out {options.held_out}: want a share from 0 to less than 1")
     if options.language not in TEMPLATES["caption"]:
@@ -165,8 +177,11 @@ def claim(out: Path, run: dict[str, Any], first: bool) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete {out} or choose another one") from error
     ours, theirs = run | run["options"], before | before.get("options", {})
-    other = [f"{key} {theirs.get(key)!r}, now {ours[key]!r}" for key in ours
-             if key != "options" and theirs.get(key) != ours[key]]  # fmt: skip
+    other = [
+        f"{key} {theirs.get(key)!r}, now {ours[key]!r}"
+        for key in ours
+        if key != "options" and theirs.get(key) != ours[key]
+    ]
     if other:
         raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
 
@@ -270,8 +285,24 @@ def main(
     workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = Options.workers,
     processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
 ) -> None:
-    options = Options(image_tokenizer, model, text_vocab, text_sample, language, held_out, max_tokens, samples, batch,
-                      workers, source, licence, owner, format, image_column, text_column)  # fmt: skip
+    options = Options(
+        image_tokenizer,
+        model,
+        text_vocab,
+        text_sample,
+        language,
+        held_out,
+        max_tokens,
+        samples,
+        batch,
+        workers,
+        source,
+        licence,
+        owner,
+        format,
+        image_column,
+        text_column,
+    )
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         meta = prepare(path, out, options, processes, rank, world)
@@ -283,9 +314,11 @@ def main(
         print(f"skipped {count}: {kind}")
     skipped = sum(meta["skipped"].values())
     named = f" (named in {out / SKIPPED}.jsonl)" if skipped else ""
-    print(f"{meta['pictures']} pictures, {meta['documents']} documents, {meta['tokens']} tokens, "
-          f"{meta['splits']['held_out']['documents']} documents held out, {skipped} skipped{named}, "
-          f"{meta['images_per_second']} images/s")  # fmt: skip
+    print(
+        f"{meta['pictures']} pictures, {meta['documents']} documents, {meta['tokens']} tokens, "
+        f"{meta['splits']['held_out']['documents']} documents held out, {skipped} skipped{named}, "
+        f"{meta['images_per_second']} images/s"
+    )
 
 
 if __name__ == "__main__":

@@ -130,31 +130,46 @@ class Config:
     evaluate_rows: int = 64
     sample_every: int = 500
     prompts: tuple[str, ...] = (
-        "a red apple", "a cat", "a yellow taxi", "a pizza", "a soccer ball", "a tulip in the noto style",
-        "a guitar on a pink background", "a blue fish",
-    )  # fmt: skip
+        "a red apple",
+        "a cat",
+        "a yellow taxi",
+        "a pizza",
+        "a soccer ball",
+        "a tulip in the noto style",
+        "a guitar on a pink background",
+        "a blue fish",
+    )
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, known in (("schedule", ("wsd", "cosine")), ("parallel", PARALLEL),
-                            ("precision", ("auto", "bf16", "fp32")), ("matrices", ("auto", "muon", "adamw"))):
+        for name, known in (
+            ("schedule", ("wsd", "cosine")),
+            ("parallel", PARALLEL),
+            ("precision", ("auto", "bf16", "fp32")),
+            ("matrices", ("auto", "muon", "adamw")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(known)}")
         for name in ("steps", "row", "batch_tokens", "window", "chunk", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if (apart := self.local_sgd) and (self.parallel == "fsdp" or self.ema or self.save_every % apart or
-                                          self.steps % apart):  # fmt: skip
-            raise ValueError(f"local_sgd={apart} needs parallel=ddp, no ema, and steps and save_every that are "
-                             "multiples of it, so that checkpoints hold weights that all share")  # fmt: skip
+        if (apart := self.local_sgd) and (
+            self.parallel == "fsdp" or self.ema or self.save_every % apart or self.steps % apart
+        ):
+            raise ValueError(
+                f"local_sgd={apart} needs parallel=ddp, no ema, and steps and save_every that are "
+                "multiples of it, so that checkpoints hold weights that all share"
+            )
 
     def rows(self, processes: int) -> int:
         """Rows a step on each process."""
         count, rest = divmod(self.batch_tokens, self.row * processes)
         if rest or not count:
             low = max(1, count) * self.row * processes
-            raise ValueError(f"batch_tokens is {self.batch_tokens}, but must be a multiple of row x processes = "
-                             f"{self.row} x {processes}: take {low}")  # fmt: skip
+            raise ValueError(
+                f"batch_tokens is {self.batch_tokens}, but must be a multiple of row x processes = "
+                f"{self.row} x {processes}: take {low}"
+            )
         return count
 
 
@@ -189,8 +204,9 @@ def image_tokenizer_of(config: Config, meta: dict[str, Any]) -> ImageTokenizer:
             raise ValueError(f"{config.data} does not say which image tokenizer made it: set image_tokenizer")
         found = ImageTokenizer.from_pretrained(named)
     if (mark := found.fingerprint()) != meta["image_tokenizer"]:
-        raise ValueError(f"{config.data} was made by image tokenizer {meta['image_tokenizer']}, "
-                         f"not by {named} ({mark})")  # fmt: skip
+        raise ValueError(
+            f"{config.data} was made by image tokenizer {meta['image_tokenizer']}, not by {named} ({mark})"
+        )
     return found
 
 
@@ -201,8 +217,10 @@ def starting_model(config: Config, meta: dict[str, Any], image_tokenizer: ImageT
     else:
         model = fresh_model(config.preset, config.model, meta, image_tokenizer, config.codebook_init, config.seed)
     if config.row > model.config.max_position_embeddings:
-        raise ValueError(f"row is {config.row}, but the model's positions are "
-                         f"{model.config.max_position_embeddings}: make row smaller")  # fmt: skip
+        raise ValueError(
+            f"row is {config.row}, but the model's positions are "
+            f"{model.config.max_position_embeddings}: make row smaller"
+        )
     return model
 
 
@@ -230,6 +248,10 @@ def learner_of(config: Config, meta: dict[str, Any], image_tokenizer: ImageToken
 def optimizers_of(model: torch.nn.Module, config: Config, device: torch.device) -> list[torch.optim.Optimizer]:
     automatic = "muon" if bf16_is_fast(device) and not lora_of(config).rank else "adamw"
     matrices = automatic if config.matrices == "auto" else config.matrices
-    rates = Rates(config.muon_lr if matrices == "muon" else config.lr, config.embedding_lr or config.lr,
-                  config.head_lr or config.lr, config.lr)  # fmt: skip
+    rates = Rates(
+        config.muon_lr if matrices == "muon" else config.lr,
+        config.embedding_lr or config.lr,
+        config.head_lr or config.lr,
+        config.lr,
+    )
     return optimizers(model, matrices, rates, config.betas, config.weight_decay)

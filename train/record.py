@@ -14,8 +14,20 @@ from train.folders import Entry
 
 MAX_PICTURE = 256_000_000  # bytes of a picture's file; its pixels have their own limit (tokenizer_image/pixels.py)
 MAX_TEXT = 1_000_000  # bytes of a caption, or of one piece of text
-IMAGE_COLUMNS = ("filepath", "image", "images", "path", "image_path", "file_name", "filename", "img",
-                 "jpg", "jpeg", "png", "webp")  # fmt: skip
+IMAGE_COLUMNS = (
+    "filepath",
+    "image",
+    "images",
+    "path",
+    "image_path",
+    "file_name",
+    "filename",
+    "img",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)
 TEXT_COLUMNS = ("title", "caption", "text", "captions", "description", "txt")
 
 
@@ -78,8 +90,10 @@ class Columns(NamedTuple):
     def among(self, names: Iterable[str], table: Path) -> "Columns":
         """The columns that the table has. Raises ValueError where it lacks one."""
         names = list(names)
-        return Columns(_pick(self.image, IMAGE_COLUMNS, names, table, "image"),
-                       _pick(self.text, TEXT_COLUMNS, names, table, "text"))  # fmt: skip
+        return Columns(
+            _pick(self.image, IMAGE_COLUMNS, names, table, "image"),
+            _pick(self.text, TEXT_COLUMNS, names, table, "text"),
+        )
 
 
 def _pick(wanted: str, usual: tuple[str, ...], names: list[str], table: Path, what: str) -> str:
@@ -87,8 +101,10 @@ def _pick(wanted: str, usual: tuple[str, ...], names: list[str], table: Path, wh
         if name in names:
             return name
     missing = f"no column {wanted!r}" if wanted else f"none of the {what} columns {', '.join(usual)}"
-    raise ValueError(f"{table} has {missing}, but {', '.join(map(repr, names[:20])) or 'none at all'}: name its {what} "
-                     f"column with --{what}-column")  # fmt: skip
+    raise ValueError(
+        f"{table} has {missing}, but {', '.join(map(repr, names[:20])) or 'none at all'}: name its {what} "
+        f"column with --{what}-column"
+    )
 
 
 USUAL = Columns()
@@ -143,8 +159,11 @@ def _pieces(name: str, row: Mapping[str, Any], folder: Path, columns: Columns) -
                 raise Unusable(f"broken row: place {i} has {'neither' if text is None else 'both'} text and picture")
     else:
         return _captioned(name, row, folder, columns)
-    pieces = [caption(text, "text") if image is None else picture(image, folder, name) for text, image in pairs
-              if image is not None or text != ""]  # fmt: skip
+    pieces = [
+        caption(text, "text") if image is None else picture(image, folder, name)
+        for text, image in pairs
+        if image is not None or text != ""
+    ]
     if not pieces:
         raise Unusable("neither text nor picture")
     return tuple(pieces), True

@@ -104,8 +104,16 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         return "picture"
-    return {".tar": "tar", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-            ".txt": "words", ".json": "words"}.get(suffix, "")  # fmt: skip
+    return {
+        ".tar": "tar",
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".tsv": "csv",
+        ".parquet": "parquet",
+        ".txt": "words",
+        ".json": "words",
+    }.get(suffix, "")
 
 
 def _kinds(folder: Path) -> dict[str, list[Path]]:
@@ -133,8 +141,10 @@ def _which(path: Path, format: str, kinds: dict[str, list[Path]]) -> str:
         return f"{path} holds several layouts, {found}: choose one with --format"
     if format != "auto":
         return f"{path} holds nothing of the format {format}"
-    return (f"{path} holds nothing that can be read: want pictures ({' '.join(PICTURES)}) with .txt or .json beside "
-            "them, uncompressed .tar, .jsonl, .csv, .tsv, .parquet, or a folder of datasets.save_to_disk")  # fmt: skip
+    return (
+        f"{path} holds nothing that can be read: want pictures ({' '.join(PICTURES)}) with .txt or .json beside "
+        "them, uncompressed .tar, .jsonl, .csv, .tsv, .parquet, or a folder of datasets.save_to_disk"
+    )
 
 
 def listing_of(root: Path, files: Iterable[Path], *more: str) -> str:
@@ -202,14 +212,17 @@ class PictureFolder:
         for stem, suffixes in by_stem.items():
             first, *others = [suffix for suffix in suffixes if suffix.lower() in PICTURES] or [""]
             words = [suffix for suffix in suffixes if suffix.lower() in (".txt", ".json")]
-            self.skipped += [Skip(stem + other, f"second picture of one name: {stem + first} is taken")
-                             for other in others]  # fmt: skip
+            self.skipped += [
+                Skip(stem + other, f"second picture of one name: {stem + first} is taken") for other in others
+            ]
             self.names.append((stem, (first, *words)))
             pictures += bool(first)
             captions += bool(first and words)
         if not captions:
-            raise ValueError(f"{root} has {pictures} pictures and no caption: put cat.txt beside cat.jpg, or cat.json "
-                             'with {"caption": ...}')  # fmt: skip
+            raise ValueError(
+                f"{root} has {pictures} pictures and no caption: put cat.txt beside cat.jpg, or cat.json "
+                'with {"caption": ...}'
+            )
         self.listing = listing_of(root, files)
 
     def __len__(self) -> int:

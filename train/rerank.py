@@ -70,8 +70,9 @@ def cached(path: Path, mark: str) -> dict[str, Tensor]:
 def drawn(model: CM3, prompts: list[str], n: int, decoding: Decoding, seed: int) -> Tensor:
     """Codes of n drawings of each prompt, [prompts, n, h, w]."""
     settings = {**decoding._asdict(), "seed": seed}
-    return torch.stack([torch.stack(model._codes(model._draw(prompt, n, **settings).requests))
-                        for prompt in track(prompts, "drawing")])  # fmt: skip
+    return torch.stack(
+        [torch.stack(model._codes(model._draw(prompt, n, **settings).requests)) for prompt in track(prompts, "drawing")]
+    )
 
 
 def judged(model: CM3, codes: Tensor, asked: Asked, real: list[Sample], judge: Judge) -> Tensor:
@@ -116,16 +117,28 @@ def chosen(rank: Tensor, opinion: Tensor, best_of: int) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = [f"| picked by, judged among {JUDGED} concepts | best of | top-1 | top-5 | mean place |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"| picked by, judged among {JUDGED} concepts | best of | top-1 | top-5 | mean place |",
+        "|---|---|---|---|---|",
+    ]
     for name, rows in result["picked"].items():
-        lines += [f"| {name} | {n} | {row['top1']:.1%} | {row['top5']:.1%} | {row['place']:.1f} |"
-                  for n, row in rows.items()]  # fmt: skip
+        lines += [
+            f"| {name} | {n} | {row['top1']:.1%} | {row['top5']:.1%} | {row['place']:.1f} |" for n, row in rows.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
-def measure(model: CM3, scorer: Scorer, data: Path, tokens: Path, out: Path, best_of: int = 8, language: str = "en",
-            seed: int = 0, count: int = JUDGED) -> dict[str, Any]:  # fmt: skip
+def measure(
+    model: CM3,
+    scorer: Scorer,
+    data: Path,
+    tokens: Path,
+    out: Path,
+    best_of: int = 8,
+    language: str = "en",
+    seed: int = 0,
+    count: int = JUDGED,
+) -> dict[str, Any]:
     """Everything above. Returns what rerank.json holds.
 
     Args:
@@ -167,9 +180,15 @@ def measure(model: CM3, scorer: Scorer, data: Path, tokens: Path, out: Path, bes
     several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
     picked = {"nobody: the first": {1: shares(rank[:, :1])}, "nobody: the mean of all": {1: shares(rank)}}
     picked |= {name: {k: chosen(rank, opinion, k) for k in several} for name, opinion in opinions.items()}
-    result = {"prompts": len(asked.prompts), "language": language, "seed": seed, **decoding._asdict(),
-              "picked": picked, "scorer_seconds_per_prompt": seconds / len(codes),
-              "seconds": round(time.time() - started, 1)}  # fmt: skip
+    result = {
+        "prompts": len(asked.prompts),
+        "language": language,
+        "seed": seed,
+        **decoding._asdict(),
+        "picked": picked,
+        "scorer_seconds_per_prompt": seconds / len(codes),
+        "seconds": round(time.time() - started, 1),
+    }
     (out / "rerank.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "rerank.md").write_text(table(result), encoding="utf-8")
     return result

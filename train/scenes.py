@@ -20,13 +20,69 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and
 
 # Concrete things with short names that every style has drawn, told apart by their outlines.
 THINGS = (
-    "ant", "automobile", "anchor", "backpack", "banana", "basketball", "bear", "bed", "bus", "butterfly", "cactus",
-    "camel", "carrot", "cat", "chicken", "cookie", "cow", "crown", "doughnut", "dog", "drum", "duck", "elephant",
-    "fish", "fox", "frog", "guitar", "hamburger", "hammer", "helicopter", "honeybee", "horse", "koala", "lemon",
-    "lion", "lollipop", "monkey", "mushroom", "panda", "penguin", "pineapple", "pizza", "rabbit", "red apple",
-    "ring", "rocket", "rose", "sailboat", "shark", "snake", "spider", "strawberry", "sunflower", "taxi", "tiger",
-    "tomato", "tractor", "trumpet", "tulip", "turtle", "violin", "whale",
-)  # fmt: skip
+    "ant",
+    "automobile",
+    "anchor",
+    "backpack",
+    "banana",
+    "basketball",
+    "bear",
+    "bed",
+    "bus",
+    "butterfly",
+    "cactus",
+    "camel",
+    "carrot",
+    "cat",
+    "chicken",
+    "cookie",
+    "cow",
+    "crown",
+    "doughnut",
+    "dog",
+    "drum",
+    "duck",
+    "elephant",
+    "fish",
+    "fox",
+    "frog",
+    "guitar",
+    "hamburger",
+    "hammer",
+    "helicopter",
+    "honeybee",
+    "horse",
+    "koala",
+    "lemon",
+    "lion",
+    "lollipop",
+    "monkey",
+    "mushroom",
+    "panda",
+    "penguin",
+    "pineapple",
+    "pizza",
+    "rabbit",
+    "red apple",
+    "ring",
+    "rocket",
+    "rose",
+    "sailboat",
+    "shark",
+    "snake",
+    "spider",
+    "strawberry",
+    "sunflower",
+    "taxi",
+    "tiger",
+    "tomato",
+    "tractor",
+    "trumpet",
+    "tulip",
+    "turtle",
+    "violin",
+    "whale",
+)
 
 # Name -> (Arabic noun, sRGB) of the colours that things are painted in.
 PAINTS: dict[str, tuple[str, tuple[int, int, int]]] = {
@@ -171,12 +227,12 @@ def compositional(scene: Scene) -> bool:
 
 
 def overlap(a: Placed, b: Placed) -> bool:
-    return (a.left < b.left + b.side and b.left < a.left + a.side
-            and a.top < b.top + b.side and b.top < a.top + a.side)  # fmt: skip
+    return a.left < b.left + b.side and b.left < a.left + a.side and a.top < b.top + b.side and b.top < a.top + a.side
 
 
-def settle(thing: Thing, others: Sequence[Placed], size: int, sides: tuple[int, int], rng: np.random.Generator,
-           paint: str = "") -> Placed | None:  # fmt: skip
+def settle(
+    thing: Thing, others: Sequence[Placed], size: int, sides: tuple[int, int], rng: np.random.Generator, paint: str = ""
+) -> Placed | None:
     """The thing at a free place, or None where none is found soon."""
     for _ in range(30):
         side = int(rng.integers(sides[0], sides[1] + 1))
@@ -202,9 +258,17 @@ class Stage:
         most: things in a scene, at most three.
     """
 
-    def __init__(self, things: Sequence[Thing], size: int, white: float = 0.6, paints: float = 0.15,
-                 doubles: float = 0.3, novel: bool = False, alone: tuple[float, float] = (0.5, 0.8),
-                 most: int = 3):  # fmt: skip
+    def __init__(
+        self,
+        things: Sequence[Thing],
+        size: int,
+        white: float = 0.6,
+        paints: float = 0.15,
+        doubles: float = 0.3,
+        novel: bool = False,
+        alone: tuple[float, float] = (0.5, 0.8),
+        most: int = 3,
+    ):
         self.size, self.white, self.paints, self.doubles, self.novel = size, white, paints, doubles, novel
         self.shares, self.most = {1: alone, 2: (0.38, 0.5), 3: (0.34, 0.46)}, most
         self.by_style: dict[str, list[Thing]] = {}

@@ -126,8 +126,10 @@ def pairs_of(shards: Shards) -> Pairs:
             codes.append(vocab.id_to_code(rest[2:-2]))
             concepts.append(str(facts.get("code") or facts.get("name") or number))
     if not texts:
-        raise ValueError(f"{shards.folder} has no captioned pictures in its split {shards.split!r}: a text, a picture "
-                         "and nothing else")  # fmt: skip
+        raise ValueError(
+            f"{shards.folder} has no captioned pictures in its split {shards.split!r}: a text, a picture "
+            "and nothing else"
+        )
     return Pairs(texts, torch.tensor(codes, dtype=torch.int32).view(-1, *grid), concepts)
 
 
@@ -141,8 +143,10 @@ def names_of(shards: Shards, held: Pairs) -> dict[str, Names]:
     text = shards.text_tokenizer()
     concepts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     languages = next(iter(concepts.values()))["name"]
-    return {language: Names([text.encode(facts["name"][language]) for facts in concepts.values()], list(concepts))
-            for language in languages}  # fmt: skip
+    return {
+        language: Names([text.encode(facts["name"][language]) for facts in concepts.values()], list(concepts))
+        for language in languages
+    }
 
 
 def generator(seed: int, *place: int) -> torch.Generator:
@@ -255,8 +259,9 @@ def train(config: Config, out: Path) -> Path:
     parts = {"scorer": ModelAndOptimizers(scorer, optimizer), "run": run}
     checkpoints = Checkpoints(out / "checkpoints")
     first = checkpoints.load(parts) or 0
-    if other := [f"{key} was {parts['run'][key]!r}, now {now!r}" for key, now in expected.items()
-                 if parts["run"][key] != now]:  # fmt: skip
+    if other := [
+        f"{key} was {parts['run'][key]!r}, now {now!r}" for key, now in expected.items() if parts["run"][key] != now
+    ]:
         raise ValueError(f"{out} holds another run: {'; '.join(other)}; take another --out")
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / "config.json")
@@ -286,16 +291,28 @@ def train(config: Config, out: Path) -> Path:
             if (step + 1) % config.log_every == 0 or last:
                 hit = (texts @ pictures.T).argmax(1).eq(torch.arange(len(rows), device=device)).float().mean().item()
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                log.write({"step": step + 1, "loss": loss.item(), "hit": hit, "scale": scorer.scale().item(),
-                           "gradient": norm.item(), "rate": factor, "seconds": seconds})  # fmt: skip
+                log.write(
+                    {
+                        "step": step + 1,
+                        "loss": loss.item(),
+                        "hit": hit,
+                        "scale": scorer.scale().item(),
+                        "gradient": norm.item(),
+                        "rate": factor,
+                        "seconds": seconds,
+                    }
+                )
                 log.show(step + 1, f"loss {loss.item():.3f}, right in the batch {hit:.0%}")
             if (step + 1) % config.evaluate_every == 0 or last:
                 if held:
                     found = {name: retrieval(scorer, some, held.codes, held.concepts) for name, some in names.items()}
                     log.write({"step": step + 1, "held_out": found, "pictures": len(held.concepts)})
-                    log.say(f"step {step + 1}: " + ", ".join(
-                        f"{name} {key} {value:.1%}" for name, row in found.items() for key, value in row.items()
-                    ))  # fmt: skip
+                    log.say(
+                        f"step {step + 1}: "
+                        + ", ".join(
+                            f"{name} {key} {value:.1%}" for name, row in found.items() for key, value in row.items()
+                        )
+                    )
                 checkpoints.save(step + 1, parts)
                 scorer.save_pretrained(out / "model")
                 clock = time.perf_counter()

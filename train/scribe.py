@@ -141,9 +141,13 @@ class Scribe:
         """Write the documents of a sample; or why there are none."""
         limit, facts = self.options.max_tokens, record.facts
         defaults = self.options
-        row = {"name": record.name, "source": facts.source or defaults.source,
-               "licence": facts.licence or defaults.licence, "owner": facts.owner or defaults.owner,
-               "sha256": digest}  # fmt: skip
+        row = {
+            "name": record.name,
+            "source": facts.source or defaults.source,
+            "licence": facts.licence or defaults.licence,
+            "owner": facts.owner or defaults.owner,
+            "sha256": digest,
+        }
         if record.interleaved:
             codes = iter(grids)
             items = (Text(piece) if isinstance(piece, str) else Image(next(codes)) for piece in record.pieces)

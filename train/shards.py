@@ -155,8 +155,12 @@ def shard_facts(path: Path) -> dict[str, Any]:
 
 def layout(vocab: Vocab, grid: tuple[int, int]) -> dict[str, Any]:
     """The fields of CM3Config that shards determine."""
-    return {"num_special_tokens": vocab.num_special, "text_vocab_size": vocab.num_text,
-            "image_vocab_size": vocab.num_codes, "image_grid": list(grid)}  # fmt: skip
+    return {
+        "num_special_tokens": vocab.num_special,
+        "text_vocab_size": vocab.num_text,
+        "image_vocab_size": vocab.num_codes,
+        "image_grid": list(grid),
+    }
 
 
 def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: ImageTokenizer, **facts: Any) -> dict:
@@ -172,10 +176,14 @@ def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: Ima
             with safe_open(path, "np") as file:
                 sizes = {name: file.get_slice(name).get_shape()[0] for name in ("ids", "texts")}
             if sizes["texts"]:
-                shards.append({"name": path.name, "documents": sizes["texts"], "tokens": sizes["ids"],
-                               "sha256": file_hash(path)})  # fmt: skip
-        splits[split] = {"documents": sum(shard["documents"] for shard in shards),
-                         "tokens": sum(shard["tokens"] for shard in shards), "shards": shards}  # fmt: skip
+                shards.append(
+                    {"name": path.name, "documents": sizes["texts"], "tokens": sizes["ids"], "sha256": file_hash(path)}
+                )
+        splits[split] = {
+            "documents": sum(shard["documents"] for shard in shards),
+            "tokens": sum(shard["tokens"] for shard in shards),
+            "shards": shards,
+        }
     meta = {
         "vocab": layout(vocab, image_tokenizer.grid),
         "image_tokenizer": image_tokenizer.fingerprint(),
@@ -204,8 +212,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
         sizes = {key: meta["vocab"][key] for key in LAYOUT}
         marks = [meta[key] for key in ("image_tokenizer", "text_tokenizer")]
         shards = [shard for split in meta["splits"].values() for shard in split["shards"]]
-        numbers = [*sizes.values(), *meta["vocab"]["image_grid"], *(shard[key] for shard in shards
-                                                                    for key in ("documents", "tokens"))]  # fmt: skip
+        numbers = [
+            *sizes.values(),
+            *meta["vocab"]["image_grid"],
+            *(shard[key] for shard in shards for key in ("documents", "tokens")),
+        ]
         words = [*marks, *(shard[key] for shard in shards for key in ("name", "sha256"))]
         assert all(type(number) is int and number >= 0 for number in numbers), "a count is no number"
         assert all(shard["documents"] <= MOST_DOCUMENTS for shard in shards), "a count is beyond reason"
@@ -213,8 +224,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         assert all(Path(shard["name"]).name == shard["name"] for shard in shards), "a shard lies elsewhere"
         assert "train" in meta["splits"] and len(meta["vocab"]["image_grid"]) == 2
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise ValueError(f"{folder / META} is damaged, or of an older version ({error!r:.200}): prepare it "
-                         "anew") from error  # fmt: skip
+        raise ValueError(
+            f"{folder / META} is damaged, or of an older version ({error!r:.200}): prepare it anew"
+        ) from error
     return meta
 
 
@@ -269,8 +281,10 @@ class Shards:
         lost = int((self.lengths == 0).sum())
         if lost > max_bad * len(self):
             examples = "".join(f"; {name}: {reason}" for name, reason in list(self.bad.items())[:3])
-            raise ValueError(f"{folder}: {len(self.bad)} of {len(facts)} shards with {lost} of {len(self)} documents "
-                             f"are bad, more than max_bad = {max_bad:.0%}{examples}")  # fmt: skip
+            raise ValueError(
+                f"{folder}: {len(self.bad)} of {len(facts)} shards with {lost} of {len(self)} documents "
+                f"are bad, more than max_bad = {max_bad:.0%}{examples}"
+            )
 
     def __len__(self) -> int:
         """Documents, those of bad shards too."""
@@ -289,16 +303,20 @@ class Shards:
         """tokenizer.json. Raises ValueError where it is not the one that the shards were made with."""
         text = TextTokenizer.load(self.folder)
         if (mark := text.fingerprint()) != self.meta["text_tokenizer"]:
-            raise ValueError(f"{self.folder / FILE} is not the text tokenizer that the shards were made with ({mark}, "
-                             f"want {self.meta['text_tokenizer']}): prepare them anew")  # fmt: skip
+            raise ValueError(
+                f"{self.folder / FILE} is not the text tokenizer that the shards were made with ({mark}, "
+                f"want {self.meta['text_tokenizer']}): prepare them anew"
+            )
         return text
 
     def check_image_tokenizer(self, image: ImageTokenizer) -> None:
         """Raises ValueError where the shards were made with another one."""
         if (mark := image.fingerprint()) != self.meta["image_tokenizer"]:
-            raise ValueError(f"the shards in {self.folder} were made with another image tokenizer "
-                             f"({self.meta['image_tokenizer']}, this one is {mark}): name that one, or prepare them "
-                             "anew")  # fmt: skip
+            raise ValueError(
+                f"the shards in {self.folder} were made with another image tokenizer "
+                f"({self.meta['image_tokenizer']}, this one is {mark}): name that one, or prepare them "
+                "anew"
+            )
 
     def vocab(self) -> Vocab:
         return Vocab(*(self.meta["vocab"][key] for key in LAYOUT))

@@ -10,9 +10,16 @@ from train.phrases import COLOURS_AR, Target, with_article
 from train.scenes import Placed, Rendered, Scene, Stage, render
 
 PLACES = {
-    "top left": "أعلى اليسار", "top": "الأعلى", "top right": "أعلى اليمين", "left": "اليسار", "middle": "الوسط",
-    "right": "اليمين", "bottom left": "أسفل اليسار", "bottom": "الأسفل", "bottom right": "أسفل اليمين",
-}  # fmt: skip
+    "top left": "أعلى اليسار",
+    "top": "الأعلى",
+    "top right": "أعلى اليمين",
+    "left": "اليسار",
+    "middle": "الوسط",
+    "right": "اليمين",
+    "bottom left": "أسفل اليسار",
+    "bottom": "الأسفل",
+    "bottom right": "أسفل اليمين",
+}
 NUMBERS = {2: "two", 3: "three"}
 PLURALS = {"fish": "fish", "rhinoceros": "rhinoceroses"}
 
@@ -109,6 +116,7 @@ def listing(view: View) -> str:
         if count == 1:
             parts.append(view.a(i))
         else:
-            parts.append(f"{NUMBERS[count]} {plural(names[i])}" if view.language == "en"
-                         else f"{view.name(i)} × {count}")  # fmt: skip
+            parts.append(
+                f"{NUMBERS[count]} {plural(names[i])}" if view.language == "en" else f"{view.name(i)} × {count}"
+            )
     return (" and " if view.language == "en" else " و").join(parts)

@@ -41,5 +41,3 @@ def sign_words(things: Sequence[Thing], language: str, novel: bool) -> list[str]
     longest = 6 if language == "en" else 5
     words = {word for thing in things for word in [thing.name[language]] if len(word) <= longest and " " not in word}
     return sorted(word.upper() for word in words if held_out(("sign", word)) == novel)
-
-

@@ -55,15 +55,51 @@ class Style:
     design: str
 
 
-NOTO = Package("@iconify-json/noto", "1.2.9", "sha512-DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==")  # fmt: skip
-BLOB = Package("@iconify-json/noto-v1", "1.2.5", "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==")  # fmt: skip
-TWEMOJI = Package("@iconify-json/twemoji", "1.2.5", "sha512-uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==")  # fmt: skip
-FLUENT_FLAT = Package("@iconify-json/fluent-emoji-flat", "1.2.6", "sha512-RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==")  # fmt: skip
-EMOJIONE = Package("@iconify-json/emojione", "1.2.3", "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==")  # fmt: skip
-FLUENT_3D = Package("@lobehub/fluent-emoji-3d", "1.1.0", "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==")  # fmt: skip
-ANNOTATIONS = Package("cldr-annotations-full", "48.2.0", "sha512-DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==")  # fmt: skip
-DERIVED = Package("cldr-annotations-derived-full", "48.2.0", "sha512-log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31zO4nTvZmw==")  # fmt: skip
-EMOJIBASE = Package("emojibase-data", "17.0.0", "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==")  # fmt: skip
+NOTO = Package(
+    "@iconify-json/noto",
+    "1.2.9",
+    "sha512-DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+)
+BLOB = Package(
+    "@iconify-json/noto-v1",
+    "1.2.5",
+    "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+)
+TWEMOJI = Package(
+    "@iconify-json/twemoji",
+    "1.2.5",
+    "sha512-uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+)
+FLUENT_FLAT = Package(
+    "@iconify-json/fluent-emoji-flat",
+    "1.2.6",
+    "sha512-RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+)
+EMOJIONE = Package(
+    "@iconify-json/emojione",
+    "1.2.3",
+    "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+)
+FLUENT_3D = Package(
+    "@lobehub/fluent-emoji-3d",
+    "1.1.0",
+    "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
+)
+ANNOTATIONS = Package(
+    "cldr-annotations-full",
+    "48.2.0",
+    "sha512-DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
+)
+DERIVED = Package(
+    "cldr-annotations-derived-full",
+    "48.2.0",
+    "sha512-log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31zO4nTvZmw==",
+)
+EMOJIBASE = Package(
+    "emojibase-data",
+    "17.0.0",
+    "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
+)
 
 STYLES = (
     Style("noto", NOTO, "Apache-2.0", "info.json", "Google Inc", "noto"),
@@ -103,8 +139,10 @@ def fetch(package: Package, folder: Path) -> Path:
             reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
             raise ValueError(f"{' '.join(command)} failed ({reason}): is the network up and the disk not full?")
     if (found := integrity(path)) != package.integrity:
-        raise ValueError(f"{path} is not {package.name} {package.version}: {found[:20]}..., pinned "
-                         f"{package.integrity[:20]}...; delete it and run again")  # fmt: skip
+        raise ValueError(
+            f"{path} is not {package.name} {package.version}: {found[:20]}..., pinned "
+            f"{package.integrity[:20]}...; delete it and run again"
+        )
     return path
 
 

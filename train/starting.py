@@ -37,8 +37,14 @@ class Lora:
     embeddings: bool = False
 
 
-def fresh_model(preset: str, fields: dict[str, Any], meta: dict[str, Any], image_tokenizer: ImageTokenizer,
-                codebook: bool, seed: int) -> CM3ForCausalLM:  # fmt: skip
+def fresh_model(
+    preset: str,
+    fields: dict[str, Any],
+    meta: dict[str, Any],
+    image_tokenizer: ImageTokenizer,
+    codebook: bool,
+    seed: int,
+) -> CM3ForCausalLM:
     """A model with random weights and the shards' vocabulary.
 
     Args:
@@ -69,8 +75,11 @@ def loaded_model(start: str, meta: dict[str, Any], data: str, fields: dict[str, 
     pipeline = CM3.from_pretrained(start, device="cpu", dtype=torch.float32)
     if fields:
         raise ValueError(f"model.{next(iter(fields))} cannot change a model that is loaded: leave start or model out")
-    mine = {**layout(pipeline.vocab, pipeline.grid), "image_tokenizer": pipeline.image_tokenizer.fingerprint(),
-            "text_tokenizer": pipeline.text_tokenizer.fingerprint()}  # fmt: skip
+    mine = {
+        **layout(pipeline.vocab, pipeline.grid),
+        "image_tokenizer": pipeline.image_tokenizer.fingerprint(),
+        "text_tokenizer": pipeline.text_tokenizer.fingerprint(),
+    }
     theirs = {**meta["vocab"], **{key: meta[key] for key in ("image_tokenizer", "text_tokenizer")}}
     other = [f"{key} {theirs[key]} is not {start}'s {value}" for key, value in mine.items() if theirs[key] != value]
     if other:
@@ -82,11 +91,16 @@ def add_lora(model: CM3ForCausalLM, lora: Lora, seed: int) -> peft.LoraConfig:
     """Put adapters into the blocks; besides them only embeddings and head are trained, where they are asked for.
 
     Raises ValueError for targets that the blocks do not have (the loss reads the head's weights alone)."""
-    inside = {name.split(".")[-1] for name, module in model.model.layers.named_modules()
-              if isinstance(module, torch.nn.Linear)}  # fmt: skip
+    inside = {
+        name.split(".")[-1]
+        for name, module in model.model.layers.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     if lacking := sorted(set(lora.targets) - inside):
-        raise ValueError(f"lora.targets {', '.join(lacking)}: the model's blocks have no such layers, but "
-                         f"{', '.join(sorted(inside))}")  # fmt: skip
+        raise ValueError(
+            f"lora.targets {', '.join(lacking)}: the model's blocks have no such layers, but "
+            f"{', '.join(sorted(inside))}"
+        )
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets) or sorted(inside))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -118,8 +132,11 @@ def save_adapter(state: dict[str, Tensor], config: peft.LoraConfig, folder: Path
     reads."""
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    adapters = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
-                for name, tensor in state.items() if ".lora_" in name}  # fmt: skip
+    adapters = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
+        for name, tensor in state.items()
+        if ".lora_" in name
+    }
     for module in config.modules_to_save or ():
         tensor = state.get(EMBEDDINGS[module], state[EMBEDDINGS["embed_tokens"]])  # a tied head has one name
         adapters[f"base_model.model.{EMBEDDINGS[module]}"] = tensor.clone(memory_format=torch.contiguous_format)

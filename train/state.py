@@ -38,8 +38,10 @@ class ModelAndOptimizers:
         """The tensors are the model's and the optimizers' own, not copies."""
         for optimizer in self.optimizers:
             fill_state(optimizer)
-        return {"model": get_model_state_dict(self.model),
-                "optimizers": get_optimizer_state_dict(self.model, self.optimizers)}  # fmt: skip
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizers": get_optimizer_state_dict(self.model, self.optimizers),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         set_model_state_dict(self.model, state["model"])
@@ -74,15 +76,22 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         name, keys, *rest = np.random.get_state()
-        return {"ranks": ranks(), "python": random.getstate(), "numpy": (name, np.asarray(keys).tolist(), *rest),
-                "torch": to_hex(torch.get_rng_state()),
-                "cuda": to_hex(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None}  # fmt: skip
+        return {
+            "ranks": ranks(),
+            "python": random.getstate(),
+            "numpy": (name, np.asarray(keys).tolist(), *rest),
+            "torch": to_hex(torch.get_rng_state()),
+            "cuda": to_hex(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["ranks"] != ranks():
             if rank() == 0:
-                warnings.warn(f"the checkpoint holds the random states of {state['ranks']} ranks, this run has "
-                              f"{ranks()}: its generators are left as they are", stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    f"the checkpoint holds the random states of {state['ranks']} ranks, this run has "
+                    f"{ranks()}: its generators are left as they are",
+                    stacklevel=2,
+                )
             return
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])

@@ -69,12 +69,16 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = ["| way | | top-1 | top-5 | diversity |", "|---|---|---|---|---|"]
     for curve, points in result["ways"].items():
-        lines += [f"| {curve} | {name} | {row['top1']:.1%} | {row['top5']:.1%} ± {row['top5 error']:.1%} | "
-                  f"{row['diversity']:.3f} |" for name, row in points.items()]  # fmt: skip
+        lines += [
+            f"| {curve} | {name} | {row['top1']:.1%} | {row['top5']:.1%} ± {row['top5 error']:.1%} | "
+            f"{row['diversity']:.3f} |"
+            for name, row in points.items()
+        ]
     real = result["real pictures"]
     lines.append(f"| real pictures | | {real['top1']:.1%} | {real['top5']:.1%} | {real['diversity']:.3f} |")
-    lines.append(f"| real pictures through the image tokenizer | | {real['through top1']:.1%} | "
-                 f"{real['through top5']:.1%} | |")  # fmt: skip
+    lines.append(
+        f"| real pictures through the image tokenizer | | {real['through top1']:.1%} | {real['through top5']:.1%} | |"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -108,17 +112,24 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
         result = old
     judge = Judge()
     reference = reference_of(real, judge)
-    shown = [next(one for one in real if one.facts["code"] == code and one.facts["style"] == style)
-             for code, style in zip(asked.concepts, asked.styles, strict=True)]  # fmt: skip
-    others = [next(one for one in real if one.facts["code"] == code and one.facts["style"] != style)
-              for code, style in zip(asked.concepts, asked.styles, strict=True)]  # fmt: skip
+    shown = [
+        next(one for one in real if one.facts["code"] == code and one.facts["style"] == style)
+        for code, style in zip(asked.concepts, asked.styles, strict=True)
+    ]
+    others = [
+        next(one for one in real if one.facts["code"] == code and one.facts["style"] != style)
+        for code, style in zip(asked.concepts, asked.styles, strict=True)
+    ]
     pairs = judge.features([one.picture for pair in zip(shown, others, strict=True) for one in pair])
-    decoded = [cast(Image.Image, model.image_tokenizer.decode(model.image_tokenizer.encode(one.picture)))
-               for one in shown]  # fmt: skip
+    decoded = [
+        cast(Image.Image, model.image_tokenizer.decode(model.image_tokenizer.encode(one.picture))) for one in shown
+    ]
     through = shares(ranks(judge.features(decoded), asked.concepts, asked.styles, reference))
     result["real pictures"] = {
-        **shares(ranks(pairs[::PAIR], asked.concepts, asked.styles, reference)), "diversity": apart(pairs),
-        **{f"through {key}": value for key, value in through.items()}}  # fmt: skip
+        **shares(ranks(pairs[::PAIR], asked.concepts, asked.styles, reference)),
+        "diversity": apart(pairs),
+        **{f"through {key}": value for key, value in through.items()},
+    }
     todo = [(curve, name, options) for curve, points in ways().items() for name, options in points.items()]
     for curve, name, options in track(todo, "ways"):
         points = result["ways"].setdefault(curve, {})

@@ -196,8 +196,9 @@ class Parquet(Table):
             if last and last.row == 0 and last.count + rows <= self.samples:
                 chunks[-1] = last._replace(count=last.count + rows)
             else:
-                chunks += [Chunk(path, group, start, min(self.samples, rows - start))
-                           for start in range(0, rows, self.samples)]  # fmt: skip
+                chunks += [
+                    Chunk(path, group, start, min(self.samples, rows - start)) for start in range(0, rows, self.samples)
+                ]
         return chunks
 
     def read(self, number: int) -> Iterator[Record | Skip]:
@@ -239,8 +240,9 @@ class SavedDataset(Parquet):
     def cut(self, path: Path, digest: Any) -> list[Chunk]:
         rows = _saved(path, self.columns)
         digest.update((path / "state.json").read_bytes())  # with the fingerprint that `datasets` gives it
-        return [Chunk(path, 0, start, min(self.samples, len(rows) - start))
-                for start in range(0, len(rows), self.samples)]  # fmt: skip
+        return [
+            Chunk(path, 0, start, min(self.samples, len(rows) - start)) for start in range(0, len(rows), self.samples)
+        ]
 
     def read(self, number: int) -> Iterator[Record | Skip]:
         path, _, first, count = self.chunks[number]

@@ -48,8 +48,9 @@ def count(view: View) -> Target | None:
     i = view.any()
     name = view.scene.placed[i].thing.name
     if view.rng.random() < 0.2:  # nothing of it there
-        name = view.stage.pick(view.scene.placed[0].thing.style, view.rng,
-                               [one.thing.name["en"] for one in view.scene.placed]).name  # fmt: skip
+        name = view.stage.pick(
+            view.scene.placed[0].thing.style, view.rng, [one.thing.name["en"] for one in view.scene.placed]
+        ).name
     number = sum(one.thing.name["en"] == name["en"] for one in view.scene.placed)
     english = view.one("How many {} are there?", "How many {} do you see?").format(plural(name["en"]))
     return view.answer("count", english, f"كم مرة يظهر {name['ar']}؟", str(number))
@@ -65,8 +66,9 @@ def where(view: View) -> Target | None:
     if i is None:
         return None
     key = place(view.scene.placed[i], view.stage.size)
-    return view.answer("where", f"Where is {view.the(i)}?", f"أين {view.name(i)}؟",
-                       key if view.language == "en" else PLACES[key])  # fmt: skip
+    return view.answer(
+        "where", f"Where is {view.the(i)}?", f"أين {view.name(i)}؟", key if view.language == "en" else PLACES[key]
+    )
 
 
 def side(view: View) -> Target | None:
@@ -78,10 +80,16 @@ def side(view: View) -> Target | None:
     i, j = view.rng.permutation(once)[:2].tolist()
     found = relation(view.scene.placed[i], view.scene.placed[j])
     sideways = found in ("left", "right")
-    english = (f"Is {view.the(i)} left or right of {view.the(j)}?" if sideways
-               else f"Is {view.the(i)} above or below {view.the(j)}?")  # fmt: skip
-    arabic = (f"هل {view.name(i)} يسار أم يمين {view.name(j)}؟" if sideways
-              else f"هل {view.name(i)} فوق أم تحت {view.name(j)}؟")  # fmt: skip
+    english = (
+        f"Is {view.the(i)} left or right of {view.the(j)}?"
+        if sideways
+        else f"Is {view.the(i)} above or below {view.the(j)}?"
+    )
+    arabic = (
+        f"هل {view.name(i)} يسار أم يمين {view.name(j)}؟"
+        if sideways
+        else f"هل {view.name(i)} فوق أم تحت {view.name(j)}؟"
+    )
     return view.answer("side", english, arabic, found if view.language == "en" else RELATED_AR[found])
 
 
@@ -122,14 +130,19 @@ def relation_holds(view: View) -> Target | None:
     said = found if yes else OPPOSITE[found]
     of = f"{said} of" if said in ("left", "right") else said
     word = {"en": ("no", "yes"), "ar": ("لا", "نعم")}[view.language][yes]
-    return view.answer("relation", f"Is {view.the(i)} {of} {view.the(j)}?",
-                       f"هل {view.name(i)} {RELATED_AR[said]} {view.name(j)}؟", word)  # fmt: skip
+    return view.answer(
+        "relation",
+        f"Is {view.the(i)} {of} {view.the(j)}?",
+        f"هل {view.name(i)} {RELATED_AR[said]} {view.name(j)}؟",
+        word,
+    )
 
 
 def ground(view: View) -> Target | None:
     english, arabic, _ = GROUNDS[view.scene.ground]
-    return view.answer("ground", "What colour is the background?", "ما لون الخلفية؟",
-                       english if view.language == "en" else arabic)  # fmt: skip
+    return view.answer(
+        "ground", "What colour is the background?", "ما لون الخلفية؟", english if view.language == "en" else arabic
+    )
 
 
 Ask = Callable[[View], Target | None]
@@ -244,8 +257,11 @@ def remove(view: View) -> Made | None:
     if i is None or len(view.scene.placed) < 2:
         return None
     rest = tuple(one for j, one in enumerate(view.scene.placed) if j != i)
-    words = (view.one("remove {}", "delete {}", "take away {}").format(view.the(i)) if view.language == "en"
-             else view.one("احذف {}", "أزل {}").format(view.name(i)))  # fmt: skip
+    words = (
+        view.one("remove {}", "delete {}", "take away {}").format(view.the(i))
+        if view.language == "en"
+        else view.one("احذف {}", "أزل {}").format(view.name(i))
+    )
     return edited(view, replace(view.scene, placed=rest), words)
 
 
@@ -298,8 +314,11 @@ def move(view: View) -> Made | None:
 def reground(view: View) -> Made | None:
     other = [key for key in GROUNDS if key != view.scene.ground][view.rng.integers(len(GROUNDS) - 1)]
     english, arabic, _ = GROUNDS[other]
-    words = (view.one("make the background {}", "change the background to {}").format(english) if view.language == "en"
-             else f"اجعل الخلفية {arabic}")  # fmt: skip
+    words = (
+        view.one("make the background {}", "change the background to {}").format(english)
+        if view.language == "en"
+        else f"اجعل الخلفية {arabic}"
+    )
     return edited(view, replace(view.scene, ground=other), words)
 
 
@@ -348,5 +367,3 @@ TASKS: dict[str, Task] = {
     "write sign": Task(write_sign, 0.03),
     "read sign": Task(read_sign, 0.02),
 }
-
-

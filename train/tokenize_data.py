@@ -35,11 +35,30 @@ PER_SHARD = 2**16  # documents a shard, about
 HELD_OUT_VIEWS = 2  # of each held-out picture; the first is plain
 
 EVERYDAY = (
-    "animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile", "animal-marine", "animal-bug", "plant-flower",
-    "plant-other", "food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet", "drink", "dishware",
-    "transport-ground", "transport-water", "transport-air", "sport", "musical-instrument", "clothing", "tool",
+    "animal-mammal",
+    "animal-bird",
+    "animal-amphibian",
+    "animal-reptile",
+    "animal-marine",
+    "animal-bug",
+    "plant-flower",
+    "plant-other",
+    "food-fruit",
+    "food-vegetable",
+    "food-prepared",
+    "food-asian",
+    "food-sweet",
+    "drink",
+    "dishware",
+    "transport-ground",
+    "transport-water",
+    "transport-air",
+    "sport",
+    "musical-instrument",
+    "clothing",
+    "tool",
     "household",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -152,9 +171,16 @@ def read_pictures(data: Path, split: str, config: Config, concepts: set[str] | N
 def manifest_row(key: str, row: Facts, origin: dict[str, Any], documents: int) -> dict[str, Any]:
     """Where a picture comes from; "" where the data set has no manifest. `sha256` is of the picture's pixels."""
     package = "@".join(filter(None, (origin.get("package"), origin.get("version"))))
-    return {"name": key, "source": package, "licence": origin.get("licence", ""), "owner": origin.get("author", ""),
-            "sha256": origin.get("pixels", ""), "style": row["style"], "code": row["code"],
-            "documents": documents}  # fmt: skip
+    return {
+        "name": key,
+        "source": package,
+        "licence": origin.get("licence", ""),
+        "owner": origin.get("author", ""),
+        "sha256": origin.get("pixels", ""),
+        "style": row["style"],
+        "code": row["code"],
+        "documents": documents,
+    }
 
 
 class Documents:
@@ -164,8 +190,16 @@ class Documents:
         self.text, self.vocab, self.out, self.split = text, vocab, out, split
         self.writer, self.number, self.tasks = ShardWriter(text, vocab), 0, Counter[str]()
 
-    def picture(self, views: list[View], codes: torch.Tensor, row: Facts, others: list[Facts], config: Config,
-                aliases: dict[tuple[str, str], list[str]], rng: np.random.Generator) -> None:  # fmt: skip
+    def picture(
+        self,
+        views: list[View],
+        codes: torch.Tensor,
+        row: Facts,
+        others: list[Facts],
+        config: Config,
+        aliases: dict[tuple[str, str], list[str]],
+        rng: np.random.Generator,
+    ) -> None:
         """Every document of one picture: for each view captions and questions, in turn in each language."""
         for j, view in enumerate(views):
             grid = codes[j].tolist()
@@ -186,8 +220,14 @@ class Documents:
             self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
 
 
-def build(data: Path, image_tokenizer: ImageTokenizer, out: Path, config: Config, name: str = "",
-          text: TextTokenizer | None = None) -> dict:  # fmt: skip
+def build(
+    data: Path,
+    image_tokenizer: ImageTokenizer,
+    out: Path,
+    config: Config,
+    name: str = "",
+    text: TextTokenizer | None = None,
+) -> dict:
     """Everything above in order. Returns the content of meta.json.
 
     Args:

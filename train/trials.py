@@ -27,10 +27,18 @@ from train.views import GROUNDS, Augmentation, place
 
 SPLITS = ("compositional", "unseen cell", "familiar")
 ASKED: dict[str, Callable[[View], Target | None]] = {
-    "count": tasks.count, "count all": tasks.count_all, "where": tasks.where, "side": tasks.side,
-    "presence": tasks.present, "relation": tasks.relation_holds, "largest": tasks.largest,
-    "colour of": tasks.colour_of, "ground": tasks.ground, "caption": tasks.caption, "long caption": tasks.long_caption,
-}  # fmt: skip
+    "count": tasks.count,
+    "count all": tasks.count_all,
+    "where": tasks.where,
+    "side": tasks.side,
+    "presence": tasks.present,
+    "relation": tasks.relation_holds,
+    "largest": tasks.largest,
+    "colour of": tasks.colour_of,
+    "ground": tasks.ground,
+    "caption": tasks.caption,
+    "long caption": tasks.long_caption,
+}
 WRONG = 9  # wrong targets that an edit is told apart from, beside its source
 BLIND = 200  # training scenes in each language, from which the blind learn
 OFTEN = 20  # drawings of the unseen cells are taken so many times as often as others
@@ -109,8 +117,10 @@ def examples(image_tokenizer: ImageTokenizer, studio: Studio, task: str, count: 
 def views(studio: Studio, language: str, count: int, seed: int) -> list[View]:
     rng = np.random.default_rng((seed, language == "en"))
     scenes = [studio.scenes.scene(rng) for _ in range(count)]
-    return [View(scene, render(scene, studio.scenes.size), studio.scenes, rng, language, studio.words[language])
-            for scene in scenes]  # fmt: skip
+    return [
+        View(scene, render(scene, studio.scenes.size), studio.scenes, rng, language, studio.words[language])
+        for scene in scenes
+    ]
 
 
 def pooled(prompt: str, names: Sequence[str]) -> str:
@@ -177,8 +187,9 @@ def ninths(one: Placed, size: int) -> list[tuple[int, int]]:
     own, out = tasks.place(one, size), []
     for row in range(3):
         for column in range(3):
-            left, top = (min(max(round((at + 0.5) * size / 3 - one.side / 2), 0), size - one.side)
-                         for at in (column, row))  # fmt: skip
+            left, top = (
+                min(max(round((at + 0.5) * size / 3 - one.side / 2), 0), size - one.side) for at in (column, row)
+            )
             if tasks.place(Placed(one.thing, one.side, left, top), size) != own:
                 out.append((left, top))
     return out
@@ -209,11 +220,19 @@ def wrong_scenes(task: str, old: Scene, new: Scene, stage: Stage, rng: np.random
         return [without(old, i), *(with_placed(old, k, thing=one.thing, paint="") for k in rest), *swapped]
     if task == "recolour":
         paints = [paint for paint in PAINTS if paint not in (one.paint, old.placed[i].colour)]
-        return [*(with_placed(old, k, paint=one.paint) for k in rest),
-                *(with_placed(old, i, paint=paint) for paint in paints), *swapped]  # fmt: skip
+        return [
+            *(with_placed(old, k, paint=one.paint) for k in rest),
+            *(with_placed(old, i, paint=paint) for paint in paints),
+            *swapped,
+        ]
     if task == "move":
-        return [without(old, i), Scene((*old.placed, one), old.ground), *moved,
-                *(with_placed(old, k, left=one.left, top=one.top) for k in rest), *swapped]  # fmt: skip
+        return [
+            without(old, i),
+            Scene((*old.placed, one), old.ground),
+            *moved,
+            *(with_placed(old, k, left=one.left, top=one.top) for k in rest),
+            *swapped,
+        ]
     grounds = [Scene(old.placed, ground) for ground in GROUNDS if ground not in (old.ground, new.ground)]
     return [*grounds, *(with_placed(new, 0, thing=thing) for thing in others)]
 
@@ -242,5 +261,7 @@ def holed(image_tokenizer: ImageTokenizer, things: Sequence[Thing], count: int) 
         words = things[j].name[language] + ("" if view.ground == "white" else end)
         found.append((place(things[j].drawing.convert("RGBa"), view, size), things[j], words))
     codes = image_tokenizer.encode_pixels(to_pixels([picture for picture, *_ in found])).cpu()
-    return [Holed(picture, thing, words, row, sample_holes(image_tokenizer.grid, generator))
-            for (picture, thing, words), row in zip(found, codes, strict=True)]  # fmt: skip
+    return [
+        Holed(picture, thing, words, row, sample_holes(image_tokenizer.grid, generator))
+        for (picture, thing, words), row in zip(found, codes, strict=True)
+    ]

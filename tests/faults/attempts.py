@@ -170,8 +170,11 @@ def snapshot(folder: Path) -> Snapshot | None:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].view(-1).view(torch.uint8).numpy().tobytes() if tensors[name].dim() else
-                      tensors[name].numpy().tobytes())  # fmt: skip
+        digest.update(
+            tensors[name].view(-1).view(torch.uint8).numpy().tobytes()
+            if tensors[name].dim()
+            else tensors[name].numpy().tobytes()
+        )
     values = {name: part for name, part in parts.items() if name in ("run", "watch")}
     return Snapshot(step, digest.hexdigest(), json.dumps(values, sort_keys=True))
 
@@ -189,8 +192,10 @@ def trail(out: Path) -> list[tuple]:
     """Step, digest of its samples, losses, gradient and position of each row of the log."""
     lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(row["step"], row.get("digest"), row.get("loss"), row.get("gradient"), row.get("epoch"),
-             row.get("held_out")) for row in rows]  # fmt: skip
+    return [
+        (row["step"], row.get("digest"), row.get("loss"), row.get("gradient"), row.get("epoch"), row.get("held_out"))
+        for row in rows
+    ]
 
 
 def model_hash(out: Path) -> str:
@@ -219,8 +224,9 @@ def write_data(folder: Path, shards: int = 10, each: int = 6, seed: int = 0) -> 
                 words = rng.integers(vocab.first_text, vocab.first_code, rng.integers(3, 40)).tolist()
                 writer.sample(name=f"{number}/{i}")
                 spans = [[1 + len(words) // 2, 1 + len(words)]] if i % 2 else []
-                writer.add([*words, vocab.break_, *writer.picture(rng.integers(0, vocab.num_codes, 16).tolist())],
-                           spans)  # fmt: skip
+                writer.add(
+                    [*words, vocab.break_, *writer.picture(rng.integers(0, vocab.num_codes, 16).tolist())], spans
+                )
             writer.save(folder / "tokens", split, number)
     finish(folder / "tokens", text, vocab, image, image_tokenizer_name=str(folder / "vq"))
 
@@ -241,7 +247,19 @@ def free_port() -> int:
 def ranks(config: Config, out: Path, world: int = 2) -> list[Child]:
     """The processes that torchrun would start."""
     port = str(free_port())
-    return [Child(out.with_suffix(f".{rank}.log"), train, config, out, RANK=str(rank), LOCAL_RANK=str(rank),
-                  WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-                  ACCELERATE_USE_CPU="true")
-            for rank in range(world)]  # fmt: skip
+    return [
+        Child(
+            out.with_suffix(f".{rank}.log"),
+            train,
+            config,
+            out,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            ACCELERATE_USE_CPU="true",
+        )
+        for rank in range(world)
+    ]

@@ -22,8 +22,13 @@ def account() -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
     yield found
     cpus = len(os.sched_getaffinity(0))
-    row = {"benchmark": "faults", "device": f"{platform.processor() or platform.machine()}, {cpus} cores",
-           "torch": torch.__version__, "seconds": round(time.perf_counter() - started), **found}  # fmt: skip
+    row = {
+        "benchmark": "faults",
+        "device": f"{platform.processor() or platform.machine()}, {cpus} cores",
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - started),
+        **found,
+    }
     print("\n" + json.dumps(row, indent=1))
     if path := os.environ.get("FAULTS_RESULT"):
         Path(path).write_text(json.dumps(row) + "\n")
@@ -40,7 +45,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(data: Path) -> Config:
     """14 steps of two rows, 256 tokens, which pass the end of an epoch; a save after every step."""
-    return Config(str(data / "tokens"), str(data / "vq"), preset="tiny", model={"max_position_embeddings": 128},
-                  objective={"first_codes": 4}, steps=14, row=128, batch_tokens=256, window=16, warmup=1,
-                  precision="fp32", log_every=1, save_every=1, keep=2, sample_every=0, evaluate_every=5,
-                  evaluate_rows=2, prompts=())  # fmt: skip
+    return Config(
+        str(data / "tokens"),
+        str(data / "vq"),
+        preset="tiny",
+        model={"max_position_embeddings": 128},
+        objective={"first_codes": 4},
+        steps=14,
+        row=128,
+        batch_tokens=256,
+        window=16,
+        warmup=1,
+        precision="fp32",
+        log_every=1,
+        save_every=1,
+        keep=2,
+        sample_every=0,
+        evaluate_every=5,
+        evaluate_rows=2,
+        prompts=(),
+    )

@@ -86,10 +86,13 @@ def no_file(path: Path, rng: random.Random) -> str:
     """Put something in a file's place that is none. Returns what."""
     path.unlink()
     ways: dict[str, Callable[[], Any]] = {
-        "gone": lambda: None, "folder": path.mkdir, "fifo": lambda: os.mkfifo(path),
-        "dead link": lambda: path.symlink_to("nowhere"), "link to itself": lambda: path.symlink_to(path.name),
+        "gone": lambda: None,
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "dead link": lambda: path.symlink_to("nowhere"),
+        "link to itself": lambda: path.symlink_to(path.name),
         "device": lambda: path.symlink_to("/dev/zero"),
-    }  # fmt: skip
+    }
     kind = rng.choice(sorted(ways))
     ways[kind]()
     return kind
@@ -148,8 +151,16 @@ def pictures(seed: int) -> dict[str, bytes]:
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8).repeat(2, 0).repeat(2, 1))
     out = {}
-    for format, settings in (("PNG", {}), ("JPEG", {"quality": 80}), ("WEBP", {}), ("GIF", {}), ("BMP", {}),
-                             ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}), ("ICO", {})):  # fmt: skip
+    for format, settings in (
+        ("PNG", {}),
+        ("JPEG", {"quality": 80}),
+        ("WEBP", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("ICO", {}),
+    ):
         file = io.BytesIO()
         image.save(file, format, **settings)
         out[format.lower()] = file.getvalue()
@@ -209,8 +220,15 @@ def tars(rng: random.Random) -> dict[str, bytes]:
     members["3000 members"] = tar_of([(f"{i:05}.png", b"\x89") for i in range(3000)])
     members["compressed"] = b"\x1f\x8b\x08" + zlib.compress(sound)
     members["outside"] = tar_of([("../../etc/x.png", pictures(2)["png"]), ("/etc/y.png", pictures(3)["png"])])
-    members["sparse"] = pax_of({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.png",
-                                "GNU.sparse.realsize": str(2**50)}, b"1\n0\n1\n" + bytes(506))  # fmt: skip
+    members["sparse"] = pax_of(
+        {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "a.png",
+            "GNU.sparse.realsize": str(2**50),
+        },
+        b"1\n0\n1\n" + bytes(506),
+    )
     members["pax nonsense"] = pax_of({"size": "many", "mtime": "yesterday", "path": "\udcff.png"}, bytes(512))
     members["long name"] = pax_of({"path": "x" * 3_000_000 + ".png"}, bytes(512))
     return members | {name: data for name, data in strangers(rng).items() if name not in ("zeros", "tar")}

@@ -58,8 +58,11 @@ def damaged_picture(rng: random.Random, sound: dict[str, bytes], large: dict[str
 def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, Any]:
     tokenizer = ImageTokenizer.from_pretrained(vq)
     sound, large = pictures(0), bombs()
-    usual = [(f"{i}-{name}.{'png' if name in ('apng', 'ppm', 'ico') else name}", data)
-             for i in range(2) for name, data in pictures(i + 1).items()]  # fmt: skip
+    usual = [
+        (f"{i}-{name}.{'png' if name in ('apng', 'ppm', 'ico') else name}", data)
+        for i in range(2)
+        for name, data in pictures(i + 1).items()
+    ]
 
     def one(case: int, rng: random.Random) -> tuple[str, str, str]:
         here = folder / f"{case}"
@@ -135,8 +138,10 @@ def tar_cases(vq: Path, folder: Path, cases: int, seed: int, make: Callable[...,
         (here / "some.tar").write_bytes(found[kind])
         try:
             entries, bad = index(here)
-            if any(entry.name not in {str(here / f"{i}.png") for i in range(4)} and "some.tar:" not in entry.name
-                   for entry in entries) or not all(bad.values()):  # fmt: skip
+            if any(
+                entry.name not in {str(here / f"{i}.png") for i in range(4)} and "some.tar:" not in entry.name
+                for entry in entries
+            ) or not all(bad.values()):
                 return kind, "unnamed", str(bad)
             encoded = list(encode_entries(entries, tokenizer))
             lost = {Path(one.entry.name).name[:80]: one.reason for one in encoded if one.reason} | bad
@@ -210,8 +215,9 @@ def with_odd_names(folder: Path) -> Path:
 
 
 def prepare_odd_names(vq: Path, folder: Path) -> int:
-    return prepare(with_odd_names(folder), folder / "out",
-                   Options(image_tokenizer=str(vq), max_tokens=100, text_vocab=300))["documents"]  # fmt: skip
+    return prepare(
+        with_odd_names(folder), folder / "out", Options(image_tokenizer=str(vq), max_tokens=100, text_vocab=300)
+    )["documents"]
 
 
 def encode_odd_names(vq: Path, folder: Path) -> int:

@@ -157,8 +157,10 @@ def one_flip_each(tokens: Path, folder: Path, count: int) -> int:
 
 
 def test_every_flip_of_a_verified_shard_is_found(data: Path, tmp_path: Path, tallies: dict[str, Any]):
-    tallies["single flips"] = {"cases": FLIPS, "missed": answer(tmp_path, one_flip_each, data / "tokens",
-                                                              tmp_path / "flips", FLIPS)}  # fmt: skip
+    tallies["single flips"] = {
+        "cases": FLIPS,
+        "missed": answer(tmp_path, one_flip_each, data / "tokens", tmp_path / "flips", FLIPS),
+    }
     assert tallies["single flips"]["missed"] == 0
 
 
@@ -195,8 +197,11 @@ def meta_cases(tokens: Path, folder: Path, cases: int, seed: int) -> dict[str, A
         kind, content = changed_meta(sound, rng)
         (folder / META).write_bytes(content)
         try:
-            what, why = fate(folder, "unverified" if case % 2 else "of a wrong writer",
-                             [f"train-{i:05}.safetensors" for i in range(10)])  # fmt: skip
+            what, why = fate(
+                folder,
+                "unverified" if case % 2 else "of a wrong writer",
+                [f"train-{i:05}.safetensors" for i in range(10)],
+            )
         except ValueError as error:
             what, why = "refused", str(error)
         except Exception as error:
@@ -243,7 +248,8 @@ def test_a_manifest_of_a_hundred_thousand_brackets_is_damaged_too(data: Path, tm
 
 @pytest.mark.parametrize(("bad", "verify"), [(1, True), (1, False), (4, True)])
 def test_a_whole_run_names_damaged_shards_or_is_refused(
-        config: Config, data: Path, tmp_path: Path, bad: int, verify: bool):  # fmt: skip
+    config: Config, data: Path, tmp_path: Path, bad: int, verify: bool
+):
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     for number in range(bad):
         path = tmp_path / "tokens" / f"train-{number:05}.safetensors"
@@ -260,7 +266,8 @@ def test_a_whole_run_names_damaged_shards_or_is_refused(
 
 @pytest.mark.parametrize("damaged", [1, 30])
 def test_a_run_counts_documents_with_impossible_ids_and_stops_above_the_threshold(
-        config: Config, data: Path, tmp_path: Path, damaged: int):  # fmt: skip
+    config: Config, data: Path, tmp_path: Path, damaged: int
+):
     """In shards that are not verified."""
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     for number in range(damaged):

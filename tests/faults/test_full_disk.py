@@ -60,7 +60,8 @@ def checked(out: Path, truth: Truth, folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_run_ends_where_a_checkpoint_cannot_be_written_and_the_same_command_goes_on_later(
-        short: Config, truth: Truth, disk: Path, tmp_path: Path, asynchronous: bool):  # fmt: skip
+    short: Config, truth: Truth, disk: Path, tmp_path: Path, asynchronous: bool
+):
     config, out = replace(short, asynchronous=asynchronous), tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
@@ -87,8 +88,7 @@ def test_a_run_goes_on_where_it_is_told_to(short: Config, truth: Truth, disk: Pa
 
 
 @pytest.mark.parametrize("go_on", [True, False])
-def test_a_file_that_may_not_grow_is_like_a_full_disk(
-        short: Config, truth: Truth, tmp_path: Path, go_on: bool):  # fmt: skip
+def test_a_file_that_may_not_grow_is_like_a_full_disk(short: Config, truth: Truth, tmp_path: Path, go_on: bool):
     out, config = tmp_path / "out", replace(short, go_on=go_on)
     Child(tmp_path / "log", train, replace(config, steps=2), out).done()
     shutil.rmtree(out / "model")
@@ -106,7 +106,8 @@ def test_a_file_that_may_not_grow_is_like_a_full_disk(
 
 @pytest.mark.parametrize("go_on", [True, False])
 def test_a_disk_that_is_full_for_all_files_stops_the_run_or_lets_it_go_on_as_configured(
-        short: Config, truth: Truth, disk: Path, tmp_path: Path, go_on: bool):  # fmt: skip
+    short: Config, truth: Truth, disk: Path, tmp_path: Path, go_on: bool
+):
     """The log cannot be written either; nor the model, if there is no room at the end of a run that goes on."""
     out, ballast = disk / "out", disk / "ballast"
     subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT * 6}", str(disk)], check=True)

@@ -161,7 +161,8 @@ def wait_for_orphans(child: Child) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
-        config: Config, tmp_path: Path, tallies: dict[str, Tally], name: str):  # fmt: skip
+    config: Config, tmp_path: Path, tallies: dict[str, Tally], name: str
+):
     settings, share = SETTINGS[name]
     tally = tallies[name] = Tally()
     seed = list(SETTINGS).index(name)
@@ -180,7 +181,8 @@ def test_there_were_enough_kills(tallies: dict[str, Tally]):
 
 @pytest.mark.parametrize("left", ["nothing", "a part"])
 def test_a_run_killed_between_its_last_checkpoint_and_its_model_still_gets_one(
-        config: Config, tmp_path: Path, left: str):  # fmt: skip
+    config: Config, tmp_path: Path, left: str
+):
     config = replace(config, steps=2, evaluate_every=0)
     truth = uninterrupted(config, tmp_path / "runs")
     out = tmp_path / "runs" / "cut"

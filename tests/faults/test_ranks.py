@@ -116,15 +116,36 @@ def torchrun(two: Config, truth: Truth, folder: Path, share: bool) -> dict[str, 
     """
     out, log = folder / "out", folder / "log"
     usual = asdict(Config())
-    overrides = [f"{key}={json.dumps(value)}" for key, value in asdict(two).items()
-                 if value != usual[key] and not isinstance(value, dict)]  # fmt: skip
-    overrides += [f"{name}.{key}={value}" for name in ("model", "objective")
-                  for key, value in getattr(two, name).items()]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "--max-restarts", "1", "--monitor-interval", "0.2", "-m", "train.lm", "--out", str(out),
-               *overrides]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-                                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0" if share else "1"}  # fmt: skip
+    overrides = [
+        f"{key}={json.dumps(value)}"
+        for key, value in asdict(two).items()
+        if value != usual[key] and not isinstance(value, dict)
+    ]
+    overrides += [
+        f"{name}.{key}={value}" for name in ("model", "objective") for key, value in getattr(two, name).items()
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--monitor-interval",
+        "0.2",
+        "-m",
+        "train.lm",
+        "--out",
+        str(out),
+        *overrides,
+    ]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0" if share else "1",
+    }
     root = Path(__file__).parents[2]
     started = time.monotonic()
     with log.open("w") as file:
@@ -154,12 +175,12 @@ def torchrun(two: Config, truth: Truth, folder: Path, share: bool) -> dict[str, 
 
 
 def test_torchrun_starts_the_ranks_again_after_one_was_killed(
-        two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]):  # fmt: skip
+    two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]
+):
     account["torchrun"] = torchrun(two, truth, tmp_path, share=False)
 
 
-def test_torchrun_with_its_usual_store_does_too(
-        two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]):  # fmt: skip
+def test_torchrun_with_its_usual_store_does_too(two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]):
     account["torchrun, usual store"] = "failed"
     account["torchrun, usual store"] = torchrun(two, truth, tmp_path, share=True)
 
