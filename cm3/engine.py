@@ -174,7 +174,7 @@ def stream(
             input_ids=ids,
             attention_mask=mask if padded else None,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )

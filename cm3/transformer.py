@@ -121,7 +121,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or G, T, K]
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)  # [B, G, S, K]
+            k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager_attention)
         out, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
@@ -205,7 +205,7 @@ class CM3PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -260,9 +260,10 @@ class CM3Model(CM3PreTrainedModel):
         input_ids: Tensor | None = None,  # [B, T]
         attention_mask: Tensor | None = None,  # [B, S], 1 = a token, 0 = padding; or [B, 1, T, S]
         position_ids: Tensor | None = None,  # [B or 1, T]
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # [B, T, D], in place of input_ids
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,  # the cache under its old name
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the last norm, [B, T, D]. Without position_ids the positions count on from the
@@ -270,24 +271,19 @@ class CM3Model(CM3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        mask = create_causal_mask(self.config, x, attention_mask, cache, position_ids)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids)
         rotary = None if self.rotary is None else self.rotary(position_ids)
         for block in self.layers:
-            x = block(x, mask, rotary, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+            x = block(x, mask, rotary, cache=cache, **kwargs)  # by name: activation checkpointing takes it away
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
 class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
@@ -310,11 +306,12 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,  # [B, T]
         attention_mask: Tensor | None = None,  # [B, S]
         position_ids: Tensor | None = None,  # [B or 1, T]
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # [B, T, D]
         labels: Tensor | None = None,  # [B, T], not shifted; -100 = no loss
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,  # the cache under its old name, which peft and older callers use
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V], of the last logits_to_keep positions if it is not 0; with labels also the mean loss."""
@@ -322,7 +319,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -339,7 +336,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -231,7 +231,7 @@ def test_recomputed_activations_give_the_same_gradients():
     learner, batch = Learner(model_of("eager")), packed(documents())
     learner(batch).total.backward()
     want = gradients(learner)
-    learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    learner.model.activation_checkpointing_enable({"use_reentrant": False})
     learner.train()(batch).total.backward()
     for name, slope in gradients(learner).items():
         assert_close(slope, want[name])

@@ -112,7 +112,7 @@ def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_wit
     scores = 2 * 4 * 4 * 64 * 64 * 4  # of attention after the softmax: layers, rows, heads, T, T, bytes
     assert scores < four.saved < 20 * scores
     assert all(p.grad is None for p in learner.parameters())
-    learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    learner.model.activation_checkpointing_enable({"use_reentrant": False})
     assert measure(learner.train(), batch_of(4, 64), config, torch.device("cpu"), 1).saved < 0.5 * four.saved
 
 

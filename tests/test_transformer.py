@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+)
 
 import cm3
 from cm3.cache import KVCache
@@ -68,7 +74,7 @@ def test_cached_equals_uncached(model: CM3ForCausalLM, kind: str):
         "static": lambda: StaticCache(model.config, 16),
     }
     cache = caches[kind]()
-    steps = [model(piece, past_key_values=cache, use_cache=True).logits for piece in ids.split([5, 1, 1, 3, 2], dim=1)]
+    steps = [model(piece, cache=cache, use_cache=True).logits for piece in ids.split([5, 1, 1, 3, 2], dim=1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), model(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -178,7 +184,7 @@ def test_every_weight_learns(model: CM3ForCausalLM):
 
 def test_gradient_checkpointing_keeps_the_gradients():
     plain, checkpointed = build().train(), build().train()
-    checkpointed.gradient_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable()
     for model in (plain, checkpointed):
         model(some_ids(), labels=some_ids()).loss.backward()
     for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
@@ -241,3 +247,29 @@ def test_autocast_to_bfloat16_stays_close():
 def test_the_pipeline_is_imported_late():
     with pytest.raises(AttributeError, match="CM4"):
         cm3.CM4  # noqa: B018  # pyright: ignore
+
+
+@torch.inference_mode()
+def test_continuous_batching_gives_the_ids_of_generate():
+    model = build()
+    prompts = [some_ids(1, length)[0].tolist() for length in (3, 9, 6)]
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    model.set_attn_implementation("sdpa")
+    room = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    batch = model.generate_batch(prompts, settings, room, warmup=False)
+    alone = [model.generate(torch.tensor([prompt]), generation_config=settings)[0] for prompt in prompts]
+    assert sorted(tuple(row.generated_tokens) for row in batch.values()) == sorted(
+        tuple(ids[len(prompt) :].tolist()) for prompt, ids in zip(prompts, alone, strict=True)
+    )
+
+
+@torch.inference_mode()
+def test_the_cache_goes_by_its_old_name_too():
+    model = build()
+    ids = some_ids()
+    seen = {
+        name: model(ids[:, 8:], **{name: model(ids[:, :8], use_cache=True).cache}).logits
+        for name in ("cache", "past_key_values")
+    }
+    assert torch.equal(seen["cache"], seen["past_key_values"])
+    torch.testing.assert_close(seen["cache"], model(ids).logits[:, 8:], atol=1e-4, rtol=1e-4)

@@ -158,7 +158,7 @@ def filled(
                 attention_mask=mask[:, :place],
                 logits_to_keep=1,
                 position_ids=positions[:, read:place],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
             logits = new.logits[:, -1].float()  # [L, V]

@@ -238,7 +238,7 @@ def learner_of(config: Config, meta: dict[str, Any], image_tokenizer: ImageToken
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
     if config.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for block in model.model.layers:
             block.compile()
