@@ -11,9 +11,12 @@
 it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
 """
 
+# torch leaves tolist() without a type
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +63,7 @@ class Image:
         return isinstance(other, Image) and torch.equal(self.codes, other.codes)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.codes.flatten().tolist()))
+        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,14 @@ class Document(Sequence[Item]):
     def __post_init__(self) -> None:
         items = tuple(self.items)
         for item in items:
-            if not isinstance(item, Item):
+            if not isinstance(item, Item):  # pyright: ignore[reportUnnecessaryIsInstance]  # from callers without types
                 raise ValueError(f"a document holds Text, Image and Mask, but got {type(item).__name__}: {item!r:.60}")
         if sum(isinstance(item, Mask) for item in items) > MAX_MASKS:
             raise ValueError(f"a document may have at most {MAX_MASKS} masks")
         object.__setattr__(self, "items", items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
+        return cast(Any, self.items[index])
 
     def __len__(self) -> int:
         return len(self.items)
@@ -100,7 +103,7 @@ class Document(Sequence[Item]):
     @classmethod
     def from_json(cls, data: list[dict[str, Any]]) -> "Document":
         """The document that to_json wrote. Errors: ValueError naming the item that is wrong."""
-        if not isinstance(data, list):
+        if not isinstance(data, list):  # pyright: ignore[reportUnnecessaryIsInstance]  # read from a file
             raise ValueError(f"a document is a list of items, but got {type(data).__name__}")
         return cls(tuple(item_from_json(item) for item in data))
 
@@ -117,13 +120,15 @@ def item_from_json(item: Any) -> Item:
     match item:
         case {"text": str(text), **rest} if not rest:
             return Text(text)
-        case {"image": list(codes), **rest} if not rest:
+        case {"image": list(), **rest} if not rest:
             try:
-                return Image(codes)  # pyright: ignore[reportArgumentType]  # __post_init__ makes the tensor
+                return Image(item["image"])  # __post_init__ makes the tensor
             except (TypeError, ValueError) as error:
                 raise ValueError(f"image codes must be rows of whole numbers of one length: {error}") from error
         case {"mask": True, **rest} if not rest:
             return Mask()
+        case _:
+            pass
     raise ValueError(f'an item is {{"text": ...}}, {{"image": [[...]]}} or {{"mask": true}}, but got {item!r:.80}')
 
 
@@ -149,7 +154,7 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
             ids.append(vocab.mask(masks))
             masks += 1
         else:
-            codes = item.codes.flatten().tolist()
+            codes = cast(list[int], item.codes.flatten().tolist())
             ids += [
                 vocab.image,
                 *(vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes),
@@ -251,8 +256,8 @@ def from_ids(ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple
 def split_infills(ids: Sequence[int], vocab: Vocab) -> tuple[list[int], dict[int, list[int]]]:
     """Rotated ids to the body, and the moved span of each mask number. A closing <eos> stays with the body."""
     first = next((i for i, id in enumerate(ids) if vocab.is_infill(id)), len(ids))
-    body, spans = list(ids[:first]), {}
-    span: list[int] = []
+    body, span = list(ids[:first]), list[int]()
+    spans: dict[int, list[int]] = {}
     for id in ids[first:]:
         if vocab.is_infill(id):
             span = spans.setdefault(id - vocab.first_infill, [])

@@ -80,7 +80,7 @@ class Grammar:
         self.masks: dict[int, int | None] = {}  # of each mask number the picture it lies in, None = it is text
         self.holes: list[int] = []  # mask numbers in the open picture
         self.lacking: list[int] = []  # of each picture, the codes its masks stand for
-        self.span = -1  # number of the span being filled
+        self.span: int = -1  # number of the span being filled
         self.span_length = 0
 
     def legal(self) -> Legal:

@@ -9,9 +9,12 @@ Spans are pairs (start, end), end excluded, in order and apart. Tensors come in 
 Source: CM3 (arXiv 2201.07520), section 2; CM3leon, section 2.2.
 """
 
+# torch leaves tolist() without a type
+# pyright: reportUnknownMemberType=false
+
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -73,7 +76,7 @@ def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator
     size = sum(end - start for start, end in allowed)
     if not size:
         return []
-    draws = torch.rand(8 * count, generator=generator, dtype=torch.float64).tolist()
+    draws = uniform(8 * count, generator)
     spans: list[Span] = []
     for i in range(0, 8 * count, 2):
         low, high = int(draws[i] * size), int(draws[i + 1] * size)
@@ -91,7 +94,7 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
 
     grid: (h, w), rows and columns of codes."""
     h, w = grid
-    kind, *draws = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    kind, *draws = uniform(8, generator)
     holes = torch.zeros(h, w, dtype=torch.bool)
     if kind < 0.5:
         top, bottom = sorted(int(draw * h) for draw in draws[:2])
@@ -106,11 +109,16 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
         return holes.flip(0, 1) if draws[2] < 0.5 else holes
     # A stroke: a random walk of a brush one or two cells wide.
     row, column, thick = int(draws[0] * h), int(draws[1] * w), 1 + int(draws[2] * 2)
-    for turn in torch.rand(h + w, generator=generator, dtype=torch.float64).tolist():
+    for turn in uniform(h + w, generator):
         holes[row : row + thick, column : column + thick] = True
         dy, dx = ((0, 1), (1, 0), (0, -1), (-1, 0))[int(turn * 4)]
         row, column = min(max(row + dy, 0), h - 1), min(max(column + dx, 0), w - 1)
     return holes
+
+
+def uniform(count: int, generator: torch.Generator) -> list[float]:
+    """Numbers in [0, 1)."""
+    return cast(list[float], torch.rand(count, generator=generator, dtype=torch.float64).tolist())
 
 
 def _poisson(u: float) -> int:
@@ -140,7 +148,7 @@ def rotate(ids: Ids, spans: Sequence[Span], vocab: Vocab) -> tuple[Ids, Ids]:
 
     Returns the ids and the loss mask (0 at each <mask:*>, 1 elsewhere). No spans: the ids as they are."""
     if isinstance(ids, Tensor):
-        rotated, loss_mask = _rotate(ids.tolist(), spans, vocab)
+        rotated, loss_mask = _rotate(cast(list[int], ids.tolist()), spans, vocab)
         return ids.new_tensor(rotated), ids.new_tensor(loss_mask)
     return _rotate(ids, spans, vocab)
 
@@ -171,7 +179,7 @@ def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
 def unrotate(ids: Ids, vocab: Vocab) -> Ids:
     """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
     if isinstance(ids, Tensor):
-        return ids.new_tensor(_unrotate(ids.tolist(), vocab))
+        return ids.new_tensor(_unrotate(cast(list[int], ids.tolist()), vocab))
     return _unrotate(ids, vocab)
 
 

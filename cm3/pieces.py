@@ -11,7 +11,7 @@ from cm3.vocab import Vocab
 class Piece(NamedTuple):
     """What CM3.stream yields. index: which picture or text of the call. content: more text, or the picture so far."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.index is nothing to ask of a piece
     content: str | Image.Image
 
 

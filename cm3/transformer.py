@@ -8,7 +8,10 @@ Letters in shapes: B batch, T tokens of this call, S tokens seen (cache + this c
 G key/value heads, K head size, F feed-forward width, V vocabulary.
 """
 
-from typing import Any
+# transformers leaves much without types
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +125,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or G, T, K]
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager_attention)
+        name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # has no other name
+        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         out, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
 
@@ -332,7 +336,9 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden)  # [B, T or fewer, V]
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = cast(Any, self.loss_function)(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

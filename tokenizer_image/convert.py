@@ -104,7 +104,7 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     )
     if lost := [f"{name} = {value}" for name, value in vars(same).items() if value != getattr(back, name)]:
         raise ValueError(f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there")
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for key, value in tokenizer.model.state_dict().items():
         name = rename(key, FAMILIES["diffusers"].names, len(config.ch_mult))
         linear = ".attentions." in name and value.ndim == 4  # a 1 x 1 convolution of ours

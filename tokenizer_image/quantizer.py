@@ -40,7 +40,7 @@ def rotation_trick(z: Tensor, e: Tensor) -> Tensor:
     with torch.no_grad():
         p, q = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
         middle = F.normalize(p + q, dim=-1)
-        scale = e.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        scale = (e.square().sum(-1, keepdim=True) / z.square().sum(-1, keepdim=True).clamp_min(1e-12)).sqrt()
     along_middle = 2 * (z * middle).sum(-1, keepdim=True) * middle
     along_p = 2 * (z * p).sum(-1, keepdim=True) * q
     return scale * (z - along_middle + along_p)
@@ -101,7 +101,7 @@ class VectorQuantizer(nn.Module):
         """
         codebook = self.codebook().float()
         offset = -0.5 * codebook.square().sum(1)  # argmin |z - e|^2 = argmax z.e - |e|^2 / 2
-        parts = latents.split(max(1, room // self.num_codes))
+        parts = torch.split(latents, max(1, room // self.num_codes))
         return torch.cat([torch.addmm(offset, part, codebook.T).argmax(1) for part in parts])
 
     def forward(self, latents: Tensor) -> Quantized:

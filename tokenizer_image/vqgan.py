@@ -103,7 +103,7 @@ def doubled(weight: Tensor) -> Tensor:
         [in, out, 4, 4]: along each axis the taps a, b, c become c, b + c, a + b, a.
     """
     for axis in (2, 3):
-        a, b, c = weight.split(1, axis)
+        a, b, c = weight.chunk(3, axis)
         weight = torch.cat((c, b + c, a + b, a), axis)
     return weight.transpose(0, 1)
 
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         widths = [ch * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
-        levels = []
+        levels: list[Level] = []
         for i in reversed(range(len(widths))):
             before = widths[min(i + 1, len(widths) - 1)]
             blocks = [before] + [widths[i]] * (config.num_res_blocks + 1)
@@ -273,7 +273,7 @@ class VQModel(nn.Module):
         if batch.device.type != "cpu":
             return [batch]
         positions = math.prod(sides) // self.config.patch_size**2
-        return batch.split(max(1, 2**16 // max(1, positions)))
+        return torch.split(batch, max(1, 2**16 // max(1, positions)))
 
     def forward(self, pixels: Tensor) -> Reconstruction:
         latents = self.latents(pixels)
