@@ -251,7 +251,7 @@ def test_the_pipeline_is_imported_late():
 
 @torch.inference_mode()
 def test_continuous_batching_gives_the_ids_of_generate():
-    model = build()
+    model: Any = build()
     prompts = [some_ids(1, length)[0].tolist() for length in (3, 9, 6)]
     settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
     model.set_attn_implementation("sdpa")
