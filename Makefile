@@ -27,16 +27,16 @@ demo: .venv/installed
 	$(BIN)/python -m demo.app
 
 data: .venv/installed
-	$(BIN)/python -m train.build_data --out data/emoji
+	$(BIN)/python -m train.build_emoji --out data/emoji
 
 # From nothing to the embedded model. Interrupted runs continue where they were; delete runs/ to start afresh.
 DEVICE ?= CPU
 train-emoji: data
 	$(BIN)/python -m train.image_tokenizer --config image_tokenizer_emoji --out runs/image_tokenizer
 	$(BIN)/python -m train.image_tokenizer --config image_tokenizer_emoji_decoder --out runs/decoder
-	$(BIN)/python -m train.tokenize_data --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
+	$(BIN)/python -m train.tokenize_emoji --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
 	$(BIN)/python -m train.lm --config lm_emoji --out runs/lm
-	$(BIN)/python -m train.instruct --start runs/lm/model --known data/emoji-tokens --out data/emoji-instruct
+	$(BIN)/python -m train.build_instructions --start runs/lm/model --known data/emoji-tokens --out data/emoji-instruct
 	$(BIN)/python -m train.lm --config instruct --out runs/instruct start=runs/lm/model
 	$(BIN)/python -m train.scorer --out runs/scorer
 	$(BIN)/python -m train.evaluate --model runs/instruct/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation

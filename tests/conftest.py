@@ -71,11 +71,11 @@ def vq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def token_shards(sample: Path, vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data sample in tokens: for each picture in two views, a caption and a few questions."""
-    from train import tokenize_data
+    from train import tokenize_emoji
 
     out = tmp_path_factory.mktemp("tokens")
-    config = tokenize_data.Config(subgroups=(), views=2, draw=1, ask=1, text_vocab=600)
-    tokenize_data.build(sample, ImageTokenizer.from_pretrained(vq_folder), out, config)
+    config = tokenize_emoji.TokenizeConfig(subgroups=(), views=2, draw=1, ask=1, text_vocab=600)
+    tokenize_emoji.build(sample, ImageTokenizer.from_pretrained(vq_folder), out, config)
     return out
 
 

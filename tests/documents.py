@@ -8,7 +8,7 @@ import numpy as np
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.shards import NUM_SPECIAL, ShardWriter, finish
+from train.documents.shards import NUM_SPECIAL, ShardWriter, finish
 
 WORDS = ["a red apple", "a blue car in the noto style", "What is this? a cat", "a bowl of noodles"]
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from train.colours import main_colour
-from train.scenes import Thing
+from train.emoji.colours import main_colour
+from train.scenes.scene import Thing
 
 SIDE = 48
 # English name -> (Arabic name, corners or 0 for a disc, colour).

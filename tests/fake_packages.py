@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from train import build_data, concepts, sources
-from train.sources import Package
+from train import build_emoji
+from train.emoji import concepts
+from train.emoji import packages as sources
+from train.emoji.packages import Package
 
 # Code -> (English, Arabic); ten fruits make the splits hold out a concept (watermelon) and cells (peach, melon).
 FRUITS = {
@@ -44,8 +46,8 @@ class Fakes:
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let train build from these packages."""
         annotations, derived, emojibase = self.packages[-3:]
-        monkeypatch.setattr(build_data, "PACKAGES", self.packages)
-        monkeypatch.setattr(build_data, "STYLES", self.styles)
+        monkeypatch.setattr(build_emoji, "PACKAGES", self.packages)
+        monkeypatch.setattr(build_emoji, "STYLES", self.styles)
         monkeypatch.setattr(concepts, "STYLES", self.styles)
         for name, package in (("ANNOTATIONS", annotations), ("DERIVED", derived), ("EMOJIBASE", emojibase)):
             monkeypatch.setattr(concepts, name, package)

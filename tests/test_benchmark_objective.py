@@ -10,8 +10,8 @@ from cm3.engine import Request, generate
 from cm3.masking import sample_holes, unrotate
 from cm3.pipeline import CM3
 from cm3.sampling import GREEDY
-from train.evaluate_forms import Gaps, View, caption_prompt, filled, mean_loss, with_hole
-from train.objective import ASK, DRAW, HOLES, TELL, Objective, training_row
+from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, mean_loss, with_hole
+from train.language.objective import ASK, DRAW, HOLES, TELL, Objective, training_row
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,13 @@ def model() -> CM3:
 
 
 @pytest.fixture(scope="module")
-def view(model: CM3) -> View:
+def view(model: CM3) -> CaptionedView:
     codes = np.random.default_rng(0).integers(0, model.vocab.num_codes, 64).tolist()
     words = model.vocab.text_to_ids(model.text_tokenizer.encode("a cat"))
-    return View(words, model.vocab.code_to_id(codes), {"en": "cat", "ar": "قط"}, "1f431", "noto")
+    return CaptionedView(words, model.vocab.code_to_id(codes), {"en": "cat", "ar": "قط"}, "1f431", "noto")
 
 
-def drawing(view: View, model: CM3) -> list[int]:
+def drawing(view: CaptionedView, model: CM3) -> list[int]:
     v = model.vocab
     return [v.eos, *view.words, v.break_, v.image, *view.codes, v.end_image, v.eos]
 
@@ -37,7 +37,9 @@ def hole(seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("way", ["left", "cm3", "holes"])
-def test_the_gaps_are_the_codes_of_the_hole_and_the_rest_is_the_document(model: CM3, view: View, way: str, seed: int):
+def test_the_gaps_are_the_codes_of_the_hole_and_the_rest_is_the_document(
+    model: CM3, view: CaptionedView, way: str, seed: int
+):
     gaps = with_hole(view, hole(seed), way, model)
     missing = hole(seed).flatten().tolist()
     assert [gaps.ids[i] for i in gaps.places] == [code for code, gone in zip(view.codes, missing, strict=True) if gone]
@@ -48,7 +50,7 @@ def test_the_gaps_are_the_codes_of_the_hole_and_the_rest_is_the_document(model: 
     assert sum(v.is_code(id) for id in gaps.ids[:first]) == (64 if way == "left" else 64 - sum(missing))
 
 
-def test_rows_are_those_of_training(model: CM3, view: View):
+def test_rows_are_those_of_training(model: CM3, view: CaptionedView):
     v, plain = model.vocab, drawing(view, model)
 
     def trained(ids: list[int], spans: list[tuple[int, int]], form: int, seed: int = 0) -> list[int]:
@@ -66,7 +68,7 @@ def test_rows_are_those_of_training(model: CM3, view: View):
         assert [*prompt, *answer, v.eos] == trained(stored, spans, form)
 
 
-def test_what_is_drawn_is_what_the_engine_draws(model: CM3, view: View):
+def test_what_is_drawn_is_what_the_engine_draws(model: CM3, view: CaptionedView):
     v, size = model.vocab, 64
     heads = [[v.eos, *view.words[:count], v.break_, v.image] for count in (1, len(view.words))]
     rows = [Gaps([*head, *[v.pad] * size], list(range(len(head), len(head) + size))) for head in heads]
@@ -77,7 +79,7 @@ def test_what_is_drawn_is_what_the_engine_draws(model: CM3, view: View):
     assert same == drawn  # guidance 1 is none
 
 
-def test_codes_are_drawn_where_the_hole_is_each_after_all_before_it(model: CM3, view: View):
+def test_codes_are_drawn_where_the_hole_is_each_after_all_before_it(model: CM3, view: CaptionedView):
     gaps = with_hole(view, hole(), "left", model)
     (once,) = filled(model, [gaps], GREEDY, True)
     ids = list(gaps.ids)
@@ -88,7 +90,7 @@ def test_codes_are_drawn_where_the_hole_is_each_after_all_before_it(model: CM3, 
         ids[place] = id
 
 
-def test_the_loss_of_a_document_is_that_of_its_score(model: CM3, view: View):
+def test_the_loss_of_a_document_is_that_of_its_score(model: CM3, view: CaptionedView):
     ids = drawing(view, model)
     with torch.inference_mode():
         log_probs = model.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)

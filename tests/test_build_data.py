@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from train import build_data, sample_data
-from train.build_data import SIZE, SPLITS, build, chance, drop_leaks, render, split_of, write_shards
-from train.concepts import Concept
-from train.sources import STYLES
+from train import build_emoji
+from train.build_emoji import SIZE, build, chance, drop_leaks, render, split_of
+from train.emoji import dataset
+from train.emoji.concepts import Concept
+from train.emoji.dataset import SPLITS, cut_sample, write_shards
+from train.emoji.packages import STYLES
 
 WORDS = [style.word for style in STYLES]
 DESIGN = {style.word: style.design for style in STYLES}
@@ -114,7 +116,7 @@ class TestShards:
         assert one.read_bytes() == two.read_bytes()
 
     def test_full_shards_are_followed_by_the_rest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(build_data, "SHARD", 2)
+        monkeypatch.setattr(dataset, "SHARD", 2)
         write_shards(tmp_path, self.samples)
         paths = sorted(tmp_path.iterdir())
         assert [path.name for path in paths] == [f"shard-0000{i}.tar" for i in range(3)]
@@ -244,7 +246,7 @@ class TestBuild:
         assert {row["code"] for row in manifest(tmp_path)} == {"1f34e"}
 
     def test_a_sample_cut_out_of_it_holds_the_chosen_concepts_in_their_splits(self, built: Path, tmp_path: Path):
-        counts = sample_data.cut(built, tmp_path, ("1f34e", "1f349"))
+        counts = cut_sample(built, tmp_path, ("1f34e", "1f349"))
         rows = manifest(tmp_path)
         assert {(row["code"], row["split"]) for row in rows} == {("1f34e", "train"), ("1f349", "unseen_concept")}
         assert counts == {"train": len(WORDS), "unseen_cell": 0, "unseen_concept": len(WORDS)}
@@ -256,28 +258,28 @@ class TestErrors:
 
     def refused(self, out: Path, packages: Path | None, match: str) -> None:
         with pytest.raises(SystemExit, match=match) as error:
-            build_data.main(out, packages)
+            build_emoji.main(out, packages)
         assert "\n" not in str(error.value.code)
 
     def test_npm_missing(self, fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("PATH", str(tmp_path))
-        self.refused(tmp_path / "data", None, "build_data: npm was not found")
+        self.refused(tmp_path / "data", None, "build_emoji: npm was not found")
 
     def test_a_damaged_tarball(self, fakes: fake_packages.Fakes, tmp_path: Path):
         (tmp_path / fakes.packages[0].tarball).write_bytes(b"half")
-        self.refused(tmp_path / "data", tmp_path, f"build_data: .*{fakes.packages[0].tarball} is not")
+        self.refused(tmp_path / "data", tmp_path, f"build_emoji: .*{fakes.packages[0].tarball} is not")
 
     def test_an_output_folder_that_cannot_be_made(self, fakes: fake_packages.Fakes, tmp_path: Path):
         (tmp_path / "file").touch()
-        self.refused(tmp_path / "file" / "data", fakes.folder, "build_data: .*Not a directory")
+        self.refused(tmp_path / "file" / "data", fakes.folder, "build_emoji: .*Not a directory")
 
     def test_a_full_disk(self, fakes: fake_packages.Fakes, built: Path, monkeypatch: pytest.MonkeyPatch):
         def write(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(build_data, "write_shards", write)
-        self.refused(built, fakes.folder, "build_data: .*No space left on device")
+        monkeypatch.setattr(build_emoji, "write_shards", write)
+        self.refused(built, fakes.folder, "build_emoji: .*No space left on device")
 
     def test_a_sample_of_no_data_set(self, tmp_path: Path):
-        with pytest.raises(SystemExit, match="sample_data: .*No such file"):
-            sample_data.main(tmp_path / "nowhere", tmp_path / "out")
+        with pytest.raises(SystemExit, match="build_emoji: .*No such file"):
+            build_emoji.main(tmp_path / "nowhere", sample=tmp_path / "out")

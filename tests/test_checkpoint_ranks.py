@@ -18,9 +18,9 @@ from test_checkpoints import contents, damage, names, network, optimizers, same,
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train import checkpoints as module
-from train.checkpoints import Checkpoints, Writer
-from train.state import ModelAndOptimizers, RandomState
+from train.runtime import checkpoints as module
+from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
+from train.runtime.checkpoints import Checkpoints, Writer
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train import checkpoints as module
-from train.checkpoints import Checkpoints, Writer
-from train.state import ModelAndOptimizers, RandomState
+from train.runtime import checkpoints as module
+from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
+from train.runtime.checkpoints import Checkpoints, Writer
 
 
 def network(width: int = 4, seed: int = 0) -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizer_image import PRESETS, VQModel
 from tokenizer_image.quantizer import VectorQuantizer, rotation_trick, straight_through
-from train.codebook import baked, entropy_loss, use_simvq
+from train.vq.codebook import baked, entropy_loss, use_simvq
 
 
 def test_both_estimators_return_the_codes():

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tokenizer_image import ImageTokenizer
-from train import codes as module
-from train.codes import encode_entries, read_codes, write_codes
 from train.encode import main, parse_size
-from train.folders import index
+from train.pictures import codes as module
+from train.pictures.codes import encode_entries, read_codes, write_codes
+from train.pictures.files import index
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.colours import NAMES, PROTOTYPES, SHARE, lab, main_colour
+from train.emoji.colours import NAMES, PROTOTYPES, SHARE, lab, main_colour
 
 
 def picture(*colours: tuple[int, ...]) -> np.ndarray:

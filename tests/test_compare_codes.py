@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from cm3 import CM3
-from train import compare_codes
-from train.compare_codes import Config, Drawings, compare, designs_of, exact_match, held_cells, read, table
-from train.tokenize_data import EVERYDAY
+from train import evaluate_codes
+from train.emoji.dataset import EVERYDAY
+from train.evaluate_codes import CodesConfig, Drawings, codes_table, compare, designs_of, exact_match, held_cells, read
 
 TINY = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
@@ -43,7 +43,7 @@ def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Drawings):
 
 
 def small(data: Path, folder: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
-    return compare([str(folder)], data, out, Config(views=1, batch_tokens=2048, model=TINY, **options))
+    return compare([str(folder)], data, out, CodesConfig(views=1, batch_tokens=2048, model=TINY, **options))
 
 
 def test_a_comparison_measures_pictures_probes_and_captions_once(
@@ -57,20 +57,20 @@ def test_a_comparison_measures_pictures_probes_and_captions_once(
     for feature in ("bag of codes", "code vectors"):
         assert 0 <= probe[feature]["concept"]["top1"] <= probe[feature]["concept"]["top5"] <= 1
     captions = row["captions"]
-    train = compare_codes.everyday(read(sample / "train"))
+    train = evaluate_codes.everyday(read(sample / "train"))
     assert captions["documents"] + captions["held cell"]["pictures"] == len(train.rows)
     for split in ("held cell", "unseen_cell"):
         assert 0 <= captions[split]["exact"] <= 1 and captions[split]["loss"] > 0
-    assert f"| {vq_folder} |" in table([row])
+    assert f"| {vq_folder} |" in codes_table([row])
 
-    monkeypatch.setattr(compare_codes, "probes", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(evaluate_codes, "probes", lambda *_: pytest.fail("measured twice"))
     assert small(sample, vq_folder, tmp_path, steps=2) == [row]
 
 
 def test_without_steps_no_language_model_is_trained(sample: Path, vq_folder: Path, tmp_path: Path):
     [row] = small(sample, vq_folder, tmp_path, steps=0)
     assert "captions" not in row and [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert table([row]).endswith("|  |  |  |  |")
+    assert codes_table([row]).endswith("|  |  |  |  |")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
 ):
     named = str(vq_folder) if name == "tiny" else name
     folder = sample if data == "sample" else tmp_path
-    with pytest.raises(SystemExit, match=f"compare_codes: .*{match}") as error:
-        compare_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
+    with pytest.raises(SystemExit, match=f"evaluate_codes: .*{match}") as error:
+        evaluate_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
     assert "\n" not in str(error.value.code)

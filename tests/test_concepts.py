@@ -5,8 +5,8 @@ from pathlib import Path
 import fake_packages
 import pytest
 
-from train.concepts import Concept, clean_name, code_of, family_of, icon_keys, read_concepts, slug, svg
-from train.sources import Package, Style, Tarball
+from train.emoji.concepts import Concept, clean_name, code_of, family_of, icon_keys, read_concepts, slug, svg
+from train.emoji.packages import Package, Style, Tarball
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from train.curves import draw_curves
+from train.runtime.curves import draw_curves
 
 
 def test_every_figure_of_a_log_has_a_plot(tmp_path: Path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
+from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
 
 
 def pixels(seed: int = 0) -> torch.Tensor:

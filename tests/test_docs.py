@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import typer
 
-from train import config as configs
+from train.image_tokenizer import ImageTokenizerConfig
+from train.language.config import LMConfig
+from train.runtime import config as configs
+from train.tokenize_emoji import TokenizeConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = {
-    "train.lm": "train.recipe",
-    "train.image_tokenizer": "train.image_tokenizer",
-    "train.tokenize_data": "train.tokenize_data",
+    "train.lm": LMConfig,
+    "train.image_tokenizer": ImageTokenizerConfig,
+    "train.tokenize_emoji": TokenizeConfig,
 }
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
 
@@ -50,7 +53,7 @@ def test_a_command_of_the_documentation_parses(module: str, arguments: str):
         return  # named in passing
     given = parse(module, arguments)
     if module in CONFIGS and given.get("overrides"):
-        configs.load(importlib.import_module(CONFIGS[module]).Config, None, given["overrides"])
+        configs.load(CONFIGS[module], None, given["overrides"])
 
 
 @pytest.mark.parametrize("arguments", ["--no-such-option", "steps=few", "no_such_key=1"])

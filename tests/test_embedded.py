@@ -10,7 +10,8 @@ from PIL import Image
 import cm3
 import tokenizer_image
 from cm3 import CM3
-from train.evaluate import Sample, captions, load_split
+from train.evaluate import captions
+from train.evaluation.concepts import SplitPicture, load_split
 
 FOLDERS = [Path(package.__path__[0]) / "models" / "emoji" for package in (cm3, tokenizer_image)]
 
@@ -21,7 +22,7 @@ def emoji() -> CM3:
 
 
 @pytest.fixture(scope="module")
-def shown(sample: Path) -> list[Sample]:
+def shown(sample: Path) -> list[SplitPicture]:
     """Pictures that it was trained on."""
     return load_split(sample / "train", 64, None)[:40]
 
@@ -46,7 +47,7 @@ def test_its_card_and_credits_are_there():
         assert {"Apache-2.0", "CC-BY-4.0", "MIT", "Unicode-3.0"} == licences  # nothing that shares alike
 
 
-def test_it_names_what_it_was_shown(emoji: CM3, shown: list[Sample]):
+def test_it_names_what_it_was_shown(emoji: CM3, shown: list[SplitPicture]):
     result = captions(emoji, shown)
     assert result["en"]["exact"] >= 0.5 and result["ar"]["exact"] >= 0.5
 

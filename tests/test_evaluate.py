@@ -14,25 +14,17 @@ from cm3 import CM3
 from cm3.text import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import evaluate as module
-from train.evaluate import (
-    Sample,
-    answers,
-    blind_answers,
-    captions,
-    load_split,
-    plain,
-    pooled,
-    questions,
-    reconstruction,
-)
-from train.phrases import ask_is
-from train.recipe import Config, starting_model
-from train.shards import Shards, read_meta
-from train.tokenize_data import others_of
+from train.documents.shards import Shards, read_meta
+from train.emoji.dataset import others_of
+from train.emoji.phrases import ask_is
+from train.evaluate import answers, blind_concept_answers, captions, pooled, questions, reconstruction
+from train.evaluation.concepts import SplitPicture, load_split, plain
+from train.language.config import LMConfig
+from train.language.setup import starting_model
 
 
 @pytest.fixture(scope="module")
-def samples(sample: Path) -> list[Sample]:
+def samples(sample: Path) -> list[SplitPicture]:
     return load_split(sample / "train", 16, None)
 
 
@@ -40,7 +32,7 @@ def samples(sample: Path) -> list[Sample]:
 def untrained(token_shards: Path, vq_folder: Path) -> CM3:
     """A tiny model that knows the shards' vocabulary and nothing else."""
     image_tokenizer = ImageTokenizer.from_pretrained(vq_folder)
-    config = Config(preset="tiny", model={"max_position_embeddings": 256})
+    config = LMConfig(preset="tiny", model={"max_position_embeddings": 256})
     model = starting_model(config, read_meta(token_shards), image_tokenizer)
     return CM3(model, TextTokenizer.load(token_shards), image_tokenizer)
 
@@ -49,9 +41,9 @@ def fake(**methods: Any) -> CM3:
     return cast(CM3, SimpleNamespace(**methods))
 
 
-def concept(en: str, ar: str, *keywords: str) -> Sample:
+def concept(en: str, ar: str, *keywords: str) -> SplitPicture:
     facts = {"name": {"en": en, "ar": ar}, "keywords": {"en": list(keywords), "ar": []}}
-    return Sample(Image.new("RGB", (16, 16)), facts)
+    return SplitPicture(Image.new("RGB", (16, 16)), facts)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +73,7 @@ def test_captions_count_names_to_the_letter_and_keywords_apart():
     assert out["ar"] == {"exact": 0.75, "name_or_keyword": 0.75}
 
 
-def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[Sample]):
+def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[SplitPicture]):
     rng = np.random.default_rng(0)
     for language in ("en", "ar"):
         prompts = {ask_is(s.facts, samples[0].facts, language, rng).prompt for s in samples}
@@ -92,7 +84,7 @@ def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[Sample]
 def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(token_shards: Path):
     shards = Shards(token_shards)
     vocab, text = shards.vocab(), shards.text_tokenizer()
-    blind = blind_answers(token_shards)
+    blind = blind_concept_answers(token_shards)
     assert blind.keys() >= {"Caption:", "الوصف:", "Question: What style is it? Answer:", "Question: Is it ... Answer:"}
     assert sum("Is it ..." in prompt or "هل هذه صورة ..." in prompt for prompt in blind) == 2
     assert blind["Question: Is it ... Answer:"] in ("yes", "no")
@@ -107,7 +99,7 @@ def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(toke
     assert counts and blind["Caption:"] in firsts | set(counts)
 
 
-def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languages(samples: list[Sample]):
+def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languages(samples: list[SplitPicture]):
     others = others_of([s.facts for s in samples])
     asked = questions(samples, others)
     assert asked == questions(samples, others)
@@ -120,12 +112,12 @@ def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languag
         assert max(Counter((i, target.task) for i, _, target in rows).values()) == 1
 
 
-def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: list[Sample]):
-    [rows, _] = questions([Sample(samples[0].picture, samples[0].facts | {"subgroup": "moon"})], {})
+def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: list[SplitPicture]):
+    [rows, _] = questions([SplitPicture(samples[0].picture, samples[0].facts | {"subgroup": "moon"})], {})
     assert not {"is", "kind"} & {target.task for _, _, target in rows}
 
 
-def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[Sample]):
+def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[SplitPicture]):
     few, others = samples[:20], others_of([s.facts for s in samples])
     truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
     model = fake(_tell=lambda pairs, temperature, seed: pairs, _texts=lambda asked: [next(truth) for _ in asked])
@@ -135,7 +127,7 @@ def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list
     assert (out["accuracy"], out["blind"], out["above_blind"]) == (1.0, 0.0, 1.0)
 
 
-def test_reconstruction_is_measured_over_all_pictures(untrained: CM3, samples: list[Sample]):
+def test_reconstruction_is_measured_over_all_pictures(untrained: CM3, samples: list[SplitPicture]):
     out = reconstruction(untrained, samples)
     assert out["pictures"] == 220
     assert 0 < out["code_use"] <= 1 and out["ssim"] < 1 and 0 < out["psnr"] < 30

@@ -16,10 +16,26 @@ from torch import Tensor
 from cm3 import CM3
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train import evaluate_tasks, marks, trials
-from train.evaluate_tasks import EDITS, MAPS, Decoding, evaluate, fill, requests_of, tell
-from train.judge import Judge
-from train.marks import (
+from train import evaluate_tasks
+from train.evaluate_tasks import TaskDecoding, evaluate, fill, requests_of, tell
+from train.evaluation import task_cases as trials
+from train.evaluation import task_metrics as marks
+from train.evaluation.judge import Judge
+from train.evaluation.report import EDITS, MAPS
+from train.evaluation.task_cases import (
+    ASKED,
+    WRONG,
+    EditCase,
+    blind_scene_answers,
+    examples,
+    holed,
+    pooled,
+    questions,
+    sign_questions,
+    studio_of,
+    wrong_scenes,
+)
+from train.evaluation.task_metrics import (
     box_iou,
     distances,
     filled_with_mean,
@@ -38,21 +54,8 @@ from train.marks import (
     touched_cells,
     unlike,
 )
-from train.scenes import compositional, render
-from train.signs import BOARDS, sign
-from train.trials import (
-    ASKED,
-    WRONG,
-    Example,
-    blind_answers,
-    examples,
-    holed,
-    pooled,
-    questions,
-    sign_questions,
-    studio_of,
-    wrong_scenes,
-)
+from train.scenes.scene import compositional, render
+from train.scenes.signs import BOARDS, sign
 
 SIZE, GRID = 64, (8, 8)
 NAMES = tuple(SHAPES)
@@ -91,21 +94,21 @@ def split() -> dict[str, trials.Studio]:
 
 
 @pytest.fixture(scope="module")
-def made(split: dict[str, trials.Studio], squares: ImageTokenizer) -> dict[str, list[Example]]:
+def made(split: dict[str, trials.Studio], squares: ImageTokenizer) -> dict[str, list[EditCase]]:
     """A dozen documents of each task with pictures, of scenes like those of training."""
     tasks = (*EDITS, *MAPS, "grounded", "write sign")
     return {task: examples(squares, split["familiar"], task, 12) for task in tasks}
 
 
-def truth(some: list[Example]) -> list[np.ndarray]:
+def truth(some: list[EditCase]) -> list[np.ndarray]:
     return [one.made.pictures[-1] for one in some]
 
 
-def codes(some: list[Example], which: int) -> list[Tensor]:
+def codes(some: list[EditCase], which: int) -> list[Tensor]:
     return [torch.as_tensor(one.codes[which]).view(GRID) for one in some]
 
 
-def white(some: list[Example]) -> list[np.ndarray]:
+def white(some: list[EditCase]) -> list[np.ndarray]:
     """Nothing but the ground."""
     return [
         np.broadcast_to(np.array(render(replace(one.view.scene, placed=()), SIZE).picture), (SIZE, SIZE, 3))
@@ -152,7 +155,7 @@ def test_every_question_is_asked_in_both_languages(split):
 def test_true_answers_are_right_and_blind_ones_stand_beside_them(split):
     asked = [*questions(split["compositional"], 20), *sign_questions(split["compositional"], 10)]
     called = [name for one in drawn_things() for name in one.name.values()]
-    blind = blind_answers(split["familiar"], called)
+    blind = blind_scene_answers(split["familiar"], called)
     right = mark_answers(asked, [one.target.answer.upper() + "." for one in asked], blind, called)
     wrong = mark_answers(asked, ["no idea" for _ in asked], blind, called)
     assert set(right) == {*ASKED, "read sign"}
@@ -336,7 +339,7 @@ def test_a_document_is_asked_for_as_it_was_learnt(tiny: CM3, split):
     studio = replace(studio_of("familiar", drawn_things(), [], size, NAMES), words=WORDS)
     for task, pictures in (("recolour", 1), ("edges", 1), ("grounded", 0), ("write sign", 0)):
         [one] = examples(tiny.image_tokenizer, studio, task, 1)
-        [request] = requests_of(tiny, [one], Decoding())
+        [request] = requests_of(tiny, [one], TaskDecoding())
         words = vocab.text_to_ids(tiny.text_tokenizer.encode(one.made.words))
         source = [vocab.image, *vocab.code_to_id(one.codes[0].tolist()), vocab.end_image] if pictures else []
         assert request.prompt == [vocab.eos, *words, vocab.break_, *source, vocab.image]
@@ -351,7 +354,7 @@ def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypat
     some = [one._replace(holes=corner) for one in some]
     drawn: list[Tensor] = []
     monkeypatch.setattr(evaluate_tasks, "pictures_of", lambda model, codes: drawn.extend(codes) or list(codes))
-    ways = fill(tiny, some, Decoding())
+    ways = fill(tiny, some, TaskDecoding())
     assert list(ways) == [
         "filled",
         "filled without words",

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenizer_image import ImageTokenizer
 from train import evaluate_tokenizer as module
-from train.evaluate_tokenizer import FILES, budget, code_lengths, compare, frechet, photographs, read_drawings, table
+from train.evaluate_tokenizer import FILES, budget, code_lengths, compare, photographs, read_drawings, tokenizer_table
+from train.pictures.metrics import frechet
 
 
 class FakeJudge:
@@ -108,7 +109,7 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
     tokenizer, webp, _ = (row["sets"]["unseen_cell"] for row in result["rows"])
     assert tokenizer["bits_per_pixel"] == 16 * 5 / 16**2 and 0 < tokenizer["code_use"] <= 1
     assert 0 < tokenizer["entropy_bits_per_pixel"] and webp["entropy_bits_per_pixel"] is webp["code_use"] is None
-    words = table(result)
+    words = tokenizer_table(result)
     assert words.count("| WebP, 16 px, 10 bytes |") == 4 and "photographs (10 pictures)" in words
     assert Image.open(tmp_path / "out" / "pictures.png").size[1] == 3 * (128 + 2)
 

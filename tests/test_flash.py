@@ -11,8 +11,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
-from train.loss import Learner, end_to_end
-from train.packing import Batch
+from train.language.loss import LMLearner, end_to_end
+from train.language.packing import Batch
 
 
 def varlen(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any):
@@ -55,7 +55,7 @@ def test_flash_attention_gives_the_loss_and_the_gradients_of_eager_attention(
     model = CM3ForCausalLM(CM3Config.preset("tiny", position=position))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    learner, found = Learner(model), []
+    learner, found = LMLearner(model), []
     for implementation in ("eager", "flash_attention_2"):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", varlen)
         model.config._attn_implementation = implementation  # the setter asks for the package

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.folders import decode, index, split
+from train.pictures.files import decode, index, split
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

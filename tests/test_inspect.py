@@ -10,10 +10,9 @@ from PIL import Image
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train import inspect as module
-from train.inspect import Piece, Shown, as_text, page, pick, pieces_of
-from train.phrases import Target
-from train.shards import NUM_SPECIAL, Document, Shards, ShardWriter, finish
+from train import preview as module
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, StoredDocument, Target, finish
+from train.preview import Shown, ShownPiece, as_text, page, pick, pieces_of
 
 CODES = [[i] * 16 for i in range(6)]
 
@@ -74,7 +73,7 @@ def test_a_picture_that_is_not_whole_is_named(folder: Path):
     shards = Shards(folder)
     ids, _ = shards.document(0)
     with pytest.raises(ValueError, match="a picture has 15 codes, not 4 x 4"):
-        pieces_of(Document([*ids[:-3], *ids[-2:]], []), shards.vocab(), shards.text_tokenizer(), (4, 4))
+        pieces_of(StoredDocument([*ids[:-3], *ids[-2:]], []), shards.vocab(), shards.text_tokenizer(), (4, 4))
 
 
 def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: ImageTokenizer):
@@ -90,10 +89,13 @@ def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: I
 
 @pytest.mark.parametrize("text", ["", " ", "x" * 5000, "word " * 5000, "\u0000\n\t\u202e", "漢字" * 300, "😀 🏳️‍🌈"])
 def test_any_text_finds_room(image: ImageTokenizer, text: str):
-    shown = [Shown(i, 3, [Piece(text, i == 1), Piece(codes=torch.zeros(4, 4, dtype=torch.long))], {}) for i in range(2)]
+    shown = [
+        Shown(i, 3, [ShownPiece(text, i == 1), ShownPiece(codes=torch.zeros(4, 4, dtype=torch.long))], {})
+        for i in range(2)
+    ]
     sheet = page(shown, image)
     assert sheet.width == module.GAP + 2 * (module.COLUMN + module.GAP) and sheet.height < 4000
-    assert page([Shown(0, 3, [Piece(text)], {})], image).height < 4000
+    assert page([Shown(0, 3, [ShownPiece(text)], {})], image).height < 4000
 
 
 def test_the_same_seed_picks_the_same_documents_and_no_bad_ones(folder: Path):
@@ -120,6 +122,6 @@ def test_shards_of_other_tokenizers_are_refused_with_one_line(folder: Path, tmp_
     ):
         change()
         named = "emoji" if "image" in match else ""
-        with pytest.raises(SystemExit, match=f"^inspect: .*{match}") as error:
+        with pytest.raises(SystemExit, match=f"^preview: .*{match}") as error:
             module.main(folder, tmp_path / "page.png", image_tokenizer=named)
         assert "\n" not in str(error.value.code) and not (tmp_path / "page.png").exists()

@@ -19,16 +19,16 @@ from cm3 import CM3
 from cm3.document import Document, Image, Text, from_ids
 from cm3.text import TextTokenizer
 from tokenizer_image import ImageTokenizer
-from train import instruct
-from train.instruct import Config, Studio, build, encode, read_things, sampling_ratios, store, taken
-from train.phrases import Target
-from train.recipe import Config as Recipe
-from train.recipe import starting_model
-from train.scenes import THINGS, Thing, compositional
-from train.shards import Shards, ShardWriter, read_meta
-from train.tasks import TASKS, Made
+from train import build_instructions
+from train.build_instructions import InstructionsConfig, build, sampling_ratios, store, taken
+from train.documents.shards import Shards, ShardWriter, Target, read_meta
+from train.language.config import LMConfig as Recipe
+from train.language.setup import starting_model
+from train.scenes.scene import THINGS, Thing, compositional
+from train.scenes.studio import Studio, encode, read_things
+from train.scenes.tasks import TASKS, TaskDocument
 
-SMALL = Config(documents=60, held_out=1, known=0.5, chunk=40, workers=1)
+SMALL = InstructionsConfig(documents=60, held_out=1, known=0.5, chunk=40, workers=1)
 
 
 def test_ratios_stay_within_the_thresholds():
@@ -83,7 +83,7 @@ def test_a_cell_that_an_edit_leaves_alone_keeps_its_code():
     after = before.copy()
     after[5, 6, 1] += 50  # in cell (1, 1)
     after[12:, 12:] += 5  # too little to be seen
-    edit, pair = Made("", (), (before, after), kept=True), Made("", (), (before, after))
+    edit, pair = TaskDocument("", (), (before, after), kept=True), TaskDocument("", (), (before, after))
     (source, target), (_, own) = encode([edit, pair], tokenizer)
     assert np.flatnonzero(target != source).tolist() == [5] and target[5] == own[5]
     assert (own != source).all()
@@ -106,8 +106,8 @@ def test_documents_are_stored_as_they_are_learnt(start: Path):
     writer.sample(name="x")
     codes = [np.full(16, 3), np.full(16, 4)]
     empty = np.zeros((16, 16, 3), np.uint8)
-    store(writer, Made("Edit: make it red", (), (empty, empty)), codes)
-    store(writer, Made("", (Target("count", "Question: How many? Answer: ", "2"),), (empty,)), codes[:1])
+    store(writer, TaskDocument("Edit: make it red", (), (empty, empty)), codes)
+    store(writer, TaskDocument("", (Target("count", "Question: How many? Answer: ", "2"),), (empty,)), codes[:1])
     texts = [
         from_ids(writer.ids[a:b].tolist(), model.vocab, model.text_tokenizer, (4, 4))
         for a, b in pairwise(writer.offsets)
@@ -129,9 +129,9 @@ def quickly(patch: pytest.MonkeyPatch) -> None:
     def small(*args: Any) -> list[Thing]:
         return [replace(thing, drawing=thing.drawing.resize((24, 24))) for thing in read_things(*args)]
 
-    patch.setattr(instruct, "read_things", small)
-    patch.setattr(instruct, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
-    instruct.workshop.cache_clear()
+    patch.setattr(build_instructions, "read_things", small)
+    patch.setattr(build_instructions, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    build_instructions.workshop.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +210,14 @@ def test_shards_of_another_text_tokenizer_are_refused(
     sample: Path, token_shards: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     quickly(monkeypatch)
-    with pytest.raises(SystemExit, match="instruct: .*another text tokenizer"):
-        instruct.main(sample, str(tiny_folder), token_shards, tmp_path, None, ["documents=0", "held_out=0"])
+    with pytest.raises(SystemExit, match="build_instructions: .*another text tokenizer"):
+        build_instructions.main(sample, str(tiny_folder), token_shards, tmp_path, None, ["documents=0", "held_out=0"])
 
 
 def test_a_missing_model_or_a_wrong_option_ends_the_script_with_one_line(tmp_path: Path):
     for start, options, match in (("no-such-model", [], "there is no model"), ("emoji", ["known=much"], "known")):
-        with pytest.raises(SystemExit, match=f"instruct: .*{match}") as error:
-            instruct.main(tmp_path, start, None, tmp_path / "out", None, options)
+        with pytest.raises(SystemExit, match=f"build_instructions: .*{match}") as error:
+            build_instructions.main(tmp_path, start, None, tmp_path / "out", None, options)
         assert "\n" not in str(error.value.code)
 
 

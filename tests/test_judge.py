@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from train.judge import Judge, Reference, ranks
-from train.views import PLAIN, place, read_split
+from train.emoji.dataset import read_split
+from train.evaluation.judge import Judge, Reference, ranks
+from train.pictures.views import PLAIN, place
 
 
 def unit(*degrees: float) -> torch.Tensor:

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
-from train.loss import ChunkedCrossEntropy, Learner
-from train.objective import KINDS
-from train.packing import Batch
+from train.language.loss import ChunkedCrossEntropy, LMLearner
+from train.language.objective import KINDS
+from train.language.packing import Batch
 
 N, D, V = 37, 16, 50
 ROW = 48
@@ -144,7 +144,7 @@ def packed(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat(arrays) for arrays in zip(*out, strict=True)))
 
 
-def gradients(learner: Learner) -> dict[str, Tensor]:
+def gradients(learner: LMLearner) -> dict[str, Tensor]:
     out = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
     learner.zero_grad()
     return out
@@ -153,7 +153,7 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
 @pytest.mark.parametrize("attention", KINDS_OF_ATTENTION)
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
 def test_packed_rows_give_the_loss_and_the_gradients_of_the_documents_alone(attention: str, fields: dict[str, Any]):
-    learner = Learner(model_of(attention, **fields), z=1e-3, chunk=16)
+    learner = LMLearner(model_of(attention, **fields), z=1e-3, chunk=16)
     parts = documents()
     alone = [learner(part) for part in parts]
     total = torch.stack([losses.total for losses in alone]).sum()
@@ -208,14 +208,14 @@ def test_without_positions_that_start_again_documents_do_see_their_neighbours():
 def test_flex_attention_gives_the_loss_that_eager_does():
     parts = packed(documents())
     with torch.no_grad():
-        want = Learner(model_of("eager"))(parts)
-        found = Learner(model_of("flex_attention"))(parts)
+        want = LMLearner(model_of("eager"))(parts)
+        found = LMLearner(model_of("flex_attention"))(parts)
     assert_close(found.total, want.total, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [5, 1024])
 def test_sums_and_counts_are_those_of_the_kinds(chunk: int):
-    learner, batch = Learner(model_of("eager"), chunk=chunk), packed(documents())
+    learner, batch = LMLearner(model_of("eager"), chunk=chunk), packed(documents())
     losses = learner(batch)
     logits = learner.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).logits[:, :-1]
     errors = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0]
@@ -228,7 +228,7 @@ def test_sums_and_counts_are_those_of_the_kinds(chunk: int):
 
 
 def test_recomputed_activations_give_the_same_gradients():
-    learner, batch = Learner(model_of("eager")), packed(documents())
+    learner, batch = LMLearner(model_of("eager")), packed(documents())
     learner(batch).total.backward()
     want = gradients(learner)
     learner.model.activation_checkpointing_enable({"use_reentrant": False})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.meaning import Alignment, Predictor, hide_blocks, positions, standardise
+from train.vq.auxiliary_losses import Alignment, Predictor, hide_blocks, positions, standardise
 
 
 def seeded(seed: int = 0) -> torch.Generator:

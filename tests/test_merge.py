@@ -19,8 +19,8 @@ from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
 from train import merge
+from train.documents.shards import Shards, read_meta
 from train.merge import average, greedy_soup, held_out_loss
-from train.shards import Shards, read_meta
 
 Make = Callable[..., Path]
 

@@ -8,7 +8,20 @@ import torch
 
 from cm3.masking import sample_holes, unrotate
 from cm3.vocab import Vocab
-from train.objective import ASK, CM3, DRAW, FREE, HOLES, KINDS, TELL, Forms, Objective, Row, choose_forms, training_row
+from train.language.objective import (
+    ASK,
+    CM3,
+    DRAW,
+    FREE,
+    HOLES,
+    KINDS,
+    TELL,
+    Forms,
+    Objective,
+    Row,
+    choose_forms,
+    training_row,
+)
 
 VOCAB = Vocab(64, 300, 32)
 WORDS = VOCAB.text_to_ids([5, 6, 7, 8, 9])

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
-from train.loss import Learner
-from train.optimizers import GROUPS, Average, Rates, Watch, groups, optimizers, rate
+from train.language.loss import LMLearner
+from train.runtime.optim import EMA, GROUPS, Rates, StepSkipper, groups, optimizers, rate
 
 RATES = Rates(matrices=0.1, embedding=0.2, head=0.3, rest=0.4)
 FAMILIES = [
@@ -29,7 +29,7 @@ def tiny(**fields: object) -> CM3ForCausalLM:
 @pytest.mark.parametrize("fields", FAMILIES)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_each_parameter_is_in_one_group(fields: dict, wrapped: bool):
-    model: nn.Module = Learner(tiny(**fields)) if wrapped else tiny(**fields)
+    model: nn.Module = LMLearner(tiny(**fields)) if wrapped else tiny(**fields)
     held = groups(model)
     every = [id(p) for name in GROUPS for p in held[name]]
     assert len(every) == len({*every}) and {*every} == {id(p) for p in model.parameters()}
@@ -108,14 +108,14 @@ def test_short_runs_have_rates_too(schedule: str, steps: int, warmup: int, decay
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_a_gradient_that_is_not_finite_is_skipped_from_the_first_step(bad: float):
-    watch = Watch()
+    watch = StepSkipper()
     assert watch.verdict(bad, 1.0) == watch.verdict(1.0, bad) == "not finite"
     assert watch.verdict(1.0, 1.0) == ""
     assert watch.skipped == {"not finite": 2, "spike": 0}
     assert list(watch.losses) == list(watch.norms) == [1.0]  # a mean with it would be no mean
 
 
-def steady(watch: Watch, count: int) -> list[float]:
+def steady(watch: StepSkipper, count: int) -> list[float]:
     values = (torch.randn(count, generator=torch.Generator().manual_seed(0)) + 10).tolist()
     assert {watch.verdict(value, value) for value in values} == {""}
     return values
@@ -124,7 +124,7 @@ def steady(watch: Watch, count: int) -> list[float]:
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_step_more_than_6_standard_deviations_above_the_last_128_is_a_spike(place: int):
     for sigmas, why in ((5.9, ""), (6.1, "spike")):
-        watch = Watch()
+        watch = StepSkipper()
         values = torch.tensor(steady(watch, 200)[-128:])
         pair = [10.0, 10.0]
         pair[place] = (values.mean() + sigmas * values.std()).item()
@@ -134,23 +134,23 @@ def test_a_step_more_than_6_standard_deviations_above_the_last_128_is_a_spike(pl
 
 def test_a_spike_is_known_only_after_half_of_the_memory():
     for count, why in ((63, ""), (64, "spike")):
-        watch = Watch()
+        watch = StepSkipper()
         steady(watch, count)
         assert watch.verdict(1000.0, 10.0) == why
 
 
 def test_a_lasting_change_is_soon_no_spike_and_no_sigmas_find_none():
-    watch = Watch()
+    watch = StepSkipper()
     steady(watch, 128)
     verdicts = [watch.verdict(1000.0, 10.0) for _ in range(20)]
     assert verdicts[0] == "spike" and verdicts[-1] == ""
-    watch = Watch(0.0)
+    watch = StepSkipper(0.0)
     steady(watch, 128)
     assert watch.verdict(1e9, 1e9) == ""
 
 
 def test_skipped_steps_in_a_row_are_counted():
-    watch, rows = Watch(), []
+    watch, rows = StepSkipper(), []
     for loss in (math.nan, math.nan, 1.0, math.nan):
         watch.verdict(loss, 1.0)
         rows.append(watch.in_a_row)
@@ -158,7 +158,7 @@ def test_skipped_steps_in_a_row_are_counted():
 
 
 def test_the_watch_goes_on_from_its_state_after_json():
-    one, two = Watch(), Watch()
+    one, two = StepSkipper(), StepSkipper()
     steady(one, 100)
     one.verdict(math.nan, 1.0)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
@@ -172,7 +172,7 @@ def test_the_watch_goes_on_from_its_state_after_json():
 
 def test_the_average_is_the_formulas_after_n_updates():
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
-    average = Average([("p", parameter)], 0.9)
+    average = EMA([("p", parameter)], 0.9)
     values = [parameter.detach().clone()]
     for i in range(5):
         parameter.data += i + 1
@@ -184,7 +184,7 @@ def test_the_average_is_the_formulas_after_n_updates():
 
 def test_swapping_twice_changes_no_bit():
     model = tiny()
-    average = Average(model.named_parameters(), 0.9)
+    average = EMA(model.named_parameters(), 0.9)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape))
     average.update()
@@ -203,5 +203,5 @@ def test_swapping_twice_changes_no_bit():
 def test_frozen_parameters_are_not_averaged_where_they_are_not_given():
     model = tiny()
     model.lm_head.requires_grad_(False)
-    average = Average(((n, p) for n, p in model.named_parameters() if p.requires_grad), 0.5)
+    average = EMA(((n, p) for n, p in model.named_parameters() if p.requires_grad), 0.5)
     assert "lm_head.weight" not in average.values and "model.embed_tokens.weight" in average.values

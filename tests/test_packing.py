@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from cm3.masking import unrotate
 from cm3.vocab import Vocab
-from train.objective import CM3, HOLES, Objective
-from train.packing import Position, Rows, Step, Steps, load, pack
-from train.shards import Shards
+from train.documents.shards import Shards
+from train.language.objective import CM3, HOLES, Objective
+from train.language.packing import Position, Rows, Step, Steps, load, pack
 
 PLAIN = Objective().plain()
 COUNT = 300

@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from train.parallel import collecting, launched, spread, summed, together, whole, whole_state
+from train.runtime.distributed import collecting, gathered, launched, parallelized, summed, together, whole_state
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ def test_another_number_of_processes_than_asked_for_is_refused():
 
 def test_one_process_keeps_its_module_and_its_values():
     accelerator, module = launched(), nn.Linear(2, 2)
-    assert all(spread(module, accelerator, kind, True) is module for kind in ("ddp", "fsdp"))
+    assert all(parallelized(module, accelerator, kind, True) is module for kind in ("ddp", "fsdp"))
     with collecting(module, False):
         module(torch.ones(1, 2)).sum().backward()
     assert module.weight.grad is not None
     values = torch.ones(2)
-    assert summed(values) is values and values.tolist() == [1, 1] and whole(values) is values
+    assert summed(values) is values and values.tolist() == [1, 1] and gathered(values) is values
     assert together(accelerator, 7) == [7]
 
 

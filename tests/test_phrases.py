@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from cm3.templates import prompt
-from train import colours
-from train.phrases import COLOURS_AR, KINDS, Facts, Target, ask_is, caption, targets, with_article
-from train.views import GROUNDS, read_split
+from train.documents.shards import Target
+from train.emoji import colours
+from train.emoji.dataset import read_split
+from train.emoji.english import with_article
+from train.emoji.phrases import COLOURS_AR, KINDS, Facts, ask_is, caption, targets
+from train.pictures.views import GROUNDS
 
 LANGUAGES = ("en", "ar")
 NAMED = {"caption", "what", "is"}

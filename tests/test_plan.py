@@ -12,21 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cm3.config import PRESETS, CM3Config
 from cm3.transformer import CM3ForCausalLM
-from train import lm, plan
-from train.loss import Learner
-from train.optimizers import Rates, optimizers
-from train.packing import Batch
-from train.plan import (
-    flops_per_token,
-    matrix_parameters,
-    measure,
-    memory,
-    muon_flops,
-    plan_run,
-    step_flops,
-    utilisation,
-)
-from train.recipe import Config
+from train import lm
+from train.language import plan
+from train.language.config import LMConfig
+from train.language.loss import LMLearner
+from train.language.packing import Batch
+from train.language.plan import measure, memory, plan_run
+from train.runtime.flops import flops_per_token, matrix_parameters, muon_flops, step_flops, utilisation
+from train.runtime.optim import Rates, optimizers
 
 RATES = Rates(1e-3, 1e-3, 1e-3, 1e-3)
 FAMILIES = [
@@ -42,8 +35,8 @@ def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path) -> Config:
-    return Config(str(folder), preset="tiny", row=128, batch_tokens=512, steps=100, precision="fp32")
+def config(folder: Path) -> LMConfig:
+    return LMConfig(str(folder), preset="tiny", row=128, batch_tokens=512, steps=100, precision="fp32")
 
 
 def batch_of(rows: int, length: int) -> Batch:
@@ -63,7 +56,7 @@ def test_parameters_that_every_token_meets_are_those_of_the_linear_layers():
 def test_flops_of_a_token_are_those_that_pytorch_counts(fields: dict):
     model = CM3ForCausalLM(CM3Config.preset("tiny", **fields))
     model.set_attn_implementation("eager")
-    learner, batch = Learner(model), batch_of(2, 64)
+    learner, batch = LMLearner(model), batch_of(2, 64)
     with FlopCounterMode(display=False) as counter:
         learner(batch).total.backward()
     assert counter.get_total_flops() == pytest.approx(2 * 64 * flops_per_token(model.config, 64), rel=0.03)
@@ -89,7 +82,7 @@ def test_memory_is_what_tensors_really_take(matrices: str, frozen: bool):
     model.lm_head.requires_grad_(not frozen)
     made = optimizers(model, matrices, RATES, (0.9, 0.95), 0.0)
     held = memory(model, made, True, 1)
-    Learner(model)(batch_of(1, 16)).total.backward()
+    LMLearner(model)(batch_of(1, 16)).total.backward()
     for one in made:
         one.step()
 
@@ -104,8 +97,8 @@ def test_memory_is_what_tensors_really_take(matrices: str, frozen: bool):
     assert memory(model, made, False, 4) == (-(-held.weights // 4), -(-held.gradients // 4), held.optimizers // 4, 0)
 
 
-def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_with_recomputing(config: Config):
-    learner = Learner(CM3ForCausalLM(CM3Config.preset("tiny")))
+def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_with_recomputing(config: LMConfig):
+    learner = LMLearner(CM3ForCausalLM(CM3Config.preset("tiny")))
     learner.model.set_attn_implementation("eager")
     one, four = (measure(learner, batch_of(rows, 64), config, torch.device("cpu"), 1) for rows in (1, 4))
     assert four.seconds > 0 and four.saved == pytest.approx(4 * one.saved, rel=0.2)
@@ -117,7 +110,7 @@ def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_wit
 
 
 @pytest.mark.parametrize("find", [False, True])
-def test_a_plan_says_what_the_run_takes(config: Config, find: bool, capsys: pytest.CaptureFixture):
+def test_a_plan_says_what_the_run_takes(config: LMConfig, find: bool, capsys: pytest.CaptureFixture):
     figures = plan_run(config, find)
     assert [one["micro_rows"] for one in figures["tried"]] == ([1, 2, 4] if find else [4])
     assert figures["parameters"] == figures["trained"] > 20_000 and figures["tokens"] == 51_200
@@ -130,13 +123,13 @@ def test_a_plan_says_what_the_run_takes(config: Config, find: bool, capsys: pyte
     assert all(word in printed for word in ("parameters", "rows at once", "hours", "tokens per second"))
 
 
-def test_sharded_runs_hold_a_share_on_each_device(config: Config):
+def test_sharded_runs_hold_a_share_on_each_device(config: LMConfig):
     one, two = (plan_run(replace(config, processes=world, parallel="fsdp"), False) for world in (1, 2))
     assert two["weights_gib"] == one["weights_gib"] / 2
     assert two["micro_rows"] == 2
 
 
-def test_a_plan_with_adapters_trains_them_alone(config: Config):
+def test_a_plan_with_adapters_trains_them_alone(config: LMConfig):
     figures = plan_run(replace(config, lora={"rank": 2}), False)
     assert figures["trained"] < 0.3 * figures["parameters"]
     assert figures["gradients_gib"] < 0.3 * figures["weights_gib"]
@@ -144,7 +137,7 @@ def test_a_plan_with_adapters_trains_them_alone(config: Config):
 
 def test_a_plan_of_a_run_from_another_model(tiny_folder: Path, tmp_path: Path):
     from cm3 import CM3
-    from train.shards import ShardWriter, finish
+    from train.documents.shards import ShardWriter, finish
 
     pipeline = CM3.from_pretrained(tiny_folder, device="cpu")
     writer = ShardWriter(pipeline.text_tokenizer, pipeline.vocab)
@@ -152,11 +145,11 @@ def test_a_plan_of_a_run_from_another_model(tiny_folder: Path, tmp_path: Path):
         writer.draw("a red apple", [1] * 16)
     writer.save(tmp_path)
     finish(tmp_path, pipeline.text_tokenizer, pipeline.vocab, pipeline.image_tokenizer)
-    figures = plan_run(Config(str(tmp_path), start=str(tiny_folder), row=64, batch_tokens=128), False)
+    figures = plan_run(LMConfig(str(tmp_path), start=str(tiny_folder), row=64, batch_tokens=128), False)
     assert figures["parameters"] == sum(p.numel() for p in pipeline.model.parameters())
 
 
-def test_a_model_far_too_large_is_planned_without_being_built(config: Config, monkeypatch, capsys):
+def test_a_model_far_too_large_is_planned_without_being_built(config: LMConfig, monkeypatch, capsys):
     def never(*_: object) -> None:
         raise AssertionError("built")
 
@@ -171,7 +164,7 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: Config, mo
     assert "not measured: weights, gradients and optimisers take" in capsys.readouterr().out
 
 
-def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: Config, monkeypatch):
+def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: LMConfig, monkeypatch):
     monkeypatch.setattr(plan, "learner_of", None)
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
     figures = plan_run(replace(config, preset="cm3leon-7b", lora={"rank": 8}), False)
@@ -179,10 +172,10 @@ def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: Con
     assert figures["gradients_gib"] + figures["optimizers_gib"] < 0.1 * figures["weights_gib"]
 
 
-def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: Config, monkeypatch, capsys):
+def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: LMConfig, monkeypatch, capsys):
     real = plan.measure
 
-    def small(learner: Learner, batch: Batch, *rest) -> plan.Speed:
+    def small(learner: LMLearner, batch: Batch, *rest) -> plan.Speed:
         if len(batch.ids) > limit:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return real(learner, batch, *rest)
@@ -205,12 +198,12 @@ def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: Confi
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],
 )
-def test_what_would_stop_the_run_stops_its_plan(config: Config, change: dict, match: str):
+def test_what_would_stop_the_run_stops_its_plan(config: LMConfig, change: dict, match: str):
     with pytest.raises(ValueError, match=match):
         plan_run(replace(config, **change), False)
 
 
-def test_a_dry_run_from_the_command_line_writes_nothing(config: Config, tmp_path: Path, capsys):
+def test_a_dry_run_from_the_command_line_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
     overrides = [f"data='{config.data}'", "preset=tiny", "row=128", "batch_tokens=256", "precision=fp32"]
     lm.main(tmp_path / "out", None, None, dry_run=True, find_batch=False, overrides=overrides)
     assert "hours" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -17,18 +17,18 @@ from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train import crew
 from train import prepare as module
+from train.documents.shards import Shards
+from train.documents.worker import PrepareOptions, ShardBuilder, cut
 from train.prepare import prepare
-from train.scribe import Options, Scribe, cut
-from train.shards import Shards
+from train.runtime import workers as crew
 
 FILES = ("*.safetensors", "*.jsonl", "tokenizer.json")
 
 
 @pytest.fixture(scope="module")
-def options(vq_folder: Path) -> Options:
-    return Options(str(vq_folder), text_vocab=300, held_out=0, samples=4)
+def options(vq_folder: Path) -> PrepareOptions:
+    return PrepareOptions(str(vq_folder), text_vocab=300, held_out=0, samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def as_dataset(folder: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [as_folder, as_tar, as_jsonl, as_csv, as_parquet, as_dataset])
 def test_every_layout_gives_a_drawing_and_a_caption_of_every_picture(
-    layout: Any, folder: Path, options: Options, image: ImageTokenizer, tmp_path: Path
+    layout: Any, folder: Path, options: PrepareOptions, image: ImageTokenizer, tmp_path: Path
 ):
     (tmp_path / "source").mkdir()
     meta = prepare(layout(folder, tmp_path / "source"), tmp_path / "out", options)
@@ -139,7 +139,7 @@ def test_every_layout_gives_a_drawing_and_a_caption_of_every_picture(
 
 
 def test_interleaved_samples_read_as_a_document_does(
-    folder: Path, options: Options, image: ImageTokenizer, tmp_path: Path
+    folder: Path, options: PrepareOptions, image: ImageTokenizer, tmp_path: Path
 ):
     items = [{"text": "before "}, {"text": "it"}, {"image": "0.png"}, {"image": "1.png"}, {"text": "after"}]
     rows = [{"items": items, "licence": "MIT"}, {"images": ["2.png", "3.png"], "text": "two"}]
@@ -197,7 +197,7 @@ def test_a_document_that_fits_stays_whole():
 
 
 def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
-    folder: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, options: PrepareOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (folder / "2.png").write_bytes(b"broken")
     options = replace(options, samples=2, held_out=0.3)
@@ -207,9 +207,9 @@ def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
         shared = ranks[0].result()
     assert [rank.result()["shards"] for rank in ranks[1:]] == [2, 1]
 
-    write, written = Scribe.write, []
+    write, written = ShardBuilder.write, []
 
-    def dies(self: Scribe, number: int, tick: Any) -> None:
+    def dies(self: ShardBuilder, number: int, tick: Any) -> None:
         if len(written) == 2:
             (tmp_path / "killed" / f"train-{number:05}.unfinished").write_bytes(b"half of it")
             raise KeyboardInterrupt
@@ -217,7 +217,7 @@ def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
         write(self, number, tick)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scribe, "write", dies)
+        patch.setattr(ShardBuilder, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             prepare(folder, tmp_path / "killed", options)
     before = (tmp_path / "killed" / "train-00000.safetensors").stat().st_mtime_ns
@@ -235,13 +235,13 @@ def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
 
 
 @pytest.mark.slow  # each process imports torch
-def test_processes_give_the_same_files(folder: Path, options: Options, tmp_path: Path):
+def test_processes_give_the_same_files(folder: Path, options: PrepareOptions, tmp_path: Path):
     prepare(folder, tmp_path / "one", replace(options, samples=5))
     prepare(folder, tmp_path / "two", replace(options, samples=5), processes=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Options, tmp_path: Path):
+def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: PrepareOptions, tmp_path: Path):
     good = (folder / "0.png").read_bytes()
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 255
@@ -277,7 +277,7 @@ def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Options
     assert sum(meta["skipped"].values()) == 8 and meta["pictures"] == 9
 
 
-def test_the_same_content_is_always_held_out(folder: Path, options: Options, tmp_path: Path):
+def test_the_same_content_is_always_held_out(folder: Path, options: PrepareOptions, tmp_path: Path):
     prepare(folder, tmp_path / "out", replace(options, held_out=0.4))
     held, kept = documents(tmp_path / "out", "held_out"), documents(tmp_path / "out")
     assert len(held) + len(kept) == 18 and not set(map(str, held)) & set(map(str, kept))
@@ -288,7 +288,7 @@ def test_the_same_content_is_always_held_out(folder: Path, options: Options, tmp
     assert sorted(map(str, documents(tmp_path / "renamed", "held_out"))) == sorted(map(str, held))
 
 
-def test_a_language_chooses_the_prompt(folder: Path, options: Options, tmp_path: Path):
+def test_a_language_chooses_the_prompt(folder: Path, options: PrepareOptions, tmp_path: Path):
     (folder / "0.json").write_text('{"language": "en"}')
     prepare(folder, tmp_path / "out", replace(options, language="ar"))
     said = [document[0] for document in documents(tmp_path / "out")]
@@ -296,7 +296,7 @@ def test_a_language_chooses_the_prompt(folder: Path, options: Options, tmp_path:
 
 
 def test_a_model_gives_its_tokenizers_and_vocabulary(
-    folder: Path, tiny: CM3, tiny_folder: Path, options: Options, tmp_path: Path
+    folder: Path, tiny: CM3, tiny_folder: Path, options: PrepareOptions, tmp_path: Path
 ):
     settings = replace(options, image_tokenizer="", model=str(tiny_folder))
     meta = prepare(folder, tmp_path / "out", settings)
@@ -317,7 +317,7 @@ def test_a_model_gives_its_tokenizers_and_vocabulary(
             prepare(folder, tmp_path / "other", wrong)
 
 
-def test_another_runs_shards_are_not_mixed_in(folder: Path, options: Options, tmp_path: Path):
+def test_another_runs_shards_are_not_mixed_in(folder: Path, options: PrepareOptions, tmp_path: Path):
     out = tmp_path / "out"
     prepare(folder, out, options)
     with pytest.raises(ValueError, match=r"another run \(max_tokens 4096, now 100\): delete it"):
@@ -340,7 +340,7 @@ def test_another_runs_shards_are_not_mixed_in(folder: Path, options: Options, tm
 
 
 def test_where_nothing_can_be_used_the_reasons_are_said_and_nothing_is_left(
-    folder: Path, options: Options, tmp_path: Path
+    folder: Path, options: PrepareOptions, tmp_path: Path
 ):
     for path in folder.rglob("*.txt"):
         path.write_bytes(b"\xff")
@@ -372,12 +372,14 @@ def test_where_nothing_can_be_used_the_reasons_are_said_and_nothing_is_left(
         ({"held_out": 0.9999999}, "all samples of .* were held out"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(folder: Path, options: Options, tmp_path: Path, changes: dict, match: str):
+def test_options_that_do_not_fit_are_refused(
+    folder: Path, options: PrepareOptions, tmp_path: Path, changes: dict, match: str
+):
     with pytest.raises(ValueError, match=match):
         prepare(folder, tmp_path / "out", replace(options, **changes))
 
 
-def test_an_out_inside_the_source_is_refused(folder: Path, options: Options):
+def test_an_out_inside_the_source_is_refused(folder: Path, options: PrepareOptions):
     with pytest.raises(ValueError, match="choose a folder outside"):
         prepare(folder, folder / "out", options)
 
@@ -403,10 +405,12 @@ def test_the_command_reports_and_fails_with_one_line(
 def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, tmp_path: Path):
     from train import image_tokenizer, lm
 
-    vq = image_tokenizer.Config(data=str(folder), preset="tiny", steps=2, batch_size=2, warmup=1, precision="fp32")
+    vq = image_tokenizer.ImageTokenizerConfig(
+        data=str(folder), preset="tiny", steps=2, batch_size=2, warmup=1, precision="fp32"
+    )
     image_tokenizer.train(vq, tmp_path / "vq")
-    prepare(folder, tmp_path / "shards", Options(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
-    run = lm.Config(
+    prepare(folder, tmp_path / "shards", PrepareOptions(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
+    run = lm.LMConfig(
         data=str(tmp_path / "shards"),
         preset="tiny",
         model={"max_position_embeddings": 128},
@@ -427,4 +431,4 @@ def test_a_folder_with_too_few_pictures_cannot_train_a_tokenizer(tmp_path: Path)
     from train import image_tokenizer
 
     with pytest.raises(ValueError, match="at least two"):
-        image_tokenizer.train(image_tokenizer.Config(data=str(tmp_path), preset="tiny"), tmp_path / "vq")
+        image_tokenizer.train(image_tokenizer.ImageTokenizerConfig(data=str(tmp_path), preset="tiny"), tmp_path / "vq")

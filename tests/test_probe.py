@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.probe import across_groups, bag_of_codes, code_vectors
+from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
 
 WORDS = [str(i % 8) for i in range(128)]
 GROUPS = ["abcd"[i // 32] for i in range(128)]

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from train import folders, record, records
-from train.folders import Entry
-from train.record import Columns, Facts, Record, Skip
-from train.records import Source, open_source
+from train.documents import sample as record
+from train.documents import sources as records
+from train.documents.sample import Columns, Provenance, Sample, Skip
+from train.documents.sources import Source, open_source
+from train.pictures import files as folders
+from train.pictures.files import Entry
 
 
 def png(value: int = 0) -> bytes:
@@ -21,7 +23,7 @@ def png(value: int = 0) -> bytes:
     return out.getvalue()
 
 
-def read(source: Source) -> list[Record | Skip]:
+def read(source: Source) -> list[Sample | Skip]:
     return [*source.skipped, *(record for number in range(len(source)) for record in source.read(number))]
 
 
@@ -30,7 +32,7 @@ def good(source: Source) -> dict[str, tuple]:
     return {
         found.name: tuple(piece if isinstance(piece, str) else piece.read() for piece in found.pieces)
         for found in read(source)
-        if isinstance(found, Record)
+        if isinstance(found, Sample)
     }
 
 
@@ -75,8 +77,10 @@ def test_a_folder_has_captions_in_text_or_json_beside_its_pictures(root: Path):
         "p1.png": ("a field", png(1)),
         "p2.png": ("from the text", png(2)),
     }
-    facts = {found.name: found.facts for found in read(source) if isinstance(found, Record)}
-    assert facts["p1.png"] == Facts("https://x", "MIT", "me") and facts["p2.png"] == Facts("", "CC0-1.0", "", "ar")
+    facts = {found.name: found.facts for found in read(source) if isinstance(found, Sample)}
+    assert facts["p1.png"] == Provenance("https://x", "MIT", "me") and facts["p2.png"] == Provenance(
+        "", "CC0-1.0", "", "ar"
+    )
 
 
 def test_what_is_wrong_in_a_folder_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,7 +162,7 @@ def test_tars_have_samples_by_key(tmp_path: Path):
     (tmp_path / "00000.parquet").write_bytes(b"img2dataset's account of the tar")
     source = open_source(tmp_path)
     assert good(source) == {"00000.tar:d/a": ("أحمر", png(1)), "00000.tar:b": ("from json", png(2))}
-    assert [found.facts.source for found in read(source) if isinstance(found, Record)] == ["", "https://x/1.jpg"]
+    assert [found.facts.source for found in read(source) if isinstance(found, Sample)] == ["", "https://x/1.jpg"]
     assert good(open_source(tmp_path / "00000.tar")) == good(source)
 
 
@@ -224,9 +228,9 @@ def test_jsonl_has_captions_or_items_and_paths_from_its_folder(root: Path):
         "t.jsonl:4": ("only words",),
         "t.jsonl:5": ("an absolute path", png(1)),
     }
-    found = [found for found in read(source) if isinstance(found, Record)]
+    found = [found for found in read(source) if isinstance(found, Sample)]
     assert [one.interleaved for one in found] == [False, True, True, True, False]
-    assert found[0].facts == Facts("here", "CC0-1.0", "me")
+    assert found[0].facts == Provenance("here", "CC0-1.0", "me")
 
 
 def test_what_is_wrong_in_jsonl_is_named_by_its_line(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -269,7 +273,7 @@ def test_csv_and_tsv_have_open_clips_columns_or_named_ones(root: Path):
         "a.csv:2": ("two", png(1)),
         "b.tsv:1": ("three", png(2)),
     }
-    assert [one.facts.licence for one in read(source) if isinstance(one, Record)] == ["MIT", "", ""]
+    assert [one.facts.licence for one in read(source) if isinstance(one, Sample)] == ["MIT", "", ""]
     (root / "c.csv").write_text("where,caption,alt\np0.png,no,yes\n")
     assert good(open_source(root / "c.csv", Columns("where", "alt"))) == {"c.csv:1": ("yes", png(0))}
 
@@ -360,7 +364,7 @@ def test_parquet_has_pictures_inside_or_by_path(root: Path, arrow: Any, samples:
     arrow.parquet.write_table(arrow.Table.from_pylist(rows), root / "a.parquet", row_group_size=4)
     source = open_source(root / "a.parquet", samples=samples)
     assert good(source) == {f"a.parquet:{i + 1}": (f"{i}", png(i if i % 2 else i % 3)) for i in range(9)}
-    assert {one.facts.licence for one in read(source) if isinstance(one, Record)} == {"MIT"}
+    assert {one.facts.licence for one in read(source) if isinstance(one, Sample)} == {"MIT"}
     assert len(source) == {2: 5, 3: 5, 50: 1}[samples]
 
 
@@ -385,7 +389,7 @@ def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
     source = open_source(root / "a.parquet")
     assert good(source) == {"a.parquet:1": ("before", png(1), "after")}
     [first, *_] = read(source)
-    assert isinstance(first, Record) and first.interleaved and first.facts.source == "https://page"
+    assert isinstance(first, Sample) and first.interleaved and first.facts.source == "https://page"
     starts = (
         "not downloaded: https://x/y.jpg",
         "broken row: 1 images and 2 texts",
@@ -451,5 +455,5 @@ def test_a_saved_data_set_has_image_columns(root: Path, tmp_path: Path):
 
 def test_entries_are_read_where_they_lie(root: Path):
     (root / "p0.txt").write_text("x")
-    [found] = [found for found in read(open_source(root)) if isinstance(found, Record)]
+    [found] = [found for found in read(open_source(root)) if isinstance(found, Sample)]
     assert found.pieces[1] == Entry("p0.png", str(root / "p0.png"), 0, len(png()))

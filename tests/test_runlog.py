@@ -7,8 +7,8 @@ import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from train.parallel import launched
-from train.runlog import RunLog, flat, rounded, take_back
+from train.runtime.distributed import launched
+from train.runtime.runlog import RunLog, flat, rounded, take_back
 
 
 def reset() -> None:

@@ -8,8 +8,9 @@ from drawings import SHAPES, drawn_things
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.colours import main_colour
-from train.scenes import (
+from train.emoji.colours import main_colour
+from train.pictures.views import GROUNDS
+from train.scenes.scene import (
     HELD_OUT,
     PAINTS,
     THINGS,
@@ -29,7 +30,6 @@ from train.scenes import (
     takes,
     with_placed,
 )
-from train.views import GROUNDS
 
 SIZE = 48
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}

@@ -15,20 +15,20 @@ from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.phrases import Target
-from train.shards import (
+from train.documents.shards import (
     MAX_TARGETS,
     META,
     NUM_SPECIAL,
     Shards,
     ShardWriter,
+    Target,
     clear,
-    file_hash,
     finish,
     layout,
     read_meta,
     shard_facts,
 )
+from train.runtime.files import file_hash
 
 CODES = list(range(16))
 

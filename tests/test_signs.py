@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from drawings import drawn_things
 
-from train.scenes import Thing, held_out
-from train.signs import BOARDS, sign, sign_words
+from train.scenes.scene import Thing, held_out
+from train.scenes.signs import BOARDS, sign, sign_words
 
 WORDS = ("FOX", "BANANA", "قطة", "ثعلب", "تفاح")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fake_packages import pack
 
-from train import sources
-from train.sources import PACKAGES, STYLES, Package, Tarball, fetch
+from train.emoji import packages as sources
+from train.emoji.packages import PACKAGES, STYLES, Package, Tarball, fetch
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from cm3 import CM3
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
-from train.recipe import Config, lora_of
-from train.shards import finish, read_meta
-from train.starting import Lora, add_lora, fresh_model, loaded_model, merged, rebuilt, save_adapter
+from train.documents.shards import finish, read_meta
+from train.language.config import LMConfig
+from train.language.lora import Lora, add_lora, merged, save_adapter
+from train.language.setup import fresh_model, loaded_model, lora_of, rebuilt
 
 LORA = Lora(rank=3, alpha=7)
 
@@ -212,4 +213,4 @@ def test_a_rebuilt_model_shares_no_memory_and_gives_the_same_logits(tied: bool, 
 
 
 def test_a_run_can_be_told_to_train_embeddings_with_its_adapters():
-    assert lora_of(Config(lora={"rank": 2, "embeddings": True})).embeddings
+    assert lora_of(LMConfig(lora={"rank": 2, "embeddings": True})).embeddings

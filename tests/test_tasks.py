@@ -10,24 +10,25 @@ import pytest
 from drawings import SHAPES, drawn_things
 
 from cm3.templates import language_of
-from train import tasks
-from train.phrases import COLOURS_AR, Target
-from train.scenes import PAINTS, Placed, Scene, Stage, overlap, render
-from train.tasks import (
+from train.documents.shards import Target
+from train.emoji.phrases import COLOURS_AR
+from train.pictures.views import GROUNDS
+from train.scenes import tasks
+from train.scenes.scene import PAINTS, Placed, Scene, Stage, overlap, render
+from train.scenes.tasks import (
     ASKING,
     NAMING,
     PLACES,
     RELATED_AR,
     SEGMENTS,
     TASKS,
-    Made,
-    View,
+    SceneView,
+    TaskDocument,
     edge_map,
     place,
     plural,
     segment_map,
 )
-from train.views import GROUNDS
 
 SIZE = 48
 LANGUAGES = ("en", "ar")
@@ -55,11 +56,11 @@ class Studio:
 
     stages: dict[bool, Stage]
 
-    def views(self, language: str, count: int = 80, seed: int = 0, novel: bool = False) -> Iterator[View]:
+    def views(self, language: str, count: int = 80, seed: int = 0, novel: bool = False) -> Iterator[SceneView]:
         rng = np.random.default_rng(seed)
         for _ in range(count):
             scene = self.stages[novel].scene(rng)
-            yield View(scene, render(scene, SIZE), self.stages[novel], rng, language, ("FOX", "قط"))
+            yield SceneView(scene, render(scene, SIZE), self.stages[novel], rng, language, ("FOX", "قط"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def counted(parts: list[str]) -> Counter:
     return out
 
 
-def expected(view: View, question: str) -> str:
+def expected(view: SceneView, question: str) -> str:
     """The answer, worked out anew from the scene."""
     scene, english = view.scene, view.language == "en"
     yes, no = ("yes", "no") if english else ("نعم", "لا")
@@ -152,8 +153,8 @@ def expected(view: View, question: str) -> str:
 
 
 def asked_of(
-    studio: Studio, language: str, ask: Callable[[View], Target | None], count: int = 80
-) -> list[tuple[View, Target]]:
+    studio: Studio, language: str, ask: Callable[[SceneView], Target | None], count: int = 80
+) -> list[tuple[SceneView, Target]]:
     return [(view, target) for view in studio.views(language, count) if (target := ask(view))]
 
 
@@ -161,7 +162,7 @@ def asked_of(
 @pytest.mark.parametrize(
     "ask", [ask for ask in dict.fromkeys((*ASKING, *NAMING, tasks.count)) if "caption" not in ask.__name__]
 )
-def test_every_answer_follows_from_the_scene(studio: Studio, language: str, ask: Callable[[View], Target | None]):
+def test_every_answer_follows_from_the_scene(studio: Studio, language: str, ask: Callable[[SceneView], Target | None]):
     found = asked_of(studio, language, ask)
     assert len(found) > 10
     for view, target in found:
@@ -198,7 +199,7 @@ def test_a_long_caption_tells_the_place_of_each_thing_and_the_ground(studio: Stu
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("ask", [tasks.present, tasks.relation_holds, tasks.side])
 def test_who_sees_no_picture_cannot_do_better_than_by_chance(
-    studio: Studio, language: str, ask: Callable[[View], Target | None]
+    studio: Studio, language: str, ask: Callable[[SceneView], Target | None]
 ):
     """Of two possible answers to a question each is right as often, whatever its words."""
     answers: dict[str, list[bool]] = defaultdict(list)
@@ -270,8 +271,8 @@ def test_places_are_the_ninths_of_the_picture():
 class Edit:
     """One edit: the view, what was made, and the scene that its words lead to."""
 
-    view: View
-    made: Made
+    view: SceneView
+    made: TaskDocument
     scene: Scene
 
     def words(self, *patterns: str) -> tuple[str, ...]:
@@ -293,7 +294,7 @@ def edits(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     led: list[Scene] = []
     whole = tasks.edited
 
-    def noted(view: View, scene: Scene, words: str) -> Made | None:
+    def noted(view: SceneView, scene: Scene, words: str) -> TaskDocument | None:
         led.append(scene)
         return whole(view, scene, words)
 
@@ -405,7 +406,7 @@ def test_reground_changes_the_ground_alone(edits):
 # Pictures from words, boxes and maps.
 
 
-def without_ground(view: View, words: str) -> str:
+def without_ground(view: SceneView, words: str) -> str:
     """Drops what is said of the ground, which must be true and, but for white, there."""
     english, arabic, _ = GROUNDS[view.scene.ground]
     end = f" on a {english} background" if view.language == "en" else f" على خلفية {arabic}"

@@ -8,13 +8,14 @@ from PIL import Image as PIL_Image
 
 from cm3.document import Document, Image, Text, from_ids
 from tokenizer_image import ImageTokenizer
-from train import tokenize_data
-from train.phrases import COLOURS_AR, KINDS, Facts
-from train.shards import Shards
-from train.tokenize_data import HELD_OUT_VIEWS, Config, aliases_of, build, others_of
-from train.views import GROUNDS, PLAIN, place, read_split
+from train import tokenize_emoji
+from train.documents.shards import Shards
+from train.emoji.dataset import others_of, read_split
+from train.emoji.phrases import COLOURS_AR, KINDS, Facts
+from train.pictures.views import GROUNDS, PLAIN, place
+from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build
 
-SMALL = Config(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)
+SMALL = TokenizeConfig(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     build(sample, image_tokenizer, tmp_path, SMALL)
     assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    build(sample, image_tokenizer, tmp_path, Config(**{**SMALL.__dict__, "seed": 1}))
+    build(sample, image_tokenizer, tmp_path, TokenizeConfig(**{**SMALL.__dict__, "seed": 1}))
     assert (tmp_path / shard).read_bytes() != (fruit / shard).read_bytes()
 
 
@@ -185,18 +186,18 @@ def test_every_document_leads_to_its_picture_in_the_data_set(shards: Opened, sam
 def test_many_documents_are_cut_into_shards(
     sample: Path, image_tokenizer: ImageTokenizer, fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tokenize_data, "PER_SHARD", 30)
+    monkeypatch.setattr(tokenize_emoji, "PER_SHARD", 30)
     build(sample, image_tokenizer, tmp_path, SMALL)
     many, one = Shards(tmp_path), Shards(fruit)
     assert len(list(tmp_path.glob("train-*.safetensors"))) == -(-len(one) // 30) > 1 and len(many) == len(one)
     assert all(many.document(i) == one.document(i) for i in range(len(one)))
-    build(sample, image_tokenizer, tmp_path, Config(**{**SMALL.__dict__, "views": 1}))
+    build(sample, image_tokenizer, tmp_path, TokenizeConfig(**{**SMALL.__dict__, "views": 1}))
     assert len(Shards(tmp_path)) == len(one) // 2  # no shard of the earlier build is left
 
 
 def test_subgroups_that_match_nothing_are_named(sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path):
     with pytest.raises(ValueError, match="no training picture in .* belongs to the subgroups moon, mars"):
-        build(sample, image_tokenizer, tmp_path / "out", Config(subgroups=("moon", "mars")))
+        build(sample, image_tokenizer, tmp_path / "out", TokenizeConfig(subgroups=("moon", "mars")))
     assert not (tmp_path / "out").exists()
 
 
@@ -209,6 +210,6 @@ def test_subgroups_that_match_nothing_are_named(sample: Path, image_tokenizer: I
     ],
 )
 def test_mistakes_end_the_script_with_one_line(vq_folder: Path, tmp_path: Path, data, tokenizer, overrides, match: str):
-    with pytest.raises(SystemExit, match=f"tokenize_data: {match}") as error:
-        tokenize_data.main(Path(data), tokenizer or str(vq_folder), tmp_path, None, overrides)
+    with pytest.raises(SystemExit, match=f"tokenize_emoji: {match}") as error:
+        tokenize_emoji.main(Path(data), tokenizer or str(vq_folder), tmp_path, None, overrides)
     assert "\n" not in str(error.value.code)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from train import config as configs
-from train import image_tokenizer, lm, tokenize_data
+from train import image_tokenizer, lm, tokenize_emoji
+from train.runtime import config as configs
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def test_nothing_given_gives_the_defaults():
 
 
 def test_a_bare_name_is_one_of_the_configs_that_are_here():
-    assert configs.load(lm.Config, Path("instruct")).start == "emoji"
+    assert configs.load(lm.LMConfig, Path("instruct")).start == "emoji"
     with pytest.raises(ValueError, match="config nothing"):
-        configs.load(lm.Config, Path("nothing"))
+        configs.load(lm.LMConfig, Path("nothing"))
 
 
 def test_a_file_replaces_defaults_and_overrides_replace_the_file(toml):
@@ -132,10 +132,10 @@ def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
 
 
 KINDS = {
-    "image_tokenizer": image_tokenizer.Config,
-    "tokenize": tokenize_data.Config,
-    "lm": lm.Config,
-    "instruct": lm.Config,
+    "image_tokenizer": image_tokenizer.ImageTokenizerConfig,
+    "tokenize": tokenize_emoji.TokenizeConfig,
+    "lm": lm.LMConfig,
+    "instruct": lm.LMConfig,
 }
 FILES = sorted((Path(configs.__file__).parent / "configs").glob("*.toml"))
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
-from train.build_data import write_shards
-from train.image_tokenizer import Config, adversarial_share, learning_rate, train
-from train.learner import psnr, sample_sheet
-from train.precision import autocast
-from train.views import read_split
+from train.emoji.dataset import read_split, write_shards
+from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, learning_rate, train
+from train.pictures.metrics import psnr
+from train.runtime.precision import autocast
+from train.vq.learner import sample_sheet
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def no_curves():
 
 
 @pytest.fixture(scope="module")
-def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageTokenizerConfig:
     """A run of four steps on the six pictures of a concept."""
     data = tmp_path_factory.mktemp("data")
     samples = []
@@ -41,7 +41,7 @@ def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
         samples.append((key, out.getvalue(), facts))
     for split in ("train", "unseen_cell"):
         write_shards(data / split, samples)
-    return Config(
+    return ImageTokenizerConfig(
         str(data),
         preset="tiny",
         steps=4,
@@ -55,7 +55,7 @@ def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: ImageTokenizerConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("run")
     train(config, out)
@@ -72,7 +72,7 @@ def logged(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_logs_samples_and_saves_a_tokenizer(config: Config, run: Path):
+def test_a_run_logs_samples_and_saves_a_tokenizer(config: ImageTokenizerConfig, run: Path):
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "log.jsonl",
@@ -92,7 +92,7 @@ def test_a_run_logs_samples_and_saves_a_tokenizer(config: Config, run: Path):
     assert tokenizer.model.config == PRESETS["tiny"]
 
 
-def test_a_run_of_another_length_learns(config: Config, tmp_path: Path):
+def test_a_run_of_another_length_learns(config: ImageTokenizerConfig, tmp_path: Path):
     train(replace(config, steps=60, lr=1e-2, evaluate_every=60, log_every=5), tmp_path)
     errors = [row["loss"] - row["quantizer"] for row in logged(tmp_path) if "loss" in row]
     assert errors[-1] < 0.7 * errors[0]
@@ -113,7 +113,7 @@ ALL_LOSSES = dict(
 
 
 @pytest.mark.parametrize("losses", [{}, ALL_LOSSES], ids=["plain", "all losses"])
-def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, killed_at, losses: dict):
+def test_a_killed_run_goes_on_to_the_same_bits(config: ImageTokenizerConfig, tmp_path: Path, killed_at, losses: dict):
     config = replace(config, **losses)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(config, whole)
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, k
     ]
 
 
-def test_every_loss_is_logged_and_reaches_the_weights(config: Config, run: Path, tmp_path: Path):
+def test_every_loss_is_logged_and_reaches_the_weights(config: ImageTokenizerConfig, run: Path, tmp_path: Path):
     train(replace(config, **ALL_LOSSES), tmp_path)
     rows = [row for row in logged(tmp_path) if "loss" in row]
     assert {"l1", "l2", "perceptual", "align", "jepa", "entropy", "quantizer", "discriminator"} <= rows[0].keys()
@@ -162,7 +162,7 @@ def test_every_loss_is_logged_and_reaches_the_weights(config: Config, run: Path,
     ],
     ids=lambda loss: next(iter(loss)),
 )
-def test_each_loss_changes_what_is_learnt(config: Config, tmp_path: Path, loss: dict):
+def test_each_loss_changes_what_is_learnt(config: ImageTokenizerConfig, tmp_path: Path, loss: dict):
     config = replace(config, steps=2)
     train(replace(config, steps=loss.get("steps", 2)), tmp_path / "plain")
     train(replace(config, **loss), tmp_path / "other")
@@ -170,7 +170,7 @@ def test_each_loss_changes_what_is_learnt(config: Config, tmp_path: Path, loss: 
     assert not torch.equal(one["encoder.conv_in.weight"], two["encoder.conv_in.weight"])
 
 
-def test_simvq_is_saved_as_an_ordinary_codebook(config: Config, tmp_path: Path):
+def test_simvq_is_saved_as_an_ordinary_codebook(config: ImageTokenizerConfig, tmp_path: Path):
     tokenizer = train(replace(config, simvq=True, restart_every=0), tmp_path)
     assert load_file(tmp_path / "model" / "model.safetensors")["quantize.embedding.weight"].shape == (32, 4)
     assert any("parametrizations" in key for key in tensors_of(tmp_path))
@@ -178,22 +178,22 @@ def test_simvq_is_saved_as_an_ordinary_codebook(config: Config, tmp_path: Path):
 
 
 def test_the_adversarial_loss_begins_late_and_grows():
-    config = Config(adversarial_from=10, adversarial_warmup=5)
+    config = ImageTokenizerConfig(adversarial_from=10, adversarial_warmup=5)
     assert [adversarial_share(step, config) for step in (0, 10, 11, 15, 99)] == pytest.approx([0, 0, 0.2, 1, 1])
 
 
-def test_a_finished_run_is_not_trained_again(config: Config, run: Path):
+def test_a_finished_run_is_not_trained_again(config: ImageTokenizerConfig, run: Path):
     before = (run / "model" / "model.safetensors").read_bytes()
     train(config, run)
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(config: Config, tmp_path: Path):
+def test_a_gradient_that_is_not_finite_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
     with pytest.raises(ValueError, match=r"the gradient is (nan|inf) at step \d: lower lr \(now 1e\+30\)"):
         train(replace(config, lr=1e30, warmup=1), tmp_path)
 
 
-def test_a_collapsed_codebook_stops_the_run(config: Config, tmp_path: Path):
+def test_a_collapsed_codebook_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
     """All pictures grey: one code is enough for them."""
     for i in range(4):
         Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
@@ -212,7 +212,9 @@ def test_a_collapsed_codebook_stops_the_run(config: Config, tmp_path: Path):
         train(config, tmp_path / "run")
 
 
-def test_a_collapsed_reconstruction_stops_the_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_collapsed_reconstruction_stops_the_run(
+    config: ImageTokenizerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     falling = iter([20.0, 13.9])
     pictures = torch.zeros(1, 3, 16, 16)
     monkeypatch.setattr(image_tokenizer, "evaluate", lambda *_: ({"psnr": next(falling)}, pictures))
@@ -221,7 +223,7 @@ def test_a_collapsed_reconstruction_stops_the_run(config: Config, tmp_path: Path
     assert newest(tmp_path).name == "step-00000002"  # the good one stays
 
 
-def test_bad_files_are_counted_and_training_goes_on(config: Config, tmp_path: Path):
+def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig, tmp_path: Path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(40):
@@ -234,7 +236,7 @@ def test_bad_files_are_counted_and_training_goes_on(config: Config, tmp_path: Pa
     assert max(row["skipped_files"] for row in rows if "loss" in row) == 1
 
 
-def test_the_rate_warms_up_and_falls_to_nothing(config: Config):
+def test_the_rate_warms_up_and_falls_to_nothing(config: ImageTokenizerConfig):
     config = replace(config, steps=100, warmup=10, lr=1.0)
     rates = [learning_rate(step, config) for step in range(100)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
@@ -287,7 +289,7 @@ def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
         image_tokenizer.main(tmp_path, None, "it's here", ["preset=tiny"])
 
 
-def test_the_decoder_alone_learns_on_and_the_codes_stay(config: Config, run: Path, tmp_path: Path):
+def test_the_decoder_alone_learns_on_and_the_codes_stay(config: ImageTokenizerConfig, run: Path, tmp_path: Path):
     second = train(replace(config, start=str(run / "model"), decoder_only=True, lr=0.01), tmp_path / "second")
     first = ImageTokenizer.from_pretrained(run / "model")
     pixels = torch.rand(3, 3, 16, 16) * 2 - 1

@@ -17,17 +17,19 @@ from safetensors.torch import load_file
 from cm3 import CM3
 from tokenizer_image import ImageTokenizer
 from train import lm
-from train.loss import Learner
-from train.objective import KINDS, Objective
-from train.packing import Rows
-from train.recipe import Config, attention_of, image_tokenizer_of, optimizers_of, starting_model
-from train.shards import Shards, read_meta
+from train.documents.shards import Shards, read_meta
+from train.language.config import LMConfig
+from train.language.loss import LMLearner
+from train.language.objective import KINDS, Objective
+from train.language.packing import Rows
+from train.language.setup import attention_of, image_tokenizer_of, optimizers_of, starting_model
+from train.runtime.optim import StepSkipper
 
 
 @pytest.fixture(scope="module")
-def config(token_shards: Path, vq_folder: Path) -> Config:
+def config(token_shards: Path, vq_folder: Path) -> LMConfig:
     """The defaults, scaled down to six steps of a tiny model."""
-    return Config(
+    return LMConfig(
         str(token_shards),
         str(vq_folder),
         preset="tiny",
@@ -47,7 +49,7 @@ def config(token_shards: Path, vq_folder: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("run")
     lm.train(config, out)
@@ -58,7 +60,7 @@ def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
 
-    def kill(last: int, config: Config, out: Path) -> None:
+    def kill(last: int, config: LMConfig, out: Path) -> None:
         def dies(step: int, *settings: Any) -> float:
             if step == last:
                 raise KeyboardInterrupt
@@ -110,7 +112,7 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
-def test_it_learns_a_few_documents_by_heart(config: Config, token_shards: Path, tmp_path: Path):
+def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path, tmp_path: Path):
     config = replace(
         config,
         steps=60,
@@ -140,7 +142,7 @@ def test_it_learns_a_few_documents_by_heart(config: Config, token_shards: Path, 
     ],
     ids=["plain", "muon and ema", "workers", "parts", "recompute"],
 )
-def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, killed_at, settings: dict[str, Any]):
+def test_a_killed_run_goes_on_to_the_same_bits(config: LMConfig, tmp_path: Path, killed_at, settings: dict[str, Any]):
     config = replace(config, prompts=(), **settings)
     lm.train(config, tmp_path / "whole")
     killed_at(3, config, tmp_path / "cut")
@@ -150,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, k
     assert trail(tmp_path / "whole") == trail(tmp_path / "cut")
 
 
-def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: Config, tmp_path: Path, monkeypatch):
+def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: LMConfig, tmp_path: Path, monkeypatch):
     config = replace(config, prompts=())
     lm.train(config, tmp_path / "whole")
     rate = lm.rate
@@ -171,7 +173,7 @@ def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: Config, t
 
 @pytest.mark.parametrize("killed_before_the_model", [False, True])
 def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
-    config: Config, run: Path, tmp_path: Path, killed_before_the_model: bool
+    config: LMConfig, run: Path, tmp_path: Path, killed_before_the_model: bool
 ):
     shutil.copytree(run, tmp_path / "run")
     if killed_before_the_model:
@@ -180,7 +182,7 @@ def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
     assert equal(run, tmp_path / "run") and trail(run) == trail(tmp_path / "run")
 
 
-def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: Config, run: Path, tmp_path: Path):
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: LMConfig, run: Path, tmp_path: Path):
     lm.train(replace(config, micro_rows=1, prompts=()), tmp_path)
     for part, whole in zip(logged(tmp_path), logged(run), strict=True):
         assert part["loss"] == pytest.approx(whole["loss"], abs=2e-4)
@@ -189,19 +191,19 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: Config, run: P
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
-    config: Config, tmp_path: Path, monkeypatch, poison: float
+    config: LMConfig, tmp_path: Path, monkeypatch, poison: float
 ):
     """The step with the bad batch moves neither weights nor optimiser: all is as if the run had ended before it."""
     config = replace(config, prompts=(), steps=3, save_every=1, keep=9, schedule="wsd", decay=0.0)
-    forward = Learner.forward
+    forward = LMLearner.forward
     calls = []
 
-    def poisoned(self: Learner, batch):
+    def poisoned(self: LMLearner, batch):
         losses = forward(self, batch)
         calls.append(1)
         return losses._replace(total=losses.total * poison) if len(calls) == 3 else losses
 
-    monkeypatch.setattr(Learner, "forward", poisoned)
+    monkeypatch.setattr(LMLearner, "forward", poisoned)
     lm.train(config, tmp_path / "poisoned")
     monkeypatch.undo()
     lm.train(replace(config, steps=2), tmp_path / "short")
@@ -214,41 +216,40 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
     assert logged(tmp_path / "poisoned")[-1]["skipped_steps"] == 1
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run(config: Config, tmp_path: Path):
+def test_too_many_bad_steps_in_a_row_stop_the_run(config: LMConfig, tmp_path: Path):
     with pytest.raises(ValueError, match=r"more than most_skipped = 2 steps in a row .* step 5 .*lower muon_lr and lr"):
         lm.train(replace(config, lr=1e30, most_skipped=2), tmp_path)
 
 
-def test_a_spike_is_skipped(config: Config, tmp_path: Path, monkeypatch):
+def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
     config = replace(config, prompts=(), steps=8)
-    forward = Learner.forward
+    forward = LMLearner.forward
     calls = []
 
-    def spiky(self: Learner, batch):
+    def spiky(self: LMLearner, batch):
         losses = forward(self, batch)
         calls.append(1)
         return losses._replace(total=losses.total * 1e3) if len(calls) == 7 else losses
 
-    monkeypatch.setattr(Learner, "forward", spiky)
-    monkeypatch.setattr(lm, "Watch", lambda sigmas: watch(sigmas, 8))
-    from train.optimizers import Watch as watch
+    monkeypatch.setattr(LMLearner, "forward", spiky)
+    monkeypatch.setattr(lm, "StepSkipper", lambda sigmas: StepSkipper(sigmas, 8))
 
     lm.train(config, tmp_path)
     assert [(row["step"], row["skipped"]) for row in logged(tmp_path, "skipped")] == [(7, "spike")]
 
 
-def test_held_out_documents_are_evaluated_with_the_averaged_weights(config: Config, tmp_path: Path):
+def test_held_out_documents_are_evaluated_with_the_averaged_weights(config: LMConfig, tmp_path: Path):
     config = replace(config, prompts=(), ema=0.5, evaluate_every=3, evaluate_rows=4)
     folder = lm.train(config, tmp_path)
     rows = logged(tmp_path, "held_out")
     assert [row["step"] for row in rows] == [3, 6]
     model = CM3.from_pretrained(folder, device="cpu")  # the averaged weights are what is saved
     held = Rows(Shards(config.data, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6)
-    again = lm.evaluate(Learner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
+    again = lm.evaluate(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
     assert again == pytest.approx(rows[-1]["held_out"], abs=1e-4)
 
 
-def test_a_model_is_trained_on_with_adapters(config: Config, run: Path, tmp_path: Path):
+def test_a_model_is_trained_on_with_adapters(config: LMConfig, run: Path, tmp_path: Path):
     config = replace(
         config,
         start=str(run / "model"),
@@ -269,14 +270,14 @@ def test_a_model_is_trained_on_with_adapters(config: Config, run: Path, tmp_path
     assert CM3.from_pretrained(folder, device="cpu").generate("a cat", seed=1)
 
 
-def test_a_model_is_trained_on_whole(config: Config, run: Path, tmp_path: Path):
+def test_a_model_is_trained_on_whole(config: LMConfig, run: Path, tmp_path: Path):
     config = replace(config, start=str(run / "model"), image_tokenizer="", model={}, prompts=(), steps=2)
     lm.train(config, tmp_path)
     first, last = logged(tmp_path)[0]["loss"]["other codes"], logged(run)[0]["loss"]["other codes"]
     assert first < last  # it goes on from where that run came to
 
 
-def test_only_the_newest_position_of_the_same_data_is_gone_on_from(config: Config, run: Path, tmp_path: Path):
+def test_only_the_newest_position_of_the_same_data_is_gone_on_from(config: LMConfig, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a run on other data: row was 128, now 64"):
         lm.train(replace(config, row=64, steps=8), tmp_path / "run")
@@ -284,7 +285,7 @@ def test_only_the_newest_position_of_the_same_data_is_gone_on_from(config: Confi
         lm.train(replace(config, model={"max_position_embeddings": 256, "hidden_size": 48}, steps=8), tmp_path / "run")
 
 
-def test_shards_of_another_image_tokenizer_are_refused(config: Config, token_shards: Path, tmp_path: Path):
+def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_shards: Path, tmp_path: Path):
     shutil.copytree(token_shards, tmp_path / "few")
     meta = json.loads((token_shards / "meta.json").read_text())
     (tmp_path / "few" / "meta.json").write_text(json.dumps(meta | {"image_tokenizer": "0123456789ab"}))
@@ -312,7 +313,7 @@ def test_shards_of_another_image_tokenizer_are_refused(config: Config, token_sha
         (["row=8", "batch_tokens=8"], ".*none of the .* documents fits in rows of 8 tokens"),
     ],
 )
-def test_mistakes_end_the_script_with_one_line(config: Config, tmp_path: Path, overrides: list[str], match: str):
+def test_mistakes_end_the_script_with_one_line(config: LMConfig, tmp_path: Path, overrides: list[str], match: str):
     given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
     with pytest.raises(SystemExit, match=f"lm: {match}") as error:
         lm.main(tmp_path, None, None, False, False, given + overrides)
@@ -324,7 +325,7 @@ def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
         lm.main(tmp_path, None, "it's here", False, False, None)
 
 
-def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: Config, tmp_path: Path, capsys):
+def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
     given = [
         f"data='{config.data}'",
         f"image_tokenizer='{config.image_tokenizer}'",
@@ -339,7 +340,7 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: Config, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config: Config, monkeypatch):
+def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config: LMConfig, monkeypatch):
     meta = read_meta(Path(config.data))
     model = starting_model(config, meta, image_tokenizer_of(config, meta))
     cpu = torch.device("cpu")
@@ -349,14 +350,14 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
         ("auto", True, [torch.optim.Muon, torch.optim.AdamW]),
         ("auto", False, [torch.optim.AdamW]),
     ):
-        monkeypatch.setattr("train.recipe.bf16_is_fast", lambda device, fast=fast: fast)
+        monkeypatch.setattr("train.language.setup.bf16_is_fast", lambda device, fast=fast: fast)
         some = optimizers_of(model, replace(config, matrices=matrices), cpu)
         assert [type(one) for one in some] == kinds
         held = [p for one in some for group in one.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len({*map(id, held)})
 
 
-def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(config: Config, vq_folder: Path):
+def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(config: LMConfig, vq_folder: Path):
     meta = read_meta(Path(config.data)) | {"image_tokenizer_name": str(vq_folder)}
     found = image_tokenizer_of(replace(config, image_tokenizer=""), meta)
     assert found.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
@@ -364,11 +365,11 @@ def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(con
         image_tokenizer_of(replace(config, image_tokenizer=""), {**meta, "image_tokenizer_name": ""})
 
 
-def test_attention_fits_the_device_and_the_heads_unless_told(config: Config, monkeypatch):
+def test_attention_fits_the_device_and_the_heads_unless_told(config: LMConfig, monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert attention_of(config, cpu, 64) == "eager"
     assert attention_of(replace(config, attention="sdpa"), cpu, 64) == "sdpa"
-    monkeypatch.setattr("train.recipe.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: False)
     assert [attention_of(config, gpu, size) for size in (64, 8, 48)] == ["flex_attention", "sdpa", "sdpa"]
-    monkeypatch.setattr("train.recipe.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: True)
     assert attention_of(config, gpu, 64) == "flash_attention_2"

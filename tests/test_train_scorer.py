@@ -19,10 +19,11 @@ from cm3.scorer import Scorer
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train import rerank, scorer
-from train.recipe import starting_model
-from train.scorer import Config, by_length, contrast, names_of, pairs_of, picks, retrieval, spoiled, thinned
-from train.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train import evaluate_reranking, scorer
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
+from train.language.setup import starting_model
+from train.scorer import ScorerTrainingConfig, picks
 
 TINY = {
     "embedding_size": 8,
@@ -36,13 +37,15 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def config(token_shards: Path, vq_folder: Path) -> Config:
+def config(token_shards: Path, vq_folder: Path) -> ScorerTrainingConfig:
     """Six steps of a tiny scorer."""
-    return Config(str(token_shards), str(vq_folder), TINY, steps=6, batch=16, warmup=2, log_every=1, evaluate_every=2)
+    return ScorerTrainingConfig(
+        str(token_shards), str(vq_folder), TINY, steps=6, batch=16, warmup=2, log_every=1, evaluate_every=2
+    )
 
 
 @pytest.fixture(scope="module")
-def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: ScorerTrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("run")
     scorer.train(config, out)
@@ -53,7 +56,7 @@ def run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
 
-    def kill(last: int, config: Config, out: Path) -> None:
+    def kill(last: int, config: ScorerTrainingConfig, out: Path) -> None:
         def dies(step: int, *settings: Any) -> list[int]:
             if step == last:
                 raise KeyboardInterrupt
@@ -76,7 +79,9 @@ def units(*rows: list[float]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
 
 
-def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(config: Config, run: Path, token_shards: Path):
+def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(
+    config: ScorerTrainingConfig, run: Path, token_shards: Path
+):
     assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
     assert [row["step"] for row in logged(run, "loss")] == [1, 2, 3, 4, 5, 6]
     found = logged(run, "held_out")
@@ -89,7 +94,7 @@ def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(config: Conf
 
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    config: Config, run: Path, killed_at: Callable, step: int, tmp_path: Path
+    config: ScorerTrainingConfig, run: Path, killed_at: Callable, step: int, tmp_path: Path
 ):
     killed_at(step, config, tmp_path)
     scorer.train(config, tmp_path)
@@ -109,7 +114,9 @@ def test_it_learns_which_text_belongs_to_which_picture(vq_folder: Path, tmp_path
         writer.draw(words[i + 3], codes)
     writer.save(tmp_path)
     finish(tmp_path, text, vocab, image, image_tokenizer_name=str(vq_folder))
-    config = Config(str(tmp_path), "", TINY, steps=60, batch=6, lr=1e-2, warmup=5, wrong=0.1, log_every=60)
+    config = ScorerTrainingConfig(
+        str(tmp_path), "", TINY, steps=60, batch=6, lr=1e-2, warmup=5, wrong=0.1, log_every=60
+    )
     trained = Scorer.from_pretrained(scorer.train(config, tmp_path / "run"))
     pairs = pairs_of(Shards(tmp_path))
     scores = torch.stack([trained.score([words], pairs.codes[::2].long()) for words in pairs.texts])  # [6, 3]
@@ -202,12 +209,12 @@ def test_retrieval_counts_the_right_name_among_all():
         def encode_texts(self, texts: list[list[int]]) -> torch.Tensor:
             return units([1.0, 0.0], [0.0, 1.0])
 
-    names = scorer.Names([[1], [2]], ["a", "b"])
+    names = Names([[1], [2]], ["a", "b"])
     found = retrieval(cast(Scorer, Fixed()), names, torch.zeros(4, 2, 2), ["a", "b", "b", "nameless"])
     assert found == {"top1": 0.5, "top5": 0.75}
 
 
-def test_bad_settings_are_refused(config: Config, token_shards: Path, run: Path, tmp_path: Path):
+def test_bad_settings_are_refused(config: ScorerTrainingConfig, token_shards: Path, run: Path, tmp_path: Path):
     for fields, message in (
         ({"same": "other"}, "choose mask, share, repel"),
         ({"drop": 1.0}, "drop is 1.0"),
@@ -234,19 +241,19 @@ def test_the_best_of_several_drawings_is_measured(
         def features(self, pictures: list) -> torch.Tensor:
             return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in pictures])
 
-    from train import recipe
+    from train.language import setup as recipe
 
-    settings = recipe.Config(preset="tiny", model={"max_position_embeddings": 256})
+    settings = recipe.LMConfig(preset="tiny", model={"max_position_embeddings": 256})
     image = ImageTokenizer.from_pretrained(vq_folder)
     model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
-    monkeypatch.setattr(rerank, "Judge", FakeJudge)
+    monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)
     trained = Scorer.from_pretrained(run / "model")
-    measure = partial(rerank.measure, model, trained, sample, token_shards, tmp_path, best_of=3, count=4)
+    measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, best_of=3, count=4)
     result = measure()
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
         assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
-    assert (tmp_path / "rerank.md").read_text() == rerank.table(result)
+    assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "_run", lambda *_: pytest.fail("drawn again"))
     again = measure()
     assert again["picked"] == result["picked"]
@@ -257,18 +264,18 @@ def test_the_best_of_several_drawings_is_measured(
 def test_choosing_takes_the_drawing_that_is_thought_best():
     rank = torch.tensor([[9, 0, 3], [2, 7, 0]])
     opinion = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.1, 0.9]])
-    assert rerank.chosen(rank, opinion, 2) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 3**0.5})
-    assert rerank.chosen(rank, opinion, 3) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 2.0})
-    assert rerank.chosen(rank, -rank.float(), 3) == pytest.approx({"top1": 1.0, "top5": 1.0, "place": 1.0})
+    assert evaluate_reranking.chosen(rank, opinion, 2) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 3**0.5})
+    assert evaluate_reranking.chosen(rank, opinion, 3) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 2.0})
+    assert evaluate_reranking.chosen(rank, -rank.float(), 3) == pytest.approx({"top1": 1.0, "top5": 1.0, "place": 1.0})
     assert torch.allclose(
-        rerank.standard(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])),
+        evaluate_reranking.standard(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])),
         torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
     )
 
 
 def test_the_language_models_opinion_is_its_own_score(tiny: CM3):
     codes = torch.randint(32, (1, 2, *tiny.grid), generator=torch.Generator().manual_seed(0))
-    found = rerank.likelihood(tiny, codes, ["a cat"])
+    found = evaluate_reranking.likelihood(tiny, codes, ["a cat"])
     vocab, text = tiny.vocab, tiny.text_tokenizer
     said = [*vocab.text_to_ids(text.encode("a cat")), vocab.eos]
     for grid, value in zip(codes[0], found[0], strict=True):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.views import GROUNDS, PLAIN, Augmentation, View, place, read_split
+from train.emoji.dataset import read_split
+from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, place
 
 SIZE = 32
 
@@ -102,5 +103,5 @@ def test_a_split_is_read_in_order_with_premultiplied_alpha(sample: Path):
 
 
 def test_a_split_without_shards_says_what_to_run(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no shards in .*: run python -m train\.build_data first"):
+    with pytest.raises(ValueError, match=r"no shards in .*: run python -m train\.build_emoji first"):
         list(read_split(tmp_path))

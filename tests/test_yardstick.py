@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from train.yardstick import OPTIONS, counted, squeeze
+from train.pictures.codecs import OPTIONS, compress, counted
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def error(a: Image.Image, b: Image.Image) -> float:
 def test_the_budget_is_kept_and_more_bytes_never_look_worse(codec: str, drawing: Image.Image):
     errors = []
     for budget in (60, 120, 400, 4000):
-        back = squeeze(drawing, codec, budget)
+        back = compress(drawing, codec, budget)
         assert back.size <= budget and back.picture.size == drawing.size and back.picture.mode == "RGB"
         errors.append(error(back.picture, drawing))
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 20
@@ -40,14 +40,14 @@ def test_the_budget_is_kept_and_more_bytes_never_look_worse(codec: str, drawing:
 
 @pytest.mark.parametrize("codec", ["WebP", "JPEG"])
 def test_a_budget_out_of_reach_takes_the_fewest_bytes_and_says_how_many(codec: str, drawing: Image.Image):
-    least = squeeze(drawing, codec, 1)
-    assert 1 < least.size <= squeeze(drawing, codec, 60).size
+    least = compress(drawing, codec, 1)
+    assert 1 < least.size <= compress(drawing, codec, 60).size
 
 
 def test_scaling_down_beats_the_lowest_quality_at_full_size(drawing: Image.Image):
     data = encoded(drawing, "WebP", quality=0)
     lowest = Image.open(io.BytesIO(data)).convert("RGB")
-    assert error(squeeze(drawing, "WebP", counted(data, "WebP")).picture, drawing) <= error(lowest, drawing)
+    assert error(compress(drawing, "WebP", counted(data, "WebP")).picture, drawing) <= error(lowest, drawing)
 
 
 def test_a_webp_is_counted_without_its_container(drawing: Image.Image):

@@ -10,9 +10,8 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -22,45 +21,19 @@ from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from cm3.pipeline import CM3
-from train.judge import Judge, Reference, ranks
-from train.learner import psnr
-from train.phrases import KINDS as GROUPS
-from train.phrases import Facts, Target, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
-from train.pictures import to_pixels
-from train.shards import Shards, read_meta
-from train.sheet import contact_sheet
-from train.tokenize_data import LANGUAGES, others_of
-from train.views import PLAIN, place, read_split
-
-JUDGED = 250  # concepts a drawing is told apart from
-
-
-class Decoding(NamedTuple):
-    """How the judged drawings are drawn: the arguments of CM3.generate."""
-
-    guidance: float = 6.0
-    temperature: float = 0.8
-    top_p: float = 0.9
+from train.documents.shards import Shards, Target, read_meta
+from train.emoji.dataset import LANGUAGES, others_of
+from train.emoji.phrases import KINDS as GROUPS
+from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
+from train.evaluation.concepts import Decoding, SplitPicture, judged_concepts, load_split, plain, reference_of
+from train.evaluation.judge import Judge, ranks
+from train.evaluation.report import concept_table
+from train.pictures.loader import to_pixels
+from train.pictures.metrics import psnr
+from train.pictures.sheet import contact_sheet
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One picture of a split, as it is shown to the model."""
-
-    picture: Image.Image
-    facts: Facts
-
-
-def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[Sample]:
-    """The split's pictures of the given concepts (None = all), placed plainly on white."""
-    return [
-        Sample(Image.fromarray(place(drawing, PLAIN, size)), facts)
-        for _, drawing, facts in read_split(folder)
-        if concepts is None or facts["code"] in concepts
-    ]
-
-
-def reconstruction(model: CM3, samples: list[Sample]) -> dict[str, float]:
+def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over the pictures, and the share of codes in use."""
     pixels = to_pixels([np.asarray(sample.picture) for sample in samples]).to(model.image_tokenizer.device)
     vq = model.image_tokenizer.model
@@ -76,11 +49,7 @@ def reconstruction(model: CM3, samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def plain(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s-]", "", text.lower()).split())
-
-
-def captions(model: CM3, samples: list[Sample]) -> dict[str, Any]:
+def captions(model: CM3, samples: list[SplitPicture]) -> dict[str, Any]:
     """Per language: share of captions that are the name (but for case), and that are the name or a keyword."""
     out: dict[str, Any] = {"pictures": len(samples)}
     for language in LANGUAGES:
@@ -94,7 +63,7 @@ def captions(model: CM3, samples: list[Sample]) -> dict[str, Any]:
     return out
 
 
-def questions(samples: list[Sample], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
+def questions(samples: list[SplitPicture], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
     """For each language the questions on every sample: (index of the sample, language, target)."""
     out = []
     for language in LANGUAGES:
@@ -119,7 +88,9 @@ def questions(samples: list[Sample], others: dict[str, list[Facts]]) -> list[lis
     return out
 
 
-def answers(model: CM3, samples: list[Sample], others: dict[str, list[Facts]], blind: dict[str, str]) -> dict[str, Any]:
+def answers(
+    model: CM3, samples: list[SplitPicture], others: dict[str, list[Facts]], blind: dict[str, str]
+) -> dict[str, Any]:
     """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no picture.
 
     "ground" is left out of the means: every test picture stands on white.
@@ -157,7 +128,7 @@ def pooled(prompt: str) -> str:
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
-def blind_answers(tokens: Path) -> dict[str, str]:
+def blind_concept_answers(tokens: Path) -> dict[str, str]:
     """Pooled prompt -> its most frequent answer in the training documents."""
     shards = Shards(tokens)
     vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
@@ -171,26 +142,9 @@ def blind_answers(tokens: Path) -> dict[str, str]:
     return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
 
 
-def judged_concepts(train: list[Sample]) -> dict[str, list[Sample]]:
-    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures."""
-    by_concept: dict[str, list[Sample]] = defaultdict(list)
-    for sample in train:
-        by_concept[sample.facts["code"]].append(sample)
-    many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
-    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
-    return {many[i]: by_concept[many[i]] for i in sorted(order)}
-
-
-def reference_of(real: list[Sample], judge: Judge) -> Reference:
-    """What the judge compares drawings with."""
-    return Reference(
-        judge.features([one.picture for one in real]),
-        [one.facts["code"] for one in real],
-        [one.facts["style"] for one in real],
-    )
-
-
-def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) -> tuple[dict[str, Any], Image.Image]:
+def drawings(
+    model: CM3, train: list[SplitPicture], judge: Judge, decoding: Decoding
+) -> tuple[dict[str, Any], Image.Image]:
     """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
 
     Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
@@ -223,35 +177,6 @@ def drawings(model: CM3, train: list[Sample], judge: Judge, decoding: Decoding) 
     return figures, contact_sheet(labels, rows)
 
 
-def _accuracy(row: dict[str, float] | None) -> str:
-    return f"{row['accuracy']:.1%} (blind {row['blind']:.1%})" if row else ""
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for split, row in result["splits"].items():
-        rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
-        cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
-        cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    lines += ["", f"| judged among {result['drawings']['concepts']} concepts | top-1 | top-5 |", "|---|---|---|"]
-    for name, row in result["drawings"].items():
-        if isinstance(row, dict):
-            lines.append(f"| {name} | {row['top1']:.1%} | {row['top5']:.1%} |")
-    tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
-    lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
-    for task in next(iter(tasks.values())):
-        cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    use = result["code_use_test"]
-    lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
-    return "\n".join(lines)
-
-
 def evaluate(
     model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, decoding: Decoding | None = None
 ) -> dict[str, Any]:
@@ -269,7 +194,7 @@ def evaluate(
     unseen_concept = [s for s in all_concepts if not subgroups or s.facts["subgroup"] in subgroups]
     splits = {"train": train, "unseen_cell": unseen_cell, "unseen_concept": unseen_concept}
     others = others_of([s.facts for s in train])
-    blind = blind_answers(tokens)
+    blind = blind_concept_answers(tokens)
     result: dict[str, Any] = {"splits": {}}
     for split, samples in track(splits.items(), "captions and answers", total=len(splits)):
         picks = np.random.default_rng(0).permutation(len(samples))[:sample]
@@ -286,7 +211,7 @@ def evaluate(
     result["drawings"], sheet = drawings(model, train, Judge(), decoding or Decoding())
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "evaluation.md").write_text(table(result))
+    (out / "evaluation.md").write_text(concept_table(result))
     sheet.save(out / "contact_sheet.png")
     return result
 
@@ -305,7 +230,7 @@ def main(
         result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, Decoding(guidance, temperature, top_p))
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None
-    print(table(result))
+    print(concept_table(result))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
 
-Splits: "compositional" shows combinations that no training scene has (train/scenes.py); "unseen cell" has in each scene
-a drawing of the data set's unseen_cell split; "familiar" is like training with another seed. OUT receives
+Splits: "compositional" shows combinations that no training scene has (train/scenes/scene.py); "unseen cell" has in each
+scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed. OUT receives
 evaluation.json, evaluation.md (the tables) and examples.png. Everything is seeded: the same model gives the same
 figures. Pictures are drawn with the pipeline's defaults, text is greedy.
 """
@@ -30,9 +30,21 @@ from cm3.pipeline import CM3
 from cm3.requests import NOTHING
 from cm3.sampling import GREEDY, SamplingConfig
 from cm3.templates import LANGUAGES
-from train.instruct import Studio, read_things
-from train.judge import Judge, Reference
-from train.marks import (
+from train.evaluation.judge import Judge, Reference
+from train.evaluation.report import EDITS, MAPS, task_table
+from train.evaluation.task_cases import (
+    SPLITS,
+    EditCase,
+    HoleCase,
+    PictureQuestion,
+    blind_scene_answers,
+    examples,
+    holed,
+    questions,
+    sign_questions,
+    studio_of,
+)
+from train.evaluation.task_metrics import (
     filled_with_mean,
     mark_answers,
     mark_boxes,
@@ -42,33 +54,19 @@ from train.marks import (
     mark_signs,
     thing_reference,
 )
-from train.pictures import to_pixels
-from train.scenes import THINGS, Thing
-from train.sheet import contact_sheet
-from train.signs import sign_words
-from train.trials import (
-    SPLITS,
-    WRONG,
-    Asked,
-    Example,
-    Holed,
-    blind_answers,
-    examples,
-    holed,
-    questions,
-    sign_questions,
-    studio_of,
-)
-from train.views import PLAIN, place
+from train.pictures.loader import to_pixels
+from train.pictures.sheet import contact_sheet
+from train.pictures.views import PLAIN, place
+from train.scenes.scene import THINGS, Thing
+from train.scenes.signs import sign_words
+from train.scenes.studio import Studio, read_things
 
-EDITS = ("add", "remove", "replace", "recolour", "move", "reground")
-MAPS = ("segments", "edges")
 JUDGED = 100  # concepts that a filled picture is told apart from
 TRUTH = "truth through the image tokenizer"
 
 
 @dataclass(frozen=True)
-class Decoding:
+class TaskDecoding:
     """How pictures are drawn: guidance of drawings and of holes, ThreeWay of edits, temperature and top-p of all."""
 
     guidance: float = 6.0
@@ -97,7 +95,7 @@ def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
     return out
 
 
-def requests_of(model: CM3, some: Sequence[Example], decoding: Decoding) -> list[Request]:
+def requests_of(model: CM3, some: Sequence[EditCase], decoding: TaskDecoding) -> list[Request]:
     """What is asked of the engine for the last picture of each example."""
     out = []
     for i, one in enumerate(some):
@@ -109,7 +107,7 @@ def requests_of(model: CM3, some: Sequence[Example], decoding: Decoding) -> list
     return out
 
 
-def tell(model: CM3, asked: Sequence[Asked]) -> list[str]:
+def tell(model: CM3, asked: Sequence[PictureQuestion]) -> list[str]:
     """The model's greedy answers."""
     codes = model.image_tokenizer.encode_pixels(to_pixels([one.picture for one in asked]))  # [N, h, w]
     return model._texts(
@@ -120,7 +118,7 @@ def tell(model: CM3, asked: Sequence[Asked]) -> list[str]:
     )
 
 
-def fill(model: CM3, some: Sequence[Holed], decoding: Decoding) -> dict[str, list[np.ndarray]]:
+def fill(model: CM3, some: Sequence[HoleCase], decoding: TaskDecoding) -> dict[str, list[np.ndarray]]:
     """The pictures with their holes filled, in every way."""
     told, untold, forth = [], [], []
     for i, one in enumerate(some):
@@ -138,7 +136,7 @@ def fill(model: CM3, some: Sequence[Holed], decoding: Decoding) -> dict[str, lis
 
 
 def holes(
-    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, decoding: Decoding
+    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, decoding: TaskDecoding
 ) -> dict[str, Any]:
     """Infilling of drawings in new views, and of drawings that training lacks."""
     styles: dict[str, set[str]] = defaultdict(set)
@@ -162,7 +160,7 @@ def holes(
     return out
 
 
-class Bench(NamedTuple):
+class TaskBench(NamedTuple):
     """What every split is measured with."""
 
     model: CM3
@@ -171,10 +169,10 @@ class Bench(NamedTuple):
     things: Reference
     words: dict[str, list[str]]
     blind: dict[str, str]
-    decoding: Decoding
+    decoding: TaskDecoding
 
 
-def measure(bench: Bench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
+def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
     """The figures of a split, and rows of (label, pictures) to look at."""
     model, grid = bench.model, bench.model.grid
     asked = questions(studio, sample)
@@ -215,7 +213,7 @@ def evaluate(
     out: Path,
     sample: int = 200,
     splits: Sequence[str] = SPLITS[:2],
-    decoding: Decoding | None = None,
+    decoding: TaskDecoding | None = None,
     names: Sequence[str] = THINGS,
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
@@ -224,7 +222,7 @@ def evaluate(
         raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(SPLITS)}")
     out.mkdir(parents=True, exist_ok=True)
     started, size = time.time(), model.image_tokenizer.size[0]
-    decoding = decoding or Decoding()
+    decoding = decoding or TaskDecoding()
     seen, unseen = read_things(data, "train"), read_things(data, "unseen_cell")
     known = {thing.code for thing in seen}
     unseen = [thing for thing in unseen if thing.code in known]
@@ -234,8 +232,10 @@ def evaluate(
         language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
         for language in LANGUAGES
     }
-    blind = blind_answers(studio_of("familiar", seen, unseen, size, names), called)
-    bench = Bench(model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, decoding)
+    blind = blind_scene_answers(studio_of("familiar", seen, unseen, size, names), called)
+    bench = TaskBench(
+        model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, decoding
+    )
     result: dict[str, Any] = {
         "sample": sample,
         "decoding": vars(decoding),
@@ -250,64 +250,10 @@ def evaluate(
     result["holes"] = holes(model, seen, unseen, judge, sample, decoding)
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "evaluation.md").write_text(table(result), encoding="utf-8")
+    (out / "evaluation.md").write_text(task_table(result), encoding="utf-8")
     sheet = contact_sheet([str(label) for label, *_ in rows], [[*map(PIL_Image.fromarray, row)] for _, *row in rows])
     sheet.save(out / "examples.png")
     return result
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
-    splits, lines = result["splits"], []
-    columns = [(split, language) for split in splits for language in LANGUAGES]
-    lines += [
-        "| question | " + " | ".join(f"{split}, {language}" for split, language in columns) + " |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
-        found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
-        cells = [
-            f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
-            for row in found
-        ]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    for title, chosen, figures in (
-        ("edit", EDITS, ("kept", "changed", "right", "top5")),
-        ("boxes", ("grounded",), ("iou", "thing", "both")),
-        ("map", MAPS, ("iou",)),
-        ("sign", ("write sign",), ("top1", "top5")),
-    ):
-        lines += ["", f"| split | {title} | n | | " + " | ".join(figures) + " |", "|---" * (4 + len(figures)) + "|"]
-        for split, rows in splits.items():
-            for task in (task for task in chosen if task in rows):
-                lines += [
-                    f"| {split} | {task} | {rows[task]['documents']} | {name} | "
-                    + " | ".join(percent(row[figure]) for figure in figures)
-                    + " |"
-                    for name, row in rows[task].items()
-                    if name != "documents"
-                ]
-    holes = result["holes"]
-    lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
-    for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
-        lines += [
-            f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
-            for name, row in rows.items()
-            if name != "pictures"
-        ]
-    lines += [
-        "",
-        f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
-        "The thing in a box is right where it is among the five nearest of all things. "
-        f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
-        "scenes: each scene of that split has one of them, beside drawings from training.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def main(
@@ -322,12 +268,12 @@ def main(
     temperature: Annotated[float, typer.Option(help="of every picture")] = 0.8,
     top_p: Annotated[float, typer.Option(help="of every picture")] = 0.9,
 ) -> None:
-    decoding = Decoding(guidance, image=image_guidance, text=text_guidance, temperature=temperature, top_p=top_p)
+    decoding = TaskDecoding(guidance, image=image_guidance, text=text_guidance, temperature=temperature, top_p=top_p)
     try:
         result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], decoding)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_tasks: {error}") from None
-    print(table(result))
+    print(task_table(result))
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image, to_tensor
-from train.judge import Judge
-from train.learner import psnr
-from train.sheet import contact_sheet
-from train.views import PLAIN, place, read_split
-from train.yardstick import squeeze
+from train.emoji.dataset import read_split
+from train.evaluation.judge import Judge
+from train.pictures.codecs import compress
+from train.pictures.metrics import frechet, psnr
+from train.pictures.sheet import contact_sheet
+from train.pictures.views import PLAIN, place
 
 SPLITS = ("train", "unseen_cell", "unseen_concept")
 PHOTOGRAPHS = "photographs"
@@ -110,17 +111,6 @@ def photographs(size: int) -> list[Image.Image]:
     return crops
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between the Gaussians with the means and covariances of two sets of features [N, F], [M, F].
-
-    tr sqrt(A B) of the covariances is the nuclear norm of the product of the centred sets, which needs N x M alone.
-    """
-    a, b = a.double(), b.double()
-    x, y = ((s - s.mean(0)) / math.sqrt(len(s) - 1) for s in (a, b))
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    return (shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()).clamp_min(0).item()
-
-
 def compare(pictures: list[Image.Image], back: list[Image.Image], judge: Judge, features: Tensor) -> dict[str, float]:
     """PSNR, SSIM and lite0 distances of pictures that came back; `features` [N, F] are the judge's of the pictures."""
     size = (pictures[0].height, pictures[0].width)
@@ -142,7 +132,7 @@ def code_lengths(codes: Tensor, num_codes: int) -> Tensor:
     return -torch.log2(counts / counts.sum())
 
 
-class Bench:
+class TokenizerBench:
     """The sets of pictures in every resolution asked for, with their features, and what the codecs make of them."""
 
     def __init__(self, data: Path, sample: int):
@@ -186,7 +176,7 @@ class Bench:
             found: dict[str, dict[str, Figures]] = {codec: {} for codec in CODECS}
             for codec in CODECS:
                 for name, pictures in self.sets(size).items():
-                    back = [squeeze(picture, codec, budget) for picture in track(pictures, f"{codec}, {name}")]
+                    back = [compress(picture, codec, budget) for picture in track(pictures, f"{codec}, {name}")]
                     same = compare(pictures, [one.picture for one in back], self.judge, self._features[size][name])
                     bits = 8 * float(np.mean([one.size for one in back])) / size**2
                     found[codec][name] = Figures(len(pictures), **same, bits_per_pixel=bits)
@@ -205,7 +195,7 @@ def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
     return pictures
 
 
-def sheet(bench: Bench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
+def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
     """Rows: the original, each tokenizer, WebP at the bytes of each; the same pictures in each row."""
     sides = sorted({tokenizer.size[0] for tokenizer in tokenizers.values()}, reverse=True)
     shown = {
@@ -218,7 +208,7 @@ def sheet(bench: Bench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
         rows.append(decode(tokenizer, tokenizer.encode(shown[tokenizer.size[0]])))
     for side, size in sorted({(tokenizer.size[0], budget(tokenizer)) for tokenizer in tokenizers.values()}):
         labels.append(f"WebP at {side} px, {size:.0f} bytes")
-        rows.append([squeeze(picture, "WebP", size).picture for picture in shown[side]])
+        rows.append([compress(picture, "WebP", size).picture for picture in shown[side]])
     return contact_sheet(labels, rows, max(1, 128 // sides[0]))
 
 
@@ -226,7 +216,7 @@ def spread(pictures: list[Image.Image], count: int) -> list[Image.Image]:
     return pictures[:: max(1, len(pictures) // count)][:count]
 
 
-def table(result: dict[str, Any]) -> str:
+def tokenizer_table(result: dict[str, Any]) -> str:
     """The result as Markdown, one table a set."""
     lines = []
     for name in next(iter(result["rows"]))["sets"]:
@@ -253,7 +243,7 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
     """Everything above. Returns what tokenizers.json holds."""
     started = time.perf_counter()
     tokenizers = {name: ImageTokenizer.from_pretrained(name) for name in names}
-    bench, rows = Bench(data, sample), []
+    bench, rows = TokenizerBench(data, sample), []
     out.mkdir(parents=True, exist_ok=True)
     for name, tokenizer in tokenizers.items():
         rows.append({"coder": name, "sets": bench.tokenizer(tokenizer)})
@@ -263,7 +253,7 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
     plain = [{"coder": row["coder"], "sets": {k: asdict(v) for k, v in row["sets"].items()}} for row in rows]
     result = {"sample": sample, "rows": plain, "seconds": round(time.perf_counter() - started, 1)}
     (out / "tokenizers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "tokenizers.md").write_text(table(result), encoding="utf-8")
+    (out / "tokenizers.md").write_text(tokenizer_table(result), encoding="utf-8")
     sheet(bench, tokenizers).save(out / "pictures.png")
     return result
 
@@ -275,7 +265,7 @@ def main(
     sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 500,
 ) -> None:
     try:
-        print(table(evaluate(names, data, out, sample)))
+        print(tokenizer_table(evaluate(names, data, out, sample)))
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_tokenizer: {error}") from None
 

@@ -23,24 +23,25 @@ from torch import Tensor, nn
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.quantizer import rotation_trick, straight_through
-from train import config as configs
-from train.checkpoints import Checkpoints
-from train.codebook import baked, entropy_loss, use_simvq
-from train.curves import draw_curves
-from train.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
-from train.features import Features, perceptual
-from train.learner import Learner, Losses, evaluate, psnr, sample_sheet
-from train.meaning import hide_blocks
-from train.parallel import launched
-from train.pictures import Pictures
-from train.precision import autocast
-from train.runlog import RunLog
-from train.state import ModelAndOptimizers
-from train.views import Augmentation
+from train.pictures.features import Features, perceptual
+from train.pictures.loader import PictureLoader
+from train.pictures.metrics import psnr
+from train.pictures.views import Augmentation
+from train.runtime import config as configs
+from train.runtime.checkpoint_state import ModelAndOptimizers
+from train.runtime.checkpoints import Checkpoints
+from train.runtime.curves import draw_curves
+from train.runtime.distributed import launched
+from train.runtime.precision import autocast
+from train.runtime.runlog import RunLog
+from train.vq.auxiliary_losses import hide_blocks
+from train.vq.codebook import baked, entropy_loss, use_simvq
+from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
+from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
 
 
 @dataclass(frozen=True)
-class Config:
+class ImageTokenizerConfig:
     """One run.
 
     Attributes:
@@ -165,25 +166,25 @@ class Config:
             raise ValueError("decoder_only needs a tokenizer to start from: set start")
 
 
-def learning_rate(step: int, config: Config) -> float:
+def learning_rate(step: int, config: ImageTokenizerConfig) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def adversarial_share(step: int, config: Config) -> float:
+def adversarial_share(step: int, config: ImageTokenizerConfig) -> float:
     """0 before `adversarial_from`, then a line up to 1."""
     return min(1.0, max(0.0, (step - config.adversarial_from) / max(1, config.adversarial_warmup)))
 
 
-def generator(config: Config, step: int, rank: int = 0) -> torch.Generator:
+def generator(config: ImageTokenizerConfig, step: int, rank: int = 0) -> torch.Generator:
     """What is random in a step depends on the step alone, so that a resumed run repeats it."""
     state = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def starting_model(config: Config) -> VQModel:
+def starting_model(config: ImageTokenizerConfig) -> VQModel:
     """The model before the first step, with what is to be trained asking for gradients."""
     shape = VQConfig.from_dict({**vars(PRESETS[config.preset]), **config.model})
     model = ImageTokenizer.from_pretrained(config.start).model if config.start else VQModel(shape)
@@ -197,7 +198,7 @@ def starting_model(config: Config) -> VQModel:
     return model
 
 
-def train(config: Config, out: Path) -> ImageTokenizer:
+def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
     """The whole run; goes on from the newest checkpoint in OUT where there is one."""
     accelerator = launched()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -211,7 +212,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     vq = starting_model(config).to(device)
     vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     shape = vq.config
-    source = Pictures(
+    source = PictureLoader(
         config.data,
         shape.resolution,
         multiple=shape.downsampling,
@@ -223,7 +224,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
     )
     held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
 
-    learner = Learner(vq, features.channels if features else (), config.jepa > 0).to(device)
+    learner = VQLearner(vq, features.channels if features else (), config.jepa > 0).to(device)
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
     average = torch.optim.swa_utils.AveragedModel(vq, multi_avg_fn=moving)
     teacher = cast(VQModel, average.module)
@@ -268,7 +269,7 @@ def train(config: Config, out: Path) -> ImageTokenizer:
                     taught = teacher.encoder(some)
             # 1. The tokenizer.
             with autocast(config.precision, device):
-                result: Losses = model(pixels, maps, masked, taught)
+                result: VQLosses = model(pixels, maps, masked, taught)
                 error = result.pixels.float() - pixels
                 losses = {"l1": error.abs().mean(), "l2": error.square().mean()}
                 if distance is not None:
@@ -394,7 +395,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:
-        settings = configs.load(Config, config, overrides)
+        settings = configs.load(ImageTokenizerConfig, config, overrides)
         train(replace(settings, data=data) if data else settings, out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"image_tokenizer: {error}") from None

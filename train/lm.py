@@ -22,67 +22,35 @@ from torch import Tensor
 
 from cm3.pipeline import CM3
 from cm3.vocab import Vocab
-from train import config as configs
-from train.checkpoints import Checkpoints
-from train.objective import KINDS
-from train.optimizers import Average, Watch, rate
-from train.packing import Batch, Position, Rows, Steps, load
-from train.parallel import asked_to_end, collecting, launched, spread, summed, together, whole, whole_state
-from train.plan import plan_run, step_flops, utilisation
-from train.precision import autocast, uses_bf16
-from train.recipe import Config, image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of
-from train.runlog import RunLog
-from train.shards import Shards
-from train.sheet import contact_sheet
-from train.starting import merged, rebuilt, save_adapter
-from train.state import ModelAndOptimizers, RandomState
+from train.documents.shards import Shards
+from train.language.config import LMConfig
+from train.language.held_out import by_kind, evaluate
+from train.language.lora import merged, save_adapter
+from train.language.objective import KINDS
+from train.language.packing import Batch, Position, Rows, Steps, load
+from train.language.plan import plan_run
+from train.language.setup import image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of, rebuilt
+from train.pictures.sheet import contact_sheet
+from train.runtime import config as configs
+from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
+from train.runtime.checkpoints import Checkpoints
+from train.runtime.distributed import (
+    collecting,
+    gathered,
+    launched,
+    parallelized,
+    summed,
+    together,
+    until_signalled,
+    whole_state,
+)
+from train.runtime.flops import step_flops, utilisation
+from train.runtime.optim import EMA, StepSkipper, rate
+from train.runtime.precision import autocast, uses_bf16
+from train.runtime.runlog import RunLog
 
 
-@torch.no_grad()
-def evaluate(
-    learner: torch.nn.Module,
-    rows: Rows,
-    count: int,
-    micro: int,
-    precision: str,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-) -> dict[str, float]:
-    """Mean cross-entropy in nats of each kind of token, and of "all".
-
-    Args:
-        learner: train.loss.Learner, as it is called in training.
-        rows: of the documents.
-        count: of them, at most, shared by all processes.
-        micro: rows that go through the model together.
-        precision: as in Config.
-        device, rank, world: this process.
-    """
-    count = min(count, len(rows.plan(0).rows))
-    share = -(-count // world)
-    totals = torch.zeros(2, len(KINDS) + 1, device=device)
-    learner.eval()
-    before = rank * share
-    for part in Steps(rows, share * world, micro, rank=rank, world=world)[0].parts:
-        # Every process makes as many passes, or the others would wait for ever; rows beyond the last count nothing.
-        part.kinds[max(0, count - before) :] = 0
-        before += len(part.kinds)
-        with autocast(precision, device):
-            losses = learner(Batch(*(array.to(device) for array in part)))
-        totals += torch.stack([losses.sums, losses.counts])
-    learner.train()
-    summed(totals)
-    return by_kind(*totals) | {"all": (totals[0, 1:].sum() / totals[1, 1:].sum()).item()}
-
-
-def by_kind(sums: Tensor, counts: Tensor) -> dict[str, float]:
-    """Mean cross-entropy of each kind of token that there was."""
-    pairs = zip(KINDS, sums[1:].tolist(), counts[1:].tolist(), strict=True)
-    return {kind: total / count for kind, total, count in pairs if count}
-
-
-def train(config: Config, out: Path) -> Path:
+def train(config: LMConfig, out: Path) -> Path:
     """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the model's folder."""
     objective, lora = objective_of(config), lora_of(config)
     accelerator = launched(config.processes, config.trackers, str(out))
@@ -101,14 +69,14 @@ def train(config: Config, out: Path) -> Path:
     if config.evaluate_every:
         held = Shards(config.data, "held_out", config.verify, config.max_bad)
         held_out = Rows(held, vocab, objective.plain(), config.row, 0, len(held))
-    called = spread(learner, accelerator, config.parallel, uses_bf16(config.precision, device))
+    called = parallelized(learner, accelerator, config.parallel, uses_bf16(config.precision, device))
     optimizer = optimizers_of(learner, config, device)
     flops = step_flops(model.config, config.row, config.batch_tokens, optimizer)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     average = None
     if config.ema:
-        average = Average(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema)
-    watch = Watch(config.spike)
+        average = EMA(((n, p) for n, p in learner.named_parameters() if p.requires_grad), config.ema)
+    watch = StepSkipper(config.spike)
 
     # 2. Where it stands.
     run: dict[str, Any] = {
@@ -175,7 +143,7 @@ def train(config: Config, out: Path) -> Path:
         RunLog("lm", out, first, config.steps, accelerator) as log,
         checkpoints,
         LocalSGD(accelerator, called, config.local_sgd or 1, enabled=bool(apart)) as local,
-        asked_to_end() as asked,
+        until_signalled() as asked,
     ):
         local.num_steps = first
         for problem in (f"{name}: {why}" for name, why in shards.bad.items()):
@@ -207,7 +175,7 @@ def train(config: Config, out: Path) -> Path:
                 loss += losses.total.detach() * scale
                 totals += torch.stack([losses.sums, losses.counts])
                 tokens += torch.stack([batch.ids.new_tensor(batch.ids.numel()), (batch.ids == vocab.pad).sum()])
-            norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.clip))
+            norm = gathered(torch.nn.utils.clip_grad_norm_(trained, config.clip))
             mean, length = (loss, norm) if apart else (summed(loss) / world, norm)
             factor = rate(step, config.steps, config.schedule, config.warmup, config.decay, config.final)
             if why := watch.verdict(mean.item(), length.item()):
@@ -290,7 +258,7 @@ def train(config: Config, out: Path) -> Path:
     return out / "model"
 
 
-def draw_samples(config: Config, out: Path, step: int, device: torch.device) -> None:
+def draw_samples(config: LMConfig, out: Path, step: int, device: torch.device) -> None:
     pipeline = CM3.from_pretrained(out / "model", device=device.type)
     drawn = [pipeline.generate(prompt, n=6, seed=0) for prompt in config.prompts]
     contact_sheet(list(config.prompts), drawn).save(out / f"samples-{step:06d}.png")
@@ -305,7 +273,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:
-        settings = configs.load(Config, config, overrides)
+        settings = configs.load(LMConfig, config, overrides)
         settings = replace(settings, data=data) if data else settings
         if dry_run or find_batch:
             plan_run(settings, find_batch)

@@ -30,7 +30,7 @@ from cm3.files import check_files, load_transformer, write_checksums
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.shards import Shards, layout
+from train.documents.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = {

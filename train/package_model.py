@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from cm3.files import write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
-from train.build_data import attribution
-from train.evaluate import table
-from train.evaluate_tasks import table as task_table
+from train.emoji.dataset import attribution
+from train.evaluation.report import concept_table
+from train.evaluation.report import task_table as task_table
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 48_000_000  # bytes of embedded weights
@@ -112,7 +112,7 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         name=name,
         device=device,
         note=note,
-        table=table(facts["evaluation"]),
+        table=concept_table(facts["evaluation"]),
         concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group",
         pictures=meta["pictures"],

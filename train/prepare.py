@@ -5,8 +5,8 @@
     python -m train.prepare SOURCE --out data/mine --processes 8
     torchrun --nproc-per-node 4 -m train.prepare SOURCE --out data/mine           # ranks share the work through OUT
 
-SOURCE: what train/records.py reads. A caption with its picture gives two documents, for drawing and for captioning;
-interleaved samples give documents as they read. OUT receives what train/shards.py describes, and
+SOURCE: what train/documents/sources.py reads. A caption with its picture gives two documents, for drawing and for
+captioning; interleaved samples give documents as they read. OUT receives what train/documents/shards.py describes, and
 
     OUT/prepare.json         what the run is; the same command goes on where it was, another one is refused
     OUT/skipped.jsonl        every sample that was left out, and why
@@ -32,14 +32,15 @@ from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.crew import chunks_of, wait_for, work
-from train.record import Columns, Skip
-from train.records import Source, open_source
-from train.scribe import SKIPPED, Options, Scribe, rows_of
-from train.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts, write_whole
+from train.documents.sample import Columns, Skip
+from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts
+from train.documents.sources import Source, open_source
+from train.documents.worker import SKIPPED, PrepareOptions, ShardBuilder, rows_of
+from train.runtime.files import write_whole
+from train.runtime.workers import chunks_of, wait_for, work
 
 RUN = "prepare.json"
-USUAL = Options()
+USUAL = PrepareOptions()
 CONTEXT = 4096  # tokens of a document, where nobody says
 
 
@@ -54,7 +55,7 @@ class Tokenizers(NamedTuple):
     context: int = CONTEXT
 
 
-def load_tokenizers(options: Options) -> Tokenizers:
+def load_tokenizers(options: PrepareOptions) -> Tokenizers:
     """Raises ValueError where something is missing, or does not belong together."""
     if not options.model:
         name = options.image_tokenizer or "emoji"
@@ -78,12 +79,12 @@ def load_tokenizers(options: Options) -> Tokenizers:
 
 
 def prepare(
-    path: str | Path, out: Path, options: Options = USUAL, processes: int = 1, rank: int = 0, world: int = 1
+    path: str | Path, out: Path, options: PrepareOptions = USUAL, processes: int = 1, rank: int = 0, world: int = 1
 ) -> dict[str, Any]:
     """Write the shards. Returns the content of meta.json; of another rank than 0, what it did.
 
     Args:
-        path: what train/records.py reads.
+        path: what train/documents/sources.py reads.
         out: folder of the shards; those of the same run that are there already stay.
         options: what goes into them.
         processes: of this rank.
@@ -114,7 +115,7 @@ def prepare(
     text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
     vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes)
     marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text.fingerprint()}
-    scribe = Scribe(source, out, options, vocab, tokenizers.image_name, marks)
+    scribe = ShardBuilder(source, out, options, vocab, tokenizers.image_name, marks)
     missing = [number for number in range(len(source)) if not done(out, number, marks)]
     mine = chunks_of(missing, rank, world)
     work(scribe, mine, processes, show=rank == 0)
@@ -146,7 +147,7 @@ def prepare(
     return meta
 
 
-def check(options: Options, image: ImageTokenizer) -> None:
+def check(options: PrepareOptions, image: ImageTokenizer) -> None:
     """Whether the options fit together."""
     picture = image.grid[0] * image.grid[1] + 2
     if picture + 2 > options.max_tokens:
@@ -186,7 +187,7 @@ def claim(out: Path, run: dict[str, Any], first: bool) -> None:
         raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
 
 
-def text_tokenizer(source: Source, out: Path, options: Options, given: Tokenizers, first: bool) -> TextTokenizer:
+def text_tokenizer(source: Source, out: Path, options: PrepareOptions, given: Tokenizers, first: bool) -> TextTokenizer:
     """The text tokenizer in `out`; rank 0 puts it there. Raises ValueError where no sample can be used."""
     if first and not (out / FILE).exists():
         save_text(given.text or train_text(source, out, options), out)
@@ -194,7 +195,7 @@ def text_tokenizer(source: Source, out: Path, options: Options, given: Tokenizer
     return TextTokenizer.load(out)
 
 
-def train_text(source: Source, out: Path, options: Options) -> TextTokenizer:
+def train_text(source: Source, out: Path, options: PrepareOptions) -> TextTokenizer:
     """Learn the merges from texts all over the source."""
     skips, usable = list(source.skipped), 0
 
@@ -265,7 +266,7 @@ def examples(out: Path, count: int = 3) -> str:
 
 
 def main(
-    path: Annotated[Path, typer.Argument(metavar="SOURCE", help="a folder or a file; see train/records.py")],
+    path: Annotated[Path, typer.Argument(metavar="SOURCE", help="a folder or a file; see train/documents/sources.py")],
     out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/mine"),
     image_tokenizer: Annotated[str, typer.Option(help="folder or name; default: emoji")] = "",
     model: Annotated[str, typer.Option(help="to fine-tune: its tokenizers and vocabulary are kept")] = "",
@@ -276,16 +277,18 @@ def main(
     source: Annotated[str, typer.Option(help="where samples that do not say come from")] = "",
     licence: Annotated[str, typer.Option(help="of samples that do not say")] = "",
     owner: Annotated[str, typer.Option(help="of samples that do not say")] = "",
-    held_out: Annotated[float, typer.Option(help="share kept for evaluation")] = Options.held_out,
-    max_tokens: Annotated[int, typer.Option(help="of a document; 0 = the model's, or 4096")] = Options.max_tokens,
-    samples: Annotated[int, typer.Option(help="a shard, at most")] = Options.samples,
-    text_vocab: Annotated[int, typer.Option(help="ids of the text tokenizer, at most")] = Options.text_vocab,
-    text_sample: Annotated[int, typer.Option(help="texts it is trained on, at most")] = Options.text_sample,
-    batch: Annotated[int, typer.Option(help="samples a batch")] = Options.batch,
-    workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = Options.workers,
+    held_out: Annotated[float, typer.Option(help="share kept for evaluation")] = PrepareOptions.held_out,
+    max_tokens: Annotated[
+        int, typer.Option(help="of a document; 0 = the model's, or 4096")
+    ] = PrepareOptions.max_tokens,
+    samples: Annotated[int, typer.Option(help="a shard, at most")] = PrepareOptions.samples,
+    text_vocab: Annotated[int, typer.Option(help="ids of the text tokenizer, at most")] = PrepareOptions.text_vocab,
+    text_sample: Annotated[int, typer.Option(help="texts it is trained on, at most")] = PrepareOptions.text_sample,
+    batch: Annotated[int, typer.Option(help="samples a batch")] = PrepareOptions.batch,
+    workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = PrepareOptions.workers,
     processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
 ) -> None:
-    options = Options(
+    options = PrepareOptions(
         image_tokenizer,
         model,
         text_vocab,

@@ -4,40 +4,38 @@
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
 `cm3.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it found
-among the held-out ones stands in the log. `python -m train.rerank` measures whether its choice is worth anything.
+among the held-out ones stands in the log. `python -m train.evaluate_reranking` measures whether its choice is worth
+anything.
 """
 
-import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
-from torch import Tensor
 
 from cm3.scorer import Scorer, ScorerConfig
 from tokenizer_image import ImageTokenizer
-from train import config as configs
-from train import recipe
-from train.checkpoints import Checkpoints
-from train.optimizers import Rates, optimizers, rate
-from train.parallel import launched
-from train.precision import autocast
-from train.runlog import RunLog
-from train.shards import Shards
-from train.state import ModelAndOptimizers
+from train.documents.shards import Shards
+from train.language import setup as recipe
+from train.language.contrastive import Pairs, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
+from train.runtime import config as configs
+from train.runtime.checkpoint_state import ModelAndOptimizers
+from train.runtime.checkpoints import Checkpoints
+from train.runtime.distributed import launched
+from train.runtime.optim import Rates, optimizers, rate
+from train.runtime.precision import autocast
+from train.runtime.runlog import RunLog
 
 FROM_SHARDS = ("text_vocab_size", "image_vocab_size", "image_grid", "text_tokenizer", "image_tokenizer")
 SAME = ("mask", "share", "repel")
 
 
 @dataclass(frozen=True)
-class Config:
+class ScorerTrainingConfig:
     """One run.
 
     Attributes:
@@ -92,63 +90,6 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
 
 
-class Pairs(NamedTuple):
-    """Texts with their pictures: ids from 0 of each text, codes [N, h, w] int32, and what each picture shows."""
-
-    texts: list[list[int]]
-    codes: Tensor
-    concepts: list[str]
-
-
-class Names(NamedTuple):
-    """What a picture may be called: ids from 0 of each name, and the concept that bears it."""
-
-    texts: list[list[int]]
-    concepts: list[str]
-
-
-def pairs_of(shards: Shards) -> Pairs:
-    """The captioned documents, `<eos> words <break> <image> codes </image> <eos>`, all in memory.
-
-    A picture shows its row's "code"; where rows have none, only one picture's own documents show the same.
-    Raises ValueError where there are none.
-    """
-    vocab, grid = shards.vocab(), tuple(shards.meta["vocab"]["image_grid"])
-    area = grid[0] * grid[1]
-    texts, codes, concepts = [], [], []
-    for number in np.flatnonzero((shards.spans[:, 0, 1] == 0) & (shards.texts == 1)).tolist():
-        ids = shards.document(number).ids if shards.lengths[number] else []
-        words, rest = ids[1 : -area - 4], ids[-area - 4 :]
-        frame = [*rest[:2], *rest[-2:]] == [vocab.break_, vocab.image, vocab.end_image, vocab.eos]
-        if words and frame and all(map(vocab.is_text, words)) and all(map(vocab.is_code, rest[2:-2])):
-            facts = shards.sample(number)
-            texts.append(vocab.ids_to_text(words))
-            codes.append(vocab.id_to_code(rest[2:-2]))
-            concepts.append(str(facts.get("code") or facts.get("name") or number))
-    if not texts:
-        raise ValueError(
-            f"{shards.folder} has no captioned pictures in its split {shards.split!r}: a text, a picture "
-            "and nothing else"
-        )
-    return Pairs(texts, torch.tensor(codes, dtype=torch.int32).view(-1, *grid), concepts)
-
-
-def names_of(shards: Shards, held: Pairs) -> dict[str, Names]:
-    """What held-out pictures are told apart by: every concept's name in each language, from concepts.json; without
-    that file, one caption of each concept among them."""
-    path = shards.folder / "concepts.json"
-    if not path.is_file():
-        first = dict(zip(reversed(held.concepts), reversed(held.texts), strict=True))
-        return {"captions": Names(list(first.values()), list(first))}
-    text = shards.text_tokenizer()
-    concepts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    languages = next(iter(concepts.values()))["name"]
-    return {
-        language: Names([text.encode(facts["name"][language]) for facts in concepts.values()], list(concepts))
-        for language in languages
-    }
-
-
 def generator(seed: int, *place: int) -> torch.Generator:
     """What is random in a step depends on the step alone, so that a resumed run repeats it."""
     state = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0]
@@ -163,63 +104,7 @@ def picks(step: int, count: int, batch: int, seed: int) -> list[int]:
     return order[place * batch : (place + 1) * batch].tolist()
 
 
-def spoiled(codes: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Codes [N, h, w] of which a share, for each picture up to `most`, is replaced by those that another picture of
-    the batch has there."""
-    share = most * torch.rand(len(codes), 1, 1, generator=generator)
-    other = torch.randint(len(codes), codes.shape, generator=generator)  # [N, h, w]
-    replaced = torch.rand(codes.shape, generator=generator) < share
-    return torch.where(replaced, codes.gather(0, other), codes)
-
-
-def thinned(cells: Tensor, drop: float, generator: torch.Generator) -> Tensor:
-    """Cells [N, L, D] without a random share of them, at least one kept."""
-    keep = max(1, round((1 - drop) * cells.shape[1]))
-    chosen = torch.rand(cells.shape[:2], generator=generator).argsort(1)[:, :keep]  # [N, keep]
-    return cells.gather(1, chosen[..., None].expand(-1, -1, cells.shape[2]).to(cells.device))
-
-
-def by_length(scorer: Scorer, texts: Sequence[list[int]], parts: int = 4) -> Tensor:
-    """What `scorer.encode_texts` gives, [N, P], with less padding: texts of like length go through it together."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    size = -(-len(order) // parts)
-    vectors = [scorer.encode_texts([texts[i] for i in order[at : at + size]]) for at in range(0, len(order), size)]
-    return torch.cat(vectors)[torch.tensor(order).argsort()]
-
-
-def contrast(texts: Tensor, pictures: Tensor, scale: Tensor, concepts: Sequence[str], same: str) -> Tensor:
-    """Symmetric InfoNCE (CLIP, Radford et al. 2021, section 2.3), in nats.
-
-    Args:
-        texts, pictures: [N, P] unit vectors; row i of both is a pair.
-        scale: of the similarities.
-        concepts: what each pair shows.
-        same: as in Config.
-    """
-    number = {name: i for i, name in enumerate(dict.fromkeys(concepts))}
-    owner = torch.tensor([number[name] for name in concepts], device=texts.device)
-    alike = owner[:, None] == owner  # [N, N]
-    own = torch.eye(len(concepts), dtype=torch.bool, device=texts.device)
-    logits = scale * texts @ pictures.T
-    if same == "mask":
-        logits = logits.masked_fill(alike & ~own, -1e4)  # finite: 0 times infinity is no number
-    right = (alike if same == "share" else own).float()
-    right = right / right.sum(1, keepdim=True)  # symmetric: concepts are as many in rows as in columns
-    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-
-
-@torch.no_grad()
-def retrieval(scorer: Scorer, names: Names, codes: Tensor, concepts: Sequence[str]) -> dict[str, float]:
-    """Share of pictures [N, h, w] whose right name comes first, and among the first five."""
-    vectors = torch.cat([scorer.encode_codes(part.long()) for part in codes.split(256)])
-    similarity = vectors @ scorer.encode_texts(names.texts).T  # [N, names]
-    right = torch.tensor([[mine == other for other in names.concepts] for mine in concepts], device=vectors.device)
-    best = similarity.masked_fill(~right, -2.0).amax(1, keepdim=True)
-    before = (similarity > best).sum(1) + 1000 * (best[:, 0] == -2.0)  # a concept without a name is never found
-    return {f"top{k}": (before < k).float().mean().item() for k in (1, 5)}
-
-
-def starting_scorer(config: Config, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> Scorer:
+def starting_scorer(config: ScorerTrainingConfig, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> Scorer:
     """The scorer before the first step; codes that look alike start alike. Raises ValueError for unknown fields."""
     if fixed := sorted(config.model.keys() & set(FROM_SHARDS)):
         raise ValueError(f"model.{fixed[0]} comes from the shards: leave it out")
@@ -235,14 +120,14 @@ def starting_scorer(config: Config, meta: dict[str, Any], image_tokenizer: Image
     return scorer
 
 
-def train(config: Config, out: Path) -> Path:
+def train(config: ScorerTrainingConfig, out: Path) -> Path:
     """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the scorer's folder."""
     accelerator = launched(1)
     device = accelerator.device
     shards = Shards(config.data)
     pairs = pairs_of(shards)
     image_tokenizer = recipe.image_tokenizer_of(
-        recipe.Config(data=config.data, image_tokenizer=config.image_tokenizer), shards.meta
+        recipe.LMConfig(data=config.data, image_tokenizer=config.image_tokenizer), shards.meta
     )
     scorer = starting_scorer(config, shards.meta, image_tokenizer).to(device).train()
     held, names = None, {}
@@ -327,7 +212,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:
-        settings = configs.load(Config, config, overrides)
+        settings = configs.load(ScorerTrainingConfig, config, overrides)
         train(replace(settings, data=data) if data else settings, out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"scorer: {error}") from None

@@ -29,9 +29,9 @@ from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 from train import lm
-from train.checkpoints import DAMAGED, UNFINISHED, VALUES, Checkpoints, Reader
-from train.recipe import Config
-from train.shards import NUM_SPECIAL, ShardWriter, finish
+from train.documents.shards import NUM_SPECIAL, ShardWriter, finish
+from train.language.config import LMConfig
+from train.runtime.checkpoints import DAMAGED, UNFINISHED, VALUES, Checkpoints, Reader
 
 LIMIT = 240.0  # seconds; what takes longer hangs
 
@@ -231,7 +231,7 @@ def write_data(folder: Path, shards: int = 10, each: int = 6, seed: int = 0) -> 
     finish(folder / "tokens", text, vocab, image, image_tokenizer_name=str(folder / "vq"))
 
 
-def train(config: Config, out: Path, *prepare: Callable[[], None]) -> None:
+def train(config: LMConfig, out: Path, *prepare: Callable[[], None]) -> None:
     """What a child does: the whole run."""
     for one in prepare:
         one()
@@ -244,7 +244,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def ranks(config: Config, out: Path, world: int = 2) -> list[Child]:
+def ranks(config: LMConfig, out: Path, world: int = 2) -> list[Child]:
     """The processes that torchrun would start."""
     port = str(free_port())
     return [

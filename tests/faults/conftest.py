@@ -12,7 +12,7 @@ import pytest
 import torch
 from attempts import answer, write_data
 
-from train.recipe import Config
+from train.language.config import LMConfig
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config(data: Path) -> Config:
+def config(data: Path) -> LMConfig:
     """14 steps of two rows, 256 tokens, which pass the end of an epoch; a save after every step."""
-    return Config(
+    return LMConfig(
         str(data / "tokens"),
         str(data / "vq"),
         preset="tiny",

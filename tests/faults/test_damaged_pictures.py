@@ -13,10 +13,10 @@ from attempts import answer
 from damage import bombs, flipped, huge_members, judged, no_file, outcomes, pictures, strangers, tars
 
 from tokenizer_image import ImageTokenizer
-from train.codes import encode_entries, write_codes
-from train.folders import Entry, index
-from train.pictures import Pictures
-from train.prepare import Options, prepare
+from train.pictures.codes import encode_entries, write_codes
+from train.pictures.files import Entry, index
+from train.pictures.loader import PictureLoader
+from train.prepare import PrepareOptions, prepare
 
 pytestmark = pytest.mark.faults
 
@@ -96,7 +96,7 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
 
 
 def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: ImageTokenizer) -> tuple[str, str]:
-    source = Pictures(here, 16, max_bad=0.2, aspects=("1:1", "3:2") if len(victims) % 2 else ("1:1",))
+    source = PictureLoader(here, 16, max_bad=0.2, aspects=("1:1", "3:2") if len(victims) % 2 else ("1:1",))
     for step in range(2 * len(source) // 4 + 2):
         batch = source.batch(step, 4)
         assert bool(batch.isfinite().all()) and float(batch.abs().max()) <= 1
@@ -146,7 +146,7 @@ def tar_cases(vq: Path, folder: Path, cases: int, seed: int, make: Callable[...,
             encoded = list(encode_entries(entries, tokenizer))
             lost = {Path(one.entry.name).name[:80]: one.reason for one in encoded if one.reason} | bad
             try:
-                source = Pictures(here, 16, max_bad=1.0)
+                source = PictureLoader(here, 16, max_bad=1.0)
                 for entry in [*source.entries, *source.held_out]:
                     source._load(entry)  # pyright: ignore[reportPrivateUsage]
             except ValueError as error:
@@ -189,7 +189,7 @@ def prepared(vq: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     for i, data in enumerate(strangers(rng).values()):  # their captions are damaged
         (source / f"words-{i}.png").write_bytes(pictures(i)["png"])
         (source / f"words-{i}.json").write_bytes(data)
-    meta = prepare(source, folder / "out", Options(image_tokenizer=str(vq), max_tokens=100, text_vocab=300))
+    meta = prepare(source, folder / "out", PrepareOptions(image_tokenizer=str(vq), max_tokens=100, text_vocab=300))
     rows = [json.loads(line) for line in (folder / "out" / "skipped.jsonl").read_text().splitlines()]
     assert all(row["reason"] for row in rows)
     return meta, [row["name"] for row in rows]
@@ -216,7 +216,7 @@ def with_odd_names(folder: Path) -> Path:
 
 def prepare_odd_names(vq: Path, folder: Path) -> int:
     return prepare(
-        with_odd_names(folder), folder / "out", Options(image_tokenizer=str(vq), max_tokens=100, text_vocab=300)
+        with_odd_names(folder), folder / "out", PrepareOptions(image_tokenizer=str(vq), max_tokens=100, text_vocab=300)
     )["documents"]
 
 

@@ -13,10 +13,11 @@ from attempts import Child, answer, train
 from damage import flipped, judged, no_file, outcomes, pictures, strangers
 from safetensors.numpy import load, save
 
-from train.objective import Objective
-from train.packing import Rows, Steps
-from train.recipe import Config
-from train.shards import META, Shards, file_hash, read_meta
+from train.documents.shards import META, Shards, read_meta
+from train.language.config import LMConfig
+from train.language.objective import Objective
+from train.language.packing import Rows, Steps
+from train.runtime.files import file_hash
 
 pytestmark = pytest.mark.faults
 
@@ -248,7 +249,7 @@ def test_a_manifest_of_a_hundred_thousand_brackets_is_damaged_too(data: Path, tm
 
 @pytest.mark.parametrize(("bad", "verify"), [(1, True), (1, False), (4, True)])
 def test_a_whole_run_names_damaged_shards_or_is_refused(
-    config: Config, data: Path, tmp_path: Path, bad: int, verify: bool
+    config: LMConfig, data: Path, tmp_path: Path, bad: int, verify: bool
 ):
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     for number in range(bad):
@@ -266,7 +267,7 @@ def test_a_whole_run_names_damaged_shards_or_is_refused(
 
 @pytest.mark.parametrize("damaged", [1, 30])
 def test_a_run_counts_documents_with_impossible_ids_and_stops_above_the_threshold(
-    config: Config, data: Path, tmp_path: Path, damaged: int
+    config: LMConfig, data: Path, tmp_path: Path, damaged: int
 ):
     """In shards that are not verified."""
     shutil.copytree(data / "tokens", tmp_path / "tokens")
@@ -286,7 +287,7 @@ def test_a_run_counts_documents_with_impossible_ids_and_stops_above_the_threshol
         assert code == 1 and "documents are damaged, more than max_bad = 10%" in said.splitlines()[-1]
 
 
-def test_a_damaged_text_tokenizer_is_refused_before_the_first_step(config: Config, data: Path, tmp_path: Path):
+def test_a_damaged_text_tokenizer_is_refused_before_the_first_step(config: LMConfig, data: Path, tmp_path: Path):
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     path = tmp_path / "tokens" / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:-300])

@@ -13,8 +13,8 @@ import pytest
 from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
 from test_kills import complete, names
 
-from train.checkpoints import UNFINISHED
-from train.recipe import Config
+from train.language.config import LMConfig
+from train.runtime.checkpoints import UNFINISHED
 
 pytestmark = pytest.mark.faults
 
@@ -22,12 +22,12 @@ CHECKPOINT = 570_000  # bytes, about
 
 
 @pytest.fixture(scope="module")
-def short(config: Config) -> Config:
+def short(config: LMConfig) -> LMConfig:
     return replace(config, steps=5, evaluate_every=0, keep=1)
 
 
 @pytest.fixture(scope="module")
-def truth(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+def truth(short: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Of a run with room enough."""
     folder = tmp_path_factory.mktemp("room")
     Child(folder / "log", train, replace(short, keep=99), folder / "whole").done()
@@ -60,7 +60,7 @@ def checked(out: Path, truth: Truth, folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_run_ends_where_a_checkpoint_cannot_be_written_and_the_same_command_goes_on_later(
-    short: Config, truth: Truth, disk: Path, tmp_path: Path, asynchronous: bool
+    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, asynchronous: bool
 ):
     config, out = replace(short, asynchronous=asynchronous), tmp_path / "out"
     out.mkdir()
@@ -76,7 +76,7 @@ def test_a_run_ends_where_a_checkpoint_cannot_be_written_and_the_same_command_go
     checked(out, truth, tmp_path, short.steps)
 
 
-def test_a_run_goes_on_where_it_is_told_to(short: Config, truth: Truth, disk: Path, tmp_path: Path):
+def test_a_run_goes_on_where_it_is_told_to(short: LMConfig, truth: Truth, disk: Path, tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
@@ -88,7 +88,7 @@ def test_a_run_goes_on_where_it_is_told_to(short: Config, truth: Truth, disk: Pa
 
 
 @pytest.mark.parametrize("go_on", [True, False])
-def test_a_file_that_may_not_grow_is_like_a_full_disk(short: Config, truth: Truth, tmp_path: Path, go_on: bool):
+def test_a_file_that_may_not_grow_is_like_a_full_disk(short: LMConfig, truth: Truth, tmp_path: Path, go_on: bool):
     out, config = tmp_path / "out", replace(short, go_on=go_on)
     Child(tmp_path / "log", train, replace(config, steps=2), out).done()
     shutil.rmtree(out / "model")
@@ -106,7 +106,7 @@ def test_a_file_that_may_not_grow_is_like_a_full_disk(short: Config, truth: Trut
 
 @pytest.mark.parametrize("go_on", [True, False])
 def test_a_disk_that_is_full_for_all_files_stops_the_run_or_lets_it_go_on_as_configured(
-    short: Config, truth: Truth, disk: Path, tmp_path: Path, go_on: bool
+    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, go_on: bool
 ):
     """The log cannot be written either; nor the model, if there is no room at the end of a run that goes on."""
     out, ballast = disk / "out", disk / "ballast"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
 
-from train.checkpoints import DAMAGED, UNFINISHED
-from train.recipe import Config
+from train.language.config import LMConfig
+from train.runtime.checkpoints import DAMAGED, UNFINISHED
 
 pytestmark = pytest.mark.faults
 
@@ -84,14 +84,14 @@ def wait_for_save(child: Child, out: Path, saves: int) -> bool:
     return False
 
 
-def uninterrupted(config: Config, folder: Path) -> Truth:
+def uninterrupted(config: LMConfig, folder: Path) -> Truth:
     folder.mkdir(parents=True)
     started = time.monotonic()
     Child(folder / "whole.log", train, replace(config, keep=99), folder / "whole").done()
     return truth_of(folder / "whole", time.monotonic() - started)
 
 
-def check_state(out: Path, truth: Truth, config: Config, tally: Tally) -> None:
+def check_state(out: Path, truth: Truth, config: LMConfig, tally: Tally) -> None:
     """After a kill: what is there can be loaded, is what it should be, and little is lost."""
     newest, logged = complete(out), max((row[0] for row in trail(out)), default=0)
     found = answer(out.parent, snapshot, out / "checkpoints")
@@ -102,7 +102,7 @@ def check_state(out: Path, truth: Truth, config: Config, tally: Tally) -> None:
     assert logged - newest <= 2 * config.save_every, f"step {logged} was logged, but {newest} is what is left"
 
 
-def check_end(out: Path, truth: Truth, config: Config, tally: Tally) -> None:
+def check_end(out: Path, truth: Truth, config: LMConfig, tally: Tally) -> None:
     """After the run has ended: weights, optimizer, order of samples and log are those of the uninterrupted run."""
     tally.runs += 1
     assert trail(out) == truth.trail
@@ -111,7 +111,7 @@ def check_end(out: Path, truth: Truth, config: Config, tally: Tally) -> None:
     assert model_hash(out) == truth.model
 
 
-def torment(config: Config, folder: Path, kills: int, in_save: int, tally: Tally, seed: int) -> None:
+def torment(config: LMConfig, folder: Path, kills: int, in_save: int, tally: Tally, seed: int) -> None:
     """Run after run, each killed over and over, until there were enough kills."""
     rng, truth, started = np.random.default_rng(seed), uninterrupted(config, folder), time.monotonic()
     assert truth.model and [row[0] for row in truth.trail if row[1]] == list(range(1, config.steps + 1))
@@ -161,7 +161,7 @@ def wait_for_orphans(child: Child) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
-    config: Config, tmp_path: Path, tallies: dict[str, Tally], name: str
+    config: LMConfig, tmp_path: Path, tallies: dict[str, Tally], name: str
 ):
     settings, share = SETTINGS[name]
     tally = tallies[name] = Tally()
@@ -181,7 +181,7 @@ def test_there_were_enough_kills(tallies: dict[str, Tally]):
 
 @pytest.mark.parametrize("left", ["nothing", "a part"])
 def test_a_run_killed_between_its_last_checkpoint_and_its_model_still_gets_one(
-    config: Config, tmp_path: Path, left: str
+    config: LMConfig, tmp_path: Path, left: str
 ):
     config = replace(config, steps=2, evaluate_every=0)
     truth = uninterrupted(config, tmp_path / "runs")
@@ -200,7 +200,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_model_still_gets_one(
     assert model_hash(out) == truth.model
 
 
-def test_a_run_killed_while_it_takes_rows_of_the_log_back_keeps_the_others(config: Config, tmp_path: Path):
+def test_a_run_killed_while_it_takes_rows_of_the_log_back_keeps_the_others(config: LMConfig, tmp_path: Path):
     def die(path: Path, text: str, **_: Any) -> int:
         with path.open("w") as file:
             if not path.name.startswith("log"):

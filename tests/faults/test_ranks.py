@@ -16,7 +16,7 @@ import pytest
 from attempts import Child, Truth, answer, model_hash, ranks, snapshot, trail, truth_of
 from test_kills import being_written, check_state, complete
 
-from train.recipe import Config
+from train.language.config import LMConfig
 
 pytestmark = pytest.mark.faults
 
@@ -44,12 +44,12 @@ def tally(account: dict[str, Any]) -> Iterator[Tally]:
 
 
 @pytest.fixture(scope="module")
-def two(config: Config) -> Config:
+def two(config: LMConfig) -> LMConfig:
     return replace(config, steps=8, evaluate_every=0)
 
 
 @pytest.fixture(scope="module")
-def truth(two: Config, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+def truth(two: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Of the uninterrupted run on two ranks."""
     out, started = tmp_path_factory.mktemp("two") / "whole", time.monotonic()
     for child in ranks(replace(two, keep=99), out):
@@ -71,7 +71,7 @@ def end(other: Child) -> bool:
     return False
 
 
-def test_ranks_killed_one_at_a_time_go_on_to_the_same_bits(two: Config, truth: Truth, tmp_path: Path, tally: Tally):
+def test_ranks_killed_one_at_a_time_go_on_to_the_same_bits(two: LMConfig, truth: Truth, tmp_path: Path, tally: Tally):
     rng, started, number = np.random.default_rng(11), time.monotonic(), 0
     assert truth.model and [row[0] for row in truth.trail] == list(range(1, 9))
     while True:
@@ -105,7 +105,7 @@ def test_ranks_killed_one_at_a_time_go_on_to_the_same_bits(two: Config, truth: T
     assert tally.in_save > 1
 
 
-def torchrun(two: Config, truth: Truth, folder: Path, share: bool) -> dict[str, Any]:
+def torchrun(two: LMConfig, truth: Truth, folder: Path, share: bool) -> dict[str, Any]:
     """A run under torchrun, one of whose ranks is killed. Returns what became of it.
 
     Args:
@@ -115,7 +115,7 @@ def torchrun(two: Config, truth: Truth, folder: Path, share: bool) -> dict[str, 
         share: let the restarted ranks use torchrun's own store, with what the killed ones left in it.
     """
     out, log = folder / "out", folder / "log"
-    usual = asdict(Config())
+    usual = asdict(LMConfig())
     overrides = [
         f"{key}={json.dumps(value)}"
         for key, value in asdict(two).items()
@@ -175,12 +175,12 @@ def torchrun(two: Config, truth: Truth, folder: Path, share: bool) -> dict[str, 
 
 
 def test_torchrun_starts_the_ranks_again_after_one_was_killed(
-    two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]
+    two: LMConfig, truth: Truth, tmp_path: Path, account: dict[str, Any]
 ):
     account["torchrun"] = torchrun(two, truth, tmp_path, share=False)
 
 
-def test_torchrun_with_its_usual_store_does_too(two: Config, truth: Truth, tmp_path: Path, account: dict[str, Any]):
+def test_torchrun_with_its_usual_store_does_too(two: LMConfig, truth: Truth, tmp_path: Path, account: dict[str, Any]):
     account["torchrun, usual store"] = "failed"
     account["torchrun, usual store"] = torchrun(two, truth, tmp_path, share=True)
 

@@ -1,0 +1,224 @@
+"""Build the emoji data set: pinned packages -> rendered pictures with names, facts and splits, as webdataset shards.
+
+    python -m train.build_emoji --out data/emoji            # npm fetches what is missing
+    python -m train.build_emoji --out data/emoji --packages DIR
+
+The same packages give byte-identical shards. Interrupted runs continue: OUT/cache keeps what is done.
+
+    OUT/{train,unseen_cell,unseen_concept}/shard-00000.tar    KEY.png (RGBA, 128 x 128), KEY.json (facts)
+    OUT/manifest.jsonl    one row a picture: source, licence, author, code points, split, pixel hash
+    OUT/data.json         packages with hashes, counts
+    OUT/ATTRIBUTION.md    generated from the manifest
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.progress import track
+
+from train.emoji.colours import main_colour
+from train.emoji.concepts import LANGUAGES, Concept, icon_keys, read_concepts, svg
+from train.emoji.dataset import SPLITS, cut_sample, write_manifest, write_shards
+from train.emoji.packages import PACKAGES, STYLES, Style, Tarball, fetch
+
+SIZE = 128  # pixels, both ways
+UNSEEN_CONCEPTS = 0.10  # of the families of each subgroup
+UNSEEN_CELLS = 0.15  # of the other families with at least four designs: one design each
+NEAR_DUPLICATE = 0.012  # root mean square difference of 16 x 16 thumbnails in [0, 1]
+
+
+def chance(*words: str) -> float:
+    """A number in [0, 1) that depends on the words alone."""
+    return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:7]) / 2**56
+
+
+def split_of(concepts: list[Concept], drawn: dict[str, set[str]]) -> dict[tuple[str, str], str]:
+    """(code, style word) -> split.
+
+    Args:
+        concepts: all of them.
+        drawn: style word -> codes that it has.
+    """
+    families: dict[str, list[Concept]] = defaultdict(list)
+    for concept in concepts:
+        families[concept.family].append(concept)
+    by_subgroup: dict[str, list[str]] = defaultdict(list)
+    for family, members in families.items():
+        by_subgroup[members[0].subgroup].append(family)
+    unseen = set()
+    for subgroup, names in by_subgroup.items():
+        ranked = sorted(names, key=lambda family: chance("concept", family))
+        count = UNSEEN_CONCEPTS * len(names)
+        unseen.update(ranked[: int(count + chance("round", subgroup))])
+    splits = {}
+    for family, members in families.items():
+        codes = {member.code for member in members}
+        designs = sorted({style.design for style in STYLES if codes & drawn[style.word]})
+        held = None
+        if family not in unseen and len(designs) >= 4 and chance("cell", family) < UNSEEN_CELLS:
+            held = designs[int(chance("design", family) * len(designs))]
+        for style in STYLES:
+            split = "unseen_concept" if family in unseen else "unseen_cell" if style.design == held else "train"
+            splits |= {(code, style.word): split for code in codes & drawn[style.word]}
+    return splits
+
+
+def render(source: bytes | str) -> bytes:
+    """SVG text or the bytes of a raster picture -> PNG, RGBA, SIZE x SIZE."""
+    if isinstance(source, str):
+        import resvg_py
+
+        picture = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=source, width=SIZE, height=SIZE)))
+    else:
+        picture = Image.open(io.BytesIO(source))
+    picture = picture.convert("RGBA")
+    if picture.size != (SIZE, SIZE):  # not square: centred on a transparent square
+        picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+        square = Image.new("RGBA", (SIZE, SIZE))
+        square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+        picture = square
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=9)
+    return out.getvalue()
+
+
+def _render_file(job: tuple[bytes | str, Path]) -> None:
+    source, path = job
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(render(source))
+    temporary.rename(path)
+
+
+def facts(concept: Concept, style: Style, png: bytes) -> dict:
+    """What is true of one picture, for captions and questions."""
+    rgba = np.asarray(Image.open(io.BytesIO(png)))
+    return {
+        "code": concept.code,
+        "family": concept.family,
+        "name": concept.name,
+        "keywords": {language: list(words) for language, words in concept.keywords.items()},
+        "group": concept.group,
+        "subgroup": concept.subgroup,
+        "style": style.word,
+        "colour": main_colour(rgba),
+    }
+
+
+def thumbnail(png: bytes) -> np.ndarray:
+    """[16 * 16 * 3] float in [0, 1], on white."""
+    picture = Image.open(io.BytesIO(png))
+    ground = Image.new("RGBA", picture.size, "white")
+    ground.alpha_composite(picture)
+    return np.asarray(ground.convert("RGB").resize((16, 16), Image.Resampling.BOX), np.float32).ravel() / 255
+
+
+def drop_leaks(rows: list[dict], thumbnails: np.ndarray) -> list[dict]:
+    """Leave out of the training split what is (nearly) a picture of another split."""
+    held = np.array([row["split"] != "train" for row in rows])
+    queries = thumbnails[held]
+    keep = []
+    for row, picture, is_held in zip(rows, thumbnails, held, strict=True):
+        leak = not is_held and float(((queries - picture) ** 2).mean(1).min(initial=1.0)) ** 0.5 < NEAR_DUPLICATE
+        keep += [] if leak else [row]
+    return keep
+
+
+def build(out: Path, packages: Path | None = None, limit: int | None = None) -> dict:
+    """Everything above in order. Returns the content of data.json.
+
+    Args:
+        out: the data set's folder.
+        packages: folder of tarballs; default OUT/cache/packages, filled through npm.
+        limit: keep only the first so many concepts (for a quick look).
+    """
+    cache = out / "cache"
+    tarballs = {}
+    for package in track(PACKAGES, "packages"):
+        tarballs[package] = Tarball(fetch(package, packages or cache / "packages"))
+    concepts = read_concepts(tarballs)[:limit]
+    icons = {style.word: icon_keys(style, concepts, tarballs) for style in STYLES}
+    splits = split_of(concepts, {word: set(keys) for word, keys in icons.items()})
+
+    pictures, jobs = [], []
+    for style in STYLES:
+        folder = cache / f"render-{SIZE}" / style.word.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        for concept in concepts:
+            if (key := icons[style.word].get(concept.code)) is not None:
+                path = folder / f"{concept.code}.png"
+                pictures.append((style, concept, key, path))
+                if not path.exists():
+                    raster = key.endswith(".webp")
+                    source = tarballs[style.package].read(key) if raster else svg(style, key, tarballs)
+                    jobs.append((source, path))
+    with ProcessPoolExecutor() as pool:
+        list(track(pool.map(_render_file, jobs, chunksize=16), "rendering", total=len(jobs)))
+
+    rows, thumbnails, content = [], [], {}
+    for style, concept, key, path in track(pictures, "facts"):
+        png = path.read_bytes()
+        sample = f"{style.word.replace(' ', '-')}_{concept.code}"
+        content[sample] = (png, facts(concept, style, png))
+        thumbnails.append(thumbnail(png))
+        rows.append(
+            {
+                "key": sample,
+                "package": style.package.name,
+                "version": style.package.version,
+                "integrity": style.package.integrity,
+                "icon": key,
+                "code": concept.code,
+                "family": concept.family,
+                "style": style.word,
+                "licence": style.licence,
+                "licence_file": style.licence_file,
+                "author": style.author,
+                "captions": {language: f"cldr {language}" for language in LANGUAGES},
+                "renderer": "pillow" if key.endswith(".webp") else f"resvg-py {version('resvg-py')}",
+                "pixels": hashlib.sha256(Image.open(io.BytesIO(png)).tobytes()).hexdigest(),
+                "split": splits[concept.code, style.word],
+            }
+        )
+    kept = drop_leaks(rows, np.stack(thumbnails))
+    # Shards are read in order when they are streamed: mix concepts and styles once, by hash.
+    kept.sort(key=lambda row: chance("order", row["key"]))
+    counts = {}
+    for split in SPLITS:
+        chosen = [row for row in kept if row["split"] == split]
+        counts[split] = write_shards(out / split, ((row["key"], *content[row["key"]]) for row in chosen))
+    summary = {
+        "packages": [{"name": p.name, "version": p.version, "integrity": p.integrity} for p in PACKAGES],
+        "size": SIZE,
+        "concepts": len(concepts),
+        "counts": counts,
+        "near_duplicates_dropped": len(rows) - len(kept),
+        "styles": dict(Counter(row["style"] for row in kept)),
+    }
+    write_manifest(out, kept)
+    (out / "data.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    packages: Annotated[Path | None, typer.Option(help="folder with the packages' tarballs")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first so many concepts")] = None,
+    sample: Annotated[Path | None, typer.Option(help="cut a small sample of the set in OUT into this folder")] = None,
+) -> None:
+    try:
+        print(json.dumps(cut_sample(out, sample) if sample else build(out, packages, limit)["counts"]))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"build_emoji: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

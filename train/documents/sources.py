@@ -1,0 +1,285 @@
+"""A person's own data in the layouts that people have, one sample at a time, in chunks that are read independently.
+
+    cat.jpg + cat.txt or cat.json      a folder of pictures with captions beside them
+    *.tar                              webdataset (img2dataset): KEY.jpg + KEY.txt or KEY.json
+    *.jsonl                            {"image": PATH, "caption": ...}, or {"items": [{"text": ...}, {"image": PATH}]}
+    *.csv, *.tsv                       a column of paths, a column of captions (open_clip)
+    *.parquet                          pictures inside or by path; or images and texts in turn (OBELICS)
+    datasets.save_to_disk              the folder
+
+Captions lie in .txt, or in .json under "caption" or "text"; .json and tables may name source, licence and owner.
+Nothing is fetched from the network. tables.py reads the last four.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from train.documents.sample import (
+    MAX_TEXT,
+    TEXT_COLUMNS,
+    USUAL,
+    Columns,
+    Sample,
+    Skip,
+    Unusable,
+    check_size,
+    decoded,
+    facts_of,
+    json_object,
+)
+from train.documents.tables import Jsonl, Parquet, SavedDataset, Spreadsheet
+from train.pictures.files import PICTURES, Entry, members, walk
+
+FORMATS = ("auto", "folder", "tar", "jsonl", "csv", "parquet", "datasets")
+TAR_PART = 64_000_000  # bytes of a tar that are one chunk: its table is not read before
+
+
+class Source(Protocol):
+    """Samples in chunks. The same chunk always gives the same samples, in every process.
+
+    Attributes:
+        kind: one of FORMATS.
+        listing: twelve hex digits that change with the files and their order.
+        skipped: what is skipped before any chunk is read.
+    """
+
+    kind: str
+    listing: str
+    skipped: list[Skip]
+
+    def __len__(self) -> int:
+        """Chunks."""
+        ...
+
+    def read(self, number: int) -> Iterator[Sample | Skip]: ...
+
+
+def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto", samples: int = 2048) -> Source:
+    """Find out what lies at `path`, and list it.
+
+    Args:
+        path: a file or a folder.
+        columns: of tables; the usual names are found.
+        format: one of FORMATS, for a folder that holds several.
+        samples: a chunk, at most; a chunk of a tar is TAR_PART bytes instead.
+
+    Raises:
+        ValueError: nothing there that can be read, or several layouts at once.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: want one of {', '.join(FORMATS)}")
+    if path.is_file():
+        kinds = {_kind(path): [path]} if _kind(path) not in ("", "picture", "words") else {}
+    elif (path / "dataset_dict.json").is_file():
+        raise ValueError(f"{path} holds several splits of a data set: name one of their folders, {_below(path)}")
+    elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        kinds = {"datasets": [path]}
+    elif path.is_dir():
+        kinds = _kinds(path)
+    else:
+        raise ValueError(f"{path} does not exist: give a folder or a file")
+    if format != "auto":
+        kinds = {format: kinds[format]} if kinds.get(format) else {}
+    if len(kinds) != 1:
+        raise ValueError(_which(path, format, kinds))
+    kind, files = next(iter(kinds.items()))
+    if kind == "folder":
+        return PictureFolder(path, files, samples)
+    root = path if path.is_dir() else path.parent
+    if kind == "tar":
+        return Tars(root, files)
+    if kind == "jsonl":
+        return Jsonl(root, files, columns, samples)
+    if kind == "csv":
+        return Spreadsheet(root, files, columns, samples)
+    return (Parquet if kind == "parquet" else SavedDataset)(root, files, columns, samples)
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return "picture"
+    return {
+        ".tar": "tar",
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".tsv": "csv",
+        ".parquet": "parquet",
+        ".txt": "words",
+        ".json": "words",
+    }.get(suffix, "")
+
+
+def _kinds(folder: Path) -> dict[str, list[Path]]:
+    """Format -> files. Pictures without captions are a table's, and a table beside tars is img2dataset's account."""
+    found: dict[str, list[Path]] = {}
+    for path in walk(folder):
+        if kind := _kind(path):
+            found.setdefault(kind, []).append(path)
+    pictures, words = found.pop("picture", []), found.pop("words", [])
+    stems = {path.with_suffix("") for path in words}
+    if pictures and (not found or any(path.with_suffix("") in stems for path in pictures)):
+        found["folder"] = sorted(pictures + words)
+    if "tar" in found:
+        found.pop("parquet", None)
+    return found
+
+
+def _below(path: Path) -> str:
+    return ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
+
+
+def _which(path: Path, format: str, kinds: dict[str, list[Path]]) -> str:
+    if kinds:
+        found = ", ".join(f"{kind} ({len(files)} files)" for kind, files in sorted(kinds.items()))
+        return f"{path} holds several layouts, {found}: choose one with --format"
+    if format != "auto":
+        return f"{path} holds nothing of the format {format}"
+    return (
+        f"{path} holds nothing that can be read: want pictures ({' '.join(PICTURES)}) with .txt or .json beside "
+        "them, uncompressed .tar, .jsonl, .csv, .tsv, .parquet, or a folder of datasets.save_to_disk"
+    )
+
+
+def listing_of(root: Path, files: Iterable[Path], *more: str) -> str:
+    """Twelve hex digits of the files' names and sizes."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    digest.update("\n".join(more).encode())
+    return digest.hexdigest()[:12]
+
+
+class NamedSample(NamedTuple):
+    """What lies under one name, in a folder or a tar; `words`: suffix -> where."""
+
+    name: str
+    picture: Entry | None
+    words: dict[str, Entry]
+
+
+def record_of(sample: NamedSample) -> Sample | Skip:
+    """Read the captions of a sample."""
+    name = sample.name
+    try:
+        if sample.picture is None:
+            raise Unusable("caption without a picture")
+        check_size(sample.picture.size)
+        words, row = "", {}
+        if ".txt" in sample.words:
+            words = decoded(_read(sample.words[".txt"]), ".txt")
+        if ".json" in sample.words:
+            row = json_object(decoded(_read(sample.words[".json"]), ".json"), ".json")
+            words = words or next((row[key] for key in TEXT_COLUMNS if row.get(key)), "")
+        if not isinstance(words, str) or not words.strip():
+            raise Unusable("no caption: " + ("it is empty" if sample.words else "neither .txt nor .json lies beside"))
+        return Sample(name, (words.strip(), sample.picture), facts_of(row))
+    except Unusable as error:
+        return Skip(name, str(error))
+    except OSError as error:
+        return Skip(name, f"cannot be read: {error.strerror}")
+
+
+def _read(entry: Entry) -> bytes:
+    if entry.size > MAX_TEXT:
+        raise Unusable(f"text too long: {entry.size:,} bytes, the limit is {MAX_TEXT:,}")
+    data = entry.read()
+    if len(data) < entry.size:
+        raise Unusable(f"cut off: {len(data)} of {entry.size} bytes of its caption")
+    return data
+
+
+class PictureFolder:
+    """Pictures with captions beside them."""
+
+    kind = "folder"
+
+    def __init__(self, root: Path, files: Sequence[Path], samples: int):
+        self.root, self.samples = root, samples
+        self.skipped: list[Skip] = []
+        self.names: list[tuple[str, tuple[str, ...]]] = []  # path without suffix, suffixes: the picture's first
+        by_stem: dict[str, list[str]] = {}
+        for path in files:
+            stem = path.relative_to(root).with_suffix("")
+            by_stem.setdefault(str(stem), []).append(path.suffix)
+        captions = pictures = 0
+        for stem, suffixes in by_stem.items():
+            first, *others = [suffix for suffix in suffixes if suffix.lower() in PICTURES] or [""]
+            words = [suffix for suffix in suffixes if suffix.lower() in (".txt", ".json")]
+            self.skipped += [
+                Skip(stem + other, f"second picture of one name: {stem + first} is taken") for other in others
+            ]
+            self.names.append((stem, (first, *words)))
+            pictures += bool(first)
+            captions += bool(first and words)
+        if not captions:
+            raise ValueError(
+                f"{root} has {pictures} pictures and no caption: put cat.txt beside cat.jpg, or cat.json "
+                'with {"caption": ...}'
+            )
+        self.listing = listing_of(root, files)
+
+    def __len__(self) -> int:
+        return -(-len(self.names) // self.samples)
+
+    def read(self, number: int) -> Iterator[Sample | Skip]:
+        for stem, (picture, *words) in self.names[number * self.samples : (number + 1) * self.samples]:
+            name = stem + (picture or words[0])
+            try:
+                found = self._entry(stem + picture) if picture else None
+                beside = {suffix.lower(): self._entry(stem + suffix) for suffix in words}
+            except OSError as error:
+                yield Skip(name, f"missing file: {error.strerror}")
+                continue
+            yield record_of(NamedSample(name, found, beside))
+
+    def _entry(self, name: str) -> Entry:
+        path = self.root / name
+        return Entry(name, str(path), 0, path.stat().st_size)
+
+
+class Tars:
+    """Webdataset tars: members of one key are a sample, wherever in the tar they lie."""
+
+    kind = "tar"
+
+    def __init__(self, root: Path, files: Sequence[Path]):
+        self.root, self.skipped = root, list[Skip]()
+        self.parts = [(path, part) for path in files for part in range(max(1, -(-path.stat().st_size // TAR_PART)))]
+        self.listing = listing_of(root, files)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def read(self, number: int) -> Iterator[Sample | Skip]:
+        """The samples whose first member begins in this part of the tar."""
+        path, part = self.parts[number]
+        tar = str(path.relative_to(self.root))
+        picked: dict[str, dict[str, Any]] = {}
+        skipped: list[Skip] = []
+        try:
+            for member in members(path):
+                match = re.fullmatch(r"((?:.*/)?[^/.]+)\.([^/]*)", member.name)  # webdataset: up to the first dot
+                suffix = f".{match[2].lower()}" if match else ""
+                if not match or (suffix not in PICTURES and suffix not in (".txt", ".json")):
+                    continue
+                entry = Entry(f"{tar}:{member.name}", str(path), member.offset_data, member.size)
+                sample = picked.setdefault(match[1], {"part": member.offset // TAR_PART})
+                place = "picture" if suffix in PICTURES else suffix
+                if place not in sample:
+                    sample[place] = entry
+                elif sample["part"] == part:
+                    skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has a {place.strip('.')} already"))
+        except ValueError as error:
+            if part == 0:
+                skipped.append(Skip(tar, str(error)))
+        for key, sample in picked.items():
+            if sample["part"] == part:
+                words = {suffix: sample[suffix] for suffix in (".txt", ".json") if suffix in sample}
+                yield record_of(NamedSample(f"{tar}:{key}", sample.get("picture"), words))
+        yield from skipped

@@ -1,0 +1,211 @@
+"""What writes one shard of a person's own data: pictures to codes, texts to ids, samples to documents.
+
+A caption with its picture gives two documents, for drawing and for captioning; an interleaved sample is one as it
+reads, cut where it is too long.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cm3.document import Document, Image, Text, to_ids
+from cm3.templates import TEMPLATES
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train.documents.sample import Sample, Skip
+from train.documents.shards import SPLITS, ShardWriter, Target
+from train.documents.sources import Source
+from train.pictures.codes import load_ahead
+from train.runtime.files import write_whole
+
+SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What goes into the shards.
+
+    Attributes:
+        image_tokenizer: folder or name; "" = "emoji", or the model's.
+        model: folder or name of a CM3 model whose tokenizers and vocabulary to keep; "" = train a text tokenizer.
+        text_vocab: ids of the text tokenizer, at most.
+        text_sample: texts it is trained on, at most.
+        language: of the captions' prompt ("en" or "ar"), where a sample does not say.
+        held_out: share of the samples that are kept for evaluation; the same content always falls on the same side.
+        max_tokens: of a document; longer interleaved samples are cut. 0 = 4096, or the model's context if that is less.
+        samples: of the source a shard; a shard of a tar takes 64 MB instead.
+        batch: pictures that go through the image tokenizer together.
+        workers: threads a process that read and decode pictures.
+        source, licence, owner: noted for samples that do not say.
+        format: as for train.documents.sources.open_source.
+        image_column, text_column: of tables; "" = one of the usual names.
+    """
+
+    image_tokenizer: str = ""
+    model: str = ""
+    text_vocab: int = 4096
+    text_sample: int = 1_000_000
+    language: str = "en"
+    held_out: float = 0.01
+    max_tokens: int = 0
+    samples: int = 2048
+    batch: int = 16
+    workers: int = 2
+    source: str = ""
+    licence: str = ""
+    owner: str = ""
+    format: str = "auto"
+    image_column: str = ""
+    text_column: str = ""
+
+
+class DecodedSample(NamedTuple):
+    """A sample whose pictures have been decoded, [3, H, W] each; `digest`: SHA-256 of all it holds."""
+
+    digest: str
+    pixels: list[torch.Tensor]
+
+
+@dataclass
+class ShardBuilder:
+    """What writes shards, in this process or another one."""
+
+    source: Source
+    out: Path
+    options: PrepareOptions
+    vocab: Vocab
+    image_name: str
+    marks: dict[str, str]
+
+    def start(self, device: str) -> None:
+        """Load the tokenizers."""
+        self.image = ImageTokenizer.from_pretrained(self.image_name).to(device)
+        self.text = TextTokenizer.load(self.out)
+        found = {"image_tokenizer": self.image.fingerprint(), "text_tokenizer": self.text.fingerprint()}
+        if found != self.marks:
+            raise ValueError(f"the tokenizers changed while {self.out} was prepared: {found}, want {self.marks}")
+
+    def write(self, number: int, tick: Callable[[int], None]) -> None:
+        """Write the shard of one chunk; what marks that it is done comes last. `tick` hears of samples."""
+        writers = {split: ShardWriter(self.text, self.vocab) for split in SPLITS}
+        skipped: list[Skip] = []
+        seen: dict[str, str] = {}
+        pictures = 0
+        for batch in load_ahead(self.source.read(number), self.load, self.options.batch, self.options.workers):
+            skipped += [what for _, what in batch if isinstance(what, Skip)]
+            good = [
+                (record, what)
+                for record, what in batch
+                if isinstance(record, Sample) and isinstance(what, DecodedSample)
+            ]
+            pixels = [part for _, what in good for part in what.pixels]
+            grids = iter(self.image.encode_pixels(torch.stack(pixels)) if pixels else [])
+            for record, what in good:
+                codes = [next(grids) for _ in what.pixels]
+                if what.digest in seen:
+                    skipped.append(Skip(record.name, f"duplicate: of {seen[what.digest]}"))
+                    continue
+                seen[what.digest] = record.name
+                held_out = int(what.digest[:13], 16) / 16**13 < self.options.held_out
+                problem = self.add(writers["held_out" if held_out else "train"], record, what.digest, codes)
+                skipped += [problem] if problem else []
+                pictures += 0 if problem else len(codes)
+            tick(len(batch))
+        if skipped:
+            write_whole(self.out / f"{SKIPPED}-{number:05}.jsonl", rows_of(skipped))
+        if writers["held_out"].manifest:
+            writers["held_out"].save(self.out, "held_out", number)
+        counts = dict(Counter(skip.kind for skip in skipped))
+        writers["train"].save(self.out, "train", number, pictures=pictures, skipped=counts, **self.marks)
+
+    def load(self, record: Sample | Skip) -> DecodedSample | Skip:
+        if isinstance(record, Skip):
+            return record
+        digest, pixels = hashlib.sha256(), []
+        try:
+            for piece in record.pieces:
+                data = piece.encode() if isinstance(piece, str) else piece.read()
+                digest.update(f"{'text' if isinstance(piece, str) else 'picture'} {len(data)}\n".encode() + data)
+                if not isinstance(piece, str):
+                    pixels.append(self.image.pixels(data))
+        except OSError as error:
+            return Skip(record.name, f"cannot be read: {error.strerror}")
+        except ValueError as error:
+            return Skip(record.name, str(error).removeprefix("the picture: "))
+        return DecodedSample(digest.hexdigest(), pixels)
+
+    def add(self, writer: ShardWriter, record: Sample, digest: str, grids: list[torch.Tensor]) -> Skip | None:
+        """Write the documents of a sample; or why there are none."""
+        limit, facts = self.options.max_tokens, record.facts
+        defaults = self.options
+        row = {
+            "name": record.name,
+            "source": facts.source or defaults.source,
+            "licence": facts.licence or defaults.licence,
+            "owner": facts.owner or defaults.owner,
+            "sha256": digest,
+        }
+        if record.interleaved:
+            codes = iter(grids)
+            items = (Text(piece) if isinstance(piece, str) else Image(next(codes)) for piece in record.pieces)
+            parts = cut(to_ids(Document(tuple(items)), self.vocab, self.text), limit, self.vocab)
+            writer.sample(**row, documents=len(parts))
+            for part in parts:
+                writer.add(part, [])
+            return None
+        words, picture = str(record.pieces[0]), grids[0].flatten().tolist()
+        prompt = TEMPLATES["caption"].get(facts.language) or TEMPLATES["caption"][defaults.language]
+        length = len(writer.words(prompt)) + len(writer.words(words)) + len(picture) + 5
+        if length > limit:
+            return Skip(record.name, f"too long: {length} tokens, the limit is {limit}")
+        writer.sample(**row, documents=2)
+        writer.draw(words, picture)
+        writer.ask([Target("caption", prompt, words)], picture)
+        return None
+
+
+def cut(ids: list[int], limit: int, vocab: Vocab) -> list[list[int]]:
+    """A finished document in parts of at most `limit` ids with their two <eos>, which the parts lack.
+
+    Cuts lie where text and picture meet; a text that is longer than a part is cut between its tokens.
+    """
+    room, parts, here = limit - 2, [], list[int]()
+    for unit in _units(ids[1:-1], vocab):
+        is_text = unit[0] != vocab.image
+        turn = [vocab.break_] if here and (here[-1] == vocab.end_image) == is_text else []
+        if len(here) + len(turn) + len(unit) <= room:
+            here += turn + unit
+            continue
+        parts += [here] if here else []
+        while len(unit) > room:
+            parts.append(unit[:room])
+            unit = unit[room:]
+        here = unit
+    return parts + [here] if here else parts
+
+
+def _units(ids: list[int], vocab: Vocab) -> Iterator[list[int]]:
+    """Runs of text, and whole pictures."""
+    unit: list[int] = []
+    for id in ids:
+        if unit and id in (vocab.break_, vocab.image):
+            yield unit
+            unit = []
+        if id != vocab.break_:
+            unit.append(id)
+        if id == vocab.end_image:
+            yield unit
+            unit = []
+    if unit:
+        yield unit
+
+
+def rows_of(skips: list[Skip]) -> str:
+    return "".join(json.dumps(skip._asdict(), ensure_ascii=False) + "\n" for skip in skips)

@@ -1,0 +1,285 @@
+"""Compare what the codes of image tokenizers are worth: to the eye, to a linear probe, and to a small language model.
+
+    python -m train.evaluate_codes FOLDER... --data data/emoji --out runs/compare --seed 0
+
+Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
+Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
+each concept that has four or more, and captions those pictures ("held cell") and the official unseen cells.
+"""
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+from cm3.pipeline import CM3
+from cm3.templates import TEMPLATES
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train import lm
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish
+from train.emoji.dataset import EVERYDAY, read_split
+from train.emoji.packages import STYLES
+from train.emoji.phrases import Facts
+from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
+from train.language.config import LMConfig as Recipe
+from train.language.loss import LMLearner
+from train.language.objective import Objective
+from train.language.packing import Rows
+from train.pictures.codes import encode_views
+from train.pictures.loader import to_pixels
+from train.pictures.views import PLAIN, Augmentation, View, place
+from train.vq.learner import evaluate
+
+DESIGNS = {style.word: style.design for style in STYLES}
+MODEL = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512)
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """One comparison.
+
+    Attributes:
+        seed: of the language model; the views and the held cells are the same for all.
+        steps: of the language model; 0 = none.
+        batch_tokens: tokens a step, in packed rows.
+        views: views of each picture; the first is plain.
+        model: fields of CM3Config that replace the preset's.
+    """
+
+    seed: int = 0
+    steps: int = 450
+    batch_tokens: int = 4096
+    views: int = 8
+    model: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Drawings in RGBa, each with its facts."""
+
+    drawings: list[Image.Image]
+    rows: list[Facts]
+
+    def where(self, keep: list[bool]) -> "Drawings":
+        pairs = [pair for pair, kept in zip(zip(self.drawings, self.rows, strict=True), keep, strict=True) if kept]
+        return Drawings([drawing for drawing, _ in pairs], [row for _, row in pairs])
+
+    def designs(self) -> list[str]:
+        return [DESIGNS[row["style"]] for row in self.rows]
+
+    def plain(self, size: int) -> list[Image.Image]:
+        return [Image.fromarray(place(drawing, PLAIN, size)) for drawing in self.drawings]
+
+
+def read(folder: Path) -> Drawings:
+    """All pictures of a split."""
+    samples = [(drawing, row) for _, drawing, row in read_split(folder)]
+    return Drawings([drawing for drawing, _ in samples], [row for _, row in samples])
+
+
+def everyday(pictures: Drawings) -> Drawings:
+    return pictures.where([row["subgroup"] in EVERYDAY for row in pictures.rows])
+
+
+def designs_of(pictures: Drawings) -> dict[str, set[str]]:
+    """Concept -> designs that draw it."""
+    out: dict[str, set[str]] = defaultdict(set)
+    for row, design in zip(pictures.rows, pictures.designs(), strict=True):
+        out[row["code"]].add(design)
+    return out
+
+
+def held_cells(pictures: Drawings) -> set[tuple[str, str]]:
+    """(concept, design): one design of each concept that has four or more; always the same."""
+    rng = np.random.default_rng(0)
+    many = {code: sorted(designs) for code, designs in sorted(designs_of(pictures).items()) if len(designs) >= 4}
+    return {(code, designs[rng.integers(len(designs))]) for code, designs in many.items()}
+
+
+def reconstruction(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, float]:
+    """PSNR in dB and the share of codes in use."""
+    figures, _ = evaluate(tokenizer.model, to_pixels([np.asarray(p) for p in pictures.plain(tokenizer.size[0])]))
+    return {"pictures": len(pictures.rows), **figures}
+
+
+def probes(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, Any]:
+    """Concept and category of the concepts with three designs or more, read from their codes in a design left out."""
+    designs = designs_of(pictures)
+    pictures = pictures.where([len(designs[row["code"]]) >= 3 for row in pictures.rows])
+    codes = encode_views(pictures.drawings, [[PLAIN]] * len(pictures.rows), tokenizer).view(-1, *tokenizer.grid)
+    labels = {"concept": [row["code"] for row in pictures.rows], "category": [row["subgroup"] for row in pictures.rows]}
+    features = {
+        "bag of codes": bag_of_codes(codes, tokenizer.num_codes),
+        "code vectors": code_vectors(codes, tokenizer.model.quantize.codebook().cpu()),
+    }
+    out: dict[str, Any] = {"pictures": len(codes)} | {kind: len(set(values)) for kind, values in labels.items()}
+    for name, values in features.items():
+        out[name] = {kind: probe._asdict() for kind, probe in across_groups(values, labels, pictures.designs()).items()}
+    return out
+
+
+def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Drawings, views: int, out: Path) -> None:
+    """For each view of each picture a document that asks for its English name."""
+    rng, augmentation, size = np.random.default_rng(0), Augmentation(), tokenizer.size[0]
+    placed: list[list[View]] = [
+        [PLAIN, *(augmentation.sample(rng, size) for _ in range(views - 1))] for _ in pictures.rows
+    ]
+    vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes)
+    writer = ShardWriter(text, vocab)
+    for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer).tolist(), strict=True):
+        writer.sample(name=f"{row['style']} {row['code']}", documents=views)
+        for grid in codes:
+            writer.ask([Target("caption", TEMPLATES["caption"]["en"], row["name"]["en"])], grid)
+    clear(out)
+    writer.save(out)
+    finish(out, text, vocab, tokenizer, views=views)
+
+
+def row_length(tokenizer: ImageTokenizer) -> int:
+    """Of a packed row: a few documents."""
+    rows, columns = tokenizer.grid
+    return max(256, 2 * (rows * columns + 64))
+
+
+def answer_loss(model: CM3, folder: Path) -> float:
+    """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
+    rows = Rows(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
+    learner = LMLearner(model.model)
+    losses = lm.evaluate(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
+    model.model.eval()
+    return losses["answer"]
+
+
+def captioning(
+    name: str, tokenizer: ImageTokenizer, train: Drawings, unseen: Drawings, out: Path, config: CodesConfig
+) -> dict[str, Any]:
+    """Train a small captioner on the codes. Share of names given exactly (but for case), and the names' loss in nats.
+
+    Args:
+        name: folder or name of the tokenizer.
+        tokenizer: the same, loaded.
+        train: everyday pictures of the training split.
+        unseen: those of the official unseen cells; of concepts that `train` has.
+        out: folder of the documents and of the language model's run.
+        config: the comparison's.
+    """
+    held = held_cells(train)
+    is_held = [(row["code"], design) in held for row, design in zip(train.rows, train.designs(), strict=True)]
+    seen = train.where([not kept for kept in is_held])
+    tests = {"held cell": train.where(is_held), "unseen_cell": unseen}
+    words = [TEMPLATES["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
+    text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
+    write_documents(tokenizer, text, seen, config.views, out / "tokens")
+    row = row_length(tokenizer)
+    settings = Recipe(
+        data=str(out / "tokens"),
+        image_tokenizer=name,
+        model={**(config.model or MODEL), "max_position_embeddings": row},
+        steps=config.steps,
+        row=row,
+        batch_tokens=max(1, config.batch_tokens // row) * row,
+        seed=config.seed,
+        save_every=500,
+        sample_every=0,
+        prompts=(),
+    )
+    started = time.perf_counter()
+    model = CM3.from_pretrained(lm.train(settings, out / "lm"))
+    result: dict[str, Any] = {
+        "documents": len(seen.rows) * config.views,
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "training_seconds": round(time.perf_counter() - started, 1),
+    }
+    for split, pictures in tests.items():
+        if not pictures.rows:
+            continue
+        result[split] = {"pictures": len(pictures.rows), "exact": exact_match(model, pictures)}
+        write_documents(tokenizer, text, pictures, 1, out / split.replace(" ", "_"))
+        result[split]["loss"] = answer_loss(model, out / split.replace(" ", "_"))
+    return result
+
+
+def exact_match(model: CM3, pictures: Drawings) -> float:
+    """Share of greedy captions that are the English name, but for case."""
+    said = model.caption(pictures.plain(model.image_tokenizer.size[0]))
+    names = [row["name"]["en"] for row in pictures.rows]
+    return float(np.mean([a.strip().casefold() == b.casefold() for a, b in zip(said, names, strict=True)]))
+
+
+def compare(names: list[str], data: Path, out: Path, config: CodesConfig) -> list[dict[str, Any]]:
+    """The rows of the named tokenizers, measured where OUT/rows.jsonl lacks them."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "rows.jsonl"
+    train, all_unseen = read(data / "train"), read(data / "unseen_cell")
+    usual, unseen = everyday(train), everyday(all_unseen)
+    rows = []
+    for name in names:
+        started, tokenizer = time.perf_counter(), ImageTokenizer.from_pretrained(name)
+        identity = {"tokenizer": name, "fingerprint": tokenizer.fingerprint(), **asdict(config)}
+        if found := [row for row in read_rows(file) if identity.items() <= row.items()]:
+            rows.append(found[0])
+            continue
+        row = identity | {
+            "reconstruction": reconstruction(tokenizer, all_unseen),
+            "probe": probes(tokenizer, Drawings(usual.drawings + unseen.drawings, usual.rows + unseen.rows)),
+        }
+        if config.steps:
+            folder = out / f"{identity['fingerprint']}-{config.seed}-{config.steps}"
+            row["captions"] = captioning(name, tokenizer, usual, unseen, folder, config)
+        rows.append(row | {"seconds": round(time.perf_counter() - started, 1)})
+        with file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def codes_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
+        "| caption, held cell | nats | caption, unseen cell | nats |",
+        "|---" * 11 + "|",
+    ]
+    for row in rows:
+        rec, probe = row["reconstruction"], row["probe"]
+        cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['code_use']:.1%}"]
+        cells += [
+            f"{probe[feature][kind]['top1']:.1%}"
+            for kind in ("concept", "category")
+            for feature in ("bag of codes", "code vectors")
+        ]
+        for split in ("held cell", "unseen_cell"):
+            figures = row.get("captions", {}).get(split)
+            cells += [f"{figures['exact']:.1%}", f"{figures['loss']:.3f}"] if figures else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(
+    tokenizers: Annotated[list[str], typer.Argument(help="folders or names")],
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/compare"),
+    seed: Annotated[int, typer.Option(help="of the language model")] = 0,
+    steps: Annotated[int, typer.Option(help="of the language model; 0 = none")] = CodesConfig.steps,
+    views: Annotated[int, typer.Option(help="views of each picture")] = CodesConfig.views,
+) -> None:
+    try:
+        rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate_codes: {error}") from None
+    print(codes_table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,295 @@
+"""Measure what runs of train.lm with other shares of the objective's forms draw, caption and fill in.
+
+    python -m train.evaluate_objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
+
+The runs' seed and shards (of train.tokenize_emoji) must be the same: measured on views that none of them saw, of things
+they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
+picture, in each way that a run has learnt:
+
+    left    words <break> <image> codes, those of the hole drawn: blind to what comes behind
+    cm3     words <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes: a span for each run
+    holes   words <break> <image> codes and <mask:0> </image> <image> codes, those of the hole drawn
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from cm3.cache import KVCache
+from cm3.engine import pad_left
+from cm3.masking import Span, rotate
+from cm3.pipeline import CM3
+from cm3.sampling import GREEDY, SamplingConfig, sample
+from cm3.templates import TEMPLATES
+from tokenizer_image.pixels import to_pil
+from train.documents.shards import Shards
+from train.evaluation.concepts import plain
+from train.evaluation.judge import Judge, Reference, ranks
+from train.language.config import LMConfig
+from train.language.objective import Objective
+from train.language.packing import Rows
+from train.language.setup import objective_of
+from train.pictures.metrics import psnr
+from train.runtime import config as configs
+
+KINDS = {"3 of 8 rows": (slice(2, 5), slice(0, 8)), "4 x 4 square": (slice(2, 6), slice(2, 6))}  # of holes
+PER_VIEW = 4  # documents of a view in a row: two captions, two with questions
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.9)
+LONGEST = 16  # ids of a caption
+BATCH = 64
+
+
+class CaptionedView(NamedTuple):
+    """A held-out picture: ids of the words before it, ids of its codes row by row, and what it shows."""
+
+    words: list[int]
+    codes: list[int]
+    name: dict[str, str]
+    concept: str
+    style: str
+
+
+class Gaps(NamedTuple):
+    """ids, and the places among them that the model has to give."""
+
+    ids: list[int]
+    places: list[int]
+
+
+def view_of(shards: Shards, number: int, names: dict[str, Any]) -> CaptionedView:
+    """The view whose first document, a caption, has this number."""
+    facts, ids = shards.sample(number), shards.document(number).ids
+    cut = ids.index(shards.vocab().break_)
+    return CaptionedView(ids[1:cut], ids[cut + 2 : -2], names[facts["code"]]["name"], facts["code"], facts["style"])
+
+
+def held_out(
+    config: LMConfig, documents: int, count: int
+) -> tuple[dict[str, list[CaptionedView]], list[CaptionedView]]:
+    """Views to measure on, and plain views of the same things in all their styles, to judge drawings by.
+
+    config: of one of the runs. documents: that the longest of them saw; views in their windows are no candidates.
+    count: of things."""
+    shards, cells = Shards(config.data), Shards(config.data, "held_out")
+    names = json.loads((shards.folder / "concepts.json").read_text(encoding="utf-8"))
+    rows = Rows(shards, shards.vocab(), Objective(), config.row, config.seed, config.window)
+    windows = range(documents // rows.window + 1)
+    seen = {int(i) // PER_VIEW for window in windows for i in rows.plan(window).documents}
+    pictures: dict[str, list[range]] = {}  # of each concept, as the first documents of their views
+    size = PER_VIEW * shards.meta["config"]["views"]
+    for at in range(0, len(shards), size):
+        pictures.setdefault(shards.sample(at)["code"], []).append(range(at, at + size, PER_VIEW))
+    rng, views, reference = np.random.default_rng(0), [], []
+    for concept in rng.permutation(sorted(code for code, found in pictures.items() if len(found) >= 3)):
+        unseen = [i for found in pictures[concept] for i in found[1:] if i // PER_VIEW not in seen]
+        if unseen and len(views) < count:
+            views.append(view_of(shards, unseen[rng.integers(len(unseen))], names))
+            reference += [view_of(shards, found[0], names) for found in pictures[concept]]
+    return {"view": views, "cell": [view_of(cells, i, names) for i in range(0, len(cells), PER_VIEW)]}, reference
+
+
+def with_hole(view: CaptionedView, hole: Tensor, way: str, model: CM3) -> Gaps:
+    """The document with a hole [h, w], to be filled in one of the ways."""
+    v, inside, start = model.vocab, hole.flatten().tolist(), len(view.words) + 3  # of the codes
+    ids = [v.eos, *view.words, v.break_, v.image, *view.codes, v.end_image, v.eos]
+    if way == "cm3":
+        spans: list[Span] = []
+        for i in (start + i for i, missing in enumerate(inside) if missing):
+            spans = [*spans[:-1], (spans[-1][0], i + 1)] if spans and spans[-1][1] == i else [*spans, (i, i + 1)]
+        ids = rotate(ids, spans, v)[0]
+        return Gaps(ids, [i for i in range(ids.index(v.infill(0)), len(ids)) if v.is_code(ids[i])])
+    if way == "holes":
+        source = [v.mask(0) if missing else code for code, missing in zip(view.codes, inside, strict=True)]
+        ids[start - 1 : start - 1] = [v.image, *source, v.end_image]
+        start += len(source) + 2
+    return Gaps(ids, [start + i for i, missing in enumerate(inside) if missing])
+
+
+def caption_prompt(view: CaptionedView, language: str, told: bool, model: CM3) -> list[int]:
+    """What a caption is written behind: the picture and then the prompt, or a mask that is filled in."""
+    v, words = model.vocab, model.vocab.text_to_ids(model.text_tokenizer.encode(TEMPLATES["caption"][language]))
+    picture = [v.image, *view.codes, v.end_image]
+    if told:
+        return [v.eos, *picture, v.break_, *words]
+    return [v.eos, *words, v.mask(0), v.break_, *picture, v.infill(0)]
+
+
+@torch.inference_mode()
+def mean_loss(model: CM3, rows: list[Gaps], codes: bool) -> float:
+    """Nats an id in the gaps; codes: among image codes alone, as they are drawn."""
+    out, first = [], model.vocab.first_code if codes else 0
+    for i in range(0, len(rows), BATCH):
+        part = rows[i : i + BATCH]
+        longest = max(len(row.ids) for row in part)
+        ids = torch.tensor([row.ids + [model.vocab.pad] * (longest - len(row.ids)) for row in part])  # [B, T]
+        hidden = model.model.model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, D]
+        for row, states in zip(part, hidden, strict=True):
+            logits = model.model.lm_head(states[torch.tensor(row.places) - 1]).float()[:, first:]  # [N, V]
+            out.append(F.cross_entropy(logits, torch.tensor(row.ids)[row.places] - first, reduction="none"))
+    return torch.cat(out).mean().item()
+
+
+@torch.inference_mode()
+def filled(
+    model: CM3,
+    rows: list[Gaps],
+    sampling: SamplingConfig,
+    codes: bool,
+    other: list[int] | None = None,
+    guidance: float = 1.0,
+) -> list[list[int]]:
+    """What the model draws for the gaps, each id after all before it. The rows' gaps are in line from the right.
+
+    other, guidance: ids without the condition, in line with the rows (CM3leon 3.1)."""
+    out, vocab = [], model.vocab
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        lanes = [row.ids for row in part] + ([other] * len(part) if other else [])
+        ids, mask = pad_left(lanes, vocab.pad)  # [L, T]
+        places = [place + ids.shape[1] - len(part[0].ids) for place in part[0].places]
+        positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), KVCache(model.model.config, ids.shape[1])
+        for read, place in zip([0, *places], places, strict=False):
+            new = model.model(
+                input_ids=ids[:, read:place],
+                attention_mask=mask[:, :place],
+                logits_to_keep=1,
+                position_ids=positions[:, read:place],
+                cache=cache,
+                use_cache=True,
+            )
+            logits = new.logits[:, -1].float()  # [L, V]
+            if other:
+                logits = logits[len(part) :] + guidance * (logits[: len(part)] - logits[len(part) :])
+            if codes:
+                logits[:, : vocab.first_code] = -torch.inf
+            ids[:, place] = sample(logits, [sampling] * len(part), generators).repeat(len(lanes) // len(part))
+        out += ids[: len(part), places].tolist()
+    return out
+
+
+@torch.inference_mode()
+def decoded(model: CM3, codes: list[list[int]]) -> Tensor:  # -> [N, 3, H, W] in [-1, 1]
+    grids = model.vocab.id_to_code(torch.tensor(codes)).view(-1, *model.grid)
+    return torch.cat([model.image_tokenizer.model.decode(part) for part in grids.split(BATCH)])
+
+
+class Judged:
+    """The judge's top-5 of pictures of `views` among the things of `reference`, in other styles than their own."""
+
+    def __init__(self, model: CM3, views: list[CaptionedView], reference: list[CaptionedView]):
+        self.judge, self.model, self.views = Judge(), model, views
+        concepts, styles = [view.concept for view in reference], [view.style for view in reference]
+        self.reference = Reference(self.features([view.codes for view in reference]), concepts, styles)
+
+    def features(self, codes: list[list[int]]) -> Tensor:
+        return self.judge.features([to_pil(picture) for picture in decoded(self.model, codes)])
+
+    def __call__(self, codes: list[list[int]]) -> float:
+        concepts, styles = [view.concept for view in self.views], [view.style for view in self.views]
+        return (ranks(self.features(codes), concepts, styles, self.reference) < 5).float().mean().item()
+
+
+def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> list[list[int]]:
+    """One drawing of each thing by name and style, as ids of codes."""
+    v, size = model.vocab, model.grid[0] * model.grid[1]
+    # Without words: the picture alone, or behind a mask, as the model has seen it.
+    head = [v.eos, v.image] if told else [v.eos, v.mask(0), v.break_, v.image]
+    rows = []
+    for view in views:
+        words = model.text_tokenizer.encode(f"{view.name['en']} in the {view.style} style")
+        ids = [v.eos, *v.text_to_ids(words), v.break_, v.image]
+        rows.append(Gaps([*ids, *[v.pad] * size], list(range(len(ids), len(ids) + size))))
+    return filled(model, rows, SAMPLING, True, [*head, *[v.pad] * size] if guidance != 1 else None, guidance)
+
+
+def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, float]:
+    """Share of captions that are the name, in English and Arabic, and nats of the names' ids and their end."""
+    v, right, rows = model.vocab, [], []
+    for language in TEMPLATES["caption"]:
+        prompts = [caption_prompt(view, language, told, model) for view in views]
+        blank = [Gaps([*ids, *[v.pad] * LONGEST], list(range(len(ids), len(ids) + LONGEST))) for ids in prompts]
+        for view, prompt, said in zip(views, prompts, filled(model, blank, GREEDY, False), strict=True):
+            end = next((i for i, id in enumerate(said) if not v.is_text(id)), LONGEST)
+            right.append(plain(model.text_tokenizer.decode(v.ids_to_text(said[:end]))) == plain(view.name[language]))
+            ids = [*prompt, *v.text_to_ids(model.text_tokenizer.encode(view.name[language])), v.eos]
+            rows.append(Gaps(ids, list(range(len(prompt), len(ids)))))
+    return {"captions, nats a token": mean_loss(model, rows, False), "captions, exact": float(np.mean(right))}
+
+
+def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) -> dict[str, float]:
+    """Nats a code of the hole [h, w], and of one filling each the PSNR in the hole, in dB against the picture as its
+    codes decode."""
+    rows = [with_hole(view, hole, way, model) for view in views]
+    true = torch.tensor([view.codes for view in views])
+    made = true.clone()
+    made[:, hole.flatten()] = torch.tensor(filled(model, rows, SAMPLING, True))
+    pixels = [decoded(model, codes.tolist()) for codes in (true, made)]  # [N, 3, H, W]
+    scale = pixels[0].shape[-1] // hole.shape[1]
+    box = hole.repeat_interleave(scale, 0).repeat_interleave(scale, 1)  # [H, W]
+    inside = psnr(*(part[..., box][..., None] for part in pixels)).mean()
+    return {"nats a code": mean_loss(model, rows, True), "PSNR": inside.item()}
+
+
+def measure(model: CM3, objective: Objective, groups: dict[str, list[CaptionedView]]) -> dict[str, float]:
+    """All figures of one run without the judge's. objective: says what it has learnt."""
+    ways = ["left", *(["cm3"] if objective.cm3 else []), *(["holes"] if objective.holes else [])]
+    out: dict[str, float] = {}
+    for group, views in groups.items():
+        rows = [with_hole(view, torch.ones(model.grid), "left", model) for view in views]
+        found = {"codes after words, nats": mean_loss(model, rows, True)}
+        found |= captions(model, views, told=not objective.ask)
+        for kind, place in KINDS.items():
+            hole = torch.zeros(model.grid, dtype=torch.bool)
+            hole[place] = True
+            for way in ways:
+                made = infilling(model, views, hole, way)
+                found |= {f"{kind}, {way}, {key}": value for key, value in made.items()}
+        out |= {f"{group}, {key}": value for key, value in found.items()}
+    return out
+
+
+def read_run(folder: Path) -> tuple[LMConfig, int]:
+    """A run's settings, and how many documents it saw. Raises ValueError for a folder without a finished run."""
+    if not (folder / "model" / "config.json").is_file():
+        raise ValueError(f"{folder} holds no finished run of train.lm")
+    settings = configs.fill(LMConfig, json.loads((folder / "config.json").read_text()))
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return settings, max(json.loads(line).get("documents", 0) for line in lines)
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")],
+    out: Annotated[Path, typer.Option(help="JSON file of the figures, by the runs' folders")] = Path("figures.json"),
+    things: Annotated[int, typer.Option(help="a held-out view of each is measured")] = 120,
+) -> None:
+    try:
+        found = [read_run(folder) for folder in runs]
+        if len({(config.data, config.seed, config.window) for config, _ in found}) > 1:
+            raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
+        groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
+        models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
+        figures: dict[str, Any] = {}
+        for folder, model, (config, documents) in zip(runs, models, found, strict=True):
+            figures[str(folder)] = {"documents": documents, **measure(model, objective_of(config), groups)}
+            print(folder, json.dumps(figures[str(folder)]), flush=True)
+        judged = Judged(models[0], groups["view"], reference)
+        ceiling = judged([view.codes for view in groups["view"]])
+        for folder, model, (config, _) in zip(runs, models, found, strict=True):
+            figures[str(folder)]["view, the pictures themselves, top-5"] = ceiling
+            for guidance in (1, 6):
+                drawn = drawings(model, groups["view"], not objective_of(config).ask, guidance)
+                figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate_objective: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

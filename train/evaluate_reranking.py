@@ -1,0 +1,195 @@
+"""Measure whether picking the best of several drawings helps, and who picks best.
+
+    python -m train.evaluate_reranking --model emoji --scorer runs/scorer/model --out runs/rerank
+
+The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
+Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
+log-probability of the words given the picture: no weights more), and the best there is in hindsight. OUT receives
+rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from PIL import Image as PIL_Image
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cm3.pipeline import CM3
+from cm3.scorer import Scorer
+from train.emoji.phrases import STYLED
+from train.evaluation.concepts import (
+    JUDGED,
+    Decoding,
+    JudgedPrompts,
+    SplitPicture,
+    asked_of,
+    identity,
+    load_split,
+    reference_of,
+    shares,
+)
+from train.evaluation.judge import Judge, ranks
+
+DRAWINGS = "drawings.safetensors"
+
+
+def cached(path: Path, mark: str) -> dict[str, Tensor]:
+    """The tensors of a file that was written under this mark, or none."""
+    if not path.is_file():
+        return {}
+    with safe_open(path, "pt") as file:
+        same = (file.metadata() or {}).get("identity") == mark
+        return {name: file.get_tensor(name) for name in ("codes", "ranks")} if same else {}
+
+
+def drawn(model: CM3, prompts: list[str], n: int, decoding: Decoding, seed: int) -> Tensor:
+    """Codes of n drawings of each prompt, [prompts, n, h, w]."""
+    settings = {**decoding._asdict(), "seed": seed}
+    return torch.stack(
+        [torch.stack(model._codes(model._draw(prompt, n, **settings).requests)) for prompt in track(prompts, "drawing")]
+    )
+
+
+def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitPicture], judge: Judge) -> Tensor:
+    """The judge's rank of each drawing, [prompts, n]; 0 = it looks most like what was asked for."""
+    n = codes.shape[1]
+    reference = reference_of(real, judge)
+    shown = [cast(PIL_Image.Image, model.image_tokenizer.decode(grid)) for grid in codes.flatten(0, 1)]
+    concepts, styles = ([fact for fact in facts for _ in range(n)] for facts in (asked.concepts, asked.styles))
+    return ranks(judge.features(shown), concepts, styles, reference).view(-1, n)
+
+
+@torch.inference_mode()
+def likelihood(model: CM3, codes: Tensor, texts: list[str]) -> Tensor:
+    """The model's own opinion of each drawing, [prompts, n]: the log-probability of the text as its caption."""
+    pairs = zip(texts, codes, strict=True)
+    return torch.stack([model._caption_log_probs(words, list(grids)) for words, grids in pairs])
+
+
+def scored(model: CM3, scorer: Scorer, codes: Tensor, texts: list[str]) -> Tensor:
+    """The scorer's opinion of each drawing, [prompts, n]."""
+    pairs = zip(texts, codes, strict=True)
+    return torch.stack([scorer.score([model.text_tokenizer.encode(text)], grids) for text, grids in pairs])
+
+
+def standard(opinion: Tensor) -> Tensor:
+    """An opinion [prompts, n] in standard deviations from the mean of each prompt's drawings."""
+    return (opinion - opinion.mean(1, keepdim=True)) / opinion.std(1, keepdim=True).clamp(min=1e-6)
+
+
+def chosen(rank: Tensor, opinion: Tensor, best_of: int) -> dict[str, float]:
+    """`shares` of those drawings, among the first best_of of each row of rank [prompts, n], that the opinion, likewise
+    [prompts, n], puts first."""
+    best = opinion[:, :best_of].argmax(1, keepdim=True)
+    return shares(rank.gather(1, best))
+
+
+def reranking_table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        f"| picked by, judged among {JUDGED} concepts | best of | top-1 | top-5 | mean place |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in result["picked"].items():
+        lines += [
+            f"| {name} | {n} | {row['top1']:.1%} | {row['top5']:.1%} | {row['place']:.1f} |" for n, row in rows.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def measure(
+    model: CM3,
+    scorer: Scorer,
+    data: Path,
+    tokens: Path,
+    out: Path,
+    best_of: int = 8,
+    language: str = "en",
+    seed: int = 0,
+    count: int = JUDGED,
+) -> dict[str, Any]:
+    """Everything above. Returns what rerank.json holds.
+
+    Args:
+        model, scorer: of the same tokenizers.
+        data: folder of the data set.
+        tokens: folder of the token shards, which names the model's concepts.
+        out: folder of the results.
+        best_of: drawings of each prompt.
+        language: of the prompts.
+        seed: of the first drawing.
+        count: prompts, at most.
+    """
+    if best_of < 2:
+        raise ValueError(f"best_of is {best_of}, but there must be at least 2 drawings to choose from")
+    scorer.check(model.text_tokenizer.fingerprint(), model.image_tokenizer.fingerprint())
+    out.mkdir(parents=True, exist_ok=True)
+    started, decoding = time.time(), Decoding()
+    concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
+    train = load_split(data / "train", model.image_tokenizer.size[0], concepts)
+    asked, real = asked_of(train, language, count)
+    mark = identity(model, asked, best_of, decoding, seed, len(real))
+    kept = cached(out / DRAWINGS, mark)
+    if not kept:
+        codes = drawn(model, asked.prompts, best_of, decoding, seed)
+        kept = {"codes": codes, "ranks": judged(model, codes, asked, real, Judge())}
+        save_file(kept, out / DRAWINGS, {"identity": mark})
+    codes, rank = kept["codes"], kept["ranks"]  # [prompts, n, h, w], [prompts, n]
+    clock = time.time()
+    by_scorer = scored(model, scorer, codes, asked.prompts)
+    seconds = time.time() - clock
+    by_name = likelihood(model, codes, asked.names)
+    opinions = {
+        "the scorer": by_scorer,
+        "the language model, of the prompt": likelihood(model, codes, asked.prompts),
+        "the language model, of the name": by_name,
+        "the scorer and the language model": standard(by_scorer) + standard(by_name),
+        "hindsight": -rank.float(),
+    }
+    several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
+    picked = {"nobody: the first": {1: shares(rank[:, :1])}, "nobody: the mean of all": {1: shares(rank)}}
+    picked |= {name: {k: chosen(rank, opinion, k) for k in several} for name, opinion in opinions.items()}
+    result = {
+        "prompts": len(asked.prompts),
+        "language": language,
+        "seed": seed,
+        **decoding._asdict(),
+        "picked": picked,
+        "scorer_seconds_per_prompt": seconds / len(codes),
+        "seconds": round(time.time() - started, 1),
+    }
+    (out / "rerank.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "rerank.md").write_text(reranking_table(result), encoding="utf-8")
+    return result
+
+
+def main(
+    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    scorer: Annotated[Path, typer.Option(help="folder of the scorer")] = Path("runs/scorer/model"),
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/rerank"),
+    best_of: Annotated[int, typer.Option(help="drawings of each prompt")] = 8,
+    language: Annotated[str, typer.Option(help="of the prompts: en or ar")] = "en",
+    seed: Annotated[int, typer.Option(help="of the first drawing")] = 0,
+    count: Annotated[int, typer.Option(help="prompts, at most")] = JUDGED,
+) -> None:
+    try:
+        if language not in STYLED:
+            raise ValueError(f"language is {language!r}, but must be one of {', '.join(STYLED)}")
+        pipeline = CM3.from_pretrained(model)
+        result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, best_of, language, seed, count)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate_reranking: {error}") from None
+    print(reranking_table(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""Which concepts are judged, and how their drawings are asked for."""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from cm3.pipeline import CM3
+from train.emoji.dataset import read_split
+from train.emoji.phrases import STYLED, Facts
+from train.evaluation.judge import Judge, Reference
+from train.pictures.views import PLAIN, place
+
+JUDGED = 250  # concepts a drawing is told apart from
+
+
+class Decoding(NamedTuple):
+    """How the judged drawings are drawn: the arguments of CM3.generate."""
+
+    guidance: float = 6.0
+    temperature: float = 0.8
+    top_p: float = 0.9
+
+
+@dataclass(frozen=True)
+class SplitPicture:
+    """One picture of a split, as it is shown to the model."""
+
+    picture: Image.Image
+    facts: Facts
+
+
+def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[SplitPicture]:
+    """The split's pictures of the given concepts (None = all), placed plainly on white."""
+    return [
+        SplitPicture(Image.fromarray(place(drawing, PLAIN, size)), facts)
+        for _, drawing, facts in read_split(folder)
+        if concepts is None or facts["code"] in concepts
+    ]
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s-]", "", text.lower()).split())
+
+
+def judged_concepts(train: list[SplitPicture]) -> dict[str, list[SplitPicture]]:
+    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures."""
+    by_concept: dict[str, list[SplitPicture]] = defaultdict(list)
+    for sample in train:
+        by_concept[sample.facts["code"]].append(sample)
+    many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
+    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
+    return {many[i]: by_concept[many[i]] for i in sorted(order)}
+
+
+def reference_of(real: list[SplitPicture], judge: Judge) -> Reference:
+    """What the judge compares drawings with."""
+    return Reference(
+        judge.features([one.picture for one in real]),
+        [one.facts["code"] for one in real],
+        [one.facts["style"] for one in real],
+    )
+
+
+class JudgedPrompts(NamedTuple):
+    """What is drawn: words of each prompt, and the name in it; what each should show, and in which style."""
+
+    prompts: list[str]
+    names: list[str]
+    concepts: list[str]
+    styles: list[str]
+
+
+def asked_of(train: list[SplitPicture], language: str, count: int) -> tuple[JudgedPrompts, list[SplitPicture]]:
+    """The concepts that train.evaluate judges, asked for as there; and the real pictures to compare with."""
+    by_concept = judged_concepts(train)
+    chosen = list(by_concept)
+    some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]
+    names, styles = [facts["name"][language] for facts in some], [facts["style"] for facts in some]
+    prompts = [STYLED[language][0].format(name, style) for name, style in zip(names, styles, strict=True)]
+    return JudgedPrompts(prompts, names, chosen[:count], styles), [
+        sample for code in chosen for sample in by_concept[code]
+    ]
+
+
+def identity(model: CM3, *facts: Any) -> str:
+    """Changes with the model's weights and the facts."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for _, tensor in sorted(model.model.state_dict().items()):
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shares(rank: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 of ranks [...], and the place of the right concept: their geometric mean, from 1."""
+    found = {f"top{k}": (rank < k).float().mean().item() for k in (1, 5)}
+    return found | {"place": (rank + 1).float().log().mean().exp().item()}

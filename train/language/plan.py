@@ -1,0 +1,243 @@
+"""train.language.plan"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from cm3.config import PRESETS, CM3Config
+from cm3.transformer import CM3ForCausalLM
+from cm3.vocab import Vocab
+from train.documents.shards import Shards, read_meta
+from train.language.config import LMConfig
+from train.language.lora import add_lora
+from train.language.loss import LMLearner
+from train.language.packing import Batch, Rows, Steps
+from train.language.setup import image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of
+from train.runtime.flops import flops_per_token
+from train.runtime.precision import autocast, uses_bf16
+
+GIB = 2**30
+
+
+class Memory(NamedTuple):
+    """Bytes on each device: weights, gradients, optimisers' state, averaged weights."""
+
+    weights: int
+    gradients: int
+    optimizers: int
+    average: int
+
+
+class Speed(NamedTuple):
+    """seconds: of a forward and backward pass. saved: bytes of activations kept for the backward pass."""
+
+    seconds: float
+    saved: int
+
+
+def memory(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], average: bool, shards: int) -> Memory:
+    """Bytes on each device before the first activation.
+
+    Args:
+        model: with its trained parameters asking for gradients.
+        optimizers: one state a parameter for Muon, two for AdamW.
+        average: whether averaged weights are kept.
+        shards: devices that share all of it; 1 = each holds everything.
+    """
+    every = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    states = sum(
+        p.numel() * p.element_size() * (1 if isinstance(one, torch.optim.Muon) else 2)
+        for one in optimizers
+        for group in one.param_groups
+        for p in group["params"]
+    )
+    return Memory(*(-(-size // shards) for size in (every, trained, states, trained if average else 0)))
+
+
+def measure(learner: LMLearner, batch: Batch, config: LMConfig, device: torch.device, repeats: int = 3) -> Speed:
+    """A forward and backward pass of one batch, after one to warm up."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    mine = {p.untyped_storage().data_ptr() for p in learner.parameters()}
+    seconds = []
+    for i in range(1 + repeats):
+        started = time.perf_counter()
+        with autocast(config.precision, device):
+            if i:
+                total = learner(batch).total
+            else:
+                with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                    total = learner(batch).total
+        total.backward()
+        learner.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return Speed(min(seconds[1:]), sum(size for place, size in saved.items() if place not in mine))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def outline(config: LMConfig, meta: dict[str, Any]) -> CM3ForCausalLM | None:
+    """The run's model without memory, for a preset; None where it starts from another model."""
+    if config.start:
+        return None
+    with torch.device("meta"):
+        return CM3ForCausalLM(CM3Config.preset(config.preset, **{**meta["vocab"], **config.model}))
+
+
+def plan_run(config: LMConfig, find: bool) -> dict[str, Any]:
+    """Print what the run will take on this machine, measured on its first rows; with `find`, for 1, 2, 4 ... rows at
+    once. Returns the figures. Raises ValueError for what would stop the run itself."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = config.processes or int(os.environ.get("WORLD_SIZE", 1))
+    per_rank = config.rows(world)
+    meta = read_meta(Path(config.data))
+    console = Console(highlight=False)
+    ghost = outline(config, meta)
+    spread = world if config.parallel == "fsdp" else 1
+    if ghost is not None:
+        if lora_of(config).rank:
+            add_lora(ghost, lora_of(config), config.seed)
+        held = memory(ghost, optimizers_of(ghost, config, device), config.ema > 0, 1)
+        if sum(held) > 0.8 * free_memory(device):
+            figures = facts(config, ghost, held, spread, device)
+            console.print(plan_table(figures))
+            print(json.dumps(figures))
+            console.print(
+                f"not measured: weights, gradients and optimisers take {sum(held) / GIB:.1f} GiB on one "
+                f"device, and {free_memory(device) / GIB:.1f} GiB are free here"
+            )
+            return figures
+    shards = Shards(config.data, verify=False, max_bad=config.max_bad)
+    image_tokenizer = image_tokenizer_of(config, meta)
+    learner = learner_of(config, meta, image_tokenizer, device).learner
+    model = learner.model
+    rows = Rows(shards, Vocab.from_config(model.config), objective_of(config), config.row, config.seed, config.window)
+    held = memory(learner, optimizers_of(learner, config, device), config.ema > 0, 1)
+    figures = facts(config, model, held, spread, device)
+    choices = [config.micro_rows or per_rank]
+    if find:
+        choices = sorted({*(2**i for i in range(per_rank.bit_length())), per_rank})
+    tried: list[dict[str, float]] = []
+    for micro in choices:
+        part = Steps(rows, micro, micro)[0].parts[0]
+        try:
+            speed = measure(learner, Batch(*(array.to(device) for array in part)), config, device)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            console.print(f"{micro} rows at once do not fit into memory")
+            break
+        tried.append(
+            {
+                "micro_rows": micro,
+                "tokens_per_second": micro * config.row / speed.seconds,
+                "activations_gib": speed.saved / GIB,
+            }
+        )
+        if find and 2 * speed.saved > 0.8 * free_memory(device):
+            break
+    if not tried:
+        raise ValueError(f"not even {choices[0]} rows of {config.row} tokens fit: set recompute=true or a shorter row")
+    fastest = max(one["tokens_per_second"] for one in tried)
+    best = next(one for one in tried if one["tokens_per_second"] > 0.97 * fastest)
+    step = timed_step(learner, config, device)
+    passes = config.batch_tokens / world / best["tokens_per_second"]
+    figures |= best | {
+        "seconds_per_step": passes + step,
+        "passes_per_second": best["tokens_per_second"],
+        "optimizer_seconds": step,
+        "tokens_per_second": config.batch_tokens / world / (passes + step),
+        "hours": config.steps * (passes + step) / 3600,
+        "tried": tried,
+    }
+    console.print(plan_table(figures))
+    print(json.dumps(figures))
+    return figures
+
+
+def presets() -> Table:
+    """The named sizes: what each takes on one device, and on each of 8 and 32 that share it (parallel=fsdp)."""
+    out = Table(
+        box=None,
+        title="weights, gradients and optimisers (Muon and AdamW, fp32), GiB a device; activations come on top",
+    )
+    for column in ("preset", "parameters", "row", "GFLOP/token", "alone", "of 8", "of 32"):
+        out.add_column(column, justify="left" if column == "preset" else "right")
+    for name in PRESETS:
+        with torch.device("meta"):
+            model = CM3ForCausalLM(CM3Config.preset(name))
+        config = LMConfig(preset=name, matrices="muon")
+        row = model.config.max_position_embeddings
+        some = optimizers_of(model, config, torch.device("cpu"))
+        held = [sum(memory(model, some, False, devices)) / GIB for devices in (1, 8, 32)]
+        count = sum(p.numel() for p in model.parameters())
+        out.add_row(
+            name,
+            f"{count / 1e6:,.1f} M",
+            str(row),
+            f"{flops_per_token(model.config, row) / 1e9:,.3g}",
+            *(f"{size:,.2f}" for size in held),
+        )
+    return out
+
+
+def timed_step(learner: LMLearner, config: LMConfig, device: torch.device) -> float:
+    """Seconds of the optimisers' step; the weights are good for nothing else afterwards."""
+    some = optimizers_of(learner, config, device)
+    for parameter in learner.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        for one in some:
+            one.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return times[-1]
+
+
+def facts(config: LMConfig, model: CM3ForCausalLM, held: Memory, spread: int, device: torch.device) -> dict[str, Any]:
+    """What is known without running."""
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "flops_per_token": flops_per_token(model.config, config.row),
+        "tokens": config.steps * config.batch_tokens,
+        **{f"{name}_gib": size / spread / GIB for name, size in held._asdict().items()},
+        "bf16": uses_bf16(config.precision, device),
+    }
+
+
+def plan_table(figures: dict[str, Any]) -> Table:
+    out = Table(box=None, show_header=False, title="what the run will take, on each device")
+    for key, value in figures.items():
+        if key == "tried":
+            for one in value:
+                out.add_row(
+                    f"  {one['micro_rows']:g} rows at once",
+                    f"{one['tokens_per_second']:,.0f} tokens/s, {one['activations_gib']:.2f} GiB of activations",
+                )
+        else:
+            out.add_row(key.replace("_", " "), f"{value:,.3g}" if isinstance(value, float) else f"{value:,}")
+    return out

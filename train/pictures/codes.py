@@ -1,0 +1,243 @@
+"""Pictures to codes, many at a time, and code shards: train.encode writes them, read_codes reads them.
+
+    FOLDER/codes-00000.safetensors    codes [sum of h * w], grids [pictures, 2]; names and skipped files in its metadata
+    FOLDER/manifest.json              image tokenizer, size, counts, skipped files with their reasons
+
+A shard belongs to a fixed stretch of the list of files and is written at once, so that a run that was cut off goes on
+where it was.
+"""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.tokenizer import Size
+from train.pictures.files import Entry, index
+from train.pictures.loader import to_pixels
+from train.pictures.views import View, place
+from train.runtime.files import write_whole
+
+MANIFEST = "manifest.json"
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+
+class Encoded(NamedTuple):
+    """What became of a file: `codes` [h, w], or no codes and the reason.
+
+    `codes` is empty, [0, 0], where there is a reason.
+    """
+
+    entry: Entry
+    codes: Tensor
+    reason: str
+
+
+def load_ahead(
+    items: Iterable[Item], load: Callable[[Item], Loaded], batch: int, workers: int
+) -> Iterator[list[tuple[Item, Loaded]]]:
+    """Batches of (item, what `load` makes of it), in order; threads load the next two batches meanwhile."""
+    with ThreadPoolExecutor(workers) as pool:
+        rest = iter(items)
+        ahead = deque((item, pool.submit(load, item)) for item in islice(rest, 3 * batch))
+        while ahead:
+            yield [(item, future.result()) for item, future in (ahead.popleft() for _ in range(min(batch, len(ahead))))]
+            ahead.extend((item, pool.submit(load, item)) for item in islice(rest, batch))
+
+
+def encode_entries(
+    entries: Sequence[Entry], tokenizer: ImageTokenizer, size: Size = "fit", batch: int = 16, workers: int = 2
+) -> Iterator[Encoded]:
+    """Every file in order. Threads read and decode the next ones while the model computes.
+
+    Args:
+        entries: files, or members of tars.
+        tokenizer: on the device that is to compute.
+        size: as for ImageTokenizer.encode; pictures of one size in a batch go through the model together.
+        batch: files a batch.
+        workers: threads.
+    """
+
+    def load(entry: Entry) -> Tensor | str:
+        try:
+            return tokenizer.pixels(entry.read(), size)
+        except (OSError, ValueError) as error:
+            return str(error).removeprefix("the picture: ")
+
+    for chunk in load_ahead(entries, load, batch, workers):
+        codes = _encode([what for _, what in chunk], tokenizer)
+        for i, (entry, what) in enumerate(chunk):
+            empty = torch.zeros(0, 0, dtype=torch.long)
+            yield Encoded(entry, empty, what) if isinstance(what, str) else Encoded(entry, codes[i], "")
+
+
+def _encode(loaded: list[Tensor | str], tokenizer: ImageTokenizer) -> dict[int, Tensor]:
+    """Codes [h, w] by place in the list; equal sizes together."""
+    pixels = {i: what for i, what in enumerate(loaded) if isinstance(what, Tensor)}
+    codes: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(part.shape for part in pixels.values()):
+        places = [i for i, part in pixels.items() if part.shape == shape]
+        codes |= zip(places, tokenizer.encode_pixels(torch.stack([pixels[i] for i in places])), strict=True)
+    return codes
+
+
+def write_codes(
+    folder: Path,
+    out: Path,
+    tokenizer: ImageTokenizer,
+    size: Size = "fit",
+    batch: int = 16,
+    workers: int = 2,
+    per_shard: int = 2048,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Encode the pictures in a folder and below, and in its tars. Returns the content of the manifest.
+
+    Args:
+        folder: of pictures or tars.
+        out: folder of the shards; those of the same run that are there already stay.
+        tokenizer, size, batch, workers: as for encode_entries.
+        per_shard: files a shard.
+        dtype: to which the tokenizer's weights are brought.
+
+    Raises:
+        ValueError: no pictures, none that can be read, or shards of another run in `out`.
+    """
+    tokenizer.model.check_size(*(tokenizer.size if isinstance(size, str) else size))
+    entries, bad_tars = index(folder)
+    if not entries:
+        broken = "".join(f"; {name}: {reason}" for name, reason in list(bad_tars.items())[:3])
+        raise ValueError(f"{folder} has no pictures, in files or in tars{broken}")
+    listing = "\n".join(f"{e.name} {e.size}" for e in entries)
+    run = {
+        "image_tokenizer": tokenizer.fingerprint(),
+        "num_codes": tokenizer.num_codes,
+        "dtype": str(dtype).removeprefix("torch."),
+        "size": size if isinstance(size, str) else list(size),
+        "files": len(entries),
+        "list": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12],
+        "per_shard": per_shard,
+    }
+    before = _claim(out, run)
+    tokenizer.to(tokenizer.device, dtype)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    done = 0
+    started = time.perf_counter()
+    with Progress(*columns) as bar:
+        task = bar.add_task("encoding", total=len(entries))
+        for i in range(0, len(entries), per_shard):
+            path, part = _shard(out, i // per_shard), entries[i : i + per_shard]
+            if path.exists():
+                bar.advance(task, len(part))
+                continue
+            encoded = []
+            for one in encode_entries(part, tokenizer, size, batch, workers):
+                encoded.append(one)
+                done += 1
+                speed = done / (time.perf_counter() - started)
+                bar.update(task, advance=1, description=f"encoding {speed:.1f} images/s")
+            _save(path, encoded, folder, tokenizer.num_codes)
+    seconds = time.perf_counter() - started
+    skipped = dict(bad_tars)
+    pictures = 0
+    for path in _shards(out):
+        metadata = _metadata(path)
+        pictures += len(metadata["names"])
+        skipped |= metadata["skipped"]
+    speed = round(done / seconds, 2) if done else before.get("images_per_second")
+    facts = {"pictures": pictures, "skipped": skipped, "images_per_second": speed}
+    _note(out, run | facts)
+    if not pictures:
+        name, reason = next(iter(skipped.items()))
+        raise ValueError(f"{folder}: none of the {len(entries)} pictures can be encoded; the first, {name}: {reason}")
+    return run | facts
+
+
+def read_codes(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, codes [h, w] long) of every picture, in order. Raises ValueError where there are no shards."""
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder / MANIFEST} is missing: run python -m train.encode first")
+    for path in _shards(folder):
+        with safe_open(path, "pt") as file:
+            codes, grids = file.get_tensor("codes").long(), file.get_tensor("grids").tolist()
+        parts = codes.split([height * width for height, width in grids])
+        for name, part, (height, width) in zip(_metadata(path)["names"], parts, grids, strict=True):
+            yield name, part.view(height, width)
+
+
+def _claim(out: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Note what `out` is for. Returns the manifest so far. Raises ValueError where `out` holds something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    before: dict[str, Any] = {}
+    if (out / MANIFEST).exists():
+        before = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        other = [f"{key} {before.get(key)!r}, now {value!r}" for key, value in run.items() if before.get(key) != value]
+        if other:
+            raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
+    else:
+        _note(out, run)
+    return before
+
+
+def _save(path: Path, encoded: list[Encoded], folder: Path, num_codes: int) -> None:
+    """One shard, written beside its place first, so that what has its name is whole."""
+    good = [one for one in encoded if not one.reason]
+    flat = torch.cat([one.codes.flatten() for one in good] or [torch.zeros(0, dtype=torch.long)])
+    arrays = {
+        "codes": flat.to(torch.uint16 if num_codes <= 2**16 else torch.int32),
+        "grids": torch.tensor([one.codes.shape for one in good], dtype=torch.int32).view(-1, 2),
+    }
+    metadata = {
+        "names": json.dumps([_relative(one.entry, folder) for one in good]),
+        "skipped": json.dumps({_relative(one.entry, folder): one.reason for one in encoded if one.reason}),
+    }
+    unfinished = path.with_suffix(".unfinished")
+    save_file(arrays, unfinished, metadata)
+    unfinished.replace(path)
+
+
+def _relative(entry: Entry, folder: Path) -> str:
+    return str(Path(entry.name).relative_to(folder))
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        return {key: json.loads(value) for key, value in file.metadata().items()}
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"codes-{number:05}.safetensors"
+
+
+def _shards(out: Path) -> list[Path]:
+    return sorted(out.glob("codes-*.safetensors"))
+
+
+def _note(out: Path, content: dict[str, Any]) -> None:
+    write_whole(out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer: ImageTokenizer) -> torch.Tensor:
+    """Codes of every view of every drawing, [N, V, h * w]."""
+    size, out = tokenizer.size[0], []
+    for i in track(range(0, len(drawings), 16), "encoding"):
+        pairs = zip(drawings[i : i + 16], views[i : i + 16], strict=True)
+        pictures = [place(drawing, view, size) for drawing, row in pairs for view in row]
+        pixels = to_pixels(pictures)
+        out.append(torch.cat([tokenizer.model.encode(part) for part in pixels.to(tokenizer.device).split(128)]).cpu())
+    return torch.cat(out).view(len(drawings), len(views[0]), -1)

@@ -1,0 +1,157 @@
+"""Where pictures lie, in folders and in webdataset tars, and how one is read.
+
+A tar's table is read once, and its members are then reached in place: nothing is unpacked.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from PIL import Image, ImageOps
+from rich.progress import track
+
+from tokenizer_image.pixels import FORMATS, open_image
+
+MAX_MEMBERS = 1_000_000  # of a tar
+
+
+class Entry(NamedTuple):
+    """Where a picture's bytes lie: a file, or a member of a tar."""
+
+    name: str
+    file: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Raises ValueError where the file ends before."""
+        with open(self.file, "rb") as file:
+            there = max(0, os.fstat(file.fileno()).st_size - self.offset)  # a damaged tar may promise terabytes
+            if there < self.size:
+                raise ValueError(f"cut off: {there} of {self.size} bytes")
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class Split(NamedTuple):
+    """Pictures to train on and pictures to evaluate on; `bad`: file -> reason, for tars that are cut off."""
+
+    train: list[Entry]
+    held_out: list[Entry]
+    bad: dict[str, str]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below, in order; none that is hidden, and no folder twice where links go round.
+
+    Raises ValueError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.isfile(os.path.join(place, name)):
+                yield Path(place, name)
+
+
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar, in order.
+
+    Raises:
+        ValueError: the tar is cut off, or no tar, or has more than MAX_MEMBERS; what came before is whole.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:  # "r:": members of a compressed tar cannot be reached at once
+            for count, member in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    raise ValueError(f"more than {MAX_MEMBERS:,} members: split the tar")
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it would keep all
+                if member.isfile() and not member.issparse():
+                    yield member
+    except (OSError, tarfile.TarError, OverflowError) as error:
+        raise ValueError(f"not a whole tar ({error})") from error
+
+
+def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off."""
+    entries: list[Entry] = []
+    tars: list[Path] = []
+    for path in walk(folder):
+        suffix = path.suffix.lower()
+        if suffix in PICTURES:
+            entries.append(Entry(str(path), str(path), 0, path.stat().st_size))
+        elif suffix == ".tar":
+            tars.append(path)
+    bad: dict[str, str] = {}
+    for path in track(tars, "reading the tars' tables", disable=len(tars) < 10, transient=True):
+        try:
+            for member in members(path):
+                if Path(member.name).suffix.lower() in PICTURES:
+                    entries.append(Entry(f"{path}:{member.name}", str(path), member.offset_data, member.size))
+        except ValueError as error:
+            bad[str(path)] = str(error)
+    return entries, bad
+
+
+def split(path: str | Path, evaluate_on: str = "", every: int = 20) -> Split:
+    """The pictures to train on and those to evaluate on.
+
+    Args:
+        path: a folder of pictures or tars; or of a data set, with train/.
+        evaluate_on: the folder beside train/ to evaluate on; used where there is a train/.
+        every: without train/ or evaluate_on, the first of so many pictures is held out.
+
+    Raises:
+        ValueError: no such folder, or no pictures in it.
+    """
+    folder = Path(path)
+    whole = folder / "train" if (folder / "train").is_dir() else folder
+    entries, bad = index(whole)
+    if len(entries) < 2:
+        broken = "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[:3])
+        raise ValueError(
+            f"{whole} has {len(entries)} pictures: give a folder with at least two ({' '.join(PICTURES)}), "
+            f"in files or in tars{broken}"
+        )
+    if whole == folder or not evaluate_on:
+        return Split([entry for i, entry in enumerate(entries) if i % every], entries[::every], bad)
+    held_out, more = index(folder / evaluate_on)
+    if not held_out:
+        raise ValueError(f"{folder / evaluate_on} has no pictures: evaluate on another split")
+    return Split(entries, held_out, bad | more)
+
+
+def decode(data: bytes, least: int) -> Image.Image:
+    """A drawing with transparency as RGBa, any other picture as RGB, upright.
+
+    Args:
+        data: a file's bytes.
+        least: a picture whose shorter side is at least twice as many pixels is shrunk by a whole factor, down to these.
+
+    Raises:
+        ValueError: a file that is no picture, or damaged, or too large (tokenizer_image.pixels).
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Exception:  # open_image says what is wrong
+        return open_image(data)
+    image.draft("RGB", (least, least))  # a large JPEG is decoded at a half, a quarter or an eighth
+    picture = open_image(image)
+    if image.has_transparency_data and image.mode[0] not in "IF":
+        drawing = ImageOps.exif_transpose(image).convert("RGBA")
+        if cast(tuple[int, int], drawing.getchannel("A").getextrema())[0] < 255:
+            picture = drawing.convert("RGBa")
+    factor = min(picture.size) // least
+    return picture.reduce(factor) if factor > 1 else picture
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -1,0 +1,235 @@
+"""Draw a page of random documents, decoded back from token shards, to be looked at before a model learns them.
+
+    python -m train.preview data/mine --out page.png [--documents 24] [--seed 0] [--image-tokenizer emoji]
+
+page.txt, beside it, has each document's whole text with its answers in [[...]], its tokens, and where it comes from.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train.documents.shards import Shards, StoredDocument
+
+COLUMN, GAP, SIZE = 288, 16, 13  # pixels: width of a column, between cards, of letters
+WORDS = 60  # of one text, at most, on the page
+INK, ANSWER, FAINT = (30, 30, 34), (20, 90, 200), (130, 130, 138)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class ShownPiece(NamedTuple):
+    """A run of text, an answer in it, or a picture's codes [h, w]."""
+
+    text: str = ""
+    is_answer: bool = False
+    codes: torch.Tensor | None = None
+
+
+class Shown(NamedTuple):
+    """A document on the page."""
+
+    number: int
+    tokens: int
+    pieces: list[ShownPiece]
+    sample: dict[str, Any]
+
+
+def pieces_of(document: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]) -> list[ShownPiece]:
+    """A document as people read it. Raises ValueError for a picture that is not whole."""
+    pieces: list[ShownPiece] = []
+    run: list[int] = []
+    borders = {place for span in document.spans for place in span}
+    answers = {place for start, end in document.spans for place in range(start, end)}
+    for place, id in enumerate(document.ids):
+        if run and (place in borders or vocab.is_text(id) != vocab.is_text(run[-1])):
+            pieces += _closed(run, place - 1 in answers, vocab, text, grid)
+            run = []
+        if vocab.is_text(id) or vocab.is_code(id):
+            run.append(id)
+        elif run:
+            pieces += _closed(run, place - 1 in answers, vocab, text, grid)
+            run = []
+    return pieces
+
+
+def _closed(
+    run: list[int], is_answer: bool, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]
+) -> list[ShownPiece]:
+    if vocab.is_text(run[0]):
+        return [ShownPiece(text.decode(vocab.ids_to_text(run)), is_answer)]
+    if len(run) != grid[0] * grid[1]:
+        raise ValueError(f"a picture has {len(run)} codes, not {grid[0]} x {grid[1]}: prepare the shards anew")
+    return [ShownPiece(codes=torch.tensor(vocab.id_to_code(run)).view(grid))]
+
+
+def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
+    """Random documents, in their order."""
+    vocab, text, (rows, columns) = shards.vocab(), shards.text_tokenizer(), shards.meta["vocab"]["image_grid"]
+    whole = np.flatnonzero(shards.lengths)
+    chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count]).tolist()
+    return [
+        Shown(
+            number,
+            int(shards.lengths[number]),
+            pieces_of(shards.document(number), vocab, text, (rows, columns)),
+            shards.sample(number),
+        )
+        for number in chosen
+    ]
+
+
+def as_text(shown: Sequence[Shown], split: str) -> str:
+    """The documents with their answers in [[...]], pictures as <picture h x w>."""
+    out = []
+    for document in shown:
+        parts = [
+            f"<picture {piece.codes.shape[0]} x {piece.codes.shape[1]}>"
+            if piece.codes is not None
+            else f"[[{piece.text}]]"
+            if piece.is_answer
+            else piece.text
+            for piece in document.pieces
+        ]
+        out += [
+            f"{split} {document.number}: {document.tokens} tokens",
+            "".join(parts),
+            json.dumps(document.sample, ensure_ascii=False),
+            "",
+        ]
+    return "\n".join(out)
+
+
+def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Image.Image:
+    """Each document on a card, pictures and text as they follow; the next card goes where there is most room."""
+    codes = [piece.codes for document in shown for piece in document.pieces if piece.codes is not None]
+    decoded = image.decode(torch.stack(codes)) if codes else []
+    pictures = iter(decoded if isinstance(decoded, list) else [decoded])
+    cards = [
+        _card(document, [next(pictures) for piece in document.pieces if piece.codes is not None]) for document in shown
+    ]
+    heights = [GAP] * min(columns, len(cards))
+    places = []
+    for card in cards:
+        column = heights.index(min(heights))
+        places.append((GAP + column * (COLUMN + GAP), heights[column]))
+        heights[column] += card.height + GAP
+    sheet = Image.new("RGB", (GAP + len(heights) * (COLUMN + GAP), max(heights)), (236, 236, 240))
+    for card, place in zip(cards, places, strict=True):
+        sheet.paste(card, place)
+    return sheet
+
+
+def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
+    """Drawn on a sheet that is tall enough, and cut."""
+    inside, pad, shown = COLUMN - 20, 10, iter(pictures)
+    words = sum(min(WORDS, len(piece.text.split())) + len(piece.text) // 20 for piece in document.pieces)
+    card = Image.new("RGB", (COLUMN, 200 + (inside + pad) * len(pictures) + 24 * words), "white")
+    draw, font, y = ImageDraw.Draw(card), load_font(SIZE), pad
+    texts: list[ShownPiece] = []
+    for piece in [*document.pieces, ShownPiece(codes=torch.zeros(0))]:
+        if piece.codes is None:
+            texts.append(piece)
+            continue
+        y = _flow(draw, texts, font, y, pad, inside)
+        texts = []
+        if len(piece.codes):
+            picture = next(shown)
+            scale = max(1, inside // picture.width)
+            side = (
+                (picture.width * scale, picture.height * scale)
+                if picture.width <= inside
+                else (inside, picture.height * inside // picture.width)
+            )
+            kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+            card.paste(picture.resize(side, kind), (pad + (inside - side[0]) // 2, y))
+            y += side[1] + 6
+    sample = document.sample
+    note = [
+        str(document.number),
+        f"{document.tokens} tokens",
+        *(str(sample[key]) for key in ("name", "licence") if sample.get(key)),
+    ]
+    y = _flow(draw, [ShownPiece(" · ".join(note))], load_font(SIZE - 3), y + 2, pad, inside, FAINT)
+    return card.crop((0, 0, COLUMN, y + pad - 4))
+
+
+def _flow(
+    draw: ImageDraw.ImageDraw,
+    pieces: list[ShownPiece],
+    font: Font,
+    y: int,
+    left: int,
+    width: int,
+    ink: tuple[int, int, int] = INK,
+) -> int:
+    """Draw texts that follow one another, word by word, from the right where the first letters are Arabic. Returns
+    where the next line begins."""
+    words = [(word, ANSWER if piece.is_answer else ink) for piece in pieces for word in piece.text.split()[:WORDS]]
+    if any(len(piece.text.split()) > WORDS for piece in pieces):
+        words.append(("…", ink))
+    if not words:
+        return y
+    leftwards = any("\u0590" <= letter <= "\u08ff" for letter in words[0][0])
+    space, height, x = font.getlength(" "), int(font.getbbox("Ágن")[3] * 1.25), 0.0
+    for word, colour in words:
+        for part in _fitting(word, font, width):
+            length = font.getlength(part)
+            if x and x + length > width:
+                x, y = 0.0, y + height
+            draw.text((left + (width - x - length if leftwards else x), y), part, colour, font)
+            x += length + space
+    return y + height + 4
+
+
+def _fitting(word: str, font: Font, width: int) -> list[str]:
+    """A word, in parts where it is wider than a line."""
+    if font.getlength(word[:200]) <= width and len(word) <= 200:
+        return [word]
+    size = max(1, int(width / max(font.getlength(word[:50]) / len(word[:50]), 1)) - 1)
+    return [word[i : i + size] for i in range(0, min(len(word), 4 * size), size)]
+
+
+def load_font(size: int) -> Font:
+    """DejaVu, which has Arabic letters, where matplotlib brings it."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="token shards")],
+    out: Annotated[Path, typer.Option(help="PNG; the text goes beside it, as .txt")] = Path("page.png"),
+    documents: Annotated[int, typer.Option(min=1, max=400, help="how many")] = 24,
+    seed: Annotated[int, typer.Option(help="of the choice")] = 0,
+    image_tokenizer: Annotated[str, typer.Option(help="folder or name of the one the shards were made with")] = "",
+    split: Annotated[str, typer.Option(help="train or held_out")] = "train",
+) -> None:
+    try:
+        shards = Shards(folder, split)
+        image = ImageTokenizer.from_pretrained(image_tokenizer or shards.meta.get("image_tokenizer_name") or "emoji")
+        shards.check_image_tokenizer(image)
+        shown = pick(shards, documents, seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        page(shown, image).save(out, "PNG")
+        out.with_suffix(".txt").write_text(as_text(shown, split), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"preview: {error}") from None
+    for name, reason in shards.bad.items():
+        print(f"left out {name}: {reason}")
+    print(f"{len(shown)} of {len(shards)} documents in {out} and {out.with_suffix('.txt')}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

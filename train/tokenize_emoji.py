@@ -1,0 +1,219 @@
+"""Turn the data set into token shards: pictures in several views to codes, what is said of them to text ids.
+
+    python -m train.tokenize_emoji --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
+
+OUT receives what train/documents/shards.py describes, and concepts.json: the concepts in it, with their names. The text
+tokenizer is trained here, on the training split alone; with --start MODEL both tokenizers are that model's, to train it
+on. Held out are the data set's unseen cells: a known thing in a new style.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+
+from cm3.pipeline import CM3
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish
+from train.emoji.dataset import EVERYDAY, LANGUAGES, manifest_row, others_of, read_pictures
+from train.emoji.phrases import Facts, caption, targets
+from train.pictures.codes import encode_views
+from train.pictures.views import PLAIN, Augmentation, View
+from train.runtime import config as configs
+
+PER_SHARD = 2**16  # documents a shard, about
+HELD_OUT_VIEWS = 2  # of each held-out picture; the first is plain
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """What goes into the shards.
+
+    Attributes:
+        subgroups: Unicode subgroups of the concepts; empty = all of them.
+        views: views of each picture; the first is plain.
+        draw: documents a view that are captions with the picture, in turn in each language.
+        ask: documents a view that ask something.
+        text_vocab: ids of the text tokenizer, at most.
+        max_sharing: a keyword may name at most so many concepts to stand for one.
+        seed: of everything random.
+        white: share of white grounds among the views after the first.
+        scale: smallest scale of a view.
+        shift: largest shift of a view, in pixels.
+        mirror: share of mirrored views.
+    """
+
+    subgroups: tuple[str, ...] = EVERYDAY
+    views: int = 24
+    draw: int = 2
+    ask: int = 2
+    text_vocab: int = 4096
+    max_sharing: int = 6
+    seed: int = 0
+    white: float = 0.6
+    scale: float = 0.85
+    shift: int = 2
+    mirror: float = 0.5
+
+
+def aliases_of(rows: list[Facts], max_sharing: int) -> dict[tuple[str, str], list[str]]:
+    """(code, language) -> keywords that name this concept and few others."""
+    owners: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        for language in LANGUAGES:
+            for word in row["keywords"][language]:
+                owners[language, word].add(row["code"])
+    out: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for language in LANGUAGES:
+            words = [word for word in row["keywords"][language] if len(owners[language, word]) <= max_sharing]
+            out[row["code"], language] = words
+    return out
+
+
+def texts(rows: list[Facts], config: TokenizeConfig) -> Iterator[str]:
+    """What the text tokenizer is trained on: names, keywords, and each kind of phrase, of the training split."""
+    rng = np.random.default_rng(config.seed)
+    by_kind = others_of(rows)
+    for row in rows:
+        for language in LANGUAGES:
+            yield from (" " + word for word in (row["name"][language], *row["keywords"][language]))
+            yield caption(row, "white", language, [], rng)
+            for target in targets(row, "white", language, by_kind[row["subgroup"]], rng):
+                yield target.prompt
+                yield target.answer
+
+
+class Documents:
+    """Writes the documents of a split, PER_SHARD to a shard, and counts what they ask."""
+
+    def __init__(self, text: TextTokenizer, vocab: Vocab, out: Path, split: str):
+        self.text, self.vocab, self.out, self.split = text, vocab, out, split
+        self.writer, self.number, self.tasks = ShardWriter(text, vocab), 0, Counter[str]()
+
+    def picture(
+        self,
+        views: list[View],
+        codes: torch.Tensor,
+        row: Facts,
+        others: list[Facts],
+        config: TokenizeConfig,
+        aliases: dict[tuple[str, str], list[str]],
+        rng: np.random.Generator,
+    ) -> None:
+        """Every document of one picture: for each view captions and questions, in turn in each language."""
+        for j, view in enumerate(views):
+            grid = codes[j].tolist()
+            for k in range(config.draw):
+                language = LANGUAGES[(j + k) % 2]
+                names = aliases.get((row["code"], language), [])
+                self.writer.draw(caption(row, view.ground, language, names, rng), grid)
+                self.tasks["draw"] += 1
+            for k in range(config.ask):
+                asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
+                self.writer.ask(asked, grid)
+                self.tasks.update(target.task for target in asked)
+
+    def close(self, least: int = 1) -> None:
+        """Save the shard where it holds at least so many documents."""
+        if len(self.writer.texts) >= least:
+            self.writer.save(self.out, self.split, self.number)
+            self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
+
+
+def build(
+    data: Path,
+    image_tokenizer: ImageTokenizer,
+    out: Path,
+    config: TokenizeConfig,
+    name: str = "",
+    text: TextTokenizer | None = None,
+) -> dict:
+    """Everything above in order. Returns the content of meta.json.
+
+    Args:
+        data: folder of the data set.
+        image_tokenizer: that makes the codes.
+        out: folder of the shards; those that are there are replaced.
+        config: what goes into them.
+        name: under which the image tokenizer is found again; noted.
+        text: text tokenizer; None = train one.
+
+    Raises:
+        ValueError: no data set, or nothing of the chosen subgroups in it.
+    """
+    train = read_pictures(data, "train", config.subgroups)
+    if not train.rows:
+        raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
+    text = text or TextTokenizer.train(texts(train.rows, config), config.text_vocab)
+    vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
+    concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
+    splits = {"train": (train, config)}
+    if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
+        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), draw=2, ask=2)
+        splits["held_out"] = read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few
+    aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
+    augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
+    clear(out)
+    tasks = Counter()
+    for split, (pictures, settings) in splits.items():
+        rng = np.random.default_rng(config.seed)
+        size = image_tokenizer.size[0]
+        views = [[PLAIN, *(augmentation.sample(rng, size) for _ in range(settings.views - 1))] for _ in pictures.rows]
+        codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
+        documents = Documents(text, vocab, out, split)
+        for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
+            count = settings.views * (settings.draw + settings.ask)
+            documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
+            others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
+            documents.picture(views[i], codes[i], row, others, settings, aliases, rng)
+            documents.close(PER_SHARD)
+        documents.close()
+        if split == "train":
+            tasks = documents.tasks
+    (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    return finish(
+        out,
+        text,
+        vocab,
+        image_tokenizer,
+        pictures=len(train.rows),
+        concepts=len(concepts),
+        tasks=dict(tasks),
+        styles=dict(Counter(row["style"] for row in train.rows)),
+        config=asdict(config),
+        image_tokenizer_name=name,
+    )
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
+    image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "runs/decoder/model",
+    out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
+    config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    start: Annotated[str, typer.Option(help="model whose tokenizers are taken: folder or name")] = "",
+) -> None:
+    try:
+        settings = configs.load(TokenizeConfig, config, overrides)
+        if start:
+            model = CM3.from_pretrained(start, device="cpu")
+            meta = build(data, model.image_tokenizer, out, settings, text=model.text_tokenizer)
+        else:
+            meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings, image_tokenizer)
+        print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"tokenize_emoji: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

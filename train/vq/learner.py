@@ -1,0 +1,81 @@
+"""What the training of an image tokenizer optimises, and how it is looked at meanwhile.
+
+Shapes: B pictures, H x W pixels, h x w codes of Z dimensions, C channels of the encoder's latents.
+"""
+
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenizer_image import VQModel
+from tokenizer_image.pixels import to_pil
+from train.pictures.metrics import psnr
+from train.vq.auxiliary_losses import Alignment, Masked, Predictor
+
+
+@torch.inference_mode()
+def evaluate(model: VQModel, pictures: Tensor, batch: int = 32) -> tuple[dict[str, float], Tensor]:
+    """Mean PSNR and the share of codes in use; reconstructions [N, 3, H, W], on the CPU."""
+    outs, codes = [], []
+    for part in pictures.split(batch):
+        codes.append(model.encode(part.to(model.quantize.embedding.weight.device)))
+        outs.append(model.decode(codes[-1]).cpu())
+    out = torch.cat(outs)
+    used = torch.cat(codes).unique().numel() / model.config.n_embed
+    return {"psnr": psnr(out, pictures).mean().item(), "code_use": used}, out
+
+
+def sample_sheet(pictures: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:
+    """Rows of pictures, each above its reconstruction."""
+    rows = []
+    for i in range(0, min(count, len(pictures)), columns):
+        rows += [torch.cat(list(pictures[i : i + columns]), 2), torch.cat(list(out[i : i + columns]), 2)]
+    return to_pil(torch.cat([row for row in rows if row.shape == rows[0].shape], 1))
+
+
+class VQLosses(NamedTuple):
+    """Of one forward pass: pixels [B, 3, H, W], latents [B, Z, h, w], codes [B, h, w]; and scalars, 0 where off."""
+
+    pixels: Tensor
+    latents: Tensor
+    codes: Tensor
+    quantizer: Tensor
+    align: Tensor
+    jepa: Tensor
+
+
+class VQLearner(nn.Module):
+    """The image tokenizer with the heads of its auxiliary losses: all that the first optimiser trains.
+
+    Args:
+        vq: the image tokenizer.
+        channels: of the frozen features' maps to align with; none = no alignment.
+        jepa: predict hidden blocks.
+    """
+
+    def __init__(self, vq: VQModel, channels: tuple[int, ...] = (), jepa: bool = False):
+        super().__init__()
+        self.vq = vq
+        shape = vq.config
+        self.alignment = Alignment(shape.embed_dim, channels) if channels else None
+        self.predictor = Predictor(shape.embed_dim, shape.z_channels) if jepa else None
+
+    def forward(
+        self,
+        pixels: Tensor,
+        maps: list[Tensor] | None = None,
+        masked: Masked | None = None,
+        taught: Tensor | None = None,
+    ) -> VQLosses:
+        """pixels [B, 3, H, W]; maps of the frozen features; the first pictures with blocks hidden, and what the teacher
+        makes of the whole of them, [b, C, h, w]."""
+        out, latents, quantized, codes, loss = self.vq(pixels)
+        align = jepa = loss.new_zeros(())
+        if self.alignment is not None and maps is not None:
+            align = self.alignment(quantized, maps)
+        if self.predictor is not None and masked is not None and taught is not None:
+            seen = self.vq.quantize(self.vq.latents(masked.pixels)).quantized
+            jepa = self.predictor(seen, masked.hidden, taught)
+        return VQLosses(out, latents, codes, loss, align, jepa)
