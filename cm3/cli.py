@@ -27,7 +27,9 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher 
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.")]
 TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.")]
 Scale = Annotated[int, typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.")]
+Enlarged = Annotated[int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.")]
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+OPAQUE = (".jpg", ".jpeg")
 MAX_SCALE = 16
 SMALL = 256  # pixels; smaller pictures are enlarged
 
@@ -90,14 +92,14 @@ def infill(
     temperature: Temperature = 0.8,
     top_p: TopP = 0.9,
     top_k: TopK = 0,
-    scale: Scale = 0,
+    scale: Enlarged = 1,
     model: Model = "emoji",
 ) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
     check_output(output, scale)
     cm3 = CM3.from_pretrained(model)
     pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
-    save(grid(pictures, scale), output)
+    save(fit_for(output, grid(pictures, scale)), output)
     print(output)
 
 
@@ -112,14 +114,14 @@ def edit(
     temperature: Temperature = 0.8,
     top_p: TopP = 0.9,
     top_k: TopK = 0,
-    scale: Scale = 0,
+    scale: Enlarged = 1,
     model: Model = "emoji",
 ) -> None:
-    """Change IMAGE as INSTRUCTION says, and save it at the model's size."""
+    """Change IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
     check_output(output, scale)
     cm3 = CM3.from_pretrained(model)
     picture = cm3.edit(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
-    save(grid([picture], scale), output)
+    save(fit_for(output, grid([picture], scale)), output)
     print(output)
 
 
@@ -217,17 +219,24 @@ def read_box(words: str) -> tuple[str, Box]:
 
 
 def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
-    """Pictures of one size side by side, in about as many rows as columns. scale: enlarges each; 0 = small ones, to
-    about SMALL pixels."""
+    """Pictures of one size and mode side by side, in about as many rows as columns. scale: enlarges each; 0 = small
+    ones, to about SMALL pixels."""
     scale = scale or min(MAX_SCALE, max(1, SMALL // max(pictures[0].size)))
     rows = round(len(pictures) ** 0.5)
     columns = -(-len(pictures) // rows)
     width, height = (side * scale for side in pictures[0].size)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
         sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
     return sheet
+
+
+def fit_for(path: Path, picture: Image.Image) -> Image.Image:
+    """On white where the file's format knows no transparency."""
+    if path.suffix.lower() not in OPAQUE or picture.mode == "RGB":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def check_output(path: Path, scale: int) -> None:

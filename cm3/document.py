@@ -14,13 +14,14 @@ it, and stands as text of its own between pictures. Text is always text: its tok
 # torch leaves tolist() without a type
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from cm3.checks import check_text
 from cm3.vocab import MAX_MASKS, Vocab
 
 HOLE = -1  # in place of a code: to be drawn
@@ -36,20 +37,32 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Text:
+    """Errors: TypeError for what is no string."""
+
     text: str
+
+    def __post_init__(self) -> None:
+        check_text("the text of a document", self.text)
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """codes: [h, w] integers, row by row from the top, HOLE where one is missing; anything torch.as_tensor takes."""
+    """codes: [h, w] integers, row by row from the top, HOLE where one is missing; anything torch.as_tensor takes.
+
+    Errors: ValueError for what is no grid of whole numbers."""
 
     codes: Tensor
 
     def __post_init__(self) -> None:
-        codes = torch.as_tensor(self.codes).long()
+        try:
+            codes = torch.as_tensor(self.codes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"image codes must be rows of whole numbers of one length: {error}") from error
         if codes.ndim != 2 or codes.numel() == 0:
             raise ValueError(f"image codes must be a grid of rows and columns, but have shape {tuple(codes.shape)}")
-        object.__setattr__(self, "codes", codes)
+        if codes.dtype.is_floating_point or codes.dtype.is_complex or codes.dtype == torch.bool:
+            raise ValueError(f"image codes must be whole numbers, but are {str(codes.dtype).removeprefix('torch.')}")
+        object.__setattr__(self, "codes", codes.long())
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -79,6 +92,8 @@ class Document(Sequence[Item]):
     items: tuple[Item, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.items, Iterable):
+            raise TypeError(f"a document holds a tuple of Text, Image and Mask, but got {self.items!r:.60}")
         items = tuple(self.items)
         for item in items:
             if not isinstance(item, Item):  # pyright: ignore[reportUnnecessaryIsInstance]  # from callers without types
@@ -121,10 +136,7 @@ def item_from_json(item: Any) -> Item:
         case {"text": str(text), **rest} if not rest:
             return Text(text)
         case {"image": list(), **rest} if not rest:
-            try:
-                return Image(item["image"])  # __post_init__ makes the tensor
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"image codes must be rows of whole numbers of one length: {error}") from error
+            return Image(item["image"])  # __post_init__ makes the tensor
         case {"mask": True, **rest} if not rest:
             return Mask()
         case _:

@@ -21,7 +21,7 @@ from torch import Tensor
 from cm3.cache import KVCache
 from cm3.grammar import Grammar, Mode, allowed
 from cm3.guidance import ContrastiveTopK, Guide
-from cm3.sampling import SamplingConfig, sample
+from cm3.sampling import SamplingConfig, generator_of, sample
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
@@ -36,7 +36,7 @@ class Request:
     guide: how the further prompts count (guidance.py). others: these prompts, in the guide's order, each the same with
     less of a condition; a guide that is off needs none.
     given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
-    seed: of this row's own generator.
+    seed: of this row's own generator, 0 to 2^63 - 1.
     Errors: ValueError for a value outside its limits, or others that do not fit the guide.
     """
 
@@ -77,7 +77,7 @@ class Row:
 
     def __init__(self, index: int, request: Request, vocab: Vocab, codes: int, limit: int) -> None:
         self.index, self.request = index, request
-        self.generator = torch.Generator().manual_seed(request.seed)
+        self.generator = generator_of(request.seed)
         self.new: list[int] = []  # the answer so far
         self.unread: list[int] = []  # of the answer, by the model
         self.guide = None if request.guide is None or request.guide.off else request.guide

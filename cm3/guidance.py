@@ -14,6 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cm3.checks import check_number, check_whole
+
+MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
+
 
 def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:  # [..., V] -> [..., V]
     """uncond + scale (cond - uncond): 1 is exactly the conditional, 0 exactly the unconditional (CM3leon 3.1).
@@ -47,7 +51,7 @@ def contrastive_top_k(cond: Tensor, uncond: Tensor, k: int, alpha: float) -> Ten
 class ClassifierFree:
     """image: scale where an image code is drawn. text: scale elsewhere. 1 = off; 0 = the further prompt alone.
 
-    Errors: ValueError for a scale below 0 or not finite."""
+    Errors: ValueError for a scale below 0 or above MAX_SCALE, TypeError for what is no number."""
 
     image: float = 1.0
     text: float = 1.0
@@ -77,6 +81,8 @@ class ContrastiveTopK:
     off: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_whole("k of contrastive guidance", self.k)
+        check_number("alpha of contrastive guidance", self.alpha)
         if self.k < 1:
             raise ValueError(f"k of contrastive guidance must be at least 1, but is {self.k}")
         if not 0 < self.alpha <= 1:
@@ -91,7 +97,7 @@ class ContrastiveTopK:
 class ThreeWay:
     """image, text: scales of the source picture and of the instruction; both 1 = off.
 
-    Errors: ValueError for a scale below 0 or not finite."""
+    Errors: ValueError for a scale below 0 or above MAX_SCALE, TypeError for what is no number."""
 
     image: float
     text: float
@@ -117,5 +123,8 @@ Guide = ClassifierFree | ContrastiveTopK | ThreeWay
 
 def check_scales(image: float, text: float) -> None:
     for name, scale in (("image", image), ("text", text)):
-        if not (scale >= 0 and math.isfinite(scale)):
+        check_number(f"the {name} scale of guidance", scale)
+        if not 0 <= scale < math.inf:
             raise ValueError(f"the {name} scale of guidance must be 0 or more (1 = off), but is {scale}")
+        if scale > MAX_SCALE:
+            raise ValueError(f"the {name} scale of guidance must be at most {MAX_SCALE:,.0f}, but is {scale}")

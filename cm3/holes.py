@@ -1,5 +1,7 @@
 """Where a picture is redrawn: from a mask of pixels to the codes that are drawn anew, and back into the picture.
 
+A picture here is RGB, or RGBA: what is drawn lies on it as paint does, opaque where it covers all.
+
 mask of pixels     cells it touches (f = 8)       back into the picture
 . . # # . . . .    |# # # #|. . . .|              untouched cells: the picture's own pixels
 . . # # . . . .    |       |       |              masked pixels: the drawn ones
@@ -62,6 +64,13 @@ def square_around(painted: np.ndarray) -> Square:
     return Square(begin(width, int(columns[0]), int(columns[-1])), begin(height, int(rows[0]), int(rows[-1])), side)
 
 
+def middle_square(size: tuple[int, int]) -> Square:
+    """The largest square in the middle of a picture of (width, height)."""
+    width, height = size
+    side = min(size)
+    return Square((width - side) // 2, (height - side) // 2, side)
+
+
 def touched_cells(painted: np.ndarray, square: Square, grid: tuple[int, int]) -> Tensor:  # [H, W] bool -> [h, w] bool
     """The cells of the square in which at least a part of a masked pixel lies."""
     left, top, right, bottom = square.box
@@ -75,10 +84,13 @@ def touched_cells(painted: np.ndarray, square: Square, grid: tuple[int, int]) ->
     )
 
 
-def pixels_of(cells: Tensor, size: tuple[int, int]) -> np.ndarray:  # [h, w] bool -> [H, W] bool
-    """The pixels of a picture of (width, height) that lie in the cells."""
-    rows, columns = (np.arange(side) * count // side for side, count in zip(size[::-1], cells.shape, strict=True))
-    return cells.numpy()[rows[:, None], columns]
+def pixels_of(cells: Tensor, square: Square, size: tuple[int, int]) -> np.ndarray:  # [h, w] bool -> [H, W] bool
+    """The pixels of a picture of (width, height) that lie in the cells of its square."""
+    left, top, right, bottom = square.box
+    rows, columns = (np.arange(square.side) * count // square.side for count in cells.shape)
+    pixels = np.zeros(size[::-1], bool)
+    pixels[top:bottom, left:right] = cells.numpy()[rows[:, None], columns]
+    return pixels
 
 
 def grown(cells: Tensor) -> Tensor:  # [h, w] bool -> [h, w] bool
@@ -86,27 +98,32 @@ def grown(cells: Tensor) -> Tensor:  # [h, w] bool -> [h, w] bool
     return torch.nn.functional.max_pool2d(cells[None].float(), 3, 1, 1)[0] > 0
 
 
-def whole(size: tuple[int, int]) -> Square:
-    """All of a square picture."""
-    return Square(0, 0, size[0])
-
-
 def paste_back(
     picture: Image.Image, drawn: Image.Image, painted: np.ndarray, cells: Tensor, square: Square
 ) -> Image.Image:
     """The picture with what was drawn in the touched cells; every pixel outside them stays as it is.
 
-    drawn: of the whole square, at any size. painted: [H, W] bool. cells: [h, w] bool."""
+    picture: RGB or RGBA. drawn: RGB, of the whole square, at any size. painted: [H, W] bool. cells: [h, w] bool."""
     left, top, right, bottom = square.box
-    scaled = np.asarray(drawn.resize((square.side, square.side), Image.Resampling.BICUBIC)).astype(np.float32)
-    own = np.asarray(picture).astype(np.float32)[top:bottom, left:right]  # [S, S, 3]
+    out = np.array(picture)  # [H, W, 3 or 4]
+    own = out[top:bottom, left:right]  # [S, S, 3 or 4], a view
+    scaled = np.asarray(drawn.resize((square.side, square.side), Image.Resampling.BICUBIC))  # [S, S, 3]
     mask = painted[top:bottom, left:right]
-    inside = pixels_of(cells, (square.side, square.side))  # [S, S]
+    inside = pixels_of(cells, square, picture.size)[top:bottom, left:right]  # [S, S]
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(
         ImageFilter.GaussianBlur(SOFT * square.side / max(cells.shape))
     )
-    share = np.where(mask, 1.0, np.asarray(blurred) / 255 * 2).clip(0, 1) * inside
-    mixed = own + share[..., None] * (scaled - own)
-    out = np.asarray(picture).copy()
-    out[top:bottom, left:right] = mixed.round().astype(np.uint8)
+    share = np.where(mask, 255, np.asarray(blurred).astype(np.float32) * 2).clip(0, 255) / 255 * inside  # [S, S]
+    for row in np.flatnonzero(share.any(1)):  # one by one: a large picture as floats takes ten times its size
+        at = np.flatnonzero(share[row])  # [N]
+        own[row, at] = laid_over(own[row, at], scaled[row, at], share[row, at, None])
     return Image.fromarray(out)
+
+
+def laid_over(own: np.ndarray, drawn: np.ndarray, share: np.ndarray) -> np.ndarray:  # [N, 3 or 4], [N, 3], [N, 1]
+    """Pixels with what was drawn laid over them, opaque to this share, above 0."""
+    colour = own[:, :3].astype(np.float32)
+    cover = own[:, 3:] / 255 if own.shape[1] == 4 else np.ones_like(share)
+    opaque = share + (1 - share) * cover  # [N, 1]
+    mixed = colour + share / opaque * (drawn - colour)
+    return np.concatenate((mixed, 255 * opaque), 1)[:, : own.shape[1]].round().astype(np.uint8)

@@ -9,8 +9,10 @@
 Letters in shapes: T tokens, h x w codes of a picture.
 """
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack, cast, overload
 
@@ -19,26 +21,29 @@ from PIL import Image as PIL_Image
 from torch import Tensor
 
 from cm3 import engine
-from cm3.document import HOLE, Document, Image, Mask, Text, from_ids, prompt_ids, to_ids
+from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
+from cm3.document import HOLE, Document, Image, Mask, Text, from_ids, has_mask, prompt_ids, to_ids
 from cm3.engine import Request
 from cm3.files import check_files, find_model, load_transformer, write_checksums
 from cm3.guidance import ClassifierFree, ThreeWay
-from cm3.holes import grown, paste_back, pixels_of, read_mask, square_around, touched_cells, whole
+from cm3.holes import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
 from cm3.pieces import Piece, pieces
 from cm3.requests import MAX_TEXT, Requests, check_seed, ways_of
 from cm3.sampling import SamplingConfig
 from cm3.scorer import Scorer
-from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed, language_of, prompt
+from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed, language_of
+from cm3.templates import prompt as worded
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, count_parameters
-from tokenizer_image.pixels import Picture, open_image, to_pil
+from tokenizer_image.pixels import Picture, open_image
 
 MAX_PICTURES = 64  # of one call of generate, and rows of one batch
 
 
-def check_number(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    check_whole(name, value)
     if not 1 <= value <= MAX_PICTURES:
         raise ValueError(f"{name} is {value}, but 1 to {MAX_PICTURES} pictures can be drawn at once")
 
@@ -48,25 +53,61 @@ def standard(values: Tensor) -> Tensor:  # [N] -> [N]
     return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
 
 
-def is_many(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+def device_of(name: str | torch.device) -> torch.device:
+    """ "auto" is a GPU if there is one. Errors: ValueError for a device that torch does not know or does not find."""
+    if not isinstance(name, str | torch.device):
+        raise TypeError(f"device must be a string or a torch.device, but is {name!r:.60}")
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.empty(1, device=found).cpu()  # of "meta" nothing can be copied
+    except Exception as error:  # torch raises almost anything
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f'device is {str(name)!r}, which cannot be used ({reason:.80}): give "cpu" or "auto"'
+        ) from error
+    return torch.device(found)
+
+
+def called(task: str, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """What the function gives. Errors: TypeError, in the name of the task, for arguments that it does not take."""
+    takes = inspect.signature(function)
+    try:
+        takes.bind(*args, **options)
+    except TypeError as error:
+        raise TypeError(f"{task}: {error}; it takes {', '.join(takes.parameters)}") from error
+    return function(*args, **options)
 
 
 def listed(value: Any) -> list[Any]:
     return list(value) if is_many(value) else [value]
 
 
+def texts_of(name: str, value: Any) -> list[str]:
+    """Of a str, or of a list of them. Errors: TypeError for anything else."""
+    for text in listed(value):
+        if not isinstance(text, str):
+            has = "holds" if is_many(value) else "is"
+            raise TypeError(f"the {name} must be a string or a list of strings, but {has} {text!r:.60}")
+    return listed(value)
+
+
 def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
-    """A text for each picture. Errors: ValueError for an empty list, unequal numbers, or a text without words."""
-    images = listed(images)
-    if not images:
-        raise ValueError("the list of pictures is empty: give at least one")
-    texts = list(texts) if is_many(texts) else [texts] * len(images)
-    if len(texts) != len(images):
-        raise ValueError(f"{len(images)} pictures and {len(texts)} {what}s: give one {what}, or as many")
-    if not all(text.strip() for text in texts):
+    """A text for each picture. Errors: ValueError for unequal numbers, or a text without words; TypeError for texts
+    that are none, or a list in the list of pictures."""
+    images, each = listed(images), texts_of(what, texts)
+    for image in images:
+        check_single("each of the pictures" if len(images) > 1 else "the picture", image)
+    if not all(text.strip() for text in each):
         raise ValueError(f"the {what} is empty: say something about the picture")
-    return list(zip(images, texts, strict=True))
+    each = each if is_many(texts) else each * len(images)
+    if len(each) != len(images):
+        raise ValueError(f"{len(images)} pictures and {len(each)} {what}s: give one {what}, or as many")
+    return list(zip(images, each, strict=True))
+
+
+def check_document(document: Any) -> None:
+    if not isinstance(document, Document):
+        raise TypeError(f'a document is wanted, such as Document((Text("a cat"),)), but got {document!r:.60}')
 
 
 class Score(NamedTuple):
@@ -120,12 +161,15 @@ def tokenizer_presets() -> list[TokenizerPreset]:
 
 
 class CM3:
-    """Draws, edits, fills in, captions, answers, completes and scores. Errors: ValueError for every mistake of the
-    caller's.
+    """Draws, edits, fills in, captions, answers, completes and scores. Errors: ValueError for what is given and cannot
+    be done, TypeError for what is of a wrong type or an argument that is not known.
+
+    Where a list or a tuple of prompts or pictures may be given, it gives a list of as many, and an empty one an empty
+    one.
 
     Wherever pictures are drawn: temperature (0 = the likeliest), top_p and top_k (0 = all) choose among the codes, and
-    the same seed gives the same picture, whatever else is in the batch. A guidance of 1 is off, more holds closer to
-    the condition (CM3leon 3.1).
+    the same seed, from 0 to 2^63 - 1, gives the same picture, whatever else is in the batch. A guidance of 1 is off,
+    more holds closer to the condition (CM3leon 3.1).
     """
 
     def __init__(
@@ -155,13 +199,14 @@ class CM3:
         self.scorer = scorer
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
-        self.requests = Requests(self.vocab, text_tokenizer, self.grid)
         self.context: int = config.max_position_embeddings
+        self.requests = Requests(self.vocab, text_tokenizer, self.grid, self.context)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "emoji", device: str = "auto", **options: Any) -> "CM3":
+    def from_pretrained(cls, name: str | Path = "emoji", device: str | torch.device = "auto", **options: Any) -> "CM3":
         """An embedded model's name, a model folder, or a hub id (cm3/files.py). device "auto" takes a GPU if there is
         one; options go to transformers (dtype, attn_implementation ...)."""
+        device = device_of(device)
         folder = find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
@@ -180,7 +225,7 @@ class CM3:
             image_tokenizer,
             Scorer.from_pretrained(scorer) if scorer.is_dir() else None,
         )
-        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else pipeline.to(device)
+        return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that needs nothing outside it."""
@@ -192,7 +237,9 @@ class CM3:
             self.scorer.save_pretrained(folder / "scorer")
         write_checksums(folder)
 
-    def to(self, device: str) -> "CM3":
+    def to(self, device: str | torch.device) -> "CM3":
+        """Move it, as from_pretrained does."""
+        device = device_of(device)
         self.model.to(device)  # pyright: ignore[reportArgumentType]
         self.image_tokenizer.to(device)
         if self.scorer:
@@ -226,7 +273,7 @@ class CM3:
     def generate(self, prompt, n=1, guidance=6.0, temperature=0.8, top_p=0.9, top_k=0, seed=0, **options):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
         is picture 0 of seed s + i. More options: see Options."""
-        drawing = self._draw(prompt, n, guidance, temperature, top_p, top_k, seed, **options)
+        drawing = called("generate", self._draw, (prompt, n, guidance, temperature, top_p, top_k, seed), options)
         codes = self._codes(drawing.requests)
         if (best_of := options.get("best_of", 1)) > 1:
             things = ", ".join(name for name, _ in options.get("boxes") or ())
@@ -248,8 +295,9 @@ class CM3:
         seed: int = 0,
     ) -> list[PIL_Image.Image]:
         """Redraw the picture where the mask is white, n times; the prompt says what it all shows, and None leaves that
-        to the picture. The result has the picture's size. Codes that the mask does not touch stay as they are, and so
-        does every pixel outside the cells of the codes that it touches. guidance: how much the prompt counts."""
+        to the picture. The result has the picture's size, upright; RGB, or RGBA where the picture has transparency.
+        Codes that the mask does not touch stay as they are, and so does every pixel, with its transparency, outside the
+        cells of the codes that it touches; what is redrawn is opaque. guidance: how much the prompt counts."""
         drawing = self._redraw(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
         return [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
 
@@ -280,8 +328,9 @@ class CM3:
     def edit(
         self, image, instruction, image_guidance=1.5, text_guidance=3.0, temperature=0.8, top_p=0.9, top_k=0, seed=0
     ):
-        """The picture as the instruction changes it, at the model's size; where its codes stay, and those around them,
-        its pixels do. A list of pictures gives a list, from one instruction for all or a list of as many.
+        """The picture as the instruction changes it, with size and transparency as infill gives them. The model sees
+        the largest square in its middle: what lies outside stays as it is, and so do the pixels where its codes stay,
+        and those around them. A list of pictures gives a list, from one instruction for all or a list of as many.
         image_guidance: how much the picture counts; text_guidance: how much the instruction does."""
         drawing = self._change(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
         pictures = [drawing.show(i, codes) for i, codes in enumerate(self._codes(drawing.requests))]
@@ -332,6 +381,7 @@ class CM3:
     @torch.inference_mode()
     def score(self, document: Document) -> Score:
         """How likely the model finds each token of a finished document."""
+        check_document(document)
         ids = torch.tensor(self.requests.ids(document, to_ids))  # [T]
         if len(ids) > self.context:
             raise ValueError(f"a document of {len(ids)} tokens is too long: the model holds {self.context}")
@@ -345,22 +395,23 @@ class CM3:
         numbered as the pictures and texts that it writes, holes first."""
         drawn = {"generate": self._draw, "infill": self._redraw, "edit": self._change}
         told = {"caption": self._describe, "answer": self._ask}
+        check_text("the task to stream", task)
         if task in drawn:
             if kwargs.get("best_of", 1) != 1:
                 raise ValueError("best_of chooses when all pictures are drawn: it cannot be streamed")
-            drawing = drawn[task](*args, **kwargs)
+            drawing = called(task, drawn[task], args, kwargs)
             return self._pieces(self._stream(drawing.requests), drawing.show)
         if task in told:
-            return self._pieces(self._stream(told[task](*args, **kwargs)), self._show)
+            return self._pieces(self._stream(called(task, told[task], args, kwargs)), self._show)
         if task == "complete":
-            return self._pieces(self._write([], *args, **kwargs), self._show)
+            return self._pieces(called(task, partial(self._write, []), args, kwargs), self._show)
         raise ValueError(f"cannot stream {task!r}: choose one of {', '.join((*drawn, *told, 'complete'))}")
 
     # What each task asks of the engine.
 
     def _draw(
         self,
-        prompts: str | Sequence[str],
+        prompt: str | Sequence[str],
         n: int = 1,
         guidance: float = 6.0,
         temperature: float = 0.8,
@@ -376,19 +427,20 @@ class CM3:
         kind: str = "edges",
     ) -> Drawing:
         where = "" if boxes is None else boxed(boxes)
-        texts = [f"{where} {words.strip()}".strip() if where else words for words in listed(prompts)]
+        texts = [f"{where} {words.strip()}".strip() if where else words for words in texts_of("prompt", prompt)]
         if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
-        check_number("n", n)
-        check_number("best_of", best_of)
-        check_number("n x best_of", n * best_of)
-        if kind not in STRUCTURES:
-            raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(STRUCTURES)}")
+        check_count("n", n)
+        check_count("best_of", best_of)
+        check_count("n x best_of", n * best_of)
+        check_choice("kind", kind, STRUCTURES)
+        seed = check_seed(seed)
         ways = ways_of(decoding, guidance, SamplingConfig(temperature, top_k, top_p), contrast)
         documents = [Document((Text(words),)) for words in texts]
         if structure is not None:
+            check_single("the structure", structure)
             source = self._image(structure)
-            documents = [Document((Text(prompt(kind, words)), source)) for words in texts]
+            documents = [Document((Text(worded(kind, words)), source)) for words in texts]
         drawn = [self.requests.drawings(document, ways, n, best_of, seed) for document in documents]
         return Drawing([request for requests in drawn for request in requests], self._show)
 
@@ -404,9 +456,11 @@ class CM3:
         seed: int = 0,
     ) -> Drawing:
         guide, sampling = ThreeWay(image_guidance, text_guidance), SamplingConfig(temperature, top_k, top_p)
+        seed = check_seed(seed)
         pairs = paired(image, instruction, "instruction")
-        seen = [to_pil(self.image_tokenizer.pixels(picture)) for picture, _ in pairs]
-        sources = [self._image(picture) for picture in seen]
+        own = [open_image(picture, ground=None) for picture, _ in pairs]
+        squares = [middle_square(picture.size) for picture in own]
+        sources = [self._image(picture) for picture in own]
         requests = [
             self.requests.edit(text, source, guide, sampling, seed)
             for source, (_, text) in zip(sources, pairs, strict=True)
@@ -414,7 +468,8 @@ class CM3:
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
             cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it
-            return paste_back(seen[i], self._picture(codes), pixels_of(cells, seen[i].size), cells, whole(seen[i].size))
+            changed = pixels_of(cells, squares[i], own[i].size)
+            return paste_back(own[i], self._picture(codes), changed, cells, squares[i])
 
         return Drawing(requests, show)
 
@@ -422,7 +477,7 @@ class CM3:
         self,
         image: Picture,
         mask: Picture,
-        words: str | None = None,
+        prompt: str | None = None,
         n: int = 1,
         guidance: float = 3.0,
         temperature: float = 0.8,
@@ -430,17 +485,23 @@ class CM3:
         top_k: int = 0,
         seed: int = 0,
     ) -> Drawing:
-        check_number("n", n)
-        picture = open_image(image)
+        check_count("n", n)
+        check_single("the picture", image)
+        check_single("the mask", mask)
+        if prompt is not None:
+            check_text("the prompt", prompt)
+        sampling = SamplingConfig(temperature, top_k, top_p)
+        own = open_image(image, ground=None)
+        picture = open_image(own)
         painted = read_mask(open_image(mask, ground="black"), picture.size)
         square = square_around(painted)
         cells = touched_cells(painted, square, self.grid)
         codes = self.image_tokenizer.encode(picture.crop(square.box))  # [h, w]
-        text = [Text(words)] if words and words.strip() else []
+        text = [Text(prompt)] if prompt and prompt.strip() else []
         holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
-        sampling = SamplingConfig(temperature, top_k, top_p)
+        seed = check_seed(seed)
         requests = [self.requests.hole(holed, guidance, sampling, seed + i) for i in range(n)]
-        return Drawing(requests, lambda i, drawn: paste_back(picture, self._picture(drawn), painted, cells, square))
+        return Drawing(requests, lambda i, drawn: paste_back(own, self._picture(drawn), painted, cells, square))
 
     def _describe(
         self,
@@ -450,24 +511,25 @@ class CM3:
         seed: int = 0,
         long: bool = False,
     ) -> list[Request]:
+        if not isinstance(long, bool):
+            raise TypeError(f"long must be True or False, but is {long!r:.60}")
         words = TEMPLATES["describe" if long else "caption"]
-        if language not in words:
-            raise ValueError(f"language is {language!r}, but must be one of {', '.join(words)}")
+        check_choice("language", language, words)
         return self._tell(paired(image, words[language], "prompt"), temperature, seed)
 
     def _ask(
         self, image: Picture | Sequence[Picture], question: str | Sequence[str], temperature: float = 0.0, seed: int = 0
     ) -> list[Request]:
         pairs = paired(image, question, "question")
-        return self._tell([(picture, prompt("answer", text)) for picture, text in pairs], temperature, seed)
+        return self._tell([(picture, worded("answer", text)) for picture, text in pairs], temperature, seed)
 
     def _tell(self, pairs: list[tuple[Picture, str]], temperature: float, seed: int) -> list[Request]:
-        sampling = SamplingConfig(temperature=temperature)
+        sampling, seed = SamplingConfig(temperature=temperature), check_seed(seed)
         return [self.requests.text(words, self._image(picture), sampling, seed) for picture, words in pairs]
 
     def _image(self, picture: Picture) -> Image:
         """One by one: the same alone as in a list."""
-        return Image(self.image_tokenizer.encode(picture))
+        return Image(self.image_tokenizer.encode(open_image(picture)))
 
     def _write(
         self,
@@ -481,23 +543,30 @@ class CM3:
     ) -> Iterator[tuple[int, int]]:
         """Fill the empty list `ids` with the completed document's; (number of the picture or text, id) of all that is
         new."""
+        check_document(document)
+        check_seed(seed)
         sampling, guide = SamplingConfig(temperature=temperature, top_p=top_p), ClassifierFree(guidance, text_guidance)
-        masks = sum(isinstance(item, Mask) for item in document)
-        if masks and not guide.off:
+        if has_mask(document) and not guide.off:
             raise ValueError("guidance counts where a document is written on: this one has masks, fill them without")
+        return self._written(ids, document, guide, sampling, seed)
+
+    def _written(
+        self, ids: list[int], document: Document, guide: ClassifierFree, sampling: SamplingConfig, seed: int
+    ) -> Iterator[tuple[int, int]]:
+        """The work of _write, which has checked what it was given."""
         items, number = list(document), 0
         for i, item in enumerate(items):
             if isinstance(item, Image) and item.holes:
                 before = Document(tuple(one for one in items[: i + 1] if not isinstance(one, Mask)))
                 codes: list[int] = []
-                for _, id in self._stream([self.requests.hole(before, guidance, sampling, seed)]):
+                for _, id in self._stream([self.requests.hole(before, guide.image, sampling, seed)]):
                     codes.append(id)
                     yield number, id
                 items[i] = Image(self._grid(codes))
                 number += 1
         whole = Document(tuple(items))
         ids += self.requests.ids(whole, prompt_ids)
-        if masks:
+        if masks := sum(isinstance(item, Mask) for item in document):
             yield from self._fill(ids, number, masks, sampling, seed)
         else:
             yield from self._go_on(ids, number, self.requests.more(whole, guide, sampling, self.context, seed))

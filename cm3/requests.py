@@ -9,6 +9,7 @@ told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cm3.checks import check_choice, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Mask, Text, draw_ids, open_ids, prompt_ids, without_text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
@@ -19,15 +20,22 @@ from cm3.vocab import Vocab
 
 MAX_SEED = 2**63
 MAX_TEXT = 64  # tokens of a caption or an answer
-CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates: torch reads the lower 32 bits alone
+CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
 DECODINGS = ("top-p", "cd-k", "both")
 NOTHING = Document((Mask(),))
 
 
 def check_seed(seed: int) -> int:
+    """The seed as an int. Errors: ValueError outside 0 to MAX_SEED - 1, TypeError for what is no whole number."""
+    check_whole("seed", seed)
     if not 0 <= seed < MAX_SEED:
         raise ValueError(f"seed is {seed}, but must be 0 to {MAX_SEED - 1}")
-    return seed
+    return int(seed)
+
+
+def candidate_seed(seed: int, j: int) -> int:
+    """Of the j-th candidate for the picture with this seed, j = 0 its own: seeds that no later picture has."""
+    return seed >> 32 << 32 | (seed + j * CANDIDATE) % 2**32
 
 
 def ways_of(
@@ -35,6 +43,9 @@ def ways_of(
 ) -> list[tuple[Guide, SamplingConfig]]:
     """How pictures are drawn, in turn. decoding: one of DECODINGS. contrast: k and alpha of CD-K, with which guidance,
     top-p and top-k do not count."""
+    check_choice("decoding", decoding, DECODINGS)
+    if not is_many(contrast) or len(contrast) != 2:
+        raise TypeError(f"contrast must be k and alpha, such as (8, 0.5), but is {contrast!r:.60}")
     free = ClassifierFree(image=guidance), sampling
     contrastive = ContrastiveTopK(*contrast), SamplingConfig(sampling.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
@@ -42,21 +53,27 @@ def ways_of(
         "cd-k": [contrastive],
         "both": [free, contrastive],
     }
-    if decoding not in ways:
-        raise ValueError(f"decoding is {decoding!r}, but must be one of {', '.join(DECODINGS)}")
     return ways[decoding]
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Makes requests for a model with this vocabulary, text tokenizer and grid. Errors: ValueError for a picture that
-    does not fit the grid."""
+    """Makes requests for a model with this vocabulary, text tokenizer, grid of a picture, and context in tokens.
+    Errors: ValueError for a picture that does not fit the grid, or a text that cannot fit the context."""
 
     vocab: Vocab
     text_tokenizer: TextTokenizer
     grid: tuple[int, int]
+    context: int
 
     def ids(self, document: Document, to: Callable[[Document, Vocab, TextTokenizer], list[int]]) -> list[int]:
+        most = self.context * self.text_tokenizer.longest  # characters: each has a byte or more
+        length = sum(len(item.text) for item in document if isinstance(item, Text))
+        if length > most:  # before it is tokenised, which takes time and memory
+            raise ValueError(
+                f"a text of {length:,} characters is too long and leaves no room: the limit is {self.context} tokens, "
+                f"which hold {most:,} characters at the very most, so shorten it"
+            )
         for item in document:
             if isinstance(item, Image) and item.grid != self.grid:
                 raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
@@ -79,12 +96,11 @@ class Requests:
         self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int, seed: int
     ) -> list[Request]:
         """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
-        requests = []
+        seed, requests = check_seed(seed), []
         for i in range(n):
             for j in range(best_of):
                 guide, sampling = ways[(seed + i + j) % len(ways)]
-                at = check_seed(seed) + i + j * CANDIDATE
-                requests.append(self.picture(document, [NOTHING], guide, sampling, at))
+                requests.append(self.picture(document, [NOTHING], guide, sampling, candidate_seed(seed + i, j)))
         return requests
 
     def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:

@@ -8,22 +8,33 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from cm3.checks import check_number, check_whole
+
+MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
+TINY = 1e-20  # below this temperature the division would overflow: it is greedy there, as it is in the limit
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """temperature: 0 = greedy. top_k: keep the k likeliest, 0 = all. top_p: keep the likeliest that together reach
-    this probability, 1 = all. Errors: ValueError for a value outside its limits."""
+    this probability, 1 = all. Errors: ValueError for a value outside its limits, TypeError for what is no number."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be 0 (greedy) or more, but is {self.temperature}")
+        check_number("temperature", self.temperature)
+        check_whole("top_k", self.top_k)
+        check_number("top_p", self.top_p)
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be 0 (greedy) or more, and at most {MAX_TEMPERATURE:,.0f}, but is {self.temperature}"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all) or more, but is {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -31,6 +42,21 @@ class SamplingConfig:
 
 
 GREEDY = SamplingConfig(temperature=0.0)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator on the CPU in which every bit of a seed from 0 to 2^63 - 1 counts.
+
+    torch itself fills the 624 words of the Mersenne Twister from the lower 32 bits alone. Seeds below 2^32 are torch's
+    own; of larger ones numpy's SeedSequence makes the words.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if seed >= 2**32:
+        state = generator.get_state()
+        words = np.random.SeedSequence(seed).generate_state(624)
+        state.view(torch.int64)[3 : 3 + 624] = torch.from_numpy(words.astype(np.int64))  # after seed, flags and place
+        generator.set_state(state)
+    return generator
 
 
 def greedy(logits: Tensor) -> Tensor:  # [B, V] -> [B]
@@ -75,7 +101,7 @@ def sample(
 ) -> Tensor:  # [B, V] -> [B]
     """Temperature, then top-k, then top-p, then one draw; greedy where the temperature is 0."""
     ids = greedy(logits)
-    rows = [i for i, config in enumerate(configs) if config.temperature > 0]
+    rows = [i for i, config in enumerate(configs) if config.temperature > TINY]
     if not rows:
         return ids
     chosen = [configs[i] for i in rows]
@@ -86,7 +112,7 @@ def sample(
 
     logits = temperature(logits[at], column([config.temperature for config in chosen]))
     if any(config.top_k for config in chosen):
-        logits = top_k(logits, column([config.top_k for config in chosen]))
+        logits = top_k(logits, column([min(int(config.top_k), logits.shape[-1]) for config in chosen]))
     if any(config.top_p < 1 for config in chosen):
         logits = top_p(logits, column([config.top_p for config in chosen]))
     ids[at] = draw(logits, [generators[i] for i in rows])

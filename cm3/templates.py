@@ -5,7 +5,10 @@ where a picture comes out, it stands last, behind the picture that it is made fr
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cm3.checks import check_text, is_many, is_number
 
 LANGUAGES = ("en", "ar")
 
@@ -34,19 +37,34 @@ def prompt(task: str, words: str) -> str:
     return TEMPLATES[task][language_of(words)].format(words=words.strip())
 
 
+def is_box(box: Any) -> bool:
+    """Whether it is left, top, right, bottom as shares of a picture's sides, with something between them."""
+    sides = list(box) if isinstance(box, Iterable) else []
+    if len(sides) != 4 or not all(is_number(side) and 0 <= side <= 1 for side in sides):
+        return False
+    left, top, right, bottom = sides
+    return left < right and top < bottom
+
+
 def boxed(things: Sequence[tuple[str, Box]]) -> str:
     """Things and where each stands, in hundredths of the picture: "a cat [10 20 55 90], a dog [60 30 95 80]".
 
-    Errors: ValueError for no thing, one without a name, or a box that is empty or leaves the picture."""
+    Errors: ValueError for no thing, one without a name, or a box that is empty or leaves the picture; TypeError for
+    what is no list of names and boxes."""
+    if not is_many(things) or not all(is_many(thing) and len(thing) == 2 for thing in things):
+        raise TypeError(
+            f"boxes must be a list of names and boxes, such as [('a cat', (0.1, 0.2, 0.5, 0.6))], but is {things!r:.60}"
+        )
     if not things:
         raise ValueError("the list of boxes is empty: give at least one thing and its box")
     parts = []
     for name, box in things:
+        check_text("the name of a box", name)
         if not name.strip():
-            raise ValueError(f"the box {tuple(box)} has no name: say what stands in it")
-        if len(box) != 4 or not all(0 <= side <= 1 for side in box) or box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"the box {box!r:.60} has no name: say what stands in it")
+        if not is_box(box):
             raise ValueError(
-                f"the box of {name!r} is {tuple(box)}, but must be left, top, right, bottom as shares of "
+                f"the box of {name!r:.60} is {box!r:.60}, but must be left, top, right, bottom as shares of "
                 "the picture's sides, from 0 to 1, left before right and top before bottom"
             )
         parts.append(f"{name.strip()} [{' '.join(str(round(100 * side)) for side in box)}]")

@@ -5,7 +5,9 @@ them to their place.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,6 +58,21 @@ class TextTokenizer:
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def longest(self) -> float:
+        """Bytes of text that one id stands for at most. Infinite where nothing bounds them: only a byte-level BPE that
+        reads the text as it is keeps every byte of it."""
+        vocab = self.tokenizer.get_vocab()  # each character of a name is one byte
+        plain = (
+            isinstance(self.tokenizer.model, models.BPE)
+            and isinstance(self.tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+            and vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+            and not self.tokenizer.get_added_tokens_decoder()
+            and self.tokenizer.normalizer is None
+            and self.tokenizer.truncation is None
+        )
+        return max(map(len, vocab)) if plain else math.inf
 
     def encode(self, text: str) -> list[int]:
         """Ids from 0. A lone surrogate, which no encoding can hold, becomes U+FFFD."""

@@ -1,18 +1,23 @@
 """What a user may get wrong: each gives one clear ValueError, or the obvious right thing."""
 
 import json
+import re
 import shutil
+import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
 from cm3.document import HOLE, Document, Image, Mask, Text
 from cm3.files import find_model
+from cm3.text import TextTokenizer
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 APPLE = "a red apple"
@@ -24,14 +29,55 @@ def test_empty_prompt(tiny: CM3, prompt: str):
         tiny.generate(prompt)
 
 
-@pytest.mark.parametrize("words", [200, 100_000])
+@pytest.mark.parametrize("words", [60, 200, 100_000])
 def test_prompt_longer_than_the_context(tiny: CM3, pictures: list[PIL_Image.Image], words: int):
-    with pytest.raises(ValueError, match=r"a prompt of \d+ tokens leaves no room .* the limit is 128 tokens"):
+    with pytest.raises(ValueError, match=r"leaves no room.* the limit is 128 tokens"):
         tiny.generate("apple " * words)
     with pytest.raises(ValueError, match="leaves no room"):
         tiny.answer(pictures[0], "apple " * words)
     with pytest.raises(ValueError, match="too long"):
         tiny.score(Document((Text("apple " * words),)))
+
+
+def all_that_take_text(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callable[[str], Any]]:
+    mask = PIL_Image.new("L", picture.size)
+    mask.paste(255, (8, 8, 12, 12))
+    return {
+        "generate": tiny.generate,
+        "generate a list": lambda text: tiny.generate([APPLE, text]),
+        "best of": lambda text: tiny.generate(text, best_of=4),
+        "structure": lambda text: tiny.generate(text, structure=picture),
+        "boxes": lambda text: tiny.generate("", boxes=[(text, (0.1, 0.2, 0.5, 0.9))]),
+        "infill": lambda text: tiny.infill(picture, mask, text),
+        "edit": lambda text: tiny.edit(picture, text),
+        "answer": lambda text: tiny.answer(picture, text),
+        "complete": lambda text: tiny.complete(Document((Text(text),))),
+        "complete, masks": lambda text: tiny.complete(Document((Mask(), Text(text)))),
+        "complete, holes": lambda text: tiny.complete(Document((Text(text), Image([[HOLE] * 4] * 4)))),  # pyright: ignore
+        "complete, many": lambda text: tiny.complete(Document((Text(text[:999]),) * (len(text) // 999))),
+        "score": lambda text: tiny.score(Document((Text(text),))),
+        "stream": lambda text: list(tiny.stream("generate", text)),
+    }
+
+
+def test_megabytes_of_text_are_refused_before_they_are_tokenised(
+    tiny: CM3, pictures: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
+):
+    encode, text = TextTokenizer.encode, "apple " * 1_700_000  # 10 MB: 5 s and 1.3 GB to tokenise
+
+    def short_only(self: TextTokenizer, text: str) -> list[int]:
+        assert len(text) < 10_000
+        return encode(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "encode", short_only)
+    for name, ask in all_that_take_text(tiny, pictures[0]).items():
+        tracemalloc.start()
+        before = time.process_time()
+        with pytest.raises(ValueError, match="is too long and leaves no room: the limit is 128 tokens"):
+            ask(text)
+        taken, (_, most) = time.process_time() - before, tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert taken < 0.5 and most < 100e6, name
 
 
 SPELLED = ["<break>", "<image>", "</image>", "<eos>", "<pad>", "<mask:0>", "<infill:0>", "code 5"]
@@ -162,10 +208,218 @@ def test_edits_without_words_or_pictures(tiny: CM3, pictures: list[PIL_Image.Ima
         tiny.edit(pictures, ["a", "b"])
     with pytest.raises(ValueError, match="instruction is empty"):
         tiny.edit(pictures[0], " ")
-    with pytest.raises(ValueError, match="list of pictures is empty"):
-        tiny.edit([], "make it blue")
     with pytest.raises(ValueError, match="leaves no room"):
         tiny.edit(pictures[0], "apple " * 200)
+
+
+# What is of a wrong type, or not known.
+
+
+def ways_to_draw(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callable[..., Any]]:
+    mask = PIL_Image.new("L", picture.size)
+    mask.paste(255, (8, 8, 12, 12))
+    return {
+        "generate": lambda **options: tiny.generate(APPLE, **options),
+        "generate nothing": lambda **options: tiny.generate([], **options),
+        "infill": lambda **options: tiny.infill(picture, mask, APPLE, **options),
+        "edit": lambda **options: tiny.edit(picture, "make it blue", **options),
+        "edit nothing": lambda **options: tiny.edit([], "make it blue", **options),
+        "caption": lambda **options: tiny.caption(picture, **options),
+        "answer": lambda **options: tiny.answer(picture, "What?", **options),
+        "complete": lambda **options: tiny.complete(Document((Text("a"),)), **options),
+        "complete masks": lambda **options: tiny.complete(Document((Text("a"), Mask())), **options),
+        "stream": lambda **options: tiny.stream("generate", APPLE, **options),
+        "stream infill": lambda **options: tiny.stream("infill", picture, mask, **options),
+        "stream complete": lambda **options: tiny.stream("complete", Document((Text("a"),)), **options),
+    }
+
+
+NO_NUMBERS = [None, "4", "x", True, [1], 1j, b"1"]
+DRAWN = ("generate", "generate nothing", "infill", "stream", "stream infill")
+EDITED = ("edit", "edit nothing")
+TOLD = ("caption", "answer", "complete", "complete masks", "stream complete")
+WHO_TAKES = {
+    "n": DRAWN,
+    "best_of": ("generate", "generate nothing"),
+    "seed": (*DRAWN, *EDITED, *TOLD),
+    "temperature": (*DRAWN, *EDITED, *TOLD),
+    "top_p": (*DRAWN, *EDITED, "complete"),
+    "top_k": (*DRAWN, *EDITED),
+    "guidance": (*DRAWN, "complete", "complete masks"),
+    "image_guidance": EDITED,
+    "text_guidance": (*EDITED, "complete", "stream complete"),
+}
+WHOLE = ("n", "best_of", "seed", "top_k")
+
+
+@pytest.mark.parametrize(("name", "tasks"), WHO_TAKES.items(), ids=WHO_TAKES)
+def test_what_is_no_number_is_a_type_error(
+    tiny: CM3, pictures: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
+):
+    named = name.replace("_guidance", " scale of guidance") if name.endswith("_guidance") else name
+    kind = "a whole number" if name in WHOLE else "a number"
+    ways = ways_to_draw(tiny, pictures[0])
+    for task in tasks:
+        for value in (*NO_NUMBERS, *([1.5, 1.0] if name in WHOLE else ())):
+            with pytest.raises(TypeError, match=rf"{named}.* must be {kind}, but is {re.escape(repr(value))}"):
+                ways[task](**{name: value})
+
+
+@pytest.mark.parametrize(("name", "tasks"), WHO_TAKES.items(), ids=WHO_TAKES)
+def test_numbers_that_are_no_use_are_refused_by_every_task(
+    tiny: CM3, pictures: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
+):
+    ways = ways_to_draw(tiny, pictures[0])
+    wrong = [-1, 10**400] if name in WHOLE else [-0.5, float("nan"), float("inf"), 10**400]
+    if name == "top_k":
+        wrong = [-1]
+    for task in tasks:
+        for value in wrong:
+            with pytest.raises(ValueError, match=name.partition("_")[0] if "guidance" in name else name):
+                ways[task](**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers(tiny: CM3):
+    numbers: dict[str, Any] = dict(n=np.int64(1), seed=np.uint32(7), temperature=np.float32(0.5), top_k=np.int8(9))
+    [one] = tiny.generate(APPLE, guidance=np.float64(2), **numbers)
+    assert one.tobytes() == tiny.generate(APPLE, seed=7, temperature=0.5, guidance=2, top_k=9)[0].tobytes()
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-300}, {"temperature": 1e-40}, {"top_k": 10**30}], ids=str)
+def test_numbers_at_the_edge_draw(tiny: CM3, options: dict[str, Any]):
+    limit: dict[str, Any] = {"temperature": 0} if "temperature" in options else {"top_k": 0}
+    assert tiny.generate(APPLE, **options)[0].tobytes() == tiny.generate(APPLE, **limit)[0].tobytes()
+
+
+@pytest.mark.parametrize("options", [{"guidance": 1e6}, {"temperature": 1e6}], ids=str)
+def test_the_largest_numbers_draw_and_larger_ones_are_refused(tiny: CM3, options: dict[str, Any]):
+    assert len(tiny.generate(APPLE, **options)) == 1
+    with pytest.raises(ValueError, match="at most 1,000,000"):
+        tiny.generate(APPLE, **{name: 2 * value for name, value in options.items()})
+
+
+NO_TEXTS = [None, 5, 1.5, b"a red apple", True, {"a": 1}, Text(APPLE)]
+NO_TEXTS_IN_LISTS = [[None], [APPLE, 5], [[APPLE]], ([APPLE],)]
+
+
+@pytest.mark.parametrize("text", [*NO_TEXTS, *NO_TEXTS_IN_LISTS, (word for word in ["a"]), {"a"}], ids=repr)
+def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Image], text: Any):
+    for what, task in (
+        ("prompt", lambda: tiny.generate(text)),
+        ("prompt", lambda: tiny.stream("generate", text)),
+        ("question", lambda: tiny.answer(pictures[:1], text)),
+        ("instruction", lambda: tiny.edit(pictures[:1], text)),
+    ):
+        with pytest.raises(TypeError, match=f"the {what} must be a string or a list of strings, but (is|holds) "):
+            task()
+    if text is not None:
+        with pytest.raises(TypeError, match="the prompt must be a string, but is"):
+            tiny.infill(pictures[0], PIL_Image.new("L", (32, 24), 255), text)
+
+
+def test_pictures_that_are_none(tiny: CM3, pictures: list[PIL_Image.Image]):
+    white = PIL_Image.new("L", (32, 24), 255)
+    wrongs: list[Any] = [None, 5, {"a": 1}, (picture for picture in pictures), [None], [pictures], [pictures[0], [1]]]
+    for wrong in wrongs:
+        for task in (
+            tiny.caption,
+            lambda picture: tiny.answer(picture, "What?"),
+            lambda picture: tiny.edit(picture, "make it blue"),
+            lambda picture: tiny.infill(picture, white),
+            lambda picture: tiny.stream("caption", picture),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                task(wrong)
+    lists: list[Any] = [[], pictures]
+    for many in lists:  # a list where one picture is wanted
+        with pytest.raises(TypeError, match=r"the picture must be one picture, but is \["):
+            tiny.infill(many, white)
+        with pytest.raises(TypeError, match=r"the structure must be one picture, but is \["):
+            tiny.generate(APPLE, structure=many)
+        with pytest.raises(TypeError, match=r"picture.* must be one picture, but is \["):
+            tiny.caption([many])
+    for mask in (None, [], [white]):
+        with pytest.raises(TypeError, match="the mask must be one picture, but is"):
+            tiny.infill(pictures[0], mask)  # pyright: ignore[reportArgumentType]
+
+
+WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
+    ({"boxes": "a cat"}, "boxes must be a list of names and boxes"),
+    ({"boxes": {"a cat": (0, 0, 1, 1)}}, "boxes must be a list of names and boxes"),
+    ({"boxes": 5}, "boxes must be a list of names and boxes"),
+    ({"boxes": ["a cat"]}, "boxes must be a list of names and boxes"),
+    ({"boxes": [("a cat",)]}, "boxes must be a list of names and boxes"),
+    ({"boxes": [("a cat", 0.1, 0.2, 0.5, 0.6)]}, "boxes must be a list of names and boxes"),
+    ({"boxes": ((name, (0, 0, 1, 1)) for name in ["a cat"])}, "boxes must be a list of names and boxes"),
+    ({"boxes": [(5, (0.1, 0.2, 0.5, 0.6))]}, "the name of a box must be a string, but is 5"),
+    ({"boxes": [(None, (0.1, 0.2, 0.5, 0.6))]}, "the name of a box must be a string"),
+    ({"contrast": 8}, r"contrast must be k and alpha, such as \(8, 0.5\), but is 8"),
+    ({"contrast": (8,)}, "contrast must be k and alpha"),
+    ({"contrast": "ab"}, "contrast must be k and alpha"),
+    ({"contrast": (8.0, 0.5)}, "k of contrastive guidance must be a whole number, but is 8.0"),
+    ({"contrast": (8, "0.5")}, "alpha of contrastive guidance must be a number, but is '0.5'"),
+    ({"decoding": None}, "decoding must be a string, but is None"),
+    ({"decoding": ["top-p"]}, "decoding must be a string"),
+    ({"kind": ["edges"]}, "kind must be a string"),
+    ({"steps": 50}, "got an unexpected keyword argument 'steps'; it takes prompt, n, guidance, .*, kind"),
+    ({"language": "en"}, "generate: got an unexpected keyword argument 'language'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_TYPES, ids=str)
+def test_options_of_a_wrong_type_or_unknown(tiny: CM3, options: dict[str, Any], message: str):
+    for task in (lambda: tiny.generate(APPLE, **options), lambda: tiny.stream("generate", APPLE, **options)):
+        with pytest.raises(TypeError, match=message):
+            task()
+
+
+@pytest.mark.parametrize("box", [None, 5, "abcd", (0.1, 0.2, 0.5, "0.6"), (0, 0, True, 1), [[0, 0, 1, 1]], (0.1,) * 5])
+def test_boxes_of_a_wrong_shape(tiny: CM3, box: Any):
+    with pytest.raises(ValueError, match="box of 'a cat' is .*, but must be left, top, right, bottom as shares"):
+        tiny.generate(APPLE, boxes=[("a cat", box)])
+
+
+def test_the_box_may_be_an_array(tiny: CM3):
+    box = (0.1, 0.2, 0.5, 0.75)
+    drawn = [tiny.generate("", boxes=[("a cat", one)])[0] for one in (box, list(box), np.array(box))]  # pyright: ignore
+    assert len({picture.tobytes() for picture in drawn}) == 1
+
+
+def test_languages_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image]):
+    for language in (None, 5, ["en"], b"en"):
+        with pytest.raises(TypeError, match="language must be a string, but is"):
+            tiny.caption(pictures[0], language=language)  # pyright: ignore
+    for long in ("no", None, 1):
+        with pytest.raises(TypeError, match="long must be True or False, but is"):
+            tiny.caption(pictures[0], long=long)  # pyright: ignore
+
+
+def test_unknown_arguments_are_named(tiny: CM3, pictures: list[PIL_Image.Image]):
+    for task in ("infill", "edit", "caption", "answer", "complete"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
+            getattr(tiny, task)(pictures[0], steps=50)
+        with pytest.raises(TypeError, match=f"{task}: .*; it takes .*"):
+            tiny.stream(task, pictures[0], APPLE, steps=50)
+        with pytest.raises(TypeError, match=f"{task}: missing a required argument"):
+            tiny.stream(task)
+    for task in (None, 5, ["generate"]):
+        with pytest.raises(TypeError, match="the task to stream must be a string, but is"):
+            tiny.stream(task, APPLE)  # pyright: ignore
+
+
+@pytest.mark.parametrize("device", ["tpu9", "", "cuda:99", "meta", "hpu", "mps:7", "xla", "CPU", "a\0b"])
+def test_devices_that_are_not_there(tiny: CM3, tiny_folder: Path, device: str):
+    for task in (tiny.to, lambda device: CM3.from_pretrained(tiny_folder, device=device)):
+        with pytest.raises(ValueError, match=f"device is {re.escape(repr(device))}, which cannot be used"):
+            task(device)
+    assert tiny.generate(APPLE)  # nothing has moved
+
+
+@pytest.mark.parametrize("device", [None, 0, True, ["cpu"]])
+def test_devices_of_a_wrong_type(tiny: CM3, tiny_folder: Path, device: Any):
+    for task in (tiny.to, lambda device: CM3.from_pretrained(tiny_folder, device=device)):
+        with pytest.raises(TypeError, match="device must be a string or a torch.device, but is"):
+            task(device)
 
 
 def test_negative_temperature_of_text(tiny: CM3, pictures: list[PIL_Image.Image]):
@@ -178,8 +432,6 @@ def test_pictures_and_questions(tiny: CM3, pictures: list[PIL_Image.Image]):
         tiny.answer(pictures, ["a?", "b?"])
     with pytest.raises(ValueError, match="question is empty"):
         tiny.answer(pictures[0], " ")
-    with pytest.raises(ValueError, match="list of pictures is empty"):
-        tiny.caption([])
     with pytest.raises(ValueError, match="language is 'xx', but must be one of en, ar"):
         tiny.caption(pictures[0], language="xx")
 
@@ -204,10 +456,49 @@ def test_documents_that_do_not_fit(tiny: CM3):
         tiny.complete(Document((Image([[99] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="holes in a picture is not finished"):
         tiny.score(Document((Image([[HOLE] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="image code -2 is out of range"):
+        tiny.complete(Document((Image([[-2] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="has masks, fill them without"):
         tiny.complete(Document((Text("a"), Mask())), guidance=2.0)
     with pytest.raises(ValueError, match="leaves no room"):
         tiny.complete(Document((Text("apple " * 60), Mask(), Image([[1] * 4] * 4))))  # pyright: ignore
+
+
+NO_DOCUMENTS = [None, "a red apple", 5, [Text(APPLE)], Text(APPLE), [{"text": APPLE}]]
+
+
+@pytest.mark.parametrize("document", NO_DOCUMENTS, ids=repr)
+def test_what_is_no_document(tiny: CM3, document: Any):
+    for task in (tiny.complete, tiny.score, lambda document: tiny.stream("complete", document)):
+        with pytest.raises(TypeError, match="a document is wanted, such as Document.* but got"):
+            task(document)
+
+
+@pytest.mark.parametrize("items", [5, None, Text(APPLE), Mask()], ids=repr)
+def test_a_document_of_no_items(items: Any):
+    with pytest.raises(TypeError, match="a document holds a tuple of Text, Image and Mask, but got"):
+        Document(items)
+
+
+@pytest.mark.parametrize("item", ["a", None, 5, b"a", PIL_Image.new("L", (1, 1))], ids=repr)
+def test_a_document_of_wrong_items(item: Any):
+    with pytest.raises(ValueError, match="a document holds Text, Image and Mask, but got"):
+        Document((Text("a"), item))
+
+
+@pytest.mark.parametrize("text", [None, 5, b"a red apple", ["a"]], ids=repr)
+def test_the_text_of_a_document_is_a_string(text: Any):
+    with pytest.raises(TypeError, match="the text of a document must be a string, but is"):
+        Text(text)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [None, "codes", [[1.5]], [[True]], [["a"]], [[1], [1, 2]], [[None]], [[10**30]], PIL_Image.new("L", (1, 1))],
+)
+def test_codes_of_a_document_are_whole_numbers(codes: Any):
+    with pytest.raises(ValueError, match="image codes must be"):
+        Image(codes)
 
 
 def test_unknown_task_to_stream(tiny: CM3):

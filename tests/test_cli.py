@@ -72,7 +72,7 @@ def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, picture: str):
 
 
 def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):
-    assert cm3("infill", picture, mask, "--scale", "1", "-o", "a.png") == (0, "a.png\n", "")
+    assert cm3("infill", picture, mask, "-o", "a.png") == (0, "a.png\n", "")
     assert Image.open("a.png").tobytes() == tiny.infill(picture, mask)[0].tobytes()
     args = ["a cat", "-n", "2", "--seed", "5", "--guidance", "2", "--temperature", "1", "--top-k", "9", "--scale", "1"]
     assert cm3("infill", picture, mask, *args)[0] == 0
@@ -84,8 +84,26 @@ def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
     args = ["make it blue", "--seed", "5", "--image-guidance", "2", "--text-guidance", "4", "--top-p", "0.5"]
     assert cm3("edit", picture, *args, "-o", "a.png") == (0, "a.png\n", "")
     expected = tiny.edit(picture, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5)
-    assert Image.open("a.png").tobytes() == cli.grid([expected], 0).tobytes()
-    assert Image.open("a.png").size == (256, 256)
+    assert Image.open("a.png").tobytes() == expected.tobytes()
+    assert Image.open("a.png").size == Image.open(picture).size
+    assert cm3("edit", picture, *args, "--scale", "3")[0] == 0
+    assert Image.open("out.png").tobytes() == cli.grid([expected], 3).tobytes()
+    assert cm3("edit", picture, *args, "--scale", "0")[0] == 0
+    assert Image.open("out.png").tobytes() == cli.grid([expected], 0).tobytes()
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.webp", "RGBA"), ("a.jpg", "RGB")])
+def test_infill_and_edit_keep_transparency_where_the_format_can(cm3, mask: str, name: str, mode: str):
+    Image.new("RGBA", (60, 20), (200, 30, 30, 99)).save("clear.png")
+    dot = Image.new("L", (60, 20))
+    dot.putpixel((30, 10), 255)
+    dot.save("dot.png")
+    for command in (["infill", "clear.png", "dot.png"], ["edit", "clear.png", "make it blue"]):
+        assert cm3(*command, "-o", name)[0] == 0
+        saved = Image.open(name)
+        assert (saved.mode, saved.size) == (mode, (60, 20))
+        if mode == "RGBA":
+            assert saved.getchannel("A").getextrema() == (99, 255)
 
 
 def test_caption_prints_a_line_for_each_picture(cm3, tiny: CM3, picture: str):

@@ -13,7 +13,7 @@ SCRIPTS = ("train", "demo", "benchmarks")
 
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
-    ("config", "vocab", "text", "cache"),
+    ("checks", "config", "vocab", "text", "cache"),
     ("transformer", "scorer"),
     ("templates", "document", "sampling", "guidance", "grammar"),
     ("files", "holes", "pieces", "masking", "engine", "requests", "retrieval", "convert"),

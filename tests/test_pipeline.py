@@ -15,7 +15,6 @@ from PIL import Image as PIL_Image
 from cm3 import CM3
 from cm3.document import HOLE, Document, Image, Mask, Text, prompt_ids
 from cm3.templates import TEMPLATES, boxed, prompt
-from tokenizer_image.pixels import to_pil
 
 APPLE = "a red apple"
 CODES = Image(torch.arange(16).view(4, 4))
@@ -157,6 +156,52 @@ def test_a_list_of_prompts_gives_a_list_of_lists_and_the_same_pictures(tiny: CM3
     ]
 
 
+def test_empty_lists_give_empty_lists(tiny: CM3):
+    for nothing in ([], ()):
+        assert tiny.generate(nothing) == tiny.generate(nothing, n=2, best_of=3, boxes=BOXES) == []  # pyright: ignore
+        assert tiny.caption(nothing) == tiny.answer(nothing, "What?") == tiny.answer(nothing, nothing) == []
+        assert tiny.edit(nothing, "make it blue") == tiny.edit(nothing, nothing) == []
+        for task, *args in (["generate"], ["caption"], ["answer", "What?"], ["edit", "make it blue"]):
+            assert list(tiny.stream(task, nothing, *args)) == []
+    for wrong, message in (
+        (lambda: tiny.answer([], ["What?"]), "0 pictures and 1 questions"),
+        (lambda: tiny.answer([], " "), "question is empty"),
+        (lambda: tiny.edit([], ["make it blue"]), "0 pictures and 1 instructions"),
+        (lambda: tiny.generate([], n=0), "n is 0"),
+        (lambda: tiny.caption([], language="xx"), "language is 'xx'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+def test_stream_takes_the_names_of_the_arguments(tiny: CM3, pictures: list[PIL_Image.Image]):
+    document = Document((Text("Caption: "), Mask(), CODES))
+    for task, arguments in {
+        "generate": dict(prompt=APPLE, n=1, seed=3),
+        "infill": dict(image=pictures[0], mask=HOLE_MASK, prompt=APPLE, seed=3),
+        "edit": dict(image=pictures[0], instruction="make it blue", seed=3),
+        "caption": dict(image=pictures[0], language="ar", long=True),
+        "answer": dict(image=pictures[0], question="What?"),
+        "complete": dict(document=document, seed=3),
+    }.items():
+        whole, pieces = getattr(tiny, task)(**arguments), list(tiny.stream(task, **arguments))
+        if isinstance(whole, str):
+            assert "".join(str(piece.content) for piece in pieces).strip() == whole
+        elif task != "complete":
+            last = whole if isinstance(whole, PIL_Image.Image) else whole[0]
+            assert bytes_of([pieces[-1].content]) == bytes_of([last])
+
+
+@pytest.mark.parametrize("seed", [7, 2**32 - 1])
+def test_every_bit_of_a_seed_counts(tiny: CM3, seed: int):
+    seeds = [seed, *(seed + (1 << bit) for bit in range(32, 63))]
+    assert len(set(bytes_of([tiny.generate(APPLE, seed=one, temperature=2.0, top_p=1.0)[0] for one in seeds]))) == 32
+    assert len(set(bytes_of(tiny.generate(APPLE, 3, seed=2**32 - 2)) + bytes_of(tiny.generate(APPLE, seed=0)))) == 4
+    large = tiny.generate(APPLE, 2, seed=2**62)
+    assert bytes_of(large[1:]) == bytes_of(tiny.generate(APPLE, seed=2**62 + 1))
+    assert bytes_of(large) == bytes_of(tiny.generate(APPLE, 2, seed=2**62))
+
+
 # Drawing: boxes, structures, ways of decoding, the best of several.
 
 
@@ -265,12 +310,12 @@ def test_the_scorer_reads_what_is_to_be_seen_and_not_where(tiny: CM3, monkeypatc
 def test_an_edit_keeps_the_pixels_where_codes_stay(
     tiny: CM3, pictures: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
 ):
-    small = to_pil(tiny.image_tokenizer.pixels(pictures[0]))
+    small = pictures[0].resize((16, 16))
     codes = tiny.image_tokenizer.encode(small)
     changed = codes.clone()
     changed[0, 1] = (changed[0, 1] + 1) % tiny.image_tokenizer.num_codes
     monkeypatch.setattr(tiny, "_codes", lambda requests: [changed])
-    out, side = np.asarray(tiny.edit(pictures[0], "make it blue")), small.width // codes.shape[1]
+    out, side = np.asarray(tiny.edit(small, "make it blue")), small.width // codes.shape[1]
     redrawn = np.zeros(out.shape[:2], bool)
     redrawn[: 2 * side, : 3 * side] = True  # the cell and its neighbours
     assert (out[~redrawn] == np.asarray(small)[~redrawn]).all()
@@ -329,6 +374,30 @@ def test_infill_gives_back_large_and_oblong_pictures_at_their_size(tiny: CM3, pi
     assert tiny.infill(square, PIL_Image.new("1", (24, 24), 1))[0].size == (24, 24)  # all of it
 
 
+def test_infill_keeps_transparency_outside_and_is_opaque_under_the_mask(tiny: CM3, pictures: list[PIL_Image.Image]):
+    picture = pictures[0].copy()
+    picture.putalpha(pictures[1].convert("L"))
+    [filled] = tiny.infill(picture, HOLE_MASK, seed=3)
+    own, out = np.asarray(picture), np.asarray(filled)
+    assert (filled.mode, filled.size) == ("RGBA", picture.size)
+    touched = np.zeros(own.shape[:2], bool)
+    touched[6:12, 4:16] = True  # two cells
+    assert (out[~touched] == own[~touched]).all()
+    assert (out[7:11, 9:14, 3] == 255).all()
+    flat = tiny.infill(picture.convert("RGBa").convert("RGB"), HOLE_MASK, seed=3)[0]
+    assert flat.mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "PA", "1", "CMYK", "I;16"])
+def test_infill_and_edit_of_any_mode_are_colour_with_transparency_where_there_was_some(
+    tiny: CM3, pictures: list[PIL_Image.Image], mode: str
+):
+    grey = np.asarray(pictures[0].convert("L"))
+    picture = PIL_Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else pictures[0].convert(mode)
+    for one in (tiny.infill(picture, HOLE_MASK)[0], tiny.edit(picture, "make it blue")):
+        assert (one.size, one.mode) == (picture.size, "RGBA" if mode in ("LA", "PA") else "RGB")
+
+
 def test_infill_of_everything_is_a_drawing_of_its_own(tiny: CM3, pictures: list[PIL_Image.Image]):
     square = pictures[0].resize((16, 16))
     white = PIL_Image.new("L", (16, 16), 255)
@@ -357,7 +426,45 @@ def test_an_edit_is_guided_by_the_picture_and_by_nothing(tiny: CM3, pictures: li
     assert prompts_of(tiny, [one]) == ["Edit: make it blue"]
     images = [tiny.edit(pictures[0], "make it blue", *scales) for scales in ((1.5, 4.0), (3.0, 4.0), (1.5, 1.0))]
     assert len(set(bytes_of(images))) == 3
-    assert images[0].size == (16, 16)
+    assert images[0].size == pictures[0].size
+
+
+@pytest.mark.parametrize("size", [(16, 16), (300, 100), (100, 300), (301, 100), (256, 256), (7, 5), (1, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_edit_gives_back_the_picture_with_its_middle_changed(
+    tiny: CM3, pictures: list[PIL_Image.Image], size: tuple[int, int], mode: str
+):
+    picture = pictures[0].resize(size)
+    if mode == "RGBA":
+        picture.putalpha(pictures[1].resize(size).convert("L"))
+    own, (width, height), side = np.asarray(picture), size, min(size)
+    edited = tiny.edit(picture, "make it blue", temperature=2.0, top_p=1.0)
+    out = np.asarray(edited)
+    assert (edited.size, edited.mode) == (size, mode)
+    changed = (out != own).any(-1)
+    rows, columns = changed.nonzero()
+    assert changed.sum() > side * side / 2  # random weights change most codes
+    assert rows.min() >= (height - side) // 2 and rows.max() < (height - side) // 2 + side
+    assert columns.min() >= (width - side) // 2 and columns.max() < (width - side) // 2 + side
+    if mode == "RGBA":
+        assert (out[changed, 3] == 255).all()
+    *_, last = tiny.stream("edit", picture, "make it blue", temperature=2.0, top_p=1.0)
+    assert bytes_of([last.content]) == bytes_of([edited])
+
+
+def test_an_edit_of_a_picture_of_another_size_keeps_the_pixels_where_codes_stay(
+    tiny: CM3, pictures: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
+):
+    wide = pictures[0].resize((140, 80))  # its middle square: from x = 30 on, cells of 20 pixels
+    changed = tiny.image_tokenizer.encode(wide)
+    changed[3, 0] = (changed[3, 0] + 1) % tiny.image_tokenizer.num_codes
+    monkeypatch.setattr(tiny, "_codes", lambda requests: [changed])
+    out, redrawn = np.asarray(tiny.edit(wide, "make it blue")), np.zeros((80, 140), bool)
+    redrawn[40:, 30:70] = True  # the cell and its neighbours
+    assert (out[~redrawn] == np.asarray(wide)[~redrawn]).all()
+    drawn = np.zeros_like(out)
+    drawn[:, 30:110] = tiny._picture(changed).resize((80, 80), PIL_Image.Resampling.BICUBIC)
+    assert (out[redrawn] == drawn[redrawn]).all()
 
 
 def test_edits_of_a_list_are_those_of_its_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):

@@ -2,18 +2,26 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3 import CM3
-from cm3.document import HOLE, Document, Image, Mask, Text
+from cm3.document import HOLE, Document, Image, Mask, Text, to_ids
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
-from cm3.requests import CANDIDATE, MAX_SEED, Requests, ways_of
+from cm3.requests import CANDIDATE, MAX_SEED, Requests, candidate_seed, ways_of
 from cm3.sampling import SamplingConfig
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
 
 SAMPLING = SamplingConfig(0.8, top_p=0.9)
 PICTURE = Image(torch.arange(16).view(4, 4))
 HOLED = Image(PICTURE.codes.masked_fill(torch.eye(4, dtype=torch.bool), HOLE))
 APPLE = Document((Text("a red apple"),))
+
+
+TOKENIZER = TextTokenizer.train(["abcdefgh"] * 9, vocab_size=270, min_frequency=2)
+SHORT = Requests(Vocab(64, 270, 32), TOKENIZER, (4, 4), context=12)
 
 
 @pytest.fixture
@@ -97,9 +105,16 @@ def test_more_of_a_document_is_guided_by_its_pictures_alone(requests: Requests, 
 
 def test_candidates_have_their_own_seeds_and_those_of_the_next_picture(requests: Requests):
     made = requests.drawings(APPLE, ways_of("both", 3.0, SAMPLING, (4, 0.5)), 2, 3, 10)
-    assert [one.seed for one in made] == [i + j * CANDIDATE for i in (10, 11) for j in range(3)]
+    assert [one.seed for one in made] == [(i + j * CANDIDATE) % 2**32 for i in (10, 11) for j in range(3)]
     later = requests.drawings(APPLE, ways_of("both", 3.0, SAMPLING, (4, 0.5)), 1, 3, 11)
     assert made[3:] == later
+
+
+def test_seeds_of_candidates_stay_seeds():
+    for seed in (0, 2**32 - 1, 2**32 + 5, MAX_SEED - 1):
+        seeds = [candidate_seed(seed, j) for j in range(64)]
+        assert seeds[0] == seed and len(set(seeds)) == 64
+        assert {one >> 32 for one in seeds} == {seed >> 32}
 
 
 def test_both_ways_of_decoding_take_turns_by_the_seed(requests: Requests):
@@ -124,6 +139,43 @@ def test_seeds_and_ways_out_of_range_are_refused(requests: Requests):
         ):
             with pytest.raises(ValueError, match=f"seed is {seed}, but must be 0 to"):
                 ask()
+
+
+@given(
+    st.lists(st.text(st.characters(), max_size=30), max_size=4),
+    st.integers(0, 40),
+    st.sampled_from([" ", "\ud800", "🍎"]),
+)
+def test_a_text_is_refused_for_its_length_only_where_it_cannot_fit(texts: list[str], times: int, filler: str):
+    requests = SHORT
+    longest = max(requests.text_tokenizer.tokenizer.get_vocab(), key=len)
+    dense = requests.text_tokenizer.tokenizer.decoder.decode([longest]) * times  # pyright: ignore
+    for document in (
+        Document(tuple(map(Text, texts))),
+        Document((Text(dense), *map(Text, texts))),
+        Document((*map(Text, texts), Text(filler * times))),
+    ):
+        ids = to_ids(document, requests.vocab, requests.text_tokenizer)
+        text_ids = sum(map(requests.vocab.is_text, ids))
+        if text_ids <= requests.context:
+            assert requests.ids(document, to_ids) == ids
+        elif (
+            sum(len(item.text) for item in document if isinstance(item, Text))
+            > requests.context * requests.text_tokenizer.longest
+        ):
+            with pytest.raises(ValueError, match="too long and leaves no room: the limit is 12 tokens"):
+                requests.ids(document, to_ids)
+
+
+def test_the_densest_text_that_fits_is_taken_and_a_character_more_is_not():
+    vocab = SHORT.text_tokenizer.tokenizer.get_vocab()
+    word = next(name for name in sorted(vocab, key=len)[::-1] if name.isascii())
+    fits = word * SHORT.context
+    assert len(word) == SHORT.text_tokenizer.longest and len(SHORT.text_tokenizer.encode(fits)) == SHORT.context
+    assert len(SHORT.ids(Document((Text(fits),)), to_ids)) == SHORT.context + 2
+    message = f"a text of {len(fits) + 1} characters is too long .* hold {len(fits)} characters at the very most"
+    with pytest.raises(ValueError, match=message):
+        SHORT.ids(Document((Text(fits), Text("a"))), to_ids)
 
 
 def test_guidance_is_checked_where_it_does_not_count_too(requests: Requests):

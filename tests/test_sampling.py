@@ -1,14 +1,16 @@
 """Sampling: pure functions, one generator a row."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3.sampling import GREEDY, SamplingConfig, draw, greedy, sample, temperature, top_k, top_p
+from cm3.sampling import GREEDY, SamplingConfig, draw, generator_of, greedy, sample, temperature, top_k, top_p
 
 NEVER = -math.inf
 
@@ -23,6 +25,30 @@ def some_logits(batch: int = 4, size: int = 50) -> Tensor:  # [B, V]
 
 def kept(logits: Tensor) -> list[list[int]]:
     return [[i for i, x in enumerate(row) if x > NEVER] for row in logits.tolist()]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_small_seeds_are_torchs_own(seed: int):
+    ours, torchs = generator_of(seed), torch.Generator().manual_seed(seed)
+    assert torch.equal(torch.rand(9, generator=ours), torch.rand(9, generator=torchs))
+
+
+@given(st.integers(2**32, 2**63 - 1))
+def test_of_large_seeds_every_bit_counts(seed: int):
+    def numbers(seed: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2**32, (700,), generator=generator_of(seed)).tolist())
+
+    assert numbers(seed) == numbers(seed)
+    assert len({numbers(one)[:9] for one in (seed, *(seed ^ (1 << bit) for bit in range(63)))}) == 64
+
+
+def test_of_a_large_seed_torch_goes_through_numpys_mersenne_twister():
+    twister = np.random.MT19937()
+    words = np.random.SeedSequence(2**40 + 3).generate_state(624)
+    state: Any = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    twister.state = state
+    ours = torch.rand(1300, generator=generator_of(2**40 + 3)) * 2**24  # more than two fills of its 624 words
+    assert ours.tolist() == [number % 2**24 for number in twister.random_raw(1300).tolist()]
 
 
 def test_top_k_keeps_the_k_largest_of_each_row():

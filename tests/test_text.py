@@ -1,8 +1,12 @@
 """TextTokenizer: every string goes there and back, and no string is a control token."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from cm3.text import TextTokenizer, well_formed
 
@@ -40,6 +44,33 @@ def test_text_that_spells_a_special_token_is_bytes(text: str):
 def test_frequent_words_are_short():
     assert len(TOKENIZER.encode("a red apple")) < len("a red apple")
     assert len(TOKENIZER) <= 300
+
+
+@given(any_strings, st.lists(st.sampled_from(sorted(TOKENIZER.tokenizer.get_vocab()))))
+def test_no_token_stands_for_more_bytes_than_the_longest(text: str, tokens: list[str]):
+    dense = TOKENIZER.tokenizer.decoder.decode(tokens)  # pyright: ignore[reportOptionalMemberAccess]
+    for one in (text, dense, text + dense):
+        assert len(well_formed(one).encode()) <= TOKENIZER.longest * len(TOKENIZER.encode(one))
+        assert len(one) <= len(well_formed(one).encode())
+
+
+def changed(change: Callable[[Tokenizer], object]) -> TextTokenizer:
+    tokenizer = Tokenizer.from_str(TOKENIZER.tokenizer.to_str())
+    change(tokenizer)
+    return TextTokenizer(tokenizer)
+
+
+def test_tokenizers_that_may_drop_text_have_no_longest_token():
+    assert changed(lambda tokenizer: None).longest == max(map(len, TOKENIZER.tokenizer.get_vocab()))
+    for change in (
+        lambda tokenizer: setattr(tokenizer, "normalizer", normalizers.Strip()),
+        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace()),
+        lambda tokenizer: setattr(tokenizer, "model", models.BPE({"a": 0}, [])),
+        lambda tokenizer: setattr(tokenizer, "model", models.WordLevel({"a": 0}, "a")),
+        lambda tokenizer: tokenizer.add_tokens([AddedToken("apple", lstrip=True)]),
+        lambda tokenizer: tokenizer.enable_truncation(9),
+    ):
+        assert changed(change).longest == math.inf
 
 
 def test_saving_and_loading_keeps_the_ids(tmp_path):

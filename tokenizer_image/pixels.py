@@ -20,11 +20,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")  #
 Picture = Image.Image | str | Path | bytes
 
 
-def open_image(source: Picture, max_pixels: int = MAX_PIXELS, ground: str = "white") -> Image.Image:
+def open_image(source: Picture, max_pixels: int = MAX_PIXELS, ground: str | None = "white") -> Image.Image:
     """Any picture as 8-bit RGB: a path, a file's bytes, or a PIL image.
 
-    EXIF orientation is applied, transparency laid on the ground, 16 bits scaled to 8; an animation gives its first
-    frame. Errors: ValueError for what is missing, empty, broken, no picture, or larger than max_pixels.
+    EXIF orientation is applied, transparency laid on the ground (None: kept, the result is RGBA then), 16 bits scaled
+    to 8; an animation gives its first frame. Errors: ValueError for what is missing, empty, broken, no picture, or larger than max_pixels.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", max_pixels, ground)
@@ -86,7 +86,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise ValueError(_damaged(name, error)) from error
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, ground: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, ground: str | None) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(_too_large(name, f"{width} x {height} pixels", max_pixels))
@@ -106,11 +106,13 @@ def _too_large(name: str, size: str, max_pixels: int) -> str:
     return f"{name}: too large: {size}, the limit is {max_pixels:,}; scale it down first"
 
 
-def _to_rgb(image: Image.Image, ground: str) -> Image.Image:
+def _to_rgb(image: Image.Image, ground: str | None) -> Image.Image:
     if image.mode[0] in "IF":  # I;16, I, F: PIL would clip where it should scale
         image = _to_eight_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
+        if ground is None:
+            return rgba
         return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
     return image.convert("RGB")
 
