@@ -1,32 +1,54 @@
-# `make run` shows what the model can do; `make test` proves it. Both install into .venv first.
+# `make run` shows what the model can do; `make test` proves it. Both install into .venv first: exactly the releases of
+# constraints.txt, which the tests passed with.
 PYTHON ?= python3
 PROMPT ?= a red apple
 override PROMPT := $(value PROMPT)
 export PROMPT
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 
-run: .venv/installed
+run: $(VENV)/installed
 	@$(BIN)/cm3 tour -- "$$PROMPT"
 
-test: .venv/installed
+test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-test-slow: .venv/installed
+# Each by itself, so that the first that fails is what the last lines tell of.
+ci:
+	$(MAKE) --no-print-directory format-check
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory types
+	$(MAKE) --no-print-directory test
+
+test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
-test-faults: .venv/installed
+test-faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults -m faults
 
-lint: .venv/installed
+# With the newest releases that pyproject.toml allows, and with the oldest: its floors.
+test-newest: newest
+	$(MAKE) --no-print-directory test VENV=.venv-newest
+
+test-oldest: oldest
+	$(MAKE) --no-print-directory test VENV=.venv-oldest
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+
+format-check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
-types: .venv/installed
-	$(BIN)/pyright
+types: $(VENV)/installed
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python -m demo.app
 
-data: .venv/installed
+data: $(VENV)/installed
 	$(BIN)/python -m train.build_emoji --out data/emoji
 
 # From nothing to the embedded model. Interrupted runs continue where they were; delete runs/ to start afresh.
@@ -43,17 +65,45 @@ train-emoji: data
 	$(BIN)/python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
 	$(BIN)/python -m train.package_model --name emoji --device "$(DEVICE)"
 
-wheel: .venv/installed
+wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv: .venv/installed
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,train,dev]'
-	touch $@
+# $(call install,FOLDER,CONSTRAINTS): a virtual environment with all that the checkout needs. pip comes first: the one
+# that Python brings may not know dependency groups (pip 25.1) and build constraints (25.3) yet.
+PIP := -m pip install --quiet --disable-pip-version-check
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP) $(if $(2),--constraint $(2)) --upgrade 'pip>=25.3'
+	$(1)/bin/python $(PIP) $(if $(2),--constraint $(2) --build-constraint $(2)) --editable . --group dev
+	touch $(1)/installed
+endef
 
-.PHONY: run test test-slow test-faults lint types demo data train-emoji wheel clean .venv
+.venv: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	$(call install,.venv,constraints.txt)
+
+newest:
+	rm -rf .venv-newest
+	$(call install,.venv-newest)
+
+# PyTorch's floor, 2.11, has no CPU build on PyPI for Linux: TORCH=2.11.0 tests it where one is at hand or CUDA fits.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+oldest:
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) .ci/floors.py torch==$(TORCH) > .venv-oldest/floors.txt
+	$(call install,.venv-oldest,.venv-oldest/floors.txt)
+
+# Take up the newest releases: constraints.txt is rewritten only when everything passes with them.
+bump: newest
+	$(MAKE) --no-print-directory format-check lint types test VENV=.venv-newest
+	.venv-newest/bin/python -m pip freeze --all --exclude-editable > .venv-newest/frozen.txt
+	echo "# The releases that the tests passed with; \`make bump\` writes this file." > constraints.txt
+	sed 's/+[[:alnum:].]*$$//' .venv-newest/frozen.txt >> constraints.txt  # torch's "+cpu" is not everywhere
+
+.PHONY: run test ci test-slow test-faults test-newest test-oldest format format-check lint types demo data train-emoji \
+	wheel clean .venv newest oldest bump

@@ -1,28 +1,29 @@
 """CM3leon: one transformer that reads and writes text and pictures as one stream of tokens.
 
-Importing the package registers the model with transformers, so AutoConfig and AutoModelForCausalLM know it.
+After `import cm3` transformers' AutoConfig, AutoModel and AutoModelForCausalLM know the model. torch and transformers
+themselves, which take seconds, are imported by what needs them: the names here on their first use, and the registration
+with transformers' Auto classes.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from cm3.config import CM3Config
-from cm3.transformer import CM3ForCausalLM, CM3Model
+from cm3.registration import register
 
 if TYPE_CHECKING:
+    from cm3.config import CM3Config
     from cm3.pipeline import CM3
+    from cm3.transformer import CM3ForCausalLM, CM3Model
 
 __all__ = ["CM3", "CM3Config", "CM3ForCausalLM", "CM3Model"]
+__version__ = "0.1.0"
 
-AutoConfig.register(CM3Config.model_type, CM3Config)
-AutoModel.register(CM3Config, CM3Model)
-AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)
+HOMES = {"CM3": "pipeline", "CM3Config": "config", "CM3ForCausalLM": "transformer", "CM3Model": "transformer"}
+
+register()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "CM3":  # late: the pipeline brings in the image tokenizer, which training the model does not need
-        from cm3.pipeline import CM3
-
-        return CM3
+    if name in HOMES:
+        return getattr(import_module(f"cm3.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,9 @@ all of them, so that no step copies the past.
 Letters: B lanes, G key/value heads, T new tokens, S tokens seen, K head size.
 """
 
+# transformers types its caches in part only.
+# pyright: reportUnknownMemberType=false
+
 import torch
 from torch import Tensor
 from transformers import Cache

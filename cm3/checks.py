@@ -1,5 +1,8 @@
 """What callers pass: something of a wrong type is one clear TypeError, a value outside its limits a ValueError."""
 
+# What is checked comes from callers without types.
+# pyright: reportUnnecessaryIsInstance=false
+
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any

@@ -1,37 +1,72 @@
 """The `cm3` command: draw, fill in, edit, caption, ask. It holds no model logic; a user's mistake is one line and exit
-code 2."""
+code 2.
 
+Help and most mistakes are answered at once: torch and transformers, which take seconds, are imported by load().
+"""
+
+import io
+import os
+import secrets
 import sys
+import tempfile
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging
 
-from cm3.pipeline import CM3, tokenizer_presets
-from cm3.templates import Box
+from cm3 import __version__
+from cm3.templates import Box, boxed
+
+if TYPE_CHECKING:
+    from cm3.pipeline import CM3
 
 app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
+MAX_PICTURES = 64  # the pipeline's
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
 Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
 Model = Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The picture file to write.")]
-Number = Annotated[int, typer.Option("-n", help="How many pictures, 1 to 64.")]
-Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.")]
-TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.")]
-Scale = Annotated[int, typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.")]
-Enlarged = Annotated[int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.")]
+Number = Annotated[int, typer.Option("-n", help="How many pictures.", min=1, max=MAX_PICTURES)]
+Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.", min=0)]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.", min=0)]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.", min=0, max=1)]
+TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.", min=0)]
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 OPAQUE = (".jpg", ".jpeg")
 MAX_SCALE = 16
 SMALL = 256  # pixels; smaller pictures are enlarged
+INTERRUPTED = 130  # by Ctrl-C, as shells count it
+Scale = Annotated[
+    int,
+    typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.", min=0, max=MAX_SCALE),
+]
+Enlarged = Annotated[
+    int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_SCALE)
+]
+Decoding = Literal["top-p", "cd-k", "both"]
+Kind = Literal["edges", "segments"]
+Language = Literal["en", "ar"]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cm3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=show_version)
+    ] = False,
+) -> None:
+    """What stands before the commands."""
 
 
 @app.command()
@@ -44,8 +79,11 @@ def generate(
     temperature: Temperature = 0.8,
     top_p: TopP = 0.9,
     top_k: TopK = 0,
-    best_of: Annotated[int, typer.Option(help="Draw so many for each picture, keep what fits the prompt best.")] = 1,
-    decoding: Annotated[str, typer.Option(help="top-p, cd-k, or both, one half each.")] = "top-p",
+    best_of: Annotated[
+        int,
+        typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
+    ] = 1,
+    decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = "top-p",
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,14 +91,22 @@ def generate(
         ),
     ] = None,
     structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
-    kind: Annotated[str, typer.Option(help="edges or segments: what the structure shows.")] = "edges",
+    kind: Annotated[Kind | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
     scale: Scale = 0,
     model: Model = "emoji",
 ) -> None:
     """Draw pictures of PROMPT and save them as one file, side by side."""
-    check_output(output, scale)
+    check_output(output)
     boxes = [read_box(words) for words in box] if box else None
-    pictures = CM3.from_pretrained(model).generate(
+    if boxes:
+        boxed(boxes)  # says now what is wrong with them
+    if structure is not None:
+        check_pictures(structure)
+    elif kind:
+        raise ValueError(f"--kind {kind} says what a structure shows: name its picture with --structure")
+    if not boxes and structure is None:
+        check_words("prompt", prompt)
+    pictures = load(model).generate(
         prompt,
         n,
         guidance,
@@ -72,7 +118,7 @@ def generate(
         decoding=decoding,
         boxes=boxes,
         structure=structure,
-        kind=kind,
+        kind=kind or "edges",
     )
     save(grid(pictures, scale), output)
     print(output)
@@ -96,8 +142,9 @@ def infill(
     model: Model = "emoji",
 ) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
-    check_output(output, scale)
-    cm3 = CM3.from_pretrained(model)
+    check_output(output)
+    check_pictures(image, mask)
+    cm3 = load(model)
     pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
     save(fit_for(output, grid(pictures, scale)), output)
     print(output)
@@ -118,8 +165,10 @@ def edit(
     model: Model = "emoji",
 ) -> None:
     """Change IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
-    check_output(output, scale)
-    cm3 = CM3.from_pretrained(model)
+    check_output(output)
+    check_pictures(image)
+    check_words("instruction", instruction)
+    cm3 = load(model)
     picture = cm3.edit(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
     save(fit_for(output, grid([picture], scale)), output)
     print(output)
@@ -127,13 +176,14 @@ def edit(
 
 @app.command()
 def caption(
-    images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE...")],
-    language: Annotated[str, typer.Option(help="en or ar.")] = "en",
+    images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE")],
+    language: Annotated[Language, typer.Option(help="English or Arabic.")] = "en",
     long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
     model: Model = "emoji",
 ) -> None:
     """Say what each IMAGE shows, a line each."""
-    captions = CM3.from_pretrained(model).caption(images, language, long=long)
+    check_pictures(*images)
+    captions = load(model).caption(images, language, long=long)
     for image, text in zip(images, captions, strict=True):
         print(f"{image}: {text}" if len(images) > 1 else text)
 
@@ -141,13 +191,15 @@ def caption(
 @app.command()
 def ask(image: Picture, question: str, model: Model = "emoji") -> None:
     """Answer QUESTION about IMAGE."""
-    print(CM3.from_pretrained(model).answer(image, question))
+    check_pictures(image)
+    check_words("question", question)
+    print(load(model).answer(image, question))
 
 
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji") -> None:
     """Show what a model is: sizes, vocabulary, pictures; and the image tokenizers that can be trained or imported."""
-    cm3 = CM3.from_pretrained(model)
+    cm3 = load(model)
     config = cm3.model.config
     rows, columns = cm3.grid
     table = Table(show_header=False, title=f"cm3 {model}")
@@ -176,8 +228,9 @@ def tour(
     model: Model = "emoji",
 ) -> None:
     """Draw four pictures, caption the first in two languages, and ask about it."""
-    check_output(output, 0)
-    cm3 = CM3.from_pretrained(model)
+    check_output(output)
+    check_words("prompt", prompt)
+    cm3 = load(model)
     pictures = cm3.generate(prompt, n=4, seed=seed)
     question = "What is this?"
     print(f"prompt:   {prompt}")
@@ -189,8 +242,21 @@ def tour(
     print(f"pictures: {output}")
 
 
+def load(name: str) -> "CM3":
+    """The model; libraries say nothing while it is loaded and runs."""
+    from transformers.utils import logging
+
+    from cm3.pipeline import CM3
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return CM3.from_pretrained(name)
+
+
 def preset_table() -> Table:
     """The shapes of image tokenizers, a row each; parameters in millions."""
+    from cm3.pipeline import tokenizer_presets
+
     table = Table(title="image tokenizer presets", box=None, pad_edge=False, collapse_padding=True)
     table.add_column("name")
     for column in ("pixels", "f", "tokens", "codes x dim", "bits/px", "encoder", "decoder", "all (M)"):
@@ -239,36 +305,88 @@ def fit_for(path: Path, picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def check_output(path: Path, scale: int) -> None:
+def check_words(what: str, words: str) -> None:
+    if not words.strip():
+        raise ValueError(f"the {what} is empty: say something")
+
+
+def check_pictures(*paths: str) -> None:
+    """Find out before the model is loaded that a picture's file cannot be read. Errors: ValueError."""
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_output(path: Path) -> None:
     """Find out before the work that the result cannot be saved. Errors: ValueError."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    if not 0 <= scale <= MAX_SCALE:
-        raise ValueError(f"scale is {scale}, but must be 0 (as fits) to {MAX_SCALE}")
+    target = followed(path)
+    if not target.parent.is_dir():
+        raise ValueError(
+            f"{path}: there is no folder {path.parent if target == path else target.parent}; make it first"
+        )
+    try:
+        if target.exists():
+            target.open("ab").close()
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+
+
+def followed(path: Path) -> Path:
+    """Where a path leads that may be a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write the whole file or nothing: first beside it, then renamed."""
-    part = path.with_name(f".{path.name}.part")
+    """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
+    one, and leads to the new picture."""
+    target = followed(path)
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         image.save(part, Image.registered_extensions()[path.suffix.lower()])
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def main() -> None:
-    """Run the command. A mistake of the user's: one line on stderr, exit code 2."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+def prepare_streams() -> None:
+    """What is printed can be: in UTF-8 whatever the locale says, for there is no Arabic in ASCII and terminals show it;
+    a name's bytes that are no text are escaped. It goes nowhere where stdout is closed."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def run() -> int:
+    """The exit code of the command."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except (ValueError, OSError, typer.TyperException) as error:
         message = getattr(error, "format_message", error.__str__)()
         print("cm3:", " ".join(message.split()), file=sys.stderr)
-        sys.exit(2)
+        return 2
+    if code == INTERRUPTED:  # typer's too
+        print("cm3: stopped", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Run the command. A mistake of the user's: one line on stderr, exit code 2."""
+    if not sys.warnoptions:  # what libraries warn of is for programmers
+        warnings.simplefilter("ignore")
+    prepare_streams()
+    sys.exit(run())

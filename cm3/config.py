@@ -5,11 +5,14 @@ no biases; CM3leon 2.3) and the Chameleon-like one (RMSNorm, RoPE, SwiGLU, QK-no
 The vocabulary is flat: special ids | text ids | image codes; its layout stands here, its arithmetic in vocab.py.
 """
 
+# transformers types its configurations in part only.
+# pyright: reportUnknownMemberType=false
+
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 NORMS = ("rmsnorm", "layernorm")
 ACTIVATIONS = ("swiglu", "gelu", "relu", "relu2")
@@ -222,3 +225,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         image_grid=(32, 32),
     ),
 }
+
+AutoConfig.register(CM3Config.model_type, CM3Config)

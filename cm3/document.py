@@ -92,7 +92,7 @@ class Document(Sequence[Item]):
     items: tuple[Item, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.items, Iterable):
+        if not isinstance(self.items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # likewise
             raise TypeError(f"a document holds a tuple of Text, Image and Mask, but got {self.items!r:.60}")
         items = tuple(self.items)
         for item in items:

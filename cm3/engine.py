@@ -12,6 +12,9 @@ waiting. A request's ids depend on its seed, not on the requests beside it. gene
 batch, one id after the other.
 """
 
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -63,7 +66,7 @@ class Request:
 
 def take_forced(grammar: Grammar) -> list[int]:
     """The ids that come before the next one to be drawn."""
-    ids = []
+    ids: list[int] = []
     while not grammar.done and (id := grammar.forced()) is not None:
         if grammar.advance(id):
             ids.append(id)

@@ -5,6 +5,9 @@ A folder holds config.json, model.safetensors, tokenizer.json (text) and image_t
 checksums.json is checked if present.
 """
 
+# huggingface_hub and transformers are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import hashlib
 import json
 from pathlib import Path

@@ -9,6 +9,10 @@
 Letters in shapes: T tokens, h x w codes of a picture.
 """
 
+# Bodies behind overloads have no types of their own, and torch and transformers have some only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnnecessaryIsInstance=false
+
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

@@ -96,7 +96,8 @@ class Requests:
         self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int, seed: int
     ) -> list[Request]:
         """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
-        seed, requests = check_seed(seed), []
+        seed = check_seed(seed)
+        requests: list[Request] = []
         for i in range(n):
             for j in range(best_of):
                 guide, sampling = ways[(seed + i + j) % len(ways)]

@@ -4,6 +4,9 @@ Each row has its own settings and its own generator, from which every draw takes
 depend on the rows beside it.
 """
 
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,6 +10,9 @@ trains one.
 Letters in shapes: N rows, T tokens, L cells of a picture, E size of an embedding, D width, P size of the shared space.
 """
 
+# torch and safetensors are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

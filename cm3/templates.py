@@ -6,7 +6,7 @@ where a picture comes out, it stands last, behind the picture that it is made fr
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from cm3.checks import check_text, is_many, is_number
 
@@ -39,7 +39,7 @@ def prompt(task: str, words: str) -> str:
 
 def is_box(box: Any) -> bool:
     """Whether it is left, top, right, bottom as shares of a picture's sides, with something between them."""
-    sides = list(box) if isinstance(box, Iterable) else []
+    sides = list(cast(Iterable[Any], box)) if isinstance(box, Iterable) else []
     if len(sides) != 4 or not all(is_number(side) and 0 <= side <= 1 for side in sides):
         return False
     left, top, right, bottom = sides
@@ -57,7 +57,7 @@ def boxed(things: Sequence[tuple[str, Box]]) -> str:
         )
     if not things:
         raise ValueError("the list of boxes is empty: give at least one thing and its box")
-    parts = []
+    parts: list[str] = []
     for name, box in things:
         check_text("the name of a box", name)
         if not name.strip():

@@ -4,6 +4,9 @@ It knows no special tokens, so text that spells `<break>` or `<image>` is text. 
 them to their place.
 """
 
+# tokenizers has no types.
+# pyright: reportUnknownMemberType=false
+
 import hashlib
 import math
 from collections.abc import Iterable

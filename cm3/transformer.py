@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -217,6 +217,11 @@ class CM3PreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Block, "attentions": Attention}
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """peft reads it by this name, of which transformers warns."""
+        return self.is_activation_checkpointing
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights, cut at init_truncation sigmas if it is set; 0 in the output layers (CM3leon 2.3)."""
@@ -346,3 +351,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+AutoModel.register(CM3Config, CM3Model)
+AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)

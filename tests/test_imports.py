@@ -13,12 +13,13 @@ SCRIPTS = ("train", "demo", "benchmarks")
 
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
-    ("checks", "config", "vocab", "text", "cache"),
+    ("registration", "checks", "config", "vocab", "text", "cache"),
     ("transformer", "scorer"),
     ("templates", "document", "sampling", "guidance", "grammar"),
     ("files", "holes", "pieces", "masking", "engine", "requests", "retrieval", "convert"),
     ("pipeline",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 TOKENIZER_MAY_IMPORT = {"torch", "numpy", "PIL", "safetensors", "huggingface_hub", "tokenizer_image"}

@@ -435,7 +435,7 @@ def test_parquet_without_the_columns_or_the_library_is_refused(root: Path, arrow
     with pytest.raises(ValueError, match="none of the image columns"):
         open_source(root / "a.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match=r"pyarrow is missing: pip install 'cm3leon\[train\]'"):
+    with pytest.raises(ValueError, match=r"pyarrow is missing: pip install pyarrow"):
         open_source(root / "a.parquet")
 
 

@@ -4,6 +4,9 @@ No code of a checkpoint runs. safetensors are read tensor by tensor, so one part
 that part. A pickle is read by torch with weights_only; what trainers leave beside the weights becomes `Leftover`.
 """
 
+# A checkpoint holds anything.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import json
 import pickle
 import struct

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class VQConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"unknown VQConfig keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        settings: dict[str, Any] = {
+            key: tuple(cast(list[Any], v)) if isinstance(v, list) else v for key, v in values.items()
+        }
         return cls(**settings)
 
     @classmethod

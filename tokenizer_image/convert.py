@@ -8,6 +8,9 @@ LlamaGen (.pt), Janus (its own or transformers' names) or diffusers' VQModel (fo
 them will do. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours.
 """
 
+# safetensors is typed in part only.
+# pyright: reportUnknownVariableType=false
+
 import argparse
 import json
 from collections.abc import Collection, Mapping

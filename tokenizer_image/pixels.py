@@ -4,6 +4,9 @@ Whatever the file's mode, the result is 8-bit RGB, upright, on white ground. A f
 its pixels are decoded, so that a small file that claims a huge picture costs nothing.
 """
 
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false
+
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +27,8 @@ def open_image(source: Picture, max_pixels: int = MAX_PIXELS, ground: str | None
     """Any picture as 8-bit RGB: a path, a file's bytes, or a PIL image.
 
     EXIF orientation is applied, transparency laid on the ground (None: kept, the result is RGBA then), 16 bits scaled
-    to 8; an animation gives its first frame. Errors: ValueError for what is missing, empty, broken, no picture, or larger than max_pixels.
+    to 8; an animation gives its first frame. Errors: ValueError for what is missing, empty, broken, no picture, or
+    larger than max_pixels.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", max_pixels, ground)

@@ -1,5 +1,8 @@
 """ImageTokenizer: PIL pictures -> codes [h, w] -> PIL pictures."""
 
+# torch, safetensors and huggingface_hub are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import hashlib
 import json
 from collections.abc import Sequence

@@ -269,7 +269,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"{name.split('.')[0]} is missing: pip install 'cm3leon[train]'") from error
+        raise ValueError(f"{name.split('.')[0]} is missing: pip install pyarrow") from error
 
 
 def _parquet(path: Path) -> Any:
