@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
 MAX_PICTURES = 64  # the pipeline's
+MAX_PIXELS = 16_000_000  # tokenizer_image's
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
 Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
@@ -49,6 +50,7 @@ Scale = Annotated[
 Enlarged = Annotated[
     int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_SCALE)
 ]
+MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
 Decoding = Literal["top-p", "cd-k", "both"]
 Kind = Literal["edges", "segments"]
 Language = Literal["en", "ar"]
@@ -93,6 +95,7 @@ def generate(
     structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
     scale: Scale = 0,
+    max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
 ) -> None:
     """Draw pictures of PROMPT and save them as one file, side by side."""
@@ -106,7 +109,7 @@ def generate(
         raise ValueError(f"--kind {kind} says what a structure shows: name its picture with --structure")
     if not boxes and structure is None:
         check_words("prompt", prompt)
-    pictures = load(model).generate(
+    pictures = load(model, max_pixels).generate(
         prompt,
         n,
         guidance,
@@ -139,12 +142,13 @@ def infill(
     top_p: TopP = 0.9,
     top_k: TopK = 0,
     scale: Enlarged = 1,
+    max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
 ) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
     check_output(output)
     check_pictures(image, mask)
-    cm3 = load(model)
+    cm3 = load(model, max_pixels)
     pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
     save(fit_for(output, grid(pictures, scale)), output)
     print(output)
@@ -162,13 +166,14 @@ def edit(
     top_p: TopP = 0.9,
     top_k: TopK = 0,
     scale: Enlarged = 1,
+    max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
 ) -> None:
     """Change IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
     check_output(output)
     check_pictures(image)
     check_words("instruction", instruction)
-    cm3 = load(model)
+    cm3 = load(model, max_pixels)
     picture = cm3.edit(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
     save(fit_for(output, grid([picture], scale)), output)
     print(output)
@@ -179,21 +184,22 @@ def caption(
     images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE")],
     language: Annotated[Language, typer.Option(help="English or Arabic.")] = "en",
     long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
 ) -> None:
     """Say what each IMAGE shows, a line each."""
     check_pictures(*images)
-    captions = load(model).caption(images, language, long=long)
+    captions = load(model, max_pixels).caption(images, language, long=long)
     for image, text in zip(images, captions, strict=True):
         print(f"{image}: {text}" if len(images) > 1 else text)
 
 
 @app.command()
-def ask(image: Picture, question: str, model: Model = "emoji") -> None:
+def ask(image: Picture, question: str, max_pixels: MaxPixels = MAX_PIXELS, model: Model = "emoji") -> None:
     """Answer QUESTION about IMAGE."""
     check_pictures(image)
     check_words("question", question)
-    print(load(model).answer(image, question))
+    print(load(model, max_pixels).answer(image, question))
 
 
 @app.command()
@@ -242,15 +248,14 @@ def tour(
     print(f"pictures: {output}")
 
 
-def load(name: str) -> "CM3":
+def load(name: str, max_pixels: int = MAX_PIXELS) -> "CM3":
     """The model; libraries say nothing while it is loaded and runs."""
     from transformers.utils import logging
 
     from cm3.pipeline import CM3
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    return CM3.from_pretrained(name)
+    return CM3.from_pretrained(name, max_pixels=max_pixels)
 
 
 def preset_table() -> Table:

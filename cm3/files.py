@@ -10,12 +10,15 @@ checksums.json is checked if present.
 
 import hashlib
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from cm3.transformer import CM3ForCausalLM
 
@@ -66,12 +69,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def no_bar() -> Generator[None, None, None]:
+    """transformers shows no progress bar: reading weights takes a moment."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_transformer(folder: Path, options: dict[str, Any]) -> CM3ForCausalLM:
     """The weights of a model folder, none missing. Errors: ValueError."""
     try:
-        loaded: Any = CM3ForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
+        with no_bar():
+            loaded: Any = CM3ForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{folder}: the model cannot be loaded ({error}); fetch it again") from error
     model, report = loaded

@@ -41,7 +41,7 @@ from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, count_parameters
-from tokenizer_image.pixels import Picture, open_image
+from tokenizer_image.pixels import MAX_PIXELS, Picture, open_image
 
 MAX_PICTURES = 64  # of one call of generate, and rows of one batch
 
@@ -182,6 +182,7 @@ class CM3:
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
         scorer: Scorer | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         config = model.config
         for what, has, wants in (
@@ -201,15 +202,24 @@ class CM3:
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.scorer = scorer
+        self.max_pixels = max_pixels
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
         self.context: int = config.max_position_embeddings
         self.requests = Requests(self.vocab, text_tokenizer, self.grid, self.context)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "emoji", device: str | torch.device = "auto", **options: Any) -> "CM3":
+    def from_pretrained(
+        cls,
+        name: str | Path = "emoji",
+        device: str | torch.device = "auto",
+        *,
+        max_pixels: int = MAX_PIXELS,
+        **options: Any,
+    ) -> "CM3":
         """An embedded model's name, a model folder, or a hub id (cm3/files.py). device "auto" takes a GPU if there is
-        one; options go to transformers (dtype, attn_implementation ...)."""
+        one; max_pixels: the most that a picture may have (tokenizer_image/pixels.py); options go to transformers
+        (dtype, attn_implementation ...)."""
         device = device_of(device)
         folder = find_model(name)
         check_files(folder)
@@ -228,6 +238,7 @@ class CM3:
             TextTokenizer.load(folder),
             image_tokenizer,
             Scorer.from_pretrained(scorer) if scorer.is_dir() else None,
+            max_pixels,
         )
         return pipeline.to(device)
 
@@ -462,7 +473,7 @@ class CM3:
         guide, sampling = ThreeWay(image_guidance, text_guidance), SamplingConfig(temperature, top_k, top_p)
         seed = check_seed(seed)
         pairs = paired(image, instruction, "instruction")
-        own = [open_image(picture, ground=None) for picture, _ in pairs]
+        own = [open_image(picture, self.max_pixels, None) for picture, _ in pairs]
         squares = [middle_square(picture.size) for picture in own]
         sources = [self._image(picture) for picture in own]
         requests = [
@@ -495,9 +506,9 @@ class CM3:
         if prompt is not None:
             check_text("the prompt", prompt)
         sampling = SamplingConfig(temperature, top_k, top_p)
-        own = open_image(image, ground=None)
-        picture = open_image(own)
-        painted = read_mask(open_image(mask, ground="black"), picture.size)
+        own = open_image(image, self.max_pixels, None)
+        picture = open_image(own, self.max_pixels)
+        painted = read_mask(open_image(mask, self.max_pixels, "black"), picture.size)
         square = square_around(painted)
         cells = touched_cells(painted, square, self.grid)
         codes = self.image_tokenizer.encode(picture.crop(square.box))  # [h, w]
@@ -533,7 +544,7 @@ class CM3:
 
     def _image(self, picture: Picture) -> Image:
         """One by one: the same alone as in a list."""
-        return Image(self.image_tokenizer.encode(open_image(picture)))
+        return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
 
     def _write(
         self,

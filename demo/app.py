@@ -15,6 +15,8 @@ import gradio as gr
 from PIL import Image, ImageChops
 
 from cm3.pipeline import CM3
+from demo.doors import DOORS
+from demo.uploads import MAX_BYTES, NOT_UPLOADED, PaintedImage, UploadedImage, uploaded
 
 TITLE = "CM3leon"
 ABOUT = (
@@ -26,6 +28,7 @@ INSTRUCTIONS = ["make it blue", "make the background yellow", "add a cat at the 
 QUESTIONS = ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"]
 CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"  # small pictures are shown large
 LANGUAGES = [("English", "en"), ("العربية", "ar")]
+SEEN = "What the model sees"
 HEIGHT = 420  # of a picture that is worked on, in pixels
 
 
@@ -56,11 +59,16 @@ def build(model: CM3) -> gr.Blocks:
                     yield list(pictures.values())
 
     def edit(
-        path: str | None, instruction: str, image_guidance: float, text_guidance: float, temperature: float, seed: int
+        picture: Image.Image | None,
+        instruction: str,
+        image_guidance: float,
+        text_guidance: float,
+        temperature: float,
+        seed: int,
     ) -> Iterator[Any]:
         settings = (image_guidance, text_guidance, temperature)
         with friendly():
-            for piece in model.stream("edit", chosen(path), instruction, *settings, seed=int(seed or 0)):
+            for piece in model.stream("edit", chosen(picture), instruction, *settings, seed=int(seed or 0)):
                 yield piece.content
 
     def fill(
@@ -72,12 +80,16 @@ def build(model: CM3) -> gr.Blocks:
                 yield piece.content
 
     @friendly()
-    def describe(path: str | None, language: str, long: bool) -> str:
-        return model.caption(chosen(path), language, long=long)
+    def describe(picture: Image.Image | None, language: str, long: bool) -> str:
+        return model.caption(chosen(picture), language, long=long)
 
     @friendly()
-    def ask(path: str | None, question: str) -> str:
-        return model.answer(chosen(path), question)
+    def ask(picture: Image.Image | None, question: str) -> str:
+        return model.answer(chosen(picture), question)
+
+    def look(picture: Image.Image | None) -> Any:
+        """What the model sees of a picture: its middle, as its codes have it."""
+        return None if picture is None else model.image_tokenizer.decode(model.image_tokenizer.encode(picture))
 
     with gr.Blocks(title=TITLE) as page:
         drawing = gr.State()  # that was clicked and is not yet in the editor
@@ -104,6 +116,7 @@ def build(model: CM3) -> gr.Blocks:
         with gr.Tab("Edit"):
             with gr.Row():
                 source = picture_input()
+                source_seen = picture_output(SEEN)
                 edited = picture_output("Edited")
             instruction = gr.Textbox(label="What to change", value=INSTRUCTIONS[0], submit_btn="Edit")
             gr.Examples([[text] for text in INSTRUCTIONS], instruction, label="Examples")
@@ -118,7 +131,7 @@ def build(model: CM3) -> gr.Blocks:
                 edit_temperature, edit_seed = temperature_input(), seed_input()
         with gr.Tab("Fill in") as fill_tab:
             with gr.Row():
-                painting = gr.ImageMask(
+                painting = PaintedImage(
                     label="Picture: paint over what is to be redrawn",
                     type="pil",
                     format="png",
@@ -132,7 +145,8 @@ def build(model: CM3) -> gr.Blocks:
                 fill_guidance = gr.Slider(0, 10, 3, step=0.5, label="Guidance", info="How much the text counts")
                 fill_temperature, fill_seed = temperature_input(), seed_input()
         with gr.Tab("Describe"), gr.Row():
-            seen = picture_input()
+            described = picture_input()
+            described_seen = picture_output(SEEN)
             with gr.Column():
                 language = gr.Radio(LANGUAGES, value="en", label="Language")
                 long = gr.Checkbox(label="At length", info="Say also where, and on what")
@@ -140,27 +154,30 @@ def build(model: CM3) -> gr.Blocks:
                 caption = gr.Textbox(label="Description", interactive=False)
         with gr.Tab("Ask"), gr.Row():
             asked = picture_input()
+            asked_seen = picture_output(SEEN)
             with gr.Column():
                 question = gr.Textbox(label="Question", value=QUESTIONS[0], submit_btn="Ask")
                 gr.Examples([[text] for text in QUESTIONS], question, label="Examples")
                 answer = gr.Textbox(label="Answer", interactive=False)
 
         prompt.submit(draw, [prompt, n, best_of, guidance, temperature, top_p, seed], gallery)
-        gallery.select(clicked, None, [source, seen, asked, drawing])
+        gallery.select(clicked, None, [source, described, asked, drawing])
         fill_tab.select(handed_over, drawing, [painting, drawing])  # the editor takes a picture only while it is seen
+        for picture, shown in ((source, source_seen), (described, described_seen), (asked, asked_seen)):
+            picture.change(look, picture, shown, show_progress="hidden")
         scales = [image_guidance, text_guidance]
         instruction.submit(edit, [source, instruction, *scales, edit_temperature, edit_seed], edited)
         words.submit(fill, [painting, words, fill_guidance, fill_temperature, fill_seed], filled)
-        describe_button.click(describe, [seen, language, long], caption)
+        describe_button.click(describe, [described, language, long], caption)
         question.submit(ask, [asked, question], answer)
     return page
 
 
-def picture_input() -> gr.Image:
-    """The file as it was uploaded: the pipeline reads it."""
-    return gr.Image(
+def picture_input() -> UploadedImage:
+    """The picture as it is: the pipeline crops and scales it."""
+    return UploadedImage(
         label="Picture",
-        type="filepath",
+        type="pil",
         image_mode=None,
         sources=["upload", "clipboard"],
         height=HEIGHT,
@@ -180,10 +197,10 @@ def seed_input() -> gr.Number:
     return gr.Number(0, precision=0, minimum=0, label="Seed", info="The same seed, the same picture")
 
 
-def chosen(path: str | None) -> str:
-    if path is None:
+def chosen(picture: Image.Image | None) -> Image.Image:
+    if picture is None:
         raise ValueError("Choose a picture first: upload one, or click a drawing.")
-    return path
+    return picture
 
 
 def taken_apart(painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
@@ -200,8 +217,12 @@ def taken_apart(painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Ima
 
 
 def clicked(event: gr.SelectData) -> tuple[str, ...]:
-    """A drawing that was clicked goes to all other tabs."""
-    return (event.value["image"]["path"],) * 4
+    """A drawing that was clicked goes to all other tabs. What was clicked is what the request says: it is looked at."""
+    try:
+        path = event.value["image"]["path"]
+    except (KeyError, TypeError):
+        raise gr.Error(NOT_UPLOADED, print_exception=False) from None
+    return (str(uploaded(path)),) * 4
 
 
 def handed_over(path: str | None) -> Any:
@@ -214,8 +235,24 @@ def main() -> None:
     parser.add_argument("--model", default="emoji", help="an embedded model, a model folder, or a hub id")
     parser.add_argument("--port", type=int, help="the first free one from 7860 on if not given")
     options = parser.parse_args()
-    page = build(CM3.from_pretrained(options.model))
-    page.launch(server_name="127.0.0.1", server_port=options.port, show_error=True, css=CSS)
+    try:
+        page = build(CM3.from_pretrained(options.model))
+        serve(page, options.port)
+    except (OSError, ValueError, OverflowError) as error:
+        raise SystemExit(f"demo: {' '.join(str(error).split())}") from None
+
+
+def serve(page: gr.Blocks, port: int | None = None, **options: Any) -> tuple[Any, str, str]:
+    """Serve the page to this machine; as gr.Blocks.launch. What goes wrong inside is told to no visitor."""
+    return page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        show_error=False,
+        css=CSS,
+        max_file_size=MAX_BYTES,
+        app_kwargs={"middleware": DOORS},
+        **options,
+    )
 
 
 if __name__ == "__main__":

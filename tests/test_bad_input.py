@@ -7,11 +7,13 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
@@ -434,6 +436,36 @@ def test_pictures_and_questions(tiny: CM3, pictures: list[PIL_Image.Image]):
         tiny.answer(pictures[0], " ")
     with pytest.raises(ValueError, match="language is 'xx', but must be one of en, ar"):
         tiny.caption(pictures[0], language="xx")
+
+
+def test_arrays_tensors_and_files_are_one_picture_each(tiny: CM3, tmp_path: Path):
+    values = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    picture = PIL_Image.fromarray(values)
+    picture.save(tmp_path / "a.png")
+    caption = tiny.caption(picture)
+    tensor = torch.from_numpy(values).permute(2, 0, 1)
+    data = (tmp_path / "a.png").read_bytes()
+    for same in (values, values / 255, tensor, tensor / 255, data, BytesIO(data), tmp_path / "a.png"):
+        assert tiny.caption(same) == caption
+    assert tiny.caption([values, tensor]) == [caption] * 2
+    assert tiny.edit(values, "make it red").tobytes() == tiny.edit(picture, "make it red").tobytes()
+    mask = np.zeros((20, 20), np.uint8)
+    mask[4:8, 4:8] = 255
+    filled = tiny.infill(tensor, mask, "a cat")
+    assert filled[0].tobytes() == tiny.infill(picture, PIL_Image.fromarray(mask), "a cat")[0].tobytes()
+
+
+def test_the_limit_on_pixels_is_the_callers(tiny_folder: Path):
+    model = CM3.from_pretrained(tiny_folder, max_pixels=399)
+    picture = PIL_Image.new("RGB", (20, 20))
+    for refused in (
+        lambda: model.caption(picture),
+        lambda: model.edit(picture, "make it red"),
+        lambda: model.infill(picture, picture),
+        lambda: model.generate("a", structure=picture),
+    ):
+        with pytest.raises(ValueError, match="20 x 20 pixels, the limit is 399"):
+            refused()
 
 
 def test_broken_pictures_are_named(tiny: CM3, tmp_path: Path):

@@ -175,6 +175,7 @@ WRONG_CALLS = [
     (["caption", "red.png", "notes.png"], "notes.png: not a picture"),
     (["caption", "red.png", "--language", "xx"], "'xx' is not one of 'en', 'ar'"),
     (["ask", "red.png", ""], "question is empty"),
+    (["ask", "red.png", "What?", "--max-pixels", "399"], "red.png: too large: 20 x 20 pixels, the limit is 399"),
     (["ask", "notes.png", "What?"], "notes.png: not a picture"),
 ]
 
@@ -232,3 +233,10 @@ def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: s
     assert (good.returncode, good.stderr) == (0, "")
     bad = subprocess.run([*command, "none.png"], cwd=tmp_path, capture_output=True, text=True)
     refused((bad.returncode, bad.stdout, bad.stderr), "none.png")
+
+
+def test_the_limits_of_the_command_are_those_of_the_packages():
+    from cm3.pipeline import MAX_PICTURES
+    from tokenizer_image.pixels import MAX_PIXELS
+
+    assert (cli.MAX_PICTURES, cli.MAX_PIXELS) == (MAX_PICTURES, MAX_PIXELS)

@@ -7,38 +7,67 @@ its pixels are decoded, so that a small file that claims a huge picture costs no
 # torch types some of its functions in part only.
 # pyright: reportUnknownMemberType=false
 
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")  # none that runs programs (EPS)
+MAX_PIXELS = 16_000_000  # that are decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none that runs programs (EPS), or decodes when
+# it is opened (ICO)
 
-Picture = Image.Image | str | Path | bytes
+Picture = (
+    Image.Image | np.ndarray[Any, Any] | Tensor | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+)
 
 
-def open_image(source: Picture, max_pixels: int = MAX_PIXELS, ground: str | None = "white") -> Image.Image:
-    """Any picture as 8-bit RGB: a path, a file's bytes, or a PIL image.
+def open_image(
+    source: Picture, max_pixels: int = MAX_PIXELS, ground: str | None = "white", least: int = 0
+) -> Image.Image:
+    """Any picture as 8-bit RGB.
 
     EXIF orientation is applied, transparency laid on the ground (None: kept, the result is RGBA then), 16 bits scaled
-    to 8; an animation gives its first frame. Errors: ValueError for what is missing, empty, broken, no picture, or
-    larger than max_pixels.
+    to 8; an animation gives its first frame.
+
+    Args:
+        source: a path, a file's bytes or an open file, a PIL image, a numpy array [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4], or a tensor [1, H, W], [3, H, W] or [4, H, W]; numbers are uint8, or floats in [0, 1].
+        max_pixels: the most that are decoded; looked at before any decoder runs.
+        ground: colour below what is transparent.
+        least: where the shorter side need not have more pixels than these, a JPEG is shrunk while it is decoded, to a
+            half, a quarter or an eighth. 0 = never.
+
+    Raises:
+        ValueError: what is missing, empty, broken, no picture, or too large; numbers of another kind or shape.
+        TypeError: none of the above.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", max_pixels, ground)
-    name = "the picture" if isinstance(source, bytes) else str(source)
-    try:
-        file = BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
-    with file:
-        return _decode(_open(file, name, max_pixels), name, max_pixels, ground)
+    if isinstance(source, np.ndarray | Tensor):
+        return _decode(_from_numbers(source, max_pixels), "the picture", max_pixels, ground)
+    if isinstance(source, str | os.PathLike):
+        try:
+            with Path(source).open("rb") as file:
+                return _decode(_open(file, str(source), max_pixels, least), str(source), max_pixels, ground)
+        except OSError as error:
+            raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
+    name = "the picture"
+    if not isinstance(source, bytes | bytearray | memoryview):
+        if not callable(getattr(source, "read", None)):
+            raise TypeError(
+                "a picture is a path, a file's bytes, an open file, a PIL image, an array or a tensor, not "
+                f"{source!r:.60}"
+            )
+        name, source = str(getattr(source, "name", name)), source.read()
+        if not isinstance(source, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # a file open for text
+            raise TypeError(f"{name}: the file gives {type(source).__name__}, not bytes: open it with 'rb'")
+    return _decode(_open(BytesIO(source), name, max_pixels, least), name, max_pixels, ground)
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
@@ -74,28 +103,79 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
-def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image:
     """The picture with its size known and its pixels not yet decoded."""
-    if not file.read(1):
+    if not (head := file.read(30)):
         raise ValueError(f"{name}: the file is empty (0 bytes)")
+    if claimed := _webp_size(head):  # PIL makes room for two whole pictures when it opens a WebP
+        _check_size(name, claimed, max_pixels)
+    file.seek(0)
     try:
         with warnings.catch_warnings():  # PIL warns above its own limit; ours is checked next
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name}: not a picture; give one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large(name, "over 178 million pixels", max_pixels)) from error
     except Exception as error:  # broken bytes make PIL's decoders raise almost anything
         raise ValueError(_damaged(name, error)) from error
+    if least and not image.info.get("progressive"):  # whose coefficients are all held, at whatever size it is decoded
+        image.draft("RGB", (least, least))  # nothing but JPEG knows it
+    return image
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, ground: str | None) -> Image.Image:
-    width, height = image.size
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP file claims in its first 30 bytes (RFC 9649, 2.5 to 2.7); None for others."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return None
+    kind, number = head[12:16], int.from_bytes
+    if kind == b"VP8X":
+        return number(head[24:27], "little") + 1, number(head[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = number(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return number(head[26:28], "little") & 0x3FFF, number(head[28:30], "little") & 0x3FFF
+
+
+def _from_numbers(values: np.ndarray[Any, Any] | Tensor, max_pixels: int) -> Image.Image:
+    """The picture in an array [H, W], [H, W, C] or a tensor [C, H, W]; C = 1, 3 or 4."""
+    channels_at = -1
+    if isinstance(values, Tensor):
+        channels_at = 0
+        values = values.detach().cpu().float().numpy() if values.is_floating_point() else values.detach().cpu().numpy()
+    shape = tuple(values.shape)
+    if values.ndim == 3:
+        values = np.moveaxis(values, channels_at, -1)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
+        raise ValueError(
+            f"the picture: an array of shape {shape}, but want [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or a tensor "
+            "[1, H, W], [3, H, W] or [4, H, W]"
+        )
+    _check_size("the picture", (values.shape[1], values.shape[0]), max_pixels)
+    if values.dtype.kind == "f":
+        if not ((values >= 0) & (values <= 1)).all():  # nor nan
+            raise ValueError("the picture: floats must be in [0, 1]; for 0 to 255 give uint8")
+        values = (values * 255).round().astype(np.uint8)
+    elif values.dtype == np.bool_:
+        values = values * np.uint8(255)
+    elif values.dtype != np.uint8:
+        raise ValueError(f"the picture: numbers of type {values.dtype}, but want uint8, or floats in [0, 1]")
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
+def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise ValueError(_too_large(name, f"{width} x {height} pixels", max_pixels))
     if width * height == 0:
         raise ValueError(f"{name}: it has no pixels: {width} x {height}")
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int, ground: str | None) -> Image.Image:
+    _check_size(name, image.size, max_pixels)
     try:
         return _to_rgb(ImageOps.exif_transpose(image), ground)
     except Exception as error:  # as above
@@ -107,7 +187,7 @@ def _damaged(name: str, error: Exception) -> str:
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> str:
-    return f"{name}: too large: {size}, the limit is {max_pixels:,}; scale it down first"
+    return f"{name}: too large: {size}, the limit is {max_pixels:,}; scale it down first, or raise max_pixels"
 
 
 def _to_rgb(image: Image.Image, ground: str | None) -> Image.Image:

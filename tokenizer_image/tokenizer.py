@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokenizer_image.pixels import Picture, crop_to_multiple, open_image, to_pil, to_tensor
+from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_image, to_pil, to_tensor
 from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel
 
@@ -101,9 +101,10 @@ class ImageTokenizer:
             digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def pixels(self, picture: Picture, size: Size = "fit") -> Tensor:
+    def pixels(self, picture: Picture, size: Size = "fit", max_pixels: int = MAX_PIXELS) -> Tensor:
         """What the model sees of a picture, [3, H, W] in [-1, 1]; arguments and errors as for `encode`."""
-        image = open_image(picture)
+        wanted = self.size if size == "fit" else size
+        image = open_image(picture, max_pixels, least=0 if wanted == "keep" else 2 * max(wanted))
         if size == "keep":
             image = crop_to_multiple(image, self.model.config.downsampling)
             return to_tensor(image, (image.height, image.width))
@@ -111,24 +112,27 @@ class ImageTokenizer:
         self.model.check_size(height, width)
         return to_tensor(image, (height, width))
 
-    def encode(self, pictures: Picture | Sequence[Picture], size: Size = "fit", tile: int = TILE) -> Tensor:
+    def encode(
+        self, pictures: Picture | Sequence[Picture], size: Size = "fit", tile: int = TILE, max_pixels: int = MAX_PIXELS
+    ) -> Tensor:
         """Codes of one picture, [h, w] long, or of a list of them, [N, h, w].
 
         Args:
-            pictures: of any size.
+            pictures: of any size, and anything that open_image takes; a list or a tuple is several, all else is one.
             size: "fit": the middle, scaled to the tokenizer's own size; (H, W) in pixels: the middle, scaled to that;
                 "keep": as it is, cropped to whole codes.
             tile: larger sides, in pixels, are worked in overlapping tiles (tokenizer_image/tiles.py).
+            max_pixels: of a picture, at most.
 
         Raises:
             ValueError: a file that is no picture, an empty list, a size or tile that does not divide into codes, or
                 kept pictures of unequal sizes.
         """
-        if isinstance(pictures, Image.Image | str | Path | bytes):
-            return self.encode([pictures], size, tile)[0]
+        if not isinstance(pictures, list | tuple):
+            return self.encode([cast(Picture, pictures)], size, tile, max_pixels)[0]
         if not pictures:
             raise ValueError("no pictures to encode: the list is empty")
-        pixels = [self.pixels(picture, size) for picture in pictures]  # [3, H, W] each
+        pixels = [self.pixels(picture, size, max_pixels) for picture in pictures]  # [3, H, W] each
         if sizes := {tuple(part.shape[1:]) for part in pixels[1:] if part.shape != pixels[0].shape}:
             sizes.add(tuple(pixels[0].shape[1:]))
             raise ValueError(

@@ -6,14 +6,13 @@ A tar's table is read once, and its members are then reached in place: nothing i
 import os
 import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.progress import track
 
-from tokenizer_image.pixels import FORMATS, open_image
+from tokenizer_image.pixels import open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar
 
@@ -140,18 +139,12 @@ def decode(data: bytes, least: int) -> Image.Image:
     Raises:
         ValueError: a file that is no picture, or damaged, or too large (tokenizer_image.pixels).
     """
-    try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-    except Exception:  # open_image says what is wrong
-        return open_image(data)
-    image.draft("RGB", (least, least))  # a large JPEG is decoded at a half, a quarter or an eighth
-    picture = open_image(image)
-    if image.has_transparency_data and image.mode[0] not in "IF":
-        drawing = ImageOps.exif_transpose(image).convert("RGBA")
-        if cast(tuple[int, int], drawing.getchannel("A").getextrema())[0] < 255:
-            picture = drawing.convert("RGBa")
+    picture = open_image(data, ground=None, least=least)
+    if picture.mode == "RGBA":
+        opaque = cast(tuple[int, int], picture.getchannel("A").getextrema())[0] == 255
+        picture = picture.convert("RGB" if opaque else "RGBa")
     factor = min(picture.size) // least
     return picture.reduce(factor) if factor > 1 else picture
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
