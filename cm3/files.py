@@ -1,29 +1,54 @@
-"""Model folders: where they are found, whether they are whole, and the weights in them.
+"""Model folders: where they are found, whether they are whole, the weights in them, and how they are written.
 
 A folder holds config.json, model.safetensors, tokenizer.json (text) and image_tokenizer/, or in its place the field
-"image_tokenizer" of config.json naming one that tokenizer_image knows. scorer/ re-ranks drawings, where there is one.
-checksums.json is checked if present.
+"image_tokenizer" of config.json naming one that tokenizer_image embeds. scorer/ re-ranks drawings, where there is one.
+checksums.json is checked if present. Nothing in a folder is believed before it is looked at: what config.json claims is
+compared with the header of the weights before memory is taken for it.
 """
 
 # huggingface_hub and transformers are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
 import json
+import math
+import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import logging
 
+from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.tokenizer import embedded as embedded_tokenizers
 
 EMBEDDED = Path(__file__).parent / "models"
-CHECKSUMS = "checksums.json"
+CHECKSUMS, WEIGHTS, INDEX = "checksums.json", "model.safetensors", "model.safetensors.index.json"
+OURS = (
+    CHECKSUMS,
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "*.safetensors",
+    INDEX,
+    "image_tokenizer",  # with all that lies in it
+    "scorer",
+)
+UNFINISHED, OLD = ".unfinished", ".old"
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # no code from elsewhere
+ASKED_FOR = ("attn_implementation", "_attn_implementation")
+LIMITS = {"num_hidden_layers": 1_000}
+LARGEST = 2**31  # of any other whole number
 
 
 def find_model(name: str | Path) -> Path:
@@ -33,6 +58,8 @@ def find_model(name: str | Path) -> Path:
         return EMBEDDED / name
     if name and Path(name).is_dir():
         return Path(name)
+    if name and (left := left_of(Path(name))) is not None:
+        return left
     none = f"there is no model {str(name)!r}: it is neither embedded ({', '.join(embedded) or 'none is'}) nor a folder"
     if "/" not in str(name):
         raise ValueError(none)
@@ -40,6 +67,44 @@ def find_model(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, HFValidationError) as error:
         raise ValueError(f"{none}, and the hub does not give it ({error})") from error
+
+
+def left_of(folder: Path) -> Path | None:
+    """The whole folder that a write_folder left aside that was killed in the moment between two renames."""
+    old = folder.with_name(folder.name + OLD)
+    return old if not folder.exists() and old.is_dir() else None
+
+
+@contextmanager
+def write_folder(folder: Path) -> Generator[Path, None, None]:
+    """A new folder to write a model into, which takes this one's place when it is whole: who is killed leaves the old
+    model or the new one. What else lies in the folder stays. Errors: ValueError for the current folder."""
+    folder = Path(os.path.realpath(folder))
+    if Path.cwd() == folder or folder in Path.cwd().parents:
+        raise ValueError(f"{folder} is the current folder, or holds it: save into a folder of its own")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (folder.with_name(folder.name + end) for end in (UNFINISHED, OLD))
+    shutil.rmtree(fresh, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    fresh.mkdir()
+    yield fresh
+    before = folder if folder.exists() else left_of(folder)
+    for path in before.iterdir() if before else ():
+        if not is_ours(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, fresh / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, fresh / path.name, follow_symlinks=False)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder in a model folder is part of the model."""
+    return any(fnmatch(path.name, name) for name in OURS)
 
 
 def check_files(folder: Path) -> None:
@@ -58,9 +123,10 @@ def check_files(folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file that a model is loaded from."""
+    """Note the SHA-256 of every file that the model is loaded from, and of no other."""
     files = sorted(path for suffix in ("json", "safetensors") for path in folder.rglob(f"*.{suffix}"))
-    names = [path.relative_to(folder).as_posix() for path in files if path != folder / CHECKSUMS]
+    ours = [path.relative_to(folder) for path in files if path != folder / CHECKSUMS]
+    names = [name.as_posix() for name in ours if is_ours(folder / name.parts[0])]
     (folder / CHECKSUMS).write_text(json.dumps({name: sha256(folder / name) for name in names}, indent=1) + "\n")
 
 
@@ -81,17 +147,103 @@ def no_bar() -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
+def read_config(folder: Path, attention: bool = False) -> CM3Config:
+    """config.json, as far as it can be true. attention: the caller says which implementation is taken.
+
+    Errors: ValueError for what is no configuration of this model, asks for code from elsewhere, or has sizes that no
+    model has."""
+    path = folder / "config.json"
+    broken = f"{path} is damaged or belongs to another model"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(values, dict), f"it holds {type(values).__name__}"
+        kind = values.get("model_type")
+        assert kind == CM3Config.model_type, f"model_type is {kind!r:.60}, but must be {CM3Config.model_type!r}"
+    except (OSError, ValueError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{broken} ({error}): fetch it again") from error
+    for name in ASKED_FOR:
+        if not attention and (asked := values.get(name)) is not None and asked not in ATTENTION:
+            raise ValueError(
+                f"{path} asks for the attention kernel {asked!r:.60}, which may be anyone's code: "
+                "where you trust it, pass attn_implementation yourself"
+            )
+    if values.get("quantization_config") is not None:
+        raise ValueError(f"{path} has a quantization_config: quantised weights are not read; save the model without")
+    for name, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LIMITS.get(name, LARGEST):
+            raise ValueError(f"{broken} ({name} is {value}, at most {LIMITS.get(name, LARGEST):,}): fetch it again")
+    try:
+        return CM3Config.from_dict({name: value for name, value in values.items() if name not in ASKED_FOR})
+    except Exception as error:  # a broken file makes transformers raise almost anything
+        raise ValueError(f"{broken} ({first_line(error)}): fetch it again") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor in a folder's weights, from the files' headers. Errors: ValueError."""
+    try:
+        if (folder / INDEX).is_file():
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            assert all(Path(name).name == name for name in files), "a file lies elsewhere"
+        else:
+            files = [WEIGHTS]
+        shapes: dict[str, list[int]] = {}
+        for name in files:
+            with safe_open(folder / name, "pt") as file:
+                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
+        raise ValueError(f"{folder}: the weights cannot be read ({first_line(error)}); fetch it again") from error
+    return shapes
+
+
 def load_transformer(folder: Path, options: dict[str, Any]) -> CM3ForCausalLM:
-    """The weights of a model folder, none missing. Errors: ValueError."""
+    """The weights of a model folder, none missing, each a number. Errors: ValueError."""
+    config = read_config(folder, "attn_implementation" in options)
+    shapes = shapes_of(folder)
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in CM3ForCausalLM(config).state_dict().items()}
+    for name in sorted(wanted.keys() & shapes.keys()):
+        if wanted[name] != shapes[name]:
+            raise ValueError(
+                f"{folder}: config.json does not fit the weights: {name} is {shapes[name]} there, not {wanted[name]}; "
+                "fetch the model again"
+            )
+    if missing := sorted(wanted.keys() - shapes.keys() - ({"lm_head.weight"} if config.tie_word_embeddings else set())):
+        raise ValueError(f"{folder}: the weights lack {', '.join(missing[:3])}; fetch the model again")
     try:
         with no_bar():
-            loaded: Any = CM3ForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"{folder}: the model cannot be loaded ({error}); fetch it again") from error
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(f"{folder}: the weights lack {missing}; fetch the model again")
+            model: Any = CM3ForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+    except Exception as error:  # as above
+        raise ValueError(f"{folder}: the model cannot be loaded ({first_line(error)}); fetch it again") from error
+    check_finite(model, str(folder))
     return model
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Errors: ValueError for weights that are no numbers."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float32).item()):
+            raise ValueError(f"{what}: {name} holds what is no number (nan or infinity): the training went wrong")
+
+
+def load_image_tokenizer(folder: Path, config: CM3Config, given: str | Path | None = None) -> ImageTokenizer:
+    """The image tokenizer of a model folder: the caller's, its own, or the embedded one that config.json names; nothing
+    else, so that a folder can make nobody read other folders, or fetch anything. Errors: ValueError, also where it is
+    not the one that the model was trained with."""
+    own, named = folder / "image_tokenizer", getattr(config, "image_tokenizer", None)
+    if given is None and not own.is_dir() and named not in embedded_tokenizers():
+        raise ValueError(
+            f"{folder} has no image_tokenizer/, and names {named!r:.60}, which is not embedded "
+            f"({', '.join(embedded_tokenizers())}): say which with image_tokenizer="
+        )
+    name = str(given if given is not None else own if own.is_dir() else named)
+    tokenizer = ImageTokenizer.from_pretrained(name)
+    if getattr(config, "image_tokenizer_fingerprint", None) not in (None, tokenizer.fingerprint()):
+        raise ValueError(
+            f"the image tokenizer {name!r} is not the one that {folder} was trained with: it was changed or damaged; "
+            "fetch the model again"
+        )
+    return tokenizer

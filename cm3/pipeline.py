@@ -28,7 +28,15 @@ from cm3 import engine
 from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Mask, Text, from_ids, has_mask, prompt_ids, to_ids
 from cm3.engine import Request
-from cm3.files import check_files, find_model, load_transformer, write_checksums
+from cm3.files import (
+    check_files,
+    check_finite,
+    find_model,
+    load_image_tokenizer,
+    load_transformer,
+    write_checksums,
+    write_folder,
+)
 from cm3.guidance import ClassifierFree, ThreeWay
 from cm3.holes import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
 from cm3.pieces import Piece, pieces
@@ -214,29 +222,24 @@ class CM3:
         name: str | Path = "emoji",
         device: str | torch.device = "auto",
         *,
+        image_tokenizer: str | Path | None = None,
         max_pixels: int = MAX_PIXELS,
         **options: Any,
     ) -> "CM3":
-        """An embedded model's name, a model folder, or a hub id (cm3/files.py). device "auto" takes a GPU if there is
-        one; max_pixels: the most that a picture may have (tokenizer_image/pixels.py); options go to transformers
-        (dtype, attn_implementation ...)."""
+        """An embedded model's name, a model folder, or a hub id (cm3/files.py).
+
+        device: "auto" takes a GPU if there is one. image_tokenizer: an embedded one's name or a folder, for a model
+        that brings none. max_pixels: the most that a picture may have (tokenizer_image/pixels.py). options go to
+        transformers (dtype, attn_implementation ...)."""
         device = device_of(device)
         folder = find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
-        own, scorer = folder / "image_tokenizer", folder / "scorer"
-        named = own if own.is_dir() else getattr(model.config, "image_tokenizer", own)
-        image_tokenizer = ImageTokenizer.from_pretrained(named)
-        mark = getattr(model.config, "image_tokenizer_fingerprint", None)
-        if mark not in (None, image_tokenizer.fingerprint()):
-            raise ValueError(
-                f"the image tokenizer {str(named)!r} is not the one that {folder} was trained with: "
-                "it was changed or damaged; fetch the model again"
-            )
+        scorer = folder / "scorer"
         pipeline = cls(
             model,
             TextTokenizer.load(folder),
-            image_tokenizer,
+            load_image_tokenizer(folder, model.config, image_tokenizer),
             Scorer.from_pretrained(scorer) if scorer.is_dir() else None,
             max_pixels,
         )
@@ -244,13 +247,15 @@ class CM3:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that needs nothing outside it."""
-        folder = Path(folder)
-        self.model.save_pretrained(folder)
-        self.text_tokenizer.save(folder)
-        self.image_tokenizer.save_pretrained(folder / "image_tokenizer")
-        if self.scorer:
-            self.scorer.save_pretrained(folder / "scorer")
-        write_checksums(folder)
+        for what, part in (("the model", self.model), ("the image tokenizer", self.image_tokenizer.model)):
+            check_finite(part, what)
+        with write_folder(Path(folder)) as fresh:
+            self.model.save_pretrained(fresh)
+            self.text_tokenizer.save(fresh)
+            self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")
+            if self.scorer:
+                self.scorer.save_pretrained(fresh / "scorer")
+            write_checksums(fresh)
 
     def to(self, device: str | torch.device) -> "CM3":
         """Move it, as from_pretrained does."""

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+LARGEST = {"num_res_blocks": 100, "resolution": 2**16}
+
 
 @dataclass(frozen=True)
 class VQConfig:
@@ -40,6 +42,16 @@ class VQConfig:
     decoder_ch: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,):
+                least = 0 if field.name in ("attn_resolutions", "num_res_blocks", "decoder_ch") else 1
+                if isinstance(number, bool) or (number is None and field.name == "decoder_ch"):
+                    continue
+                if not isinstance(number, int) or not least <= number <= LARGEST.get(field.name, 2**24):
+                    raise ValueError(f"{field.name} is {number!r:.60}, but must be a whole number from {least} on")
+        if not 1 <= len(self.ch_mult) <= 16:
+            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels, but 1 to 16")
         if self.resolution % self.downsampling:
             raise ValueError(f"resolution {self.resolution} is not a multiple of the downsampling {self.downsampling}")
         for ch in {self.ch, self.decoder_ch or self.ch}:
@@ -87,7 +99,10 @@ class VQConfig:
 
     @classmethod
     def load(cls, path: Path) -> "VQConfig":
-        return cls.from_dict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds {type(values).__name__}, not the fields of a VQConfig")
+        return cls.from_dict(cast(dict[str, Any], values))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")

@@ -4,7 +4,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -13,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,11 +50,14 @@ class ImageTokenizer:
             if not (folder / file).is_file():
                 raise ValueError(f"{folder} is not an image tokenizer: {file} is missing")
         try:
-            model = VQModel(VQConfig.load(folder / CONFIG))
+            config = VQConfig.load(folder / CONFIG)
+            _check_shapes(config, folder / WEIGHTS)  # before memory is taken for what the configuration claims
+            model = VQModel(config)
             weights = load_file(folder / WEIGHTS)
             model.load_state_dict({key: value.float() for key, value in weights.items()})
-        except (json.JSONDecodeError, SafetensorError, RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            assert all(value.isfinite().all() for value in weights.values()), "weights that are no numbers"
+        except Exception as error:  # broken files make these libraries raise almost anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{folder} is damaged or holds another model ({reason}): fetch it again") from error
         return cls(model)
 
@@ -177,20 +179,34 @@ class ImageTokenizer:
         return codes, min(codes - 1, max(1, codes // 8))
 
 
+def _check_shapes(config: VQConfig, weights: Path) -> None:
+    """Raises ValueError where a file of weights is not of a model of this shape; only its header is read."""
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in VQModel(config).state_dict().items()}
+    with safe_open(weights, "pt") as file:
+        has = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    if odd := sorted(name for name in wanted.keys() | has.keys() if wanted.get(name) != has.get(name)):
+        raise ValueError(f"{odd[0]} is {has.get(odd[0])} in the weights, but {CONFIG} wants {wanted.get(odd[0])}")
+
+
 def _at_once(pixels: int, tile: int) -> int:
     """How many pictures of so many pixels go through the model together."""
     return max(1, tile**2 // max(1, pixels))
 
 
+def embedded() -> list[str]:
+    """Names of the embedded tokenizers."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
+
+
 def _folder(name: str | Path) -> Path:
     """Where an embedded tokenizer, a local folder, or a hub repository lies on this machine."""
-    embedded = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
-    if str(name) in embedded:
+    if str(name) in embedded():
         return MODELS / name
     if name and Path(name).is_dir():
         return Path(name)
     message = (
-        f"no image tokenizer {str(name)!r}: neither an embedded one ({', '.join(embedded) or 'none'}), nor a "
+        f"no image tokenizer {str(name)!r}: neither an embedded one ({', '.join(embedded()) or 'none'}), nor a "
         "folder, nor on the hub"
     )
     try:

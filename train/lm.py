@@ -9,7 +9,6 @@ OUT receives config.json, log.jsonl, samples-*.png, checkpoints/ (to resume: run
 which `CM3.from_pretrained` reads.
 """
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -127,14 +126,7 @@ def train(config: LMConfig, out: Path) -> Path:
         if not accelerator.is_main_process:
             return
         kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
-        fresh, old = out / "model.unfinished", out / "model.old"
-        for folder in (fresh, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        CM3(kept, text, image_tokenizer).save_pretrained(fresh)
-        if (out / "model").exists():
-            (out / "model").rename(old)
-        fresh.rename(out / "model")  # so that what has this name is whole
-        shutil.rmtree(old, ignore_errors=True)
+        CM3(kept, text, image_tokenizer).save_pretrained(out / "model")
         if adapter:
             save_adapter(full, adapter, out / "adapter")
 

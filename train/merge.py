@@ -26,10 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cm3.files import check_files, load_transformer, write_checksums
+from cm3.files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
-from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,8 +66,7 @@ def check_alike(folders: Sequence[Path]) -> None:
     for folder in folders:
         check_files(folder)
         config = json.loads((folder / "config.json").read_text())
-        own = folder / "image_tokenizer"
-        image = ImageTokenizer.from_pretrained(own if own.is_dir() else config.get("image_tokenizer", own))
+        image = load_image_tokenizer(folder, read_config(folder))
         facts.append(
             {key: value for key, value in config.items() if key not in BESIDE}
             | {

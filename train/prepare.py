@@ -26,8 +26,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cm3.config import CM3Config
-from cm3.files import check_files, find_model
+from cm3.files import check_files, find_model, load_image_tokenizer, read_config
 from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
@@ -64,12 +63,10 @@ def load_tokenizers(options: PrepareOptions) -> Tokenizers:
         raise ValueError(f"--model {options.model} brings its image tokenizer: leave out --image-tokenizer")
     folder = find_model(options.model)
     check_files(folder)
-    config = CM3Config.from_pretrained(folder)
+    config = read_config(folder)
+    image = load_image_tokenizer(folder, config)
     own = folder / "image_tokenizer"
     name = str(own if own.is_dir() else getattr(config, "image_tokenizer", own))
-    image = ImageTokenizer.from_pretrained(name)
-    if getattr(config, "image_tokenizer_fingerprint", None) not in (None, image.fingerprint()):
-        raise ValueError(f"the image tokenizer {name!r} is not the one that {folder} was trained with")
     if options.max_tokens > config.max_position_embeddings:
         raise ValueError(
             f"--max-tokens {options.max_tokens} is more than the model's context of {config.max_position_embeddings}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +64,18 @@ def fill(kind: type[T], values: dict[str, Any]) -> T:
             not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
         ):
             raise ValueError(f"config {name} = {value!r}: want {type(default).__name__}, such as {default!r}")
+    for name, value in values.items():
+        if not is_finite(value):
+            raise ValueError(f"config {name} = {value!r}: want numbers, no nan or infinity")
     return kind(**values)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a setting holds neither nan nor infinity, at any depth."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(is_finite(part) for part in parts)
 
 
 def save(config: Any, path: Path) -> None:
