@@ -19,6 +19,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import typer
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
@@ -32,6 +33,7 @@ from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
 from train.runtime.curves import draw_curves
 from train.runtime.distributed import launched
+from train.runtime.lock import one_run
 from train.runtime.precision import autocast
 from train.runtime.runlog import RunLog
 from train.vq.auxiliary_losses import hide_blocks
@@ -201,9 +203,13 @@ def starting_model(config: ImageTokenizerConfig) -> VQModel:
 def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
     """The whole run; goes on from the newest checkpoint in OUT where there is one."""
     accelerator = launched()
+    with one_run(out, accelerator):
+        return train_locked(config, out, accelerator)
+
+
+def train_locked(config: ImageTokenizerConfig, out: Path, accelerator: Accelerator) -> ImageTokenizer:
+    """What `train` does while no other run does it in OUT."""
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    out.mkdir(parents=True, exist_ok=True)
-    configs.save(config, out / "config.json")
     features = Features(config.align_features, config.align_side, last=2).to(device) if config.align else None
     distance = perceptual(config.perceptual_features) if config.perceptual else None
     if isinstance(distance, nn.Module):
@@ -243,6 +249,9 @@ def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
     }
     checkpoints = Checkpoints(out / "checkpoints")
     first = checkpoints.load(parts) or 0
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        configs.save(config, out / "config.json")
     run = parts["run"]
     balances: dict[str, float] = run["balances"]
     model, critic = accelerator.prepare(learner, judge) if world > 1 else (learner, judge)

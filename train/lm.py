@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
 from torch import Tensor
 
@@ -44,6 +45,7 @@ from train.runtime.distributed import (
     whole_state,
 )
 from train.runtime.flops import step_flops, utilisation
+from train.runtime.lock import one_run
 from train.runtime.optim import EMA, StepSkipper, rate
 from train.runtime.precision import autocast, uses_bf16
 from train.runtime.runlog import RunLog
@@ -51,8 +53,14 @@ from train.runtime.runlog import RunLog
 
 def train(config: LMConfig, out: Path) -> Path:
     """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the model's folder."""
-    objective, lora = objective_of(config), lora_of(config)
     accelerator = launched(config.processes, config.trackers, str(out))
+    with one_run(out, accelerator):
+        return train_locked(config, out, accelerator)
+
+
+def train_locked(config: LMConfig, out: Path, accelerator: Accelerator) -> Path:
+    """What `train` does while no other run does it in OUT."""
+    objective, lora = objective_of(config), lora_of(config)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     per_rank = config.rows(world)
     micro = config.micro_rows or per_rank

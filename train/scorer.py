@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from accelerate import Accelerator
 
 from cm3.scorer import Scorer, ScorerConfig
 from tokenizer_image import ImageTokenizer
@@ -26,6 +27,7 @@ from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
 from train.runtime.distributed import launched
+from train.runtime.lock import one_run
 from train.runtime.optim import Rates, optimizers, rate
 from train.runtime.precision import autocast
 from train.runtime.runlog import RunLog
@@ -123,6 +125,12 @@ def starting_scorer(config: ScorerTrainingConfig, meta: dict[str, Any], image_to
 def train(config: ScorerTrainingConfig, out: Path) -> Path:
     """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the scorer's folder."""
     accelerator = launched(1)
+    with one_run(out, accelerator):
+        return train_locked(config, out, accelerator)
+
+
+def train_locked(config: ScorerTrainingConfig, out: Path, accelerator: Accelerator) -> Path:
+    """What `train` does while no other run does it in OUT."""
     device = accelerator.device
     shards = Shards(config.data)
     pairs = pairs_of(shards)

@@ -148,8 +148,13 @@ def gathered(value: Tensor) -> Tensor:
 
 
 def whole_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies on the CPU; every process must call it."""
-    return {name: gathered(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()}
+    """Whole copies on the CPU, for the main process; every process must call it, and the others get nothing."""
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = gathered(tensor.detach())
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            whole[name] = full.to("cpu", copy=True)
+    return whole
 
 
 def together(accelerator: Accelerator, value: Any) -> list[Any]:
