@@ -147,6 +147,36 @@ def test_a_link_that_goes_round_is_followed_once(root: Path):
     assert list(good(open_source(root))) == ["p0.png"]
 
 
+def test_a_caption_that_is_a_link_to_elsewhere_is_not_read(root: Path, tmp_path_factory: pytest.TempPathFactory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret.txt").write_text("secret")
+    (elsewhere / "inside.png").write_bytes(png(1))
+    (elsewhere / "inside.txt").write_text("two")
+    (root / "words.md").write_text("one")
+    (root / "p0.txt").symlink_to("words.md")
+    (root / "p1.txt").symlink_to(elsewhere / "secret.txt")
+    (root / "shared").symlink_to(elsewhere)  # a folder that is a link is a folder
+    source = open_source(root)
+    assert good(source) == {"p0.png": ("one", png(0)), "shared/inside.png": ("two", png(1))}
+    assert bad(source)["p1.png"] == "caption elsewhere: p1.txt is a link that leads out of the folder"
+
+
+def test_nuls_and_byte_order_marks_are_no_words(root: Path):
+    mark = "\ufeff"
+    (root / "p0.txt").write_bytes(f"{mark}a{mark} red\0 apple{mark}".encode())
+    (root / "p1.json").write_text(mark + json.dumps({"caption": f"{mark}a \0cat"}))
+    (root / "more").mkdir()
+    write_jsonl(root / "more" / "table.jsonl", [{"image": "../p1.png", "text": f"{mark}a dog\0"}])
+    assert {words for words, _ in good(open_source(root, format="folder")).values()} == {"a red apple", "a cat"}
+    assert {words for words, _ in good(open_source(root / "more")).values()} == {"a dog"}
+
+
+def test_avif_pictures_are_pictures(root: Path):
+    Image.new("RGB", (8, 8), "red").save(root / "new.avif")
+    (root / "new.txt").write_text("a red square")
+    assert list(good(open_source(root))) == ["new.avif"]
+
+
 def test_tars_have_samples_by_key(tmp_path: Path):
     row = {"caption": "from json", "url": "https://x/1.jpg", "key": "b", "status": "success", "width": 8}
     write_tar(

@@ -218,7 +218,13 @@ def caption(text: Any, what: str) -> str:
         raise Unusable(f"not UTF-8: {text[error.start : error.start + 20]!a}") from error
     if size > MAX_TEXT:
         raise Unusable(f"text too long: {size:,} bytes, the limit is {MAX_TEXT:,}")
+    text = cleaned(text)
     return text.strip() if what == "caption" else text
+
+
+def cleaned(text: str) -> str:
+    """Without NULs and byte order marks, which files carry and no reader sees."""
+    return text.translate({0: None, 0xFEFF: None})
 
 
 def picture(value: Any, folder: Path, name: str) -> Entry | Bytes:
@@ -253,7 +259,7 @@ def decoded(data: bytes, what: str) -> str:
     if len(data) > MAX_TEXT:
         raise Unusable(f"text too long: {what} has {len(data):,} bytes, the limit is {MAX_TEXT:,}")
     try:
-        return data.decode("utf-8-sig").strip()
+        return cleaned(data.decode("utf-8-sig")).strip()
     except UnicodeDecodeError as error:
         raise Unusable(f"not UTF-8: byte {error.start} of {what} is 0x{data[error.start]:02x}") from error
 

@@ -11,6 +11,7 @@ Captions lie in .txt, or in .json under "caption" or "text"; .json and tables ma
 Nothing is fetched from the network. tables.py reads the last four.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from train.documents.sample import (
     Skip,
     Unusable,
     check_size,
+    cleaned,
     decoded,
     facts_of,
     json_object,
@@ -178,7 +180,7 @@ def record_of(sample: NamedSample) -> Sample | Skip:
             words = words or next((row[key] for key in TEXT_COLUMNS if row.get(key)), "")
         if not isinstance(words, str) or not words.strip():
             raise Unusable("no caption: " + ("it is empty" if sample.words else "neither .txt nor .json lies beside"))
-        return Sample(name, (words.strip(), sample.picture), facts_of(row))
+        return Sample(name, (cleaned(words).strip(), sample.picture), facts_of(row))
     except Unusable as error:
         return Skip(name, str(error))
     except OSError as error:
@@ -233,13 +235,22 @@ class PictureFolder:
             try:
                 found = self._entry(stem + picture) if picture else None
                 beside = {suffix.lower(): self._entry(stem + suffix) for suffix in words}
+            except PermissionError as error:
+                yield Skip(name, f"caption elsewhere: {error.strerror}")
+                continue
             except OSError as error:
                 yield Skip(name, f"missing file: {error.strerror}")
                 continue
             yield record_of(NamedSample(name, found, beside))
 
     def _entry(self, name: str) -> Entry:
+        """Raises OSError for a file that is missing; PermissionError for a caption that is a link to a file elsewhere,
+        whose words nobody meant to publish with the pictures."""
         path = self.root / name
+        if path.is_symlink() and path.suffix.lower() not in PICTURES:
+            real, homes = path.resolve(), (self.root.resolve(), path.parent.resolve())
+            if not any(real.is_relative_to(home) for home in homes):
+                raise PermissionError(errno.EACCES, f"{path.name} is a link that leads out of the folder")
         return Entry(name, str(path), 0, path.stat().st_size)
 
 

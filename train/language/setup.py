@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cm3.config import CM3Config
+from cm3.files import find_model, load_image_tokenizer, read_config
 from cm3.pipeline import CM3
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
@@ -46,7 +47,8 @@ def attention_of(config: LMConfig, device: torch.device, head_size: int) -> str:
 def image_tokenizer_of(config: LMConfig, meta: dict[str, Any]) -> ImageTokenizer:
     """The image tokenizer of a run. Raises ValueError where it is not the one that made the shards."""
     if config.start and not config.image_tokenizer:
-        found, named = CM3.from_pretrained(config.start, device="cpu").image_tokenizer, config.start
+        folder, named = find_model(config.start), config.start
+        found = load_image_tokenizer(folder, read_config(folder))
     else:
         named = config.image_tokenizer or meta.get("image_tokenizer_name", "")
         if not named:
