@@ -34,6 +34,40 @@ def test_codes_and_pixels_have_the_shapes_of_the_config(config: VQConfig) -> Non
     assert model.decode(codes).abs().max() <= 1
 
 
+CELLS = replace(PRESETS["tiny"], resolution=32, cell_width=24, n_embed=4096)
+
+
+@pytest.mark.parametrize("ring", [0, 2])
+def test_a_code_of_the_cell_encoder_sees_its_cell_and_the_ring_alone(ring: int) -> None:
+    torch.manual_seed(0)
+    model, f = VQModel(replace(CELLS, cell_ring=ring)).eval(), CELLS.downsampling
+    for name, weight in model.encoder.named_parameters():
+        if name.endswith("down.weight"):
+            nn.init.normal_(weight, std=0.1)
+    pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
+    row, column = 3, 5
+    model.latents(pixels)[0, :, row, column].square().sum().backward()
+    assert pixels.grad is not None
+    seen = pixels.grad[0].abs().sum(0) > 0  # [H, W]
+    expected = torch.zeros(32, 32, dtype=torch.bool)
+    expected[row * f - ring : (row + 1) * f + ring, column * f - ring : (column + 1) * f + ring] = True
+    assert torch.equal(seen, expected)
+
+
+def test_codes_of_the_cell_encoder_move_with_the_picture_and_ignore_what_they_do_not_see() -> None:
+    torch.manual_seed(0)
+    model, f = VQModel(CELLS).eval(), CELLS.downsampling
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    codes = model.encode(pixels)
+    assert codes.shape == (2, 8, 8)
+    assert torch.equal(model.encode(pixels.roll((f, 2 * f), (2, 3))), codes.roll((1, 2), (1, 2)))
+    other = torch.ones_like(pixels)
+    other[..., f : 2 * f, f : 2 * f] = pixels[..., f : 2 * f, f : 2 * f]
+    assert torch.equal(model.encode(other)[:, 1, 1], codes[:, 1, 1])
+    assert len(model.encode(torch.ones(1, 3, 32, 32)).unique()) == 1
+    assert model.decode(codes).shape == pixels.shape
+
+
 def test_any_multiple_of_f_is_encoded() -> None:
     model = VQModel(PRESETS["tiny"]).eval()
     assert model.encode(torch.zeros(1, 3, 8, 24)).shape == (1, 2, 6)

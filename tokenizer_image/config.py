@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-LARGEST = {"num_res_blocks": 100, "resolution": 2**16}
+LARGEST = {"num_res_blocks": 100, "resolution": 2**16, "cell_blocks": 100}
+MAY_BE_ZERO = ("attn_resolutions", "num_res_blocks", "decoder_ch", "cell_width", "cell_blocks", "cell_ring")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class VQConfig:
         n_embed: number of codes, K.
         normalize: compare codes by angle.
         decoder_ch: channels at the decoder's last level; None = `ch`.
+        cell_width: channels of a cell encoder, whose codes see their own cell and `cell_ring` pixels around it; 0 =
+            taming's encoder, whose codes see the whole picture.
+        cell_blocks: residual blocks of the cell encoder.
+        cell_ring: pixels around its cell that a code sees.
     """
 
     resolution: int = 256
@@ -40,12 +45,15 @@ class VQConfig:
     n_embed: int = 1024
     normalize: bool = False
     decoder_ch: int | None = None
+    cell_width: int = 0
+    cell_blocks: int = 3
+    cell_ring: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             for number in cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,):
-                least = 0 if field.name in ("attn_resolutions", "num_res_blocks", "decoder_ch") else 1
+                least = 0 if field.name in MAY_BE_ZERO else 1
                 if isinstance(number, bool) or (number is None and field.name == "decoder_ch"):
                     continue
                 if not isinstance(number, int) or not least <= number <= LARGEST.get(field.name, 2**24):
@@ -135,6 +143,9 @@ PRESETS: dict[str, VQConfig] = {
     "emoji-64": _EMOJI,
     "emoji-128-f16": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), n_embed=4096, decoder_ch=96),
     "emoji-128-f8": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2), n_embed=4096, decoder_ch=96),
+    "emoji-128-cells": replace(
+        _EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), attn_resolutions=(8,), n_embed=8192, cell_width=384
+    ),
     "tiny": VQConfig(
         resolution=16,
         patch_size=2,

@@ -1,7 +1,8 @@
 """VQModel: the convolutional picture autoencoder of VQGAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
-Parameter names are taming's, so its checkpoints load as they are. Two additions, both off by default: `patch_size`
-folds pixels into channels before the first and after the last convolution, and `normalize` compares codes by angle.
+Parameter names are taming's, so its checkpoints load as they are. Three additions, all off by default: `patch_size`
+folds pixels into channels before the first and after the last convolution, `normalize` compares codes by angle, and
+`cell_width` puts an encoder in place of taming's whose codes see their own cell alone.
 
 Shapes: B pictures, H x W pixels, C channels, Z latent channels, h x w = H/f x W/f codes.
 """
@@ -166,6 +167,43 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
+class CellBlock(nn.Module):
+    """LayerNorm and a two-layer perceptron at each position, around a skip."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))  # [B, h, w, C]
+
+
+class CellEncoder(nn.Module):
+    """[B, 3, H, W] -> [B, z_channels, h, w]; a code sees nothing but its cell and the ring around that.
+
+    So a thing that moves by a whole cell keeps its codes, and a new ground changes the codes of no cell that it does
+    not touch: what a code says depends on what is there, not on the rest of the picture.
+    """
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        f, self.ring = config.downsampling, config.cell_ring
+        self.conv_in = nn.Conv2d(3, config.cell_width, f + 2 * self.ring, stride=f)
+        self.blocks = nn.ModuleList(CellBlock(config.cell_width) for _ in range(config.cell_blocks))
+        self.norm_out = nn.LayerNorm(config.cell_width)
+        self.conv_out = nn.Conv2d(config.cell_width, config.z_channels, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        ring = self.ring
+        x = self.conv_in(F.pad(pixels, (ring, ring, ring, ring), mode="replicate")).movedim(1, -1)
+        for block in self.blocks:
+            x = block(x)
+        return self.conv_out(self.norm_out(x).movedim(-1, 1))
+
+
 class Decoder(nn.Module):
     """[B, z_channels, h, w] -> [B, 3, H, W]."""
 
@@ -223,7 +261,7 @@ class VQModel(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = CellEncoder(config) if config.cell_width else Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = VectorQuantizer(config.n_embed, config.embed_dim, config.normalize)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
