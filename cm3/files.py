@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging
 
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
+from tokenizer_image.checkpoint import SafetensorsWeights, shards_of
 from tokenizer_image.tokenizer import embedded as embedded_tokenizers
 
 EMBEDDED = Path(__file__).parent / "models"
@@ -182,27 +182,11 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def shapes_of(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor in a folder's weights, from the files' headers. Errors: ValueError."""
-    try:
-        if (folder / INDEX).is_file():
-            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-            assert all(Path(name).name == name for name in files), "a file lies elsewhere"
-        else:
-            files = [WEIGHTS]
-        shapes: dict[str, list[int]] = {}
-        for name in files:
-            with safe_open(folder / name, "pt") as file:
-                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the weights cannot be read ({first_line(error)}); fetch it again") from error
-    return shapes
-
-
 def load_transformer(folder: Path, options: dict[str, Any]) -> CM3ForCausalLM:
     """The weights of a model folder, none missing, each a number. Errors: ValueError."""
     config = read_config(folder, "attn_implementation" in options)
-    shapes = shapes_of(folder)
+    index = folder / INDEX
+    shapes = SafetensorsWeights(shards_of(index) if index.is_file() else [folder / WEIGHTS]).shapes()
     with torch.device("meta"):
         wanted = {name: list(tensor.shape) for name, tensor in CM3ForCausalLM(config).state_dict().items()}
     for name in sorted(wanted.keys() & shapes.keys()):

@@ -516,7 +516,7 @@ class CM3:
         painted = read_mask(open_image(mask, self.max_pixels, "black"), picture.size)
         square = square_around(painted)
         cells = touched_cells(painted, square, self.grid)
-        codes = self.image_tokenizer.encode(picture.crop(square.box))  # [h, w]
+        codes = self._image(picture.crop(square.box)).codes  # [h, w]
         text = [Text(prompt)] if prompt and prompt.strip() else []
         holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
         seed = check_seed(seed)

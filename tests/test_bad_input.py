@@ -468,6 +468,13 @@ def test_the_limit_on_pixels_is_the_callers(tiny_folder: Path):
             refused()
 
 
+def test_more_pixels_are_taken_where_the_caller_says_so(tiny_folder: Path):
+    model = CM3.from_pretrained(tiny_folder, max_pixels=17_000_000)
+    picture = PIL_Image.new("RGB", (4_100, 4_100), "red")
+    mask = PIL_Image.new("L", picture.size, 255)
+    assert model.infill(picture, mask)[0].size == picture.size
+
+
 def test_broken_pictures_are_named(tiny: CM3, tmp_path: Path):
     (tmp_path / "notes.png").write_text("no picture")
     for task in (tiny.caption, lambda path: tiny.answer(path, "What?")):

@@ -52,6 +52,14 @@ class SafetensorsWeights(Mapping[str, Tensor]):
             with _open(file) as tensors:
                 self._file |= dict.fromkeys(tensors.keys(), file)
 
+    def shapes(self) -> dict[str, list[int]]:
+        """Of every tensor, from the files' headers: nothing else is read."""
+        found: dict[str, list[int]] = {}
+        for file in dict.fromkeys(self._file.values()):
+            with _open(file) as tensors:
+                found |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+        return found
+
     def __getitem__(self, key: str) -> Tensor:
         with _open(self._file[key]) as tensors:
             return tensors.get_tensor(key)
@@ -79,7 +87,7 @@ def open_checkpoint(source: Path, max_gigabytes: float = MAX_GIGABYTES) -> Mappi
     if not source.is_file():
         raise ValueError(f"{source}: there is no such file")
     if source.name.endswith(".safetensors.index.json"):
-        return SafetensorsWeights(_shards(source))
+        return SafetensorsWeights(shards_of(source))
     if source.suffix == ".safetensors":
         return SafetensorsWeights([source])
     if source.suffix in PICKLES:
@@ -96,7 +104,8 @@ def _within(folder: Path) -> Path:
     raise ValueError(f"{folder} holds none of {', '.join((*SINGLE, *INDEX))}{hint}")
 
 
-def _shards(index: Path) -> list[Path]:
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names, all in its folder. Raises ValueError for what is no index."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 MAX_PIXELS = 16_000_000  # that are decoded
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none that runs programs (EPS), or decodes when
-# it is opened (ICO)
+# None that runs programs (EPS), or decodes when it is opened (ICO).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 Picture = (
     Image.Image | np.ndarray[Any, Any] | Tensor | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]

@@ -12,10 +12,10 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenizer_image.checkpoint import SafetensorsWeights
 from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_image, to_pil, to_tensor
 from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel
@@ -183,8 +183,7 @@ def _check_shapes(config: VQConfig, weights: Path) -> None:
     """Raises ValueError where a file of weights is not of a model of this shape; only its header is read."""
     with torch.device("meta"):
         wanted = {name: list(tensor.shape) for name, tensor in VQModel(config).state_dict().items()}
-    with safe_open(weights, "pt") as file:
-        has = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    has = SafetensorsWeights([weights]).shapes()
     if odd := sorted(name for name in wanted.keys() | has.keys() if wanted.get(name) != has.get(name)):
         raise ValueError(f"{odd[0]} is {has.get(odd[0])} in the weights, but {CONFIG} wants {wanted.get(odd[0])}")
 
