@@ -213,17 +213,26 @@ def check_finite(model: nn.Module, what: str) -> None:
             raise ValueError(f"{what}: {name} holds what is no number (nan or infinity): the training went wrong")
 
 
-def load_image_tokenizer(folder: Path, config: CM3Config, given: str | Path | None = None) -> ImageTokenizer:
-    """The image tokenizer of a model folder: the caller's, its own, or the embedded one that config.json names; nothing
-    else, so that a folder can make nobody read other folders, or fetch anything. Errors: ValueError, also where it is
-    not the one that the model was trained with."""
+def image_tokenizer_name(folder: Path, config: CM3Config, given: str | Path | None = None) -> str:
+    """Where a model folder's image tokenizer is found: the caller's, its own, or the embedded one that config.json
+    names; nothing else, so that a folder can make nobody read other folders, or fetch anything. Errors: ValueError."""
     own, named = folder / "image_tokenizer", getattr(config, "image_tokenizer", None)
-    if given is None and not own.is_dir() and named not in embedded_tokenizers():
+    if given is not None:
+        return str(given)
+    if own.is_dir():
+        return str(own)
+    if named not in embedded_tokenizers():
         raise ValueError(
             f"{folder} has no image_tokenizer/, and names {named!r:.60}, which is not embedded "
             f"({', '.join(embedded_tokenizers())}): say which with image_tokenizer="
         )
-    name = str(given if given is not None else own if own.is_dir() else named)
+    return str(named)
+
+
+def load_image_tokenizer(folder: Path, config: CM3Config, given: str | Path | None = None) -> ImageTokenizer:
+    """The one that image_tokenizer_name finds. Errors: ValueError, also where it is not the one that the model was
+    trained with."""
+    name = image_tokenizer_name(folder, config, given)
     tokenizer = ImageTokenizer.from_pretrained(name)
     if getattr(config, "image_tokenizer_fingerprint", None) not in (None, tokenizer.fingerprint()):
         raise ValueError(

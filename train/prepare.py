@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cm3.files import check_files, find_model, load_image_tokenizer, read_config
+from cm3.files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
 from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
@@ -65,8 +65,7 @@ def load_tokenizers(options: PrepareOptions) -> Tokenizers:
     check_files(folder)
     config = read_config(folder)
     image = load_image_tokenizer(folder, config)
-    own = folder / "image_tokenizer"
-    name = str(own if own.is_dir() else getattr(config, "image_tokenizer", own))
+    name = image_tokenizer_name(folder, config)
     if options.max_tokens > config.max_position_embeddings:
         raise ValueError(
             f"--max-tokens {options.max_tokens} is more than the model's context of {config.max_position_embeddings}"
