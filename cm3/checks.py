@@ -3,9 +3,14 @@
 # What is checked comes from callers without types.
 # pyright: reportUnnecessaryIsInstance=false
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_many(value: Any) -> bool:
@@ -42,3 +47,24 @@ def check_single(name: str, value: Any) -> None:
     """Whether it may be a picture at all; opening it says whether it is."""
     if value is None or is_many(value):
         raise TypeError(f"{name} must be one picture, but is {value!r:.60}")
+
+
+def bound(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A method's arguments by name, without self. Errors: TypeError that names the method and all that it takes."""
+    takes = inspect.signature(method)
+    takes = takes.replace(parameters=list(takes.parameters.values())[1:])
+    try:
+        return takes.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"{method.__name__}: {error}; it takes {', '.join(takes.parameters)}") from error
+
+
+def named(method: Callable[P, R]) -> Callable[P, R]:
+    """The method, which names what it takes where it is given something else."""
+
+    @wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound(method, args[1:], kwargs)
+        return method(*args, **kwargs)
+
+    return checked

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cm3 import __version__
+from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Structure
 from cm3.templates import Box, boxed
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
 app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
-MAX_PICTURES = 64  # the pipeline's
 MAX_PIXELS = 16_000_000  # tokenizer_image's
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
@@ -51,9 +51,6 @@ Enlarged = Annotated[
     int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_SCALE)
 ]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
-Decoding = Literal["top-p", "cd-k", "both"]
-Kind = Literal["edges", "segments"]
-Language = Literal["en", "ar"]
 
 
 def show_version(wanted: bool) -> None:
@@ -76,16 +73,16 @@ def generate(
     prompt: Prompt = "",
     n: Number = 4,
     output: Output = Path("out.png"),
-    seed: Seed = 0,
-    guidance: Guidance = 6.0,
-    temperature: Temperature = 0.8,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
+    seed: Seed = GENERATE.seed,
+    guidance: Guidance = GENERATE.guidance,
+    temperature: Temperature = GENERATE.temperature,
+    top_p: TopP = GENERATE.top_p,
+    top_k: TopK = GENERATE.top_k,
     best_of: Annotated[
         int,
         typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
-    ] = 1,
-    decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = "top-p",
+    ] = GENERATE.best_of,
+    decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = GENERATE.decoding,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,7 +90,7 @@ def generate(
         ),
     ] = None,
     structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
-    kind: Annotated[Kind | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
+    kind: Annotated[Structure | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
     scale: Scale = 0,
     max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
@@ -113,10 +110,10 @@ def generate(
         prompt,
         n,
         guidance,
-        temperature,
-        top_p,
-        top_k,
-        seed,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
         best_of=best_of,
         decoding=decoding,
         boxes=boxes,
@@ -134,13 +131,13 @@ def infill(
         str, typer.Argument(help="A picture of the same size, white where IMAGE is to be redrawn.", metavar="MASK")
     ],
     prompt: Annotated[str | None, typer.Argument(help="What the whole picture shows.")] = None,
-    n: Number = 1,
+    n: Number = INFILL.n,
     output: Output = Path("out.png"),
-    seed: Seed = 0,
-    guidance: Guidance = 3.0,
-    temperature: Temperature = 0.8,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
+    seed: Seed = INFILL.seed,
+    guidance: Guidance = INFILL.guidance,
+    temperature: Temperature = INFILL.temperature,
+    top_p: TopP = INFILL.top_p,
+    top_k: TopK = INFILL.top_k,
     scale: Enlarged = 1,
     max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
@@ -159,12 +156,12 @@ def edit(
     image: Picture,
     instruction: Annotated[str, typer.Argument(help="How to change it, in English or Arabic.")],
     output: Output = Path("out.png"),
-    seed: Seed = 0,
-    image_guidance: Annotated[float, typer.Option(help="How much IMAGE counts.")] = 1.5,
-    text_guidance: Annotated[float, typer.Option(help="How much INSTRUCTION counts.")] = 3.0,
-    temperature: Temperature = 0.8,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
+    seed: Seed = EDIT.seed,
+    image_guidance: Annotated[float, typer.Option(help="How much IMAGE counts.")] = EDIT.image_guidance,
+    text_guidance: Annotated[float, typer.Option(help="How much INSTRUCTION counts.")] = EDIT.text_guidance,
+    temperature: Temperature = EDIT.temperature,
+    top_p: TopP = EDIT.top_p,
+    top_k: TopK = EDIT.top_k,
     scale: Enlarged = 1,
     max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
@@ -174,7 +171,16 @@ def edit(
     check_pictures(image)
     check_words("instruction", instruction)
     cm3 = load(model, max_pixels)
-    picture = cm3.edit(image, instruction, image_guidance, text_guidance, temperature, top_p, top_k, seed)
+    picture = cm3.edit(
+        image,
+        instruction,
+        image_guidance=image_guidance,
+        text_guidance=text_guidance,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
     save(fit_for(output, grid([picture], scale)), output)
     print(output)
 
@@ -260,13 +266,13 @@ def load(name: str, max_pixels: int = MAX_PIXELS) -> "CM3":
 
 def preset_table() -> Table:
     """The shapes of image tokenizers, a row each; parameters in millions."""
-    from cm3.pipeline import tokenizer_presets
+    from tokenizer_image import PRESETS, count_parameters
 
     table = Table(title="image tokenizer presets", box=None, pad_edge=False, collapse_padding=True)
     table.add_column("name")
     for column in ("pixels", "f", "tokens", "codes x dim", "bits/px", "encoder", "decoder", "all (M)"):
         table.add_column(column, justify="right")
-    for name, config, parameters in tokenizer_presets():
+    for name, config in PRESETS.items():
         table.add_row(
             name,
             f"{config.resolution}",
@@ -274,7 +280,7 @@ def preset_table() -> Table:
             f"{config.tokens}",
             f"{config.n_embed} x {config.embed_dim}",
             f"{config.bits_per_pixel:.3f}",
-            *(f"{number / 1e6:.2f}" for number in parameters),
+            *(f"{number / 1e6:.2f}" for number in count_parameters(config)),
         )
     return table
 

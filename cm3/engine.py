@@ -24,7 +24,8 @@ from torch import Tensor
 from cm3.cache import KVCache
 from cm3.grammar import Grammar, Mode, allowed
 from cm3.guidance import ContrastiveTopK, Guide
-from cm3.sampling import SamplingConfig, generator_of, sample
+from cm3.options import SamplingConfig
+from cm3.sampling import generator_of, sample
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
@@ -36,11 +37,11 @@ class Request:
     prompt: ids to write on from.
     mode: what comes: "text", "image" or "document" (grammar.py).
     max_new_tokens: at most so many new ids; a picture that was begun is always finished.
-    guide: how the further prompts count (guidance.py). others: these prompts, in the guide's order, each the same with
-    less of a condition; a guide that is off needs none.
+    guide: how the extra prompts count (guidance.py). extra_prompts: in the guide's order, each the same with less of a
+    condition; a guide that is off needs none.
     given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
     seed: of this row's own generator, 0 to 2^63 - 1.
-    Errors: ValueError for a value outside its limits, or others that do not fit the guide.
+    Errors: ValueError for a value outside its limits, or extra_prompts that do not fit the guide.
     """
 
     prompt: list[int]
@@ -48,7 +49,7 @@ class Request:
     max_new_tokens: int = 256
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     guide: Guide | None = None
-    others: Sequence[list[int]] = ()
+    extra_prompts: Sequence[list[int]] = ()
     given: Sequence[int | None] | None = None
     seed: int = 0
 
@@ -58,9 +59,13 @@ class Request:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but is {self.max_new_tokens}")
         wants = 0 if self.guide is None else self.guide.further
-        if len(self.others) != wants and not (self.guide is not None and self.guide.off and not self.others):
-            raise ValueError(f"{self.guide or 'no guide'} needs {wants} further prompts, but got {len(self.others)}")
-        if not all(self.others):
+        if len(self.extra_prompts) != wants and not (
+            self.guide is not None and self.guide.off and not self.extra_prompts
+        ):
+            raise ValueError(
+                f"{self.guide or 'no guide'} needs {wants} further prompts, but got {len(self.extra_prompts)}"
+            )
+        if not all(self.extra_prompts):
             raise ValueError("a further prompt has no ids: it begins at least with <eos>")
 
 
@@ -84,7 +89,7 @@ class Row:
         self.new: list[int] = []  # the answer so far
         self.unread: list[int] = []  # of the answer, by the model
         self.guide = None if request.guide is None or request.guide.off else request.guide
-        self.prompts = [list(prompt) for prompt in (request.prompt, *(request.others if self.guide else ()))]
+        self.prompts = [list(prompt) for prompt in (request.prompt, *(request.extra_prompts if self.guide else ()))]
         if isinstance(self.guide, ContrastiveTopK) and self.guide.k > len(vocab):
             raise ValueError(f"k of contrastive guidance is {self.guide.k}, but there are {len(vocab)} ids")
         grammars = [Grammar(vocab, prompt, request.mode, codes, given=request.given) for prompt in self.prompts]

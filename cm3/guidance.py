@@ -14,9 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cm3.checks import check_number, check_whole
-
-MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
+from cm3.options import check_contrast, check_scale
 
 
 def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:  # [..., V] -> [..., V]
@@ -58,7 +56,8 @@ class ClassifierFree:
     further: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_scales(self.image, self.text)
+        check_scale("image", self.image)
+        check_scale("text", self.text)
 
     @property
     def off(self) -> bool:
@@ -81,12 +80,7 @@ class ContrastiveTopK:
     off: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_whole("k of contrastive guidance", self.k)
-        check_number("alpha of contrastive guidance", self.alpha)
-        if self.k < 1:
-            raise ValueError(f"k of contrastive guidance must be at least 1, but is {self.k}")
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha of contrastive guidance must be above 0 and at most 1, but is {self.alpha}")
+        check_contrast((self.k, self.alpha))
 
     def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [2, V], [V] -> [V]
         cond, uncond = logits.masked_fill(~legal, -math.inf)
@@ -104,7 +98,8 @@ class ThreeWay:
     further: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_scales(self.image, self.text)
+        check_scale("image", self.image)
+        check_scale("text", self.text)
 
     @property
     def off(self) -> bool:
@@ -119,12 +114,3 @@ class ThreeWay:
 # Called with the lanes' logits, finite, [1 + further, V]; the legal ids, bool [V]; and whether image codes are among
 # them. Gives scores, [V], with -inf at what is not legal.
 Guide = ClassifierFree | ContrastiveTopK | ThreeWay
-
-
-def check_scales(image: float, text: float) -> None:
-    for name, scale in (("image", image), ("text", text)):
-        check_number(f"the {name} scale of guidance", scale)
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"the {name} scale of guidance must be 0 or more (1 = off), but is {scale}")
-        if scale > MAX_SCALE:
-            raise ValueError(f"the {name} scale of guidance must be at most {MAX_SCALE:,.0f}, but is {scale}")

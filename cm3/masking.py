@@ -19,11 +19,10 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cm3.document import split_infills
+from cm3.document import Span, merge_infills
 from cm3.vocab import MAX_MASKS, Vocab
 
 Ids = TypeVar("Ids", list[int], Tensor)
-Span = tuple[int, int]
 POISSON_MEAN = 1.0
 
 
@@ -179,13 +178,5 @@ def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
 def unrotate(ids: Ids, vocab: Vocab) -> Ids:
     """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
     if isinstance(ids, Tensor):
-        return ids.new_tensor(_unrotate(cast(list[int], ids.tolist()), vocab))
-    return _unrotate(ids, vocab)
-
-
-def _unrotate(ids: list[int], vocab: Vocab) -> list[int]:
-    body, spans = split_infills(ids, vocab)
-    out: list[int] = []
-    for id in body:
-        out += spans.get(id - vocab.first_mask, [id]) if vocab.is_mask(id) else [id]
-    return out
+        return ids.new_tensor(merge_infills(cast(list[int], ids.tolist()), vocab))
+    return merge_infills(ids, vocab)

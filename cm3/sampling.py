@@ -9,42 +9,14 @@ depend on the rows beside it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cm3.checks import check_number, check_whole
+from cm3.options import SamplingConfig
 
-MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
 TINY = 1e-20  # below this temperature the division would overflow: it is greedy there, as it is in the limit
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """temperature: 0 = greedy. top_k: keep the k likeliest, 0 = all. top_p: keep the likeliest that together reach
-    this probability, 1 = all. Errors: ValueError for a value outside its limits, TypeError for what is no number."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("temperature", self.temperature)
-        check_whole("top_k", self.top_k)
-        check_number("top_p", self.top_p)
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"temperature must be 0 (greedy) or more, and at most {MAX_TEMPERATURE:,.0f}, but is {self.temperature}"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or more, but is {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, but is {self.top_p}")
-
-
-GREEDY = SamplingConfig(temperature=0.0)
 
 
 def generator_of(seed: int) -> torch.Generator:

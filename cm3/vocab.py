@@ -9,7 +9,6 @@ Nothing here reads text: a string that spells a special token never becomes its 
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from cm3.config import CM3Config
@@ -37,6 +36,8 @@ class Vocab:
     end_image = 4
     first_mask = 5
     first_infill = first_mask + MAX_MASKS
+    infills = range(first_infill, first_infill + MAX_MASKS)
+    turns = (eos, break_)  # what text may be followed by: the model chooses these, the grammar alone writes the others
 
     @classmethod
     def from_config(cls, config: CM3Config) -> "Vocab":
@@ -90,16 +91,7 @@ class Vocab:
         return self.first_mask <= id < self.first_infill
 
     def is_infill(self, id: int) -> bool:
-        return self.first_infill <= id < self.first_infill + MAX_MASKS
-
-    def text_mask(self) -> Tensor:  # [V]
-        """True at the ids of text."""
-        ids = torch.arange(len(self))
-        return (ids >= self.first_text) & (ids < self.first_code)
-
-    def code_mask(self) -> Tensor:  # [V]
-        """True at the ids of image codes."""
-        return torch.arange(len(self)) >= self.first_code
+        return id in self.infills
 
     def name(self, id: int) -> str:
         """What an id stands for, to be read by people: `<eos>`, `<mask:0>`, `text 17`, `code 5`."""
@@ -111,14 +103,16 @@ class Vocab:
             return f"<mask:{id - self.first_mask}>"
         if self.is_infill(id):
             return f"<infill:{id - self.first_infill}>"
-        names = {
-            self.pad: "<pad>",
-            self.eos: "<eos>",
-            self.break_: "<break>",
-            self.image: "<image>",
-            self.end_image: "</image>",
-        }
-        return names.get(id, f"unused {id}")
+        return NAMES.get(id, f"unused {id}")
+
+
+NAMES = {
+    Vocab.pad: "<pad>",
+    Vocab.eos: "<eos>",
+    Vocab.break_: "<break>",
+    Vocab.image: "<image>",
+    Vocab.end_image: "</image>",
+}
 
 
 def _within(k: int, limit: int, what: str) -> int:

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from cm3.document import Image, join, picture_ids
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -45,11 +47,11 @@ def write_shards(
                 words = rng.integers(vocab.first_text, vocab.first_code, count if count > 1 else size - 2).tolist()
                 writer.sample(place=start)
                 if count < 2:
-                    writer.add(words, [])
+                    writer.add_ids(join([words], vocab).ids)
                     continue
-                spans = [[1 + count // 2, 1 + count]] if rng.random() < asked else []
-                picture = writer.picture(rng.integers(0, vocab.num_codes, codes).tolist())
-                writer.add([*words, vocab.break_, *picture], spans)
+                spans = [(1 + count // 2, 1 + count)] if rng.random() < asked else []
+                picture = picture_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, image.grid))), vocab)
+                writer.add_ids(join([words, picture], vocab).ids, spans)
             writer.save(folder, split, number)
     finish(folder, text, vocab, image, image_tokenizer_name=str(image_tokenizer))
     return folder

@@ -18,7 +18,7 @@ from PIL import Image as PIL_Image
 
 from cm3 import CM3
 from cm3.document import HOLE, Document, Image, Mask, Text
-from cm3.files import find_model
+from cm3.model_files import find_model
 from cm3.text import TextTokenizer
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.objective import RUNS, table
-from cm3.engine import Request, generate
+from cm3.document import Image, Text
 from cm3.masking import sample_holes, unrotate
+from cm3.options import GREEDY
 from cm3.pipeline import CM3
-from cm3.sampling import GREEDY
 from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, mean_loss, with_hole
 from train.language.objective import ASK, DRAW, HOLES, TELL, Objective, training_row
 
@@ -21,14 +21,21 @@ def model() -> CM3:
 
 @pytest.fixture(scope="module")
 def view(model: CM3) -> CaptionedView:
-    codes = np.random.default_rng(0).integers(0, model.vocab.num_codes, 64).tolist()
-    words = model.vocab.text_to_ids(model.text_tokenizer.encode("a cat"))
-    return CaptionedView(words, model.vocab.code_to_id(codes), {"en": "cat", "ar": "قط"}, "1f431", "noto")
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, model.vocab.num_codes, (8, 8)))
+    return CaptionedView(Text("a cat"), Image(codes), {"en": "cat", "ar": "قط"}, "1f431", "noto")
+
+
+def words_of(view: CaptionedView, model: CM3) -> list[int]:
+    return model.vocab.text_to_ids(model.text_tokenizer.encode(view.words.text))
+
+
+def codes_of(view: CaptionedView, model: CM3) -> list[int]:
+    return model.vocab.code_to_id(view.image.codes.flatten().tolist())
 
 
 def drawing(view: CaptionedView, model: CM3) -> list[int]:
     v = model.vocab
-    return [v.eos, *view.words, v.break_, v.image, *view.codes, v.end_image, v.eos]
+    return [v.eos, *words_of(view, model), v.break_, v.image, *codes_of(view, model), v.end_image, v.eos]
 
 
 def hole(seed: int = 0) -> Tensor:
@@ -42,9 +49,12 @@ def test_the_gaps_are_the_codes_of_the_hole_and_the_rest_is_the_document(
 ):
     gaps = with_hole(view, hole(seed), way, model)
     missing = hole(seed).flatten().tolist()
-    assert [gaps.ids[i] for i in gaps.places] == [code for code, gone in zip(view.codes, missing, strict=True) if gone]
+    assert [gaps.ids[i] for i in gaps.places] == [
+        code for code, gone in zip(codes_of(view, model), missing, strict=True) if gone
+    ]
     v = model.vocab
-    rest = gaps.ids if way != "holes" else gaps.ids[: len(view.words) + 2] + gaps.ids[len(view.words) + 68 :]
+    words = len(words_of(view, model))
+    rest = gaps.ids if way != "holes" else gaps.ids[: words + 2] + gaps.ids[words + 68 :]
     assert unrotate(rest, v) == drawing(view, model)
     first = gaps.places[0] if way == "cm3" else gaps.ids.index(v.end_image)
     assert sum(v.is_code(id) for id in gaps.ids[:first]) == (64 if way == "left" else 64 - sum(missing))
@@ -61,33 +71,31 @@ def test_rows_are_those_of_training(model: CM3, view: CaptionedView):
     for seed in range(8):
         assert with_hole(view, hole(seed), "holes", model).ids == trained(plain, [], HOLES, seed)
     asked, answer = (v.text_to_ids(model.text_tokenizer.encode(text)) for text in ("Caption: ", "cat"))
-    stored = [v.eos, *asked, *answer, v.break_, v.image, *view.codes, v.end_image, v.eos]
+    stored = [v.eos, *asked, *answer, v.break_, v.image, *codes_of(view, model), v.end_image, v.eos]
     spans = [(1 + len(asked), 1 + len(asked) + len(answer))]
     for told, form in ((True, TELL), (False, ASK)):
         prompt = caption_prompt(view, "en", told, model)
         assert [*prompt, *answer, v.eos] == trained(stored, spans, form)
 
 
-def test_what_is_drawn_is_what_the_engine_draws(model: CM3, view: CaptionedView):
-    v, size = model.vocab, 64
-    heads = [[v.eos, *view.words[:count], v.break_, v.image] for count in (1, len(view.words))]
-    rows = [Gaps([*head, *[v.pad] * size], list(range(len(head), len(head) + size))) for head in heads]
-    requests = [Request(head, "image", sampling=GREEDY) for head in heads]
-    drawn = [[id for id in ids if v.is_code(id)] for ids in generate(model.model, v, requests, model.grid)]
-    assert filled(model, rows, GREEDY, True) == drawn
-    same = filled(model, rows, GREEDY, True, [v.eos, v.mask(0), v.break_, v.image, *[v.pad] * size], 1.0)
-    assert same == drawn  # guidance 1 is none
-
-
 def test_codes_are_drawn_where_the_hole_is_each_after_all_before_it(model: CM3, view: CaptionedView):
     gaps = with_hole(view, hole(), "left", model)
-    (once,) = filled(model, [gaps], GREEDY, True)
+    (once,) = filled(model, [view], hole(), "left", GREEDY)
+    assert torch.equal(once[~hole()], view.image.codes[~hole()])
     ids = list(gaps.ids)
-    for place, id in zip(gaps.places, once, strict=True):
+    for place, code in zip(gaps.places, once[hole()].tolist(), strict=True):
         with torch.inference_mode():
             logits = model.model(torch.tensor([ids[:place]])).logits[0, -1]
-        assert int(logits[model.vocab.first_code :].argmax()) + model.vocab.first_code == id
-        ids[place] = id
+        assert int(logits[model.vocab.first_code :].argmax()) == code
+        ids[place] = model.vocab.code_to_id(code)
+
+
+@pytest.mark.parametrize("way", ["left", "cm3", "holes"])
+def test_what_is_no_hole_stays_in_every_way(model: CM3, view: CaptionedView, way: str):
+    made = filled(model, [view, view], hole(3), way)
+    assert made.shape == (2, 8, 8)
+    assert all(torch.equal(one[~hole(3)], view.image.codes[~hole(3)]) for one in made)
+    assert not torch.equal(made[0], made[1])  # seeds 0 and 1
 
 
 def test_the_loss_of_a_document_is_that_of_its_score(model: CM3, view: CaptionedView):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -236,7 +237,8 @@ def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: s
 
 
 def test_the_limits_of_the_command_are_those_of_the_packages():
-    from cm3.pipeline import MAX_PICTURES
+    from cm3.templates import LANGUAGES, STRUCTURES
     from tokenizer_image.pixels import MAX_PIXELS
 
-    assert (cli.MAX_PICTURES, cli.MAX_PIXELS) == (MAX_PICTURES, MAX_PIXELS)
+    assert cli.MAX_PIXELS == MAX_PIXELS
+    assert get_args(cli.Language) == LANGUAGES and {*get_args(cli.Structure)} == {*STRUCTURES}

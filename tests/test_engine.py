@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cm3.config import CM3Config
 from cm3.engine import Request, generate, generate_naive, stream
 from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
-from cm3.sampling import GREEDY, SamplingConfig
+from cm3.options import GREEDY, SamplingConfig
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
@@ -37,7 +37,7 @@ NOTHING = [1, 5, 2, 3]
 
 
 HOLED = [3, C, 5, 5, C + 3, 4]
-GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), others=[NOTHING])
+GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), extra_prompts=[NOTHING])
 
 
 def jobs() -> list[Request]:
@@ -49,19 +49,23 @@ def jobs() -> list[Request]:
             [1, T + 9, 2, 3],
             "image",
             guide=ContrastiveTopK(3, 0.5),
-            others=[NOTHING],
+            extra_prompts=[NOTHING],
             seed=2,
             sampling=SamplingConfig(0.8, 10, 0.9),
         ),
-        Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), others=[[1, 5]], seed=3),
+        Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), extra_prompts=[[1, 5]], seed=3),
         Request(
-            [1, T, T + 4, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 7.5), others=[[1, *PICTURE, 3], [1, 3]], seed=3
+            [1, T, T + 4, 2, *PICTURE, 3],
+            "image",
+            guide=ThreeWay(1.5, 7.5),
+            extra_prompts=[[1, *PICTURE, 3], [1, 3]],
+            seed=3,
         ),
         Request(spoken, "text", max_new_tokens=9, seed=4),
         Request(spoken, "text", max_new_tokens=5, sampling=GREEDY),
-        Request(spoken, "text", 9, guide=ClassifierFree(text=2.0), others=[[1, 5, 21]], seed=5),
+        Request(spoken, "text", 9, guide=ClassifierFree(text=2.0), extra_prompts=[[1, 5, 21]], seed=5),
         Request([1], "document", max_new_tokens=30, seed=5),
-        Request([1, T, T], "document", 25, guide=ClassifierFree(3.0, 1.5), others=[[1, 5]], seed=6),
+        Request([1, T, T], "document", 25, guide=ClassifierFree(3.0, 1.5), extra_prompts=[[1, 5]], seed=6),
         Request([1, T, 2, 3, C, 5, C + 1, 4, 21], "image", seed=7),
         Request([1, 5, T, 6, 2, *PICTURE, 21], "document", max_new_tokens=20, seed=8),
         Request([1, *PICTURE[:-1]], "image", seed=9),
@@ -69,7 +73,7 @@ def jobs() -> list[Request]:
             [1, T, 2, *HOLED, 3],
             "image",
             guide=ThreeWay(3.0, 2.0),
-            others=[[1, 5, 2, *HOLED, 3], NOTHING],
+            extra_prompts=[[1, 5, 2, *HOLED, 3], NOTHING],
             given=[C, None, None, C + 3],
             seed=10,
         ),
@@ -79,7 +83,7 @@ def jobs() -> list[Request]:
             "image",
             given=[C, None, C + 7, None],
             guide=ContrastiveTopK(9, 0.1),
-            others=[[1, 3, C]],
+            extra_prompts=[[1, 3, C]],
             seed=12,
         ),
         Request([1, T, 2, 3], "image", given=[C, C + 1, C + 2, C + 3], seed=13, **GUIDED),
@@ -148,10 +152,14 @@ def test_greedy_follows_the_models_own_argmax(model: CM3ForCausalLM):
 def test_a_guide_that_is_off_needs_no_further_lane_and_changes_nothing(model: CM3ForCausalLM):
     plain = Request([1, T, 2, 3], "image", seed=4)
     off = [
-        Request([1, T, 2, 3], "image", seed=4, guide=guide, others=others)
-        for guide, others in ((ClassifierFree(), []), (ClassifierFree(), [NOTHING]), (ThreeWay(1, 1), [NOTHING] * 2))
+        Request([1, T, 2, 3], "image", seed=4, guide=guide, extra_prompts=extra_prompts)
+        for guide, extra_prompts in (
+            (ClassifierFree(), []),
+            (ClassifierFree(), [NOTHING]),
+            (ThreeWay(1, 1), [NOTHING] * 2),
+        )
     ]
-    zero = Request([1, T, 2, 3], "image", seed=4, guide=ClassifierFree(image=0.0), others=[NOTHING])
+    zero = Request([1, T, 2, 3], "image", seed=4, guide=ClassifierFree(image=0.0), extra_prompts=[NOTHING])
     unconditional = Request(NOTHING, "image", seed=4)
     a, *same, c, d = generate(model, VOCAB, [plain, *off, zero, unconditional], GRID)
     assert same == [a] * 3
@@ -166,14 +174,14 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
     ways: list[dict[str, Any]] = [
         {},
         GUIDED,
-        dict(guide=ContrastiveTopK(4, 0.3), others=[[1, 3]]),
-        dict(guide=ThreeWay(1.5, 7.5), others=[[1, 3, *[C] * 9, 4, 3], [1, 3]]),
+        dict(guide=ContrastiveTopK(4, 0.3), extra_prompts=[[1, 3]]),
+        dict(guide=ThreeWay(1.5, 7.5), extra_prompts=[[1, 3, *[C] * 9, 4, 3], [1, 3]]),
     ]
     requests = [
         Request([1, *[T] * data.draw(st.integers(1, 9))], "image", given=data.draw(codes), seed=seed, **ways[i])
         for seed, i in enumerate(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4)))
     ]
-    requests.append(Request([1, T, T], "document", 9, guide=ClassifierFree(2.0, 2.0), others=[[1, 5]]))
+    requests.append(Request([1, T, T], "document", 9, guide=ClassifierFree(2.0, 2.0), extra_prompts=[[1, 5]]))
     new = generate(model, VOCAB, requests, (3, 3))
     assert new == generate_naive(model, VOCAB, requests, (3, 3))
     for request, ids in zip(requests[:-1], new, strict=False):
@@ -184,7 +192,7 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
 
 def by_hand(model: CM3ForCausalLM, request: Request, formula) -> list[int]:
     """Greedy codes: each lane whole through the model, put together by a formula in NumPy."""
-    lanes = [list(ids) for ids in (request.prompt, *request.others)]
+    lanes = [list(ids) for ids in (request.prompt, *request.extra_prompts)]
     for fixed in request.given or [None] * 4:
         if fixed is None:
             with torch.inference_mode():
@@ -215,21 +223,21 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("codes", [[None] * 4, [None, C + 9, C + 2, None], [C + 5, None, C + 5, C], [C] * 4])
 def test_guided_and_given_codes_are_those_made_by_hand(model: CM3ForCausalLM, way: str, codes: list[int | None]):
-    guide, others, formula = WAYS[way]
-    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, others, codes)
+    guide, extra_prompts, formula = WAYS[way]
+    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, extra_prompts, codes)
     assert generate(model, VOCAB, [request], GRID) == [[*by_hand(model, request, formula), VOCAB.end_image]]
 
 
 def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCausalLM):
     def last(first: int = C, middle: int = C, image: int = T, none: int = T) -> list[float]:
-        others = [[1, T + 1, 2, 3], [1, image, 2, 3], [1, none, 2, 3]]
+        extra_prompts = [[1, T + 1, 2, 3], [1, image, 2, 3], [1, none, 2, 3]]
         requests = [
             Request(
-                others[0],
+                extra_prompts[0],
                 "image",
                 given=[first, None, middle, None],
                 guide=ThreeWay(2.0, 3.0),
-                others=others[1:],
+                extra_prompts=extra_prompts[1:],
                 seed=seed,
             )
             for seed in range(8)
@@ -244,8 +252,10 @@ def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCaus
 
 def test_the_image_scale_is_for_codes_and_the_text_scale_for_text(model: CM3ForCausalLM):
     def of(guide: ClassifierFree) -> tuple[list[list[int]], list[list[int]]]:
-        pictures = [Request([1, T, 2, 3], "image", guide=guide, others=[NOTHING], seed=seed) for seed in range(4)]
-        text = Request([1, T, 5, 2, *PICTURE, 21], "text", 9, guide=guide, others=[[1, 5, 21]], seed=1)
+        pictures = [
+            Request([1, T, 2, 3], "image", guide=guide, extra_prompts=[NOTHING], seed=seed) for seed in range(4)
+        ]
+        text = Request([1, T, 5, 2, *PICTURE, 21], "text", 9, guide=guide, extra_prompts=[[1, 5, 21]], seed=1)
         new = generate(model, VOCAB, [*pictures, text], GRID)
         return new[:4], new[4:]
 
@@ -304,7 +314,8 @@ def test_a_finished_row_beside_longer_ones_does_not_pass_the_last_position(model
 def test_what_leads_to_the_picture_in_a_further_prompt_counts_as_its_length(model: CM3ForCausalLM):
     """128 ids hold a further prompt of 121, its <break> <image>, and five of the picture."""
     fits, over = (
-        Request([1, T, 2, 3], "image", guide=ClassifierFree(2.0), others=[[1] + [T] * words]) for words in (120, 121)
+        Request([1, T, 2, 3], "image", guide=ClassifierFree(2.0), extra_prompts=[[1] + [T] * words])
+        for words in (120, 121)
     )
     full = Request([1] + [T] * 120, "image", given=[C, None, C, C])
     for request in (fits, full):
@@ -322,8 +333,8 @@ LONG = [1] + [T] * 127
         Request(LONG, "text"),
         Request([1] + [T] * 121, "image"),
         Request([1] + [T] * 123 + [2, 3], "document"),
-        Request([1], "image", guide=ClassifierFree(2.0), others=[LONG]),
-        Request([1], "image", guide=ThreeWay(2.0, 2.0), others=[[1], LONG]),
+        Request([1], "image", guide=ClassifierFree(2.0), extra_prompts=[LONG]),
+        Request([1], "image", guide=ThreeWay(2.0, 2.0), extra_prompts=[[1], LONG]),
     ],
 )
 def test_a_prompt_without_room_names_the_limit(model: CM3ForCausalLM, request_: Request):
@@ -337,11 +348,11 @@ def test_a_prompt_without_room_names_the_limit(model: CM3ForCausalLM, request_: 
         (dict(max_new_tokens=0), "max_new_tokens"),
         (dict(prompt=[]), "no ids"),
         (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 further prompts, but got 0"),
-        (dict(guide=ContrastiveTopK(2, 0.5), others=[[1], [1]]), "needs 1 .* got 2"),
-        (dict(guide=ThreeWay(2.0, 2.0), others=[[1]]), "needs 2 .* got 1"),
-        (dict(guide=ThreeWay(1.0, 1.0), others=[[1]]), "needs 2 .* got 1"),
-        (dict(others=[[1]]), "no guide needs 0"),
-        (dict(guide=ClassifierFree(2.0), others=[[]]), "further prompt has no ids"),
+        (dict(guide=ContrastiveTopK(2, 0.5), extra_prompts=[[1], [1]]), "needs 1 .* got 2"),
+        (dict(guide=ThreeWay(2.0, 2.0), extra_prompts=[[1]]), "needs 2 .* got 1"),
+        (dict(guide=ThreeWay(1.0, 1.0), extra_prompts=[[1]]), "needs 2 .* got 1"),
+        (dict(extra_prompts=[[1]]), "no guide needs 0"),
+        (dict(guide=ClassifierFree(2.0), extra_prompts=[[]]), "further prompt has no ids"),
     ],
 )
 def test_a_mistake_in_a_request_is_named(options: dict, message: str):
@@ -352,8 +363,8 @@ def test_a_mistake_in_a_request_is_named(options: dict, message: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(guide=ContrastiveTopK(417, 0.5), others=[NOTHING]), "k of .* is 417, but there are 416 ids"),
-        (dict(guide=ClassifierFree(2.0), others=[[1, 3, C]]), r"lack \[5, 4\] ids .* the same code"),
+        (dict(guide=ContrastiveTopK(417, 0.5), extra_prompts=[NOTHING]), "k of .* is 417, but there are 416 ids"),
+        (dict(guide=ClassifierFree(2.0), extra_prompts=[[1, 3, C]]), r"lack \[5, 4\] ids .* the same code"),
         (dict(given=[C] * 3), "given has 3 codes"),
         (dict(given=[T] * 4), "given holds text 0"),
         (dict(given=[C] * 4, mode="document"), "mode 'image'"),
@@ -367,5 +378,5 @@ def test_what_does_not_fit_the_model_is_named(model: CM3ForCausalLM, options: di
 
 
 def test_k_may_be_the_whole_vocabulary(model: CM3ForCausalLM):
-    request = Request([1, T, 2, 3], "image", guide=ContrastiveTopK(416, 0.5), others=[NOTHING])
+    request = Request([1, T, 2, 3], "image", guide=ContrastiveTopK(416, 0.5), extra_prompts=[NOTHING])
     assert len(generate(model, VOCAB, [request], GRID)[0]) == 5

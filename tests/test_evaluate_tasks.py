@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from cm3 import CM3
+from cm3.options import GENERATE
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import evaluate_tasks
-from train.evaluate_tasks import TaskDecoding, evaluate, fill, requests_of, tell
+from train.evaluate_tasks import evaluate, fill, requests_of, tell
 from train.evaluation import task_cases as trials
 from train.evaluation import task_metrics as marks
 from train.evaluation.judge import Judge
@@ -339,12 +340,12 @@ def test_a_document_is_asked_for_as_it_was_learnt(tiny: CM3, split):
     studio = replace(studio_of("familiar", drawn_things(), [], size, NAMES), words=WORDS)
     for task, pictures in (("recolour", 1), ("edges", 1), ("grounded", 0), ("write sign", 0)):
         [one] = examples(tiny.image_tokenizer, studio, task, 1)
-        [request] = requests_of(tiny, [one], TaskDecoding())
+        [request] = requests_of(tiny, [one], GENERATE)
         words = vocab.text_to_ids(tiny.text_tokenizer.encode(one.made.words))
-        source = [vocab.image, *vocab.code_to_id(one.codes[0].tolist()), vocab.end_image] if pictures else []
+        source = [vocab.image, *vocab.code_to_id(one.codes[0].flatten().tolist()), vocab.end_image] if pictures else []
         assert request.prompt == [vocab.eos, *words, vocab.break_, *source, vocab.image]
-        assert request.guide and len(request.others) == request.guide.further == (2 if task == "recolour" else 1)
-        assert request.others[-1] == [vocab.eos, vocab.mask(0), vocab.break_, vocab.image]
+        assert request.guide and len(request.extra_prompts) == request.guide.further == (2 if task == "recolour" else 1)
+        assert request.extra_prompts[-1] == [vocab.eos, vocab.mask(0), vocab.break_, vocab.image]
 
 
 def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
@@ -354,7 +355,7 @@ def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypat
     some = [one._replace(holes=corner) for one in some]
     drawn: list[Tensor] = []
     monkeypatch.setattr(evaluate_tasks, "pictures_of", lambda model, codes: drawn.extend(codes) or list(codes))
-    ways = fill(tiny, some, TaskDecoding())
+    ways = fill(tiny, some, GENERATE)
     assert list(ways) == [
         "filled",
         "filled without words",

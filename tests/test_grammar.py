@@ -227,8 +227,8 @@ def test_allowed_is_a_row_for_each_state():
     states = [Grammar(VOCAB, [1, 3], "image", CODES), Grammar(VOCAB, [1], "text", CODES)]
     rows = allowed(states)
     assert rows.shape == (2, len(VOCAB))
-    assert rows[0].equal(VOCAB.code_mask())
-    assert rows[1].equal(VOCAB.text_mask())
+    assert rows[0].tolist() == [VOCAB.is_code(id) for id in range(len(VOCAB))]
+    assert rows[1].tolist() == [VOCAB.is_text(id) for id in range(len(VOCAB))]
 
 
 @pytest.mark.parametrize(

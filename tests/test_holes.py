@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cm3.holes import Square, paste_back, read_mask, square_around, touched_cells
+from cm3.inpainting import Square, paste_back, read_mask, square_around, touched_cells
 from tokenizer_image.pixels import open_image
 
 GRID = (4, 4)

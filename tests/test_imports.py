@@ -13,14 +13,15 @@ SCRIPTS = ("train", "demo", "benchmarks")
 
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
-    ("registration", "checks", "config", "vocab", "text", "cache"),
-    ("transformer", "scorer"),
-    ("templates", "document", "sampling", "guidance", "grammar"),
-    ("files", "holes", "pieces", "masking", "engine", "requests", "retrieval", "convert"),
+    ("registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
+    ("transformer", "scorer", "document", "sampling", "guidance", "grammar"),
+    ("model_files", "inpainting", "streaming", "masking", "engine", "prompts", "processor", "retrieval", "convert"),
+    ("jobs", "completion", "ranking", "runner"),
     ("pipeline",),
     ("cli",),
     ("__main__",),
 )
+SEE_PICTURES = ("model_files", "processor", "jobs", "runner", "pipeline", "cli")
 RANK = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 TOKENIZER_MAY_IMPORT = {"torch", "numpy", "PIL", "safetensors", "huggingface_hub", "tokenizer_image"}
 CORE_MAY_IMPORT = TOKENIZER_MAY_IMPORT | {"cm3", "transformers", "tokenizers", "typer", "rich"}
@@ -74,8 +75,8 @@ def test_cm3_modules_import_downwards(path: Path):
 
 
 @pytest.mark.parametrize("path", sources("cm3"), ids=named)
-def test_only_the_pipeline_and_its_files_know_the_image_tokenizer(path: Path):
-    assert "tokenizer_image" not in packages(path) or path.stem in ("pipeline", "files")
+def test_what_sees_ids_alone_knows_no_image_tokenizer(path: Path):
+    assert "tokenizer_image" not in packages(path) or path.stem in SEE_PICTURES
 
 
 def test_the_engine_sees_no_pictures_and_no_strings():
@@ -95,3 +96,18 @@ def test_torchvision_and_torchao_are_never_imported(path: Path):
 @pytest.mark.parametrize("path", sources("cm3", "tokenizer_image", *SCRIPTS), ids=named)
 def test_nothing_imports_the_scripts_but_themselves(path: Path):
     assert packages(path) & set(SCRIPTS) <= {path.relative_to(ROOT).parts[0]}
+
+
+@pytest.mark.parametrize("path", sources(*ROOMS), ids=named)
+def test_what_is_private_is_used_at_home(path: Path):
+    """No `model._thing` of ours from outside: what others need is public."""
+    found = [
+        f"{ast.unparse(node)} in line {node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"model", "pipeline", "tiny", "emoji", "tokenizer", "engine"}
+    ]
+    assert not found

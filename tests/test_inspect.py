@@ -7,14 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from cm3.document import Answer, Document, Text
+from cm3.document import Image as Picture
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import preview as module
-from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, StoredDocument, Target, finish
-from train.preview import Shown, ShownPiece, as_text, page, pick, pieces_of
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, StoredDocument, Target, finish, questions
+from train.preview import Shown, as_text, page, pick, read
 
-CODES = [[i] * 16 for i in range(6)]
+IMAGES = [Picture(torch.full((4, 4), i)) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +31,9 @@ def folder(image: ImageTokenizer, vq_folder: Path, tmp_path: Path) -> Path:
     writer = ShardWriter(text, Vocab(NUM_SPECIAL, len(text), 32))
     for i in (0, 3):
         writer.sample(name=f"sample {i}", licence="CC0-1.0")
-        writer.draw("تفاحة حمراء", CODES[i])
-        writer.ask([Target("x", "Caption: ", "a red apple"), Target("x", "And: ", "more")], CODES[i + 1])
-        writer.add(
-            [
-                *writer.words("before"),
-                writer.vocab.break_,
-                *writer.picture(CODES[i + 2]),
-                *writer.picture(CODES[i]),
-                writer.vocab.break_,
-                *writer.words("after"),
-            ],
-            [],
-        )
+        writer.add(Document((Text("تفاحة حمراء"), IMAGES[i])))
+        writer.add(questions([Target("x", "Caption: ", "a red apple"), Target("x", "And: ", "more")], IMAGES[i + 1]))
+        writer.add(Document((Text("before"), IMAGES[i + 2], IMAGES[i], Text("after"))))
     writer.save(tmp_path / "shards")
     finish(tmp_path / "shards", text, writer.vocab, image, image_tokenizer_name=str(vq_folder))
     return tmp_path / "shards"
@@ -49,20 +41,9 @@ def folder(image: ImageTokenizer, vq_folder: Path, tmp_path: Path) -> Path:
 
 def test_documents_are_taken_apart_as_people_read_them(folder: Path):
     first, second, third = pick(Shards(folder), 6, 0)[:3]
-    assert [piece.text for piece in first.pieces] == ["تفاحة حمراء", ""]
-    assert [(piece.text, piece.is_answer) for piece in second.pieces] == [
-        ("Caption: ", False),
-        ("a red apple", True),
-        (" And: ", False),
-        ("more", True),
-        ("", False),
-    ]
-    assert [piece.text if piece.codes is None else piece.codes.tolist() for piece in third.pieces] == [
-        "before",
-        [[2] * 4] * 4,
-        [[0] * 4] * 4,
-        "after",
-    ]
+    assert list(first.items) == [Text("تفاحة حمراء"), IMAGES[0]]
+    assert list(second.items) == [Text("Caption: "), Answer("a red apple"), Text(" And: "), Answer("more"), IMAGES[1]]
+    assert list(third.items) == [Text("before"), IMAGES[2], IMAGES[0], Text("after")]
     assert first.sample["name"] == "sample 0" and first.tokens == Shards(folder).lengths[0]
     written = as_text([first, second], "train")
     assert "train 1: " in written and "Caption: [[a red apple]] And: [[more]]<picture 4 x 4>" in written
@@ -72,16 +53,16 @@ def test_documents_are_taken_apart_as_people_read_them(folder: Path):
 def test_a_picture_that_is_not_whole_is_named(folder: Path):
     shards = Shards(folder)
     ids, _ = shards.document(0)
-    with pytest.raises(ValueError, match="a picture has 15 codes, not 4 x 4"):
-        pieces_of(StoredDocument([*ids[:-3], *ids[-2:]], []), shards.vocab(), shards.text_tokenizer(), (4, 4))
+    with pytest.raises(ValueError, match="a picture of 4 x 4 codes cannot go on with </image> after 15 codes"):
+        read(StoredDocument([*ids[:-3], *ids[-2:]], []), shards.vocab(), shards.text_tokenizer(), (4, 4))
 
 
 def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: ImageTokenizer):
     shown = pick(Shards(folder), 6, 0)
     colours = {colour for _, colour in page(shown, image).getcolors(2**24) or []}
     assert module.ANSWER in colours and module.INK in colours
-    for codes in (CODES[0], CODES[4]):
-        decoded = image.decode(torch.tensor(codes).view(4, 4))
+    for item in (IMAGES[0], IMAGES[4]):
+        decoded = image.decode(item.codes)
         assert isinstance(decoded, Image.Image)
         assert {colour for _, colour in decoded.getcolors() or [(0, None)]} <= colours
     assert page(pick(Shards(folder), 1, 1), image).width < 400
@@ -90,12 +71,12 @@ def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: I
 @pytest.mark.parametrize("text", ["", " ", "x" * 5000, "word " * 5000, "\u0000\n\t\u202e", "漢字" * 300, "😀 🏳️‍🌈"])
 def test_any_text_finds_room(image: ImageTokenizer, text: str):
     shown = [
-        Shown(i, 3, [ShownPiece(text, i == 1), ShownPiece(codes=torch.zeros(4, 4, dtype=torch.long))], {})
+        Shown(i, 3, Document((Answer(text) if i else Text(text), Picture(torch.zeros(4, 4, dtype=torch.long)))), {})
         for i in range(2)
     ]
     sheet = page(shown, image)
     assert sheet.width == module.GAP + 2 * (module.COLUMN + module.GAP) and sheet.height < 4000
-    assert page([Shown(0, 3, [ShownPiece(text)], {})], image).height < 4000
+    assert page([Shown(0, 3, Document((Text(text),)), {})], image).height < 4000
 
 
 def test_the_same_seed_picks_the_same_documents_and_no_bad_ones(folder: Path):

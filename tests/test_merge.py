@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cm3.config import CM3Config
-from cm3.files import write_checksums
+from cm3.model_files import write_checksums
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM

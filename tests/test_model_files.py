@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cm3 import CM3
-from cm3.files import check_files, find_model, write_checksums
+from cm3.model_files import check_files, find_model, write_checksums
 from tokenizer_image import ImageTokenizer, VQConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image as PIL_Image
 
-from cm3 import CM3
+from cm3 import CM3, ranking
 from cm3.document import HOLE, Document, Image, Mask, Text, prompt_ids
+from cm3.options import Decoding
 from cm3.templates import TEMPLATES, boxed, prompt
 
 APPLE = "a red apple"
@@ -206,18 +207,18 @@ def test_every_bit_of_a_seed_counts(tiny: CM3, seed: int):
 
 
 def drawn(tiny: CM3, *args, **options) -> list[torch.Tensor]:
-    return tiny._codes(tiny._draw(*args, **options).requests)
+    return tiny.draw_codes(tiny.job("generate", *args, **options).requests)
 
 
 def prompts_of(tiny: CM3, requests: list) -> list[str]:
-    return [tiny._text([id for id in one.prompt if tiny.vocab.is_text(id)]) for one in requests]
+    return [tiny.processor.text([id for id in one.prompt if tiny.vocab.is_text(id)]) for one in requests]
 
 
 def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
     words = "a cat [10 20 50 90], a dog [60 20 90 90]"
     assert boxed(BOXES) == words
-    assert prompts_of(tiny, tiny._draw("", boxes=BOXES).requests) == [words]
-    assert prompts_of(tiny, tiny._draw(" on a blue background ", boxes=BOXES).requests) == [
+    assert prompts_of(tiny, tiny.job("generate", "", boxes=BOXES).requests) == [words]
+    assert prompts_of(tiny, tiny.job("generate", " on a blue background ", boxes=BOXES).requests) == [
         f"{words} on a blue background"
     ]
     picture = tiny.generate("on a blue background", boxes=BOXES, seed=3)
@@ -226,7 +227,7 @@ def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
 
 def test_a_structure_stands_behind_the_words(tiny: CM3, pictures: list[PIL_Image.Image]):
     for kind, words in (("edges", "From edges: a cat"), ("segments", "From segments: a cat")):
-        [one] = tiny._draw("a cat", structure=pictures[0], kind=kind).requests
+        [one] = tiny.job("generate", "a cat", structure=pictures[0], kind=kind).requests
         assert prompts_of(tiny, [one]) == [words]
         codes = [id for id in one.prompt if tiny.vocab.is_code(id)]
         assert tiny.vocab.id_to_code(codes) == tiny.image_tokenizer.encode(pictures[0]).flatten().tolist()
@@ -245,7 +246,7 @@ def test_contrastive_decoding_needs_no_guidance(tiny: CM3):
 def test_both_ways_of_decoding_are_one_half_each(tiny: CM3):
     both = tiny.generate(APPLE, n=4, decoding="both", seed=5)
     ways = [
-        tiny.generate(APPLE, decoding=decoding, seed=seed)[0]
+        tiny.generate(APPLE, decoding=decoding, seed=seed)[0]  # pyright: ignore
         for seed, decoding in ((5, "cd-k"), (6, "top-p"), (7, "cd-k"), (8, "top-p"))
     ]
     assert bytes_of(both) == bytes_of(ways)
@@ -253,14 +254,14 @@ def test_both_ways_of_decoding_are_one_half_each(tiny: CM3):
 
 
 @pytest.mark.parametrize("decoding", ["top-p", "both"])
-def test_the_scorers_favourite_is_kept(tiny: CM3, monkeypatch: pytest.MonkeyPatch, decoding: str):
+def test_the_scorers_favourite_is_kept(tiny: CM3, monkeypatch: pytest.MonkeyPatch, decoding: Decoding):
     monkeypatch.setattr(tiny, "scorer", Likes())
-    monkeypatch.setattr(tiny, "_caption_log_probs", lambda words, codes: torch.zeros(len(codes)))
+    monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.zeros(len(about[-1])))
     codes = drawn(tiny, APPLE, 2, seed=7, best_of=3, decoding=decoding)
     assert len({tuple(one.flatten().tolist()) for one in codes}) > 3  # the candidates differ
     favourites = [max(codes[i : i + 3], key=lambda one: int(one.sum())) for i in (0, 3)]
     best = tiny.generate(APPLE, 2, seed=7, best_of=3, decoding=decoding)
-    assert bytes_of(best) == bytes_of([tiny._picture(one) for one in favourites])
+    assert bytes_of(best) == bytes_of([tiny.processor.picture(one) for one in favourites])
     assert bytes_of(best[1:]) == bytes_of(tiny.generate(APPLE, seed=8, best_of=3, decoding=decoding))
     assert torch.equal(codes[0], drawn(tiny, APPLE, seed=7, decoding=decoding)[0])  # best of 1 is among them
 
@@ -282,15 +283,15 @@ def test_without_a_scorer_the_model_keeps_what_it_would_call_so_itself(tiny: CM3
         fits.append(sum(float(logits[len(ids) + i - 1, id]) for i, id in enumerate(said)))
     favourite = codes[max(range(4), key=lambda i: fits[i])]
     assert len(set(fits)) > 1
-    assert bytes_of(tiny.generate(words, seed=3, best_of=4)) == bytes_of([tiny._picture(favourite)])
+    assert bytes_of(tiny.generate(words, seed=3, best_of=4)) == bytes_of([tiny.processor.picture(favourite)])
 
 
 def test_the_scorer_and_the_model_count_alike(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
     codes = drawn(tiny, APPLE, seed=7, best_of=3)
     monkeypatch.setattr(tiny, "scorer", SimpleNamespace(score=lambda texts, codes: torch.tensor([0.0, 0.3, 1.0])))
-    monkeypatch.setattr(tiny, "_caption_log_probs", lambda words, codes: torch.tensor([-90.0, -10.0, -80.0]))
+    monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.tensor([-90.0, -10.0, -80.0]))
     best = tiny.generate(APPLE, seed=7, best_of=3)  # -1.05 - 0.84, -0.31 + 1.40, 1.36 - 0.56 standard deviations
-    assert bytes_of(best) == bytes_of([tiny._picture(codes[1])])
+    assert bytes_of(best) == bytes_of([tiny.processor.picture(codes[1])])
 
 
 def test_the_scorer_reads_what_is_to_be_seen_and_not_where(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
@@ -314,12 +315,12 @@ def test_an_edit_keeps_the_pixels_where_codes_stay(
     codes = tiny.image_tokenizer.encode(small)
     changed = codes.clone()
     changed[0, 1] = (changed[0, 1] + 1) % tiny.image_tokenizer.num_codes
-    monkeypatch.setattr(tiny, "_codes", lambda requests: [changed])
+    monkeypatch.setattr(tiny, "draw_codes", lambda requests: [changed])
     out, side = np.asarray(tiny.edit(small, "make it blue")), small.width // codes.shape[1]
     redrawn = np.zeros(out.shape[:2], bool)
     redrawn[: 2 * side, : 3 * side] = True  # the cell and its neighbours
     assert (out[~redrawn] == np.asarray(small)[~redrawn]).all()
-    assert (out[redrawn] == np.asarray(tiny._picture(changed))[redrawn]).all()
+    assert (out[redrawn] == np.asarray(tiny.processor.picture(changed))[redrawn]).all()
 
 
 def test_infill_keeps_every_code_that_the_mask_does_not_touch(tiny: CM3, pictures: list[PIL_Image.Image]):
@@ -327,10 +328,10 @@ def test_infill_keeps_every_code_that_the_mask_does_not_touch(tiny: CM3, picture
     touched = torch.zeros(4, 4, dtype=torch.bool)
     touched[1, 0:2] = True  # x 9..13 is 5..9 of the square
     for words in (None, "a cat"):
-        requests = tiny._redraw(pictures[0], HOLE_MASK, words, 4, temperature=2.0, top_p=1.0).requests
+        requests = tiny.job("infill", pictures[0], HOLE_MASK, words, 4, temperature=2.0, top_p=1.0).requests
         given = torch.tensor([-1 if id is None else tiny.vocab.id_to_code(id) for id in requests[0].given or ()])
         assert torch.equal(given.view(4, 4), codes.masked_fill(touched, -1))
-        new = tiny._codes(requests)
+        new = tiny.draw_codes(requests)
         assert all(torch.equal(one[~touched], codes[~touched]) for one in new)
         assert len({tuple(one[touched].tolist()) for one in new}) > 1
 
@@ -359,7 +360,7 @@ def test_infill_is_the_same_alone_in_a_batch_and_streamed(tiny: CM3, pictures: l
 
 def test_an_infill_without_words_has_no_second_lane(tiny: CM3, pictures: list[PIL_Image.Image]):
     for words, lanes in ((None, 0), (" ", 0), ("a cat", 1)):
-        assert [len(one.others) for one in tiny._redraw(pictures[0], HOLE_MASK, words).requests] == [lanes]
+        assert [len(one.extra_prompts) for one in tiny.job("infill", pictures[0], HOLE_MASK, words).requests] == [lanes]
     assert bytes_of(tiny.infill(pictures[0], HOLE_MASK)) == bytes_of(tiny.infill(pictures[0], HOLE_MASK, guidance=9.0))
 
 
@@ -401,9 +402,9 @@ def test_infill_and_edit_of_any_mode_are_colour_with_transparency_where_there_wa
 def test_infill_of_everything_is_a_drawing_of_its_own(tiny: CM3, pictures: list[PIL_Image.Image]):
     square = pictures[0].resize((16, 16))
     white = PIL_Image.new("L", (16, 16), 255)
-    [request] = tiny._redraw(square, white).requests
+    [request] = tiny.job("infill", square, white).requests
     assert request.given == [None] * 16
-    assert bytes_of(tiny.infill(square, white)) == bytes_of([tiny._picture(tiny._codes([request])[0])])
+    assert bytes_of(tiny.infill(square, white)) == bytes_of([tiny.processor.picture(tiny.draw_codes([request])[0])])
 
 
 def test_picture_and_mask_of_infill_are_turned_upright(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path: Path):
@@ -419,9 +420,9 @@ def test_picture_and_mask_of_infill_are_turned_upright(tiny: CM3, pictures: list
 
 
 def test_an_edit_is_guided_by_the_picture_and_by_nothing(tiny: CM3, pictures: list[PIL_Image.Image]):
-    [one] = tiny._change(pictures[0], "make it blue", 1.5, 4.0).requests
+    [one] = tiny.job("edit", pictures[0], "make it blue", 1.5, 4.0).requests
     codes = tiny.vocab.code_to_id(tiny.image_tokenizer.encode(pictures[0]).flatten().tolist())
-    lanes = [[id for id in lane if tiny.vocab.is_code(id)] for lane in (one.prompt, *one.others)]
+    lanes = [[id for id in lane if tiny.vocab.is_code(id)] for lane in (one.prompt, *one.extra_prompts)]
     assert lanes == [codes, codes, []]
     assert prompts_of(tiny, [one]) == ["Edit: make it blue"]
     images = [tiny.edit(pictures[0], "make it blue", *scales) for scales in ((1.5, 4.0), (3.0, 4.0), (1.5, 1.0))]
@@ -458,12 +459,12 @@ def test_an_edit_of_a_picture_of_another_size_keeps_the_pixels_where_codes_stay(
     wide = pictures[0].resize((140, 80))  # its middle square: from x = 30 on, cells of 20 pixels
     changed = tiny.image_tokenizer.encode(wide)
     changed[3, 0] = (changed[3, 0] + 1) % tiny.image_tokenizer.num_codes
-    monkeypatch.setattr(tiny, "_codes", lambda requests: [changed])
+    monkeypatch.setattr(tiny, "draw_codes", lambda requests: [changed])
     out, redrawn = np.asarray(tiny.edit(wide, "make it blue")), np.zeros((80, 140), bool)
     redrawn[40:, 30:70] = True  # the cell and its neighbours
     assert (out[~redrawn] == np.asarray(wide)[~redrawn]).all()
     drawn = np.zeros_like(out)
-    drawn[:, 30:110] = tiny._picture(changed).resize((80, 80), PIL_Image.Resampling.BICUBIC)
+    drawn[:, 30:110] = tiny.processor.picture(changed).resize((80, 80), PIL_Image.Resampling.BICUBIC)
     assert (out[redrawn] == drawn[redrawn]).all()
 
 
@@ -557,7 +558,7 @@ def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
     for picture in streamed[:holes]:
         codes = next(item.codes for item in items if isinstance(item, Image))
         items.remove(Image(codes))
-        assert picture.tobytes() == tiny._picture(codes).tobytes()
+        assert picture.tobytes() == tiny.processor.picture(codes).tobytes()
     rest = streamed[holes:]
     texts = "".join(piece for piece in rest if isinstance(piece, str))
     assert "".join(item.text for item in items if isinstance(item, Text)).endswith(texts) or "masks" in name
@@ -568,25 +569,25 @@ def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
     )
     drawn = [piece for piece in rest if not isinstance(piece, str)]
     assert bytes_of(drawn) == bytes_of(
-        [tiny._picture(item.codes) for item in items[len(document) - holes :] if isinstance(item, Image)]
+        [tiny.processor.picture(item.codes) for item in items[len(document) - holes :] if isinstance(item, Image)]
     )
 
 
 def test_long_captions_have_their_own_words(tiny: CM3, pictures: list[PIL_Image.Image]):
     for language, words in TEMPLATES["describe"].items():
-        requests = tiny._describe(pictures[0], language, long=True)
+        requests = tiny.job("caption", pictures[0], language, long=True).requests
         assert prompts_of(tiny, requests) == [words]
     assert tiny.caption(pictures[:2], long=True) == [tiny.caption(picture, long=True) for picture in pictures[:2]]
 
 
 def test_jobs_of_all_kinds_in_one_batch_give_what_each_gives_alone(tiny: CM3, pictures: list[PIL_Image.Image]):
     jobs = [
-        *tiny._draw(APPLE, 2, seed=1, decoding="both").requests,
-        *tiny._draw("a cat", structure=pictures[1]).requests,
-        *tiny._redraw(pictures[0], HOLE_MASK, "a cat", seed=2).requests,
-        *tiny._redraw(pictures[0], HOLE_MASK).requests,
-        *tiny._change(pictures[0], "make it blue", seed=3).requests,
-        *tiny._describe(pictures[2], temperature=1.0),
-        *tiny._ask(pictures[1], "What is this?"),
+        *tiny.job("generate", APPLE, 2, seed=1, decoding="both").requests,
+        *tiny.job("generate", "a cat", structure=pictures[1]).requests,
+        *tiny.job("infill", pictures[0], HOLE_MASK, "a cat", seed=2).requests,
+        *tiny.job("infill", pictures[0], HOLE_MASK).requests,
+        *tiny.job("edit", pictures[0], "make it blue", seed=3).requests,
+        *tiny.job("caption", pictures[2], temperature=1.0).requests,
+        *tiny.job("answer", pictures[1], "What is this?").requests,
     ]
-    assert tiny._run(jobs) == [tiny._run([job])[0] for job in jobs]
+    assert tiny.run(jobs) == [tiny.run([job])[0] for job in jobs]

@@ -137,12 +137,13 @@ def test_a_plan_with_adapters_trains_them_alone(config: LMConfig):
 
 def test_a_plan_of_a_run_from_another_model(tiny_folder: Path, tmp_path: Path):
     from cm3 import CM3
+    from cm3.document import Document, Image, Text
     from train.documents.shards import ShardWriter, finish
 
     pipeline = CM3.from_pretrained(tiny_folder, device="cpu")
     writer = ShardWriter(pipeline.text_tokenizer, pipeline.vocab)
     for _ in range(8):
-        writer.draw("a red apple", [1] * 16)
+        writer.add(Document((Text("a red apple"), Image(torch.ones(4, 4, dtype=torch.long)))))
     writer.save(tmp_path)
     finish(tmp_path, pipeline.text_tokenizer, pipeline.vocab, pipeline.image_tokenizer)
     figures = plan_run(LMConfig(str(tmp_path), start=str(tiny_folder), row=64, batch_tokens=128), False)

@@ -181,7 +181,9 @@ def test_a_cut_document_loses_nothing_and_never_cuts_a_picture(limit: int):
         VOCAB.break_,
         *texts[2],
     ]
-    parts = cut([VOCAB.eos, *body, VOCAB.eos], limit, VOCAB)
+    whole = cut([VOCAB.eos, *body, VOCAB.eos], limit, VOCAB)
+    assert all(part[0] == part[-1] == VOCAB.eos for part in whole)
+    parts = [part[1:-1] for part in whole]
     assert all(0 < len(part) <= limit - 2 for part in parts)
     assert [id for part in parts for id in part if id != VOCAB.break_] == [id for id in body if id != VOCAB.break_]
     for part in parts:
@@ -192,7 +194,7 @@ def test_a_cut_document_loses_nothing_and_never_cuts_a_picture(limit: int):
 
 def test_a_document_that_fits_stays_whole():
     ids = [VOCAB.eos, 70, 71, VOCAB.break_, *PICTURE, VOCAB.eos]
-    assert cut(ids, len(ids), VOCAB) == [ids[1:-1]]
+    assert cut(ids, len(ids), VOCAB) == [ids]
     assert cut([VOCAB.eos, VOCAB.eos], 10, VOCAB) == []
 
 

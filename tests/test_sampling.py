@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3.sampling import GREEDY, SamplingConfig, draw, generator_of, greedy, sample, temperature, top_k, top_p
+from cm3.options import GREEDY, SamplingConfig
+from cm3.sampling import draw, generator_of, greedy, sample, temperature, top_k, top_p
 
 NEVER = -math.inf
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cm3.document import Image, Text, from_ids
+from cm3.document import Document, Image, Text, from_ids
 from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
@@ -25,12 +25,13 @@ from train.documents.shards import (
     clear,
     finish,
     layout,
+    questions,
     read_meta,
     shard_facts,
 )
 from train.runtime.files import file_hash
 
-CODES = list(range(16))
+CODES = torch.arange(16).view(4, 4)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def four(text: TextTokenizer, image: ImageTokenizer, tmp_path: Path) -> Path:
         writer = ShardWriter(text, vocab)
         for i in range(count):
             writer.sample(name=f"{split} {number} {i}")
-            writer.ask([Target("caption", "Caption: ", "apple " * (i + 1))], [number] * 16)
+            asked = Target("caption", "Caption: ", "apple " * (i + 1))
+            writer.add(questions([asked], Image(torch.full((4, 4), number))))
         writer.save(tmp_path / "four", split, number)
     finish(tmp_path / "four", text, vocab, image, pictures=42)
     return tmp_path / "four"
@@ -69,8 +71,8 @@ def decode(writer: ShardWriter, ids: list[int]) -> str:
 def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
     asked = [Target("caption", "Caption: ", "red apple"), Target("style", "Question: What? Answer: ", "noto")]
     writer.sample(name="apple", licence="CC0-1.0")
-    writer.ask(asked, CODES)
-    writer.draw("a red apple", CODES)
+    writer.add(questions(asked, Image(CODES)))
+    writer.add(Document((Text("a red apple"), Image(CODES))))
     writer.save(tmp_path, note="x")
     meta = finish(tmp_path, writer.text, writer.vocab, image, pictures=1)
     shards = Shards(tmp_path)
@@ -78,7 +80,7 @@ def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter,
     assert [decode(writer, ids[start:end]) for start, end in spans] == ["red apple", "noto"]
     text, picture = from_ids(ids, writer.vocab, writer.text, (4, 4))
     assert text == Text("Caption: red apple Question: What? Answer: noto")
-    assert picture == Image(torch.tensor(CODES).view(4, 4))
+    assert picture == Image(CODES)
     ids, spans = shards.document(1)
     assert spans == [] and from_ids(ids, writer.vocab, writer.text, (4, 4))[0] == Text("a red apple")
     assert meta["documents"] == 2 and meta["pictures"] == 1 and meta["tokens"] == shards.lengths.sum()
@@ -89,10 +91,10 @@ def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter,
 
 
 def test_runs_of_text_and_pictures_are_counted(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
-    words, picture, between = writer.words("red"), writer.picture(CODES), writer.vocab.break_
-    writer.add(words, [])
-    writer.add([*words, between, *picture, *picture], [])
-    writer.add([*picture, between, *words, between, *picture, between, *words, between, *picture], [])
+    words, picture = Text("red"), Image(CODES)
+    writer.add(Document((words,)))
+    writer.add(Document((words, picture, picture)))
+    writer.add(Document((picture, words, picture, words, picture)))
     writer.save(tmp_path)
     finish(tmp_path, writer.text, writer.vocab, image)
     shards = Shards(tmp_path)
@@ -102,13 +104,13 @@ def test_runs_of_text_and_pictures_are_counted(writer: ShardWriter, image: Image
 @pytest.mark.parametrize("language", TEMPLATES["caption"])
 def test_a_prompt_is_tokenised_as_the_pipeline_does(writer: ShardWriter, language: str):
     prompt = TEMPLATES["caption"][language]
-    writer.ask([Target("caption", prompt, "x")], CODES)
+    writer.add(questions([Target("caption", prompt, "x")], Image(CODES)))
     start = writer.spans[0][0][0]
     assert writer.ids[1:start].tolist() == writer.vocab.text_to_ids(writer.text.encode(prompt))
 
 
 def test_words_that_spell_special_tokens_stay_words(writer: ShardWriter):
-    writer.draw("<break> <image> <eos>", CODES)
+    writer.add(Document((Text("<break> <image> <eos>"), Image(CODES))))
     assert writer.ids.count(writer.vocab.break_) == writer.ids.count(writer.vocab.image) == 1
     assert writer.ids.count(writer.vocab.eos) == 2
     assert from_ids(writer.ids.tolist(), writer.vocab, writer.text, (4, 4))[0] == Text("<break> <image> <eos>")
@@ -116,13 +118,13 @@ def test_words_that_spell_special_tokens_stay_words(writer: ShardWriter):
 
 def test_more_answers_than_a_shard_has_room_for_are_a_mistake(writer: ShardWriter):
     with pytest.raises(AssertionError, match="at most"):
-        writer.ask([Target("caption", "Caption: ", "x")] * (MAX_TARGETS + 1), CODES)
+        writer.add(questions([Target("caption", "Caption: ", "x")] * (MAX_TARGETS + 1), Image(CODES)))
 
 
 @pytest.mark.parametrize(("codes", "dtype"), [(2**16 - 1000, np.uint16), (2**16, np.uint32)])
 def test_ids_take_the_room_that_the_vocabulary_needs(text: TextTokenizer, tmp_path: Path, codes: int, dtype: type):
     writer = ShardWriter(text, Vocab(NUM_SPECIAL, len(text), codes))
-    writer.draw("x", [codes - 1] * 16)
+    writer.add(Document((Text("x"), Image(torch.full((4, 4), codes - 1)))))
     writer.save(tmp_path)
     ids = load_file(tmp_path / "train-00000.safetensors")["ids"]
     assert ids.dtype == dtype and ids.max() == len(writer.vocab) - 1

@@ -98,6 +98,7 @@ def test_ctrl_c_while_the_libraries_are_imported_is_one_line(module: str, tmp_pa
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 class Key:
     def find_spec(self, name, path, target=None):
         if name == {module!r}:

@@ -15,6 +15,7 @@ from checkpoint_files import same_tensors
 from documents import write_shards
 
 from cm3 import CM3
+from cm3.document import Document, Image, Text
 from cm3.scorer import Scorer
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
@@ -110,8 +111,8 @@ def test_it_learns_which_text_belongs_to_which_picture(vq_folder: Path, tmp_path
     writer = ShardWriter(text, vocab)
     for i, codes in enumerate(rng.integers(0, image.num_codes, (3, 16)).tolist()):
         writer.sample(code=str(i))
-        writer.draw(words[i], codes)
-        writer.draw(words[i + 3], codes)
+        for name in (words[i], words[i + 3]):
+            writer.add(Document((Text(name), Image(torch.tensor([codes])))))
     writer.save(tmp_path)
     finish(tmp_path, text, vocab, image, image_tokenizer_name=str(vq_folder))
     config = ScorerTrainingConfig(
@@ -254,7 +255,7 @@ def test_the_best_of_several_drawings_is_measured(
     for name, rows in result["picked"].items():
         assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
-    monkeypatch.setattr(CM3, "_run", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
     again = measure()
     assert again["picked"] == result["picked"]
     with pytest.raises(ValueError, match="at least 2 drawings"):

@@ -27,9 +27,10 @@ import torch
 import typer
 from rich.progress import track
 
+from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
 from cm3.templates import LANGUAGES
-from train.documents.shards import Shards, ShardWriter, clear, finish
+from train.documents.shards import Shards, ShardWriter, clear, finish, questions
 from train.runtime import config as configs
 from train.scenes.scene import THINGS
 from train.scenes.studio import Studio, encode, read_things
@@ -77,13 +78,8 @@ def taken(size: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def store(writer: ShardWriter, made: TaskDocument, codes: Sequence[np.ndarray]) -> None:
-    if made.asked:
-        writer.ask(list(made.asked), codes[-1].tolist())
-        return
-    ids = [*writer.words(made.words), writer.vocab.break_]
-    for one in codes:
-        ids += writer.picture(one.tolist())
-    writer.add(ids, [])
+    images = [Image(torch.from_numpy(one)) for one in codes]
+    writer.add(questions(made.asked, images[-1]) if made.asked else Document((Text(made.words), *images)))
 
 
 def write_chunk(
@@ -143,7 +139,7 @@ def known_documents(known: Path, model: CM3, out: Path, config: InstructionsConf
             if facts.get("name") not in rows:
                 rows[facts.get("name", "")] = len(rows)
                 writer.sample(**facts)
-            writer.add(document.ids[1:-1], [list(span) for span in document.spans])
+            writer.add_ids(*document)
         writer.save(out, split, number)
         if split == "train":
             counts = {name: round(sizes[name] * ratio) for name, ratio in ratios.items()}

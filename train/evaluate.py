@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -20,12 +21,13 @@ from PIL import Image
 from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from cm3.options import GENERATE, GenerationOptions
 from cm3.pipeline import CM3
 from train.documents.shards import Shards, Target, read_meta
 from train.emoji.dataset import LANGUAGES, others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
-from train.evaluation.concepts import Decoding, SplitPicture, judged_concepts, load_split, plain, reference_of
+from train.evaluation.concepts import SplitPicture, judged_concepts, load_split, plain, reference_of, settings
 from train.evaluation.judge import Judge, ranks
 from train.evaluation.report import concept_table
 from train.pictures.loader import to_pixels
@@ -98,7 +100,7 @@ def answers(
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
     for rows in questions(samples, others):
-        texts = model._texts(model._tell([(samples[i].picture, target.prompt) for i, _, target in rows], 0.0, 0))
+        texts = model.texts(model.jobs.tell([(samples[i].picture, target.prompt) for i, _, target in rows]))
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
             guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))
@@ -143,7 +145,7 @@ def blind_concept_answers(tokens: Path) -> dict[str, str]:
 
 
 def drawings(
-    model: CM3, train: list[SplitPicture], judge: Judge, decoding: Decoding
+    model: CM3, train: list[SplitPicture], judge: Judge, options: GenerationOptions
 ) -> tuple[dict[str, Any], Image.Image]:
     """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
 
@@ -154,7 +156,7 @@ def drawings(
     reference = reference_of([sample for members in by_concept.values() for sample in members], judge)
     asked = [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(chosen)]
     styles = [sample.facts["style"] for sample in asked]
-    figures: dict[str, Any] = {"concepts": len(chosen), **decoding._asdict()}
+    figures: dict[str, Any] = {"concepts": len(chosen), **settings(options)}
 
     def record(name: str, shown: list[Image.Image]) -> None:
         rank = ranks(judge.features(shown), chosen, styles, reference)
@@ -168,17 +170,17 @@ def drawings(
     )
     names = [sample.facts["name"]["en"] for sample in asked]
     prompts = [f"{name} in the {style} style" for name, style in zip(names, styles, strict=True)]
-    drawn = [row[0] for row in model.generate(prompts, n=1, **decoding._asdict())]
+    drawn = model.pictures(model.jobs.generate(prompts, options=options))
     record("drawings", drawn)
     picks = range(0, len(asked), max(1, len(asked) // 24))
-    free = model.generate([names[i] for i in picks], n=6, **decoding._asdict())
+    free = model.pictures(model.jobs.generate([names[i] for i in picks], options=replace(options, n=6)))
     labels = [f"{names[i]} ({styles[i]})" for i in picks]
-    rows = [[asked[i].picture, drawn[i], *six] for i, six in zip(picks, free, strict=True)]
+    rows = [[asked[i].picture, drawn[i], *free[6 * k : 6 * k + 6]] for k, i in enumerate(picks)]
     return figures, contact_sheet(labels, rows)
 
 
 def evaluate(
-    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, decoding: Decoding | None = None
+    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerationOptions = GENERATE
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds."""
     out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +210,7 @@ def evaluate(
         }
     share = reconstruction(model, all_cells + all_concepts)
     result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
-    result["drawings"], sheet = drawings(model, train, Judge(), decoding or Decoding())
+    result["drawings"], sheet = drawings(model, train, Judge(), options)
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(concept_table(result))
@@ -222,12 +224,13 @@ def main(
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
     sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 200,
-    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = 6.0,
-    temperature: Annotated[float, typer.Option(help="of the drawings")] = 0.8,
-    top_p: Annotated[float, typer.Option(help="of the drawings")] = 0.9,
+    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = GENERATE.guidance,
+    temperature: Annotated[float, typer.Option(help="of the drawings")] = GENERATE.temperature,
+    top_p: Annotated[float, typer.Option(help="of the drawings")] = GENERATE.top_p,
 ) -> None:
+    options = replace(GENERATE, guidance=guidance, temperature=temperature, top_p=top_p)
     try:
-        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, Decoding(guidance, temperature, top_p))
+        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, options)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None
     print(concept_table(result))

@@ -18,13 +18,14 @@ import numpy as np
 import typer
 from PIL import Image
 
+from cm3.document import Image as CodeImage
 from cm3.pipeline import CM3
 from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import lm
-from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
@@ -114,7 +115,7 @@ def probes(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, Any]:
     """Concept and category of the concepts with three designs or more, read from their codes in a design left out."""
     designs = designs_of(pictures)
     pictures = pictures.where([len(designs[row["code"]]) >= 3 for row in pictures.rows])
-    codes = encode_views(pictures.drawings, [[PLAIN]] * len(pictures.rows), tokenizer).view(-1, *tokenizer.grid)
+    codes = encode_views(pictures.drawings, [[PLAIN]] * len(pictures.rows), tokenizer)[:, 0]
     labels = {"concept": [row["code"] for row in pictures.rows], "category": [row["subgroup"] for row in pictures.rows]}
     features = {
         "bag of codes": bag_of_codes(codes, tokenizer.num_codes),
@@ -134,10 +135,11 @@ def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Dr
     ]
     vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes)
     writer = ShardWriter(text, vocab)
-    for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer).tolist(), strict=True):
+    for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer), strict=True):
         writer.sample(name=f"{row['style']} {row['code']}", documents=views)
         for grid in codes:
-            writer.ask([Target("caption", TEMPLATES["caption"]["en"], row["name"]["en"])], grid)
+            asked = Target("caption", TEMPLATES["caption"]["en"], row["name"]["en"])
+            writer.add(questions([asked], CodeImage(grid)))
     clear(out)
     writer.save(out)
     finish(out, text, vocab, tokenizer, views=views)

@@ -21,11 +21,26 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from cm3.cache import KVCache
-from cm3.engine import pad_left
-from cm3.masking import Span, rotate
+from cm3.document import (
+    HOLE,
+    Document,
+    Image,
+    Mask,
+    Span,
+    Text,
+    encode,
+    from_ids,
+    last_ids,
+    open_ids,
+    picture_spans,
+    prompt_ids,
+)
+from cm3.engine import Request
+from cm3.guidance import ClassifierFree
+from cm3.masking import rotate
+from cm3.options import GREEDY, SamplingConfig
 from cm3.pipeline import CM3
-from cm3.sampling import GREEDY, SamplingConfig, sample
+from cm3.prompts import NOTHING
 from cm3.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
 from train.documents.shards import Shards
@@ -46,10 +61,10 @@ BATCH = 64
 
 
 class CaptionedView(NamedTuple):
-    """A held-out picture: ids of the words before it, ids of its codes row by row, and what it shows."""
+    """A held-out picture behind its words, and what it shows."""
 
-    words: list[int]
-    codes: list[int]
+    words: Text
+    image: Image
     name: dict[str, str]
     concept: str
     style: str
@@ -64,9 +79,11 @@ class Gaps(NamedTuple):
 
 def view_of(shards: Shards, number: int, names: dict[str, Any]) -> CaptionedView:
     """The view whose first document, a caption, has this number."""
-    facts, ids = shards.sample(number), shards.document(number).ids
-    cut = ids.index(shards.vocab().break_)
-    return CaptionedView(ids[1:cut], ids[cut + 2 : -2], names[facts["code"]]["name"], facts["code"], facts["style"])
+    facts, (rows, columns) = shards.sample(number), shards.meta["vocab"]["image_grid"]
+    ids = shards.document(number).ids
+    words, image = from_ids(ids, shards.vocab(), shards.text_tokenizer(), (rows, columns))
+    assert isinstance(words, Text) and isinstance(image, Image)
+    return CaptionedView(words, image, names[facts["code"]]["name"], facts["code"], facts["style"])
 
 
 def held_out(
@@ -96,28 +113,54 @@ def held_out(
 
 def with_hole(view: CaptionedView, hole: Tensor, way: str, model: CM3) -> Gaps:
     """The document with a hole [h, w], to be filled in one of the ways."""
-    v, inside, start = model.vocab, hole.flatten().tolist(), len(view.words) + 3  # of the codes
-    ids = [v.eos, *view.words, v.break_, v.image, *view.codes, v.end_image, v.eos]
-    if way == "cm3":
-        spans: list[Span] = []
-        for i in (start + i for i, missing in enumerate(inside) if missing):
-            spans = [*spans[:-1], (spans[-1][0], i + 1)] if spans and spans[-1][1] == i else [*spans, (i, i + 1)]
-        ids = rotate(ids, spans, v)[0]
-        return Gaps(ids, [i for i in range(ids.index(v.infill(0)), len(ids)) if v.is_code(ids[i])])
-    if way == "holes":
-        source = [v.mask(0) if missing else code for code, missing in zip(view.codes, inside, strict=True)]
-        ids[start - 1 : start - 1] = [v.image, *source, v.end_image]
-        start += len(source) + 2
-    return Gaps(ids, [start + i for i, missing in enumerate(inside) if missing])
+    v, text, inside = model.vocab, model.text_tokenizer, hole.flatten().tolist()
+    source = [holed(view, hole)] if way == "holes" else []
+    ids = encode(Document((view.words, *source, view.image)), v, text).ids
+    start = picture_spans(ids, v)[-1][0] + 1  # of the codes
+    places = [start + i for i, missing in enumerate(inside) if missing]
+    if way != "cm3":
+        return Gaps(ids, places)
+    spans: list[Span] = []
+    for i in places:
+        spans = [*spans[:-1], (spans[-1][0], i + 1)] if spans and spans[-1][1] == i else [*spans, (i, i + 1)]
+    ids = rotate(ids, spans, v)[0]
+    moved = next(i for i, id in enumerate(ids) if v.is_infill(id))
+    return Gaps(ids, [i for i in range(moved, len(ids)) if v.is_code(ids[i])])
+
+
+def holed(view: CaptionedView, hole: Tensor) -> Image:
+    return Image(view.image.codes.masked_fill(hole.bool(), HOLE))
+
+
+def filled(
+    model: CM3, views: list[CaptionedView], hole: Tensor, way: str, sampling: SamplingConfig = SAMPLING
+) -> Tensor:  # -> [N, h, w]
+    """The pictures with their holes [h, w] drawn anew in one of the ways; seed i for the i-th."""
+    requests = []
+    for i, view in enumerate(views):
+        again = model.prompts.hole(Document((view.words, holed(view, hole))), 1.0, sampling, i)
+        if way == "cm3":
+            ids, places = with_hole(view, hole, way, model)
+            requests.append(Request(ids[: places[0]], "document", 2 * len(places) + 2, sampling, seed=i))
+        elif way == "left":
+            given = list(again.given or [])
+            requests.append(model.prompts.picture(Document((view.words,)), [], None, sampling, i, given))
+        else:
+            requests.append(again)
+    if way != "cm3":
+        return torch.stack(model.draw_codes(requests))
+    out = torch.stack([view.image.codes for view in views])
+    for picture, ids in zip(out, model.run(requests), strict=True):
+        picture[hole.bool()] = torch.tensor([model.vocab.id_to_code(id) for id in ids if model.vocab.is_code(id)])
+    return out
 
 
 def caption_prompt(view: CaptionedView, language: str, told: bool, model: CM3) -> list[int]:
     """What a caption is written behind: the picture and then the prompt, or a mask that is filled in."""
-    v, words = model.vocab, model.vocab.text_to_ids(model.text_tokenizer.encode(TEMPLATES["caption"][language]))
-    picture = [v.image, *view.codes, v.end_image]
+    words, v, text = Text(TEMPLATES["caption"][language]), model.vocab, model.text_tokenizer
     if told:
-        return [v.eos, *picture, v.break_, *words]
-    return [v.eos, *words, v.mask(0), v.break_, *picture, v.infill(0)]
+        return open_ids(Document((view.image, words)), v, text)
+    return prompt_ids(Document((words, Mask(), view.image)), v, text)
 
 
 @torch.inference_mode()
@@ -136,48 +179,8 @@ def mean_loss(model: CM3, rows: list[Gaps], codes: bool) -> float:
 
 
 @torch.inference_mode()
-def filled(
-    model: CM3,
-    rows: list[Gaps],
-    sampling: SamplingConfig,
-    codes: bool,
-    other: list[int] | None = None,
-    guidance: float = 1.0,
-) -> list[list[int]]:
-    """What the model draws for the gaps, each id after all before it. The rows' gaps are in line from the right.
-
-    other, guidance: ids without the condition, in line with the rows (CM3leon 3.1)."""
-    out, vocab = [], model.vocab
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
-        lanes = [row.ids for row in part] + ([other] * len(part) if other else [])
-        ids, mask = pad_left(lanes, vocab.pad)  # [L, T]
-        places = [place + ids.shape[1] - len(part[0].ids) for place in part[0].places]
-        positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), KVCache(model.model.config, ids.shape[1])
-        for read, place in zip([0, *places], places, strict=False):
-            new = model.model(
-                input_ids=ids[:, read:place],
-                attention_mask=mask[:, :place],
-                logits_to_keep=1,
-                position_ids=positions[:, read:place],
-                cache=cache,
-                use_cache=True,
-            )
-            logits = new.logits[:, -1].float()  # [L, V]
-            if other:
-                logits = logits[len(part) :] + guidance * (logits[: len(part)] - logits[len(part) :])
-            if codes:
-                logits[:, : vocab.first_code] = -torch.inf
-            ids[:, place] = sample(logits, [sampling] * len(part), generators).repeat(len(lanes) // len(part))
-        out += ids[: len(part), places].tolist()
-    return out
-
-
-@torch.inference_mode()
-def decoded(model: CM3, codes: list[list[int]]) -> Tensor:  # -> [N, 3, H, W] in [-1, 1]
-    grids = model.vocab.id_to_code(torch.tensor(codes)).view(-1, *model.grid)
-    return torch.cat([model.image_tokenizer.model.decode(part) for part in grids.split(BATCH)])
+def decoded(model: CM3, codes: Tensor) -> Tensor:  # [N, h, w] -> [N, 3, H, W] in [-1, 1]
+    return torch.cat([model.image_tokenizer.model.decode(part) for part in codes.split(BATCH)])
 
 
 class Judged:
@@ -186,40 +189,39 @@ class Judged:
     def __init__(self, model: CM3, views: list[CaptionedView], reference: list[CaptionedView]):
         self.judge, self.model, self.views = Judge(), model, views
         concepts, styles = [view.concept for view in reference], [view.style for view in reference]
-        self.reference = Reference(self.features([view.codes for view in reference]), concepts, styles)
+        self.reference = Reference(self.features(codes_of(reference)), concepts, styles)
 
-    def features(self, codes: list[list[int]]) -> Tensor:
+    def features(self, codes: Tensor) -> Tensor:  # [N, h, w] -> [N, F]
         return self.judge.features([to_pil(picture) for picture in decoded(self.model, codes)])
 
-    def __call__(self, codes: list[list[int]]) -> float:
+    def __call__(self, codes: Tensor) -> float:  # [N, h, w]
         concepts, styles = [view.concept for view in self.views], [view.style for view in self.views]
         return (ranks(self.features(codes), concepts, styles, self.reference) < 5).float().mean().item()
 
 
-def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> list[list[int]]:
-    """One drawing of each thing by name and style, as ids of codes."""
-    v, size = model.vocab, model.grid[0] * model.grid[1]
-    # Without words: the picture alone, or behind a mask, as the model has seen it.
-    head = [v.eos, v.image] if told else [v.eos, v.mask(0), v.break_, v.image]
-    rows = []
-    for view in views:
-        words = model.text_tokenizer.encode(f"{view.name['en']} in the {view.style} style")
-        ids = [v.eos, *v.text_to_ids(words), v.break_, v.image]
-        rows.append(Gaps([*ids, *[v.pad] * size], list(range(len(ids), len(ids) + size))))
-    return filled(model, rows, SAMPLING, True, [*head, *[v.pad] * size] if guidance != 1 else None, guidance)
+def codes_of(views: list[CaptionedView]) -> Tensor:  # -> [N, h, w]
+    return torch.stack([view.image.codes for view in views])
+
+
+def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> Tensor:  # -> [N, h, w]
+    """One drawing of each thing by name and style."""
+    nothing = Document(()) if told else NOTHING  # without words: as the model has seen pictures alone
+    prompts = [Document((Text(f"{view.name['en']} in the {view.style} style"),)) for view in views]
+    guide = ClassifierFree(image=guidance)
+    requests = [model.prompts.picture(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]
+    return torch.stack(model.draw_codes(requests))
 
 
 def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, float]:
     """Share of captions that are the name, in English and Arabic, and nats of the names' ids and their end."""
-    v, right, rows = model.vocab, [], []
+    right, rows = [], []
     for language in TEMPLATES["caption"]:
         prompts = [caption_prompt(view, language, told, model) for view in views]
-        blank = [Gaps([*ids, *[v.pad] * LONGEST], list(range(len(ids), len(ids) + LONGEST))) for ids in prompts]
-        for view, prompt, said in zip(views, prompts, filled(model, blank, GREEDY, False), strict=True):
-            end = next((i for i, id in enumerate(said) if not v.is_text(id)), LONGEST)
-            right.append(plain(model.text_tokenizer.decode(v.ids_to_text(said[:end]))) == plain(view.name[language]))
-            ids = [*prompt, *v.text_to_ids(model.text_tokenizer.encode(view.name[language])), v.eos]
-            rows.append(Gaps(ids, list(range(len(prompt), len(ids)))))
+        said = model.run([Request(prompt, "text", LONGEST, GREEDY) for prompt in prompts])
+        for view, prompt, ids in zip(views, prompts, said, strict=True):
+            right.append(plain(model.processor.text(ids)) == plain(view.name[language]))
+            whole = [*prompt, *last_ids(view.name[language], model.vocab, model.text_tokenizer)]
+            rows.append(Gaps(whole, list(range(len(prompt), len(whole)))))
     return {"captions, nats a token": mean_loss(model, rows, False), "captions, exact": float(np.mean(right))}
 
 
@@ -227,10 +229,7 @@ def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) ->
     """Nats a code of the hole [h, w], and of one filling each the PSNR in the hole, in dB against the picture as its
     codes decode."""
     rows = [with_hole(view, hole, way, model) for view in views]
-    true = torch.tensor([view.codes for view in views])
-    made = true.clone()
-    made[:, hole.flatten()] = torch.tensor(filled(model, rows, SAMPLING, True))
-    pixels = [decoded(model, codes.tolist()) for codes in (true, made)]  # [N, 3, H, W]
+    pixels = [decoded(model, codes) for codes in (codes_of(views), filled(model, views, hole, way))]  # [N, 3, H, W]
     scale = pixels[0].shape[-1] // hole.shape[1]
     box = hole.repeat_interleave(scale, 0).repeat_interleave(scale, 1)  # [H, W]
     inside = psnr(*(part[..., box][..., None] for part in pixels)).mean()
@@ -280,7 +279,7 @@ def main(
             figures[str(folder)] = {"documents": documents, **measure(model, objective_of(config), groups)}
             print(folder, json.dumps(figures[str(folder)]), flush=True)
         judged = Judged(models[0], groups["view"], reference)
-        ceiling = judged([view.codes for view in groups["view"]])
+        ceiling = judged(codes_of(groups["view"]))
         for folder, model, (config, _) in zip(runs, models, found, strict=True):
             figures[str(folder)]["view, the pictures themselves, top-5"] = ceiling
             for guidance in (1, 6):

@@ -10,6 +10,7 @@ rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and th
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -21,18 +22,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cm3.options import GENERATE, GenerationOptions
 from cm3.pipeline import CM3
 from cm3.scorer import Scorer
 from train.emoji.phrases import STYLED
 from train.evaluation.concepts import (
     JUDGED,
-    Decoding,
     JudgedPrompts,
     SplitPicture,
     asked_of,
     identity,
     load_split,
     reference_of,
+    settings,
     shares,
 )
 from train.evaluation.judge import Judge, ranks
@@ -49,12 +51,10 @@ def cached(path: Path, mark: str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in ("codes", "ranks")} if same else {}
 
 
-def drawn(model: CM3, prompts: list[str], n: int, decoding: Decoding, seed: int) -> Tensor:
+def drawn(model: CM3, prompts: list[str], options: GenerationOptions) -> Tensor:
     """Codes of n drawings of each prompt, [prompts, n, h, w]."""
-    settings = {**decoding._asdict(), "seed": seed}
-    return torch.stack(
-        [torch.stack(model._codes(model._draw(prompt, n, **settings).requests)) for prompt in track(prompts, "drawing")]
-    )
+    jobs = (model.jobs.generate(prompt, options=options) for prompt in track(prompts, "drawing"))
+    return torch.stack([torch.stack(model.draw_codes(job.requests)) for job in jobs])
 
 
 def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitPicture], judge: Judge) -> Tensor:
@@ -70,7 +70,7 @@ def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitPict
 def likelihood(model: CM3, codes: Tensor, texts: list[str]) -> Tensor:
     """The model's own opinion of each drawing, [prompts, n]: the log-probability of the text as its caption."""
     pairs = zip(texts, codes, strict=True)
-    return torch.stack([model._caption_log_probs(words, list(grids)) for words, grids in pairs])
+    return torch.stack([model.caption_log_probs(words, list(grids)) for words, grids in pairs])
 
 
 def scored(model: CM3, scorer: Scorer, codes: Tensor, texts: list[str]) -> Tensor:
@@ -131,14 +131,14 @@ def measure(
         raise ValueError(f"best_of is {best_of}, but there must be at least 2 drawings to choose from")
     scorer.check(model.text_tokenizer.fingerprint(), model.image_tokenizer.fingerprint())
     out.mkdir(parents=True, exist_ok=True)
-    started, decoding = time.time(), Decoding()
+    started, options = time.time(), replace(GENERATE, n=best_of, seed=seed)
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
     train = load_split(data / "train", model.image_tokenizer.size[0], concepts)
     asked, real = asked_of(train, language, count)
-    mark = identity(model, asked, best_of, decoding, seed, len(real))
+    mark = identity(model, asked, best_of, settings(options), seed, len(real))
     kept = cached(out / DRAWINGS, mark)
     if not kept:
-        codes = drawn(model, asked.prompts, best_of, decoding, seed)
+        codes = drawn(model, asked.prompts, options)
         kept = {"codes": codes, "ranks": judged(model, codes, asked, real, Judge())}
         save_file(kept, out / DRAWINGS, {"identity": mark})
     codes, rank = kept["codes"], kept["ranks"]  # [prompts, n, h, w], [prompts, n]
@@ -160,7 +160,7 @@ def measure(
         "prompts": len(asked.prompts),
         "language": language,
         "seed": seed,
-        **decoding._asdict(),
+        **settings(options),
         "picked": picked,
         "scorer_seconds_per_prompt": seconds / len(codes),
         "seconds": round(time.time() - started, 1),

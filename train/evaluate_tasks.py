@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -26,9 +26,9 @@ from torch import Tensor
 from cm3.document import HOLE, Document, Image, Text, without_text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, Guide, ThreeWay
+from cm3.options import GENERATE, GREEDY, INFILL, GenerationOptions
 from cm3.pipeline import CM3
-from cm3.requests import NOTHING
-from cm3.sampling import GREEDY, SamplingConfig
+from cm3.prompts import NOTHING
 from cm3.templates import LANGUAGES
 from train.evaluation.judge import Judge, Reference
 from train.evaluation.report import EDITS, MAPS, task_table
@@ -65,22 +65,6 @@ JUDGED = 100  # concepts that a filled picture is told apart from
 TRUTH = "truth through the image tokenizer"
 
 
-@dataclass(frozen=True)
-class TaskDecoding:
-    """How pictures are drawn: guidance of drawings and of holes, ThreeWay of edits, temperature and top-p of all."""
-
-    guidance: float = 6.0
-    hole: float = 3.0
-    image: float = 1.5
-    text: float = 3.0
-    temperature: float = 0.8
-    top_p: float = 0.9
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, top_p=self.top_p)
-
-
 def grids(model: CM3, codes: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.as_tensor(one).view(model.grid) for one in codes]
 
@@ -95,48 +79,47 @@ def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
     return out
 
 
-def requests_of(model: CM3, some: Sequence[EditCase], decoding: TaskDecoding) -> list[Request]:
+def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions) -> list[Request]:
     """What is asked of the engine for the last picture of each example."""
     out = []
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
-        others, guide = [NOTHING], cast(Guide, ClassifierFree(image=decoding.guidance))
+        others, guide = [NOTHING], cast(Guide, ClassifierFree(image=options.guidance))
         if one.made.kept:
-            others, guide = [without_text(document), NOTHING], ThreeWay(decoding.image, decoding.text)
-        out.append(model.requests.picture(document, others, guide, decoding.sampling, i))
+            others, guide = [without_text(document), NOTHING], ThreeWay(options.image_guidance, options.text_guidance)
+        out.append(model.prompts.picture(document, others, guide, options.sampling, i))
     return out
 
 
 def tell(model: CM3, asked: Sequence[PictureQuestion]) -> list[str]:
     """The model's greedy answers."""
     codes = model.image_tokenizer.encode_pixels(to_pixels([one.picture for one in asked]))  # [N, h, w]
-    return model._texts(
-        [
-            model.requests.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
-            for one, picture in zip(asked, codes, strict=True)
-        ]
-    )
+    requests = [
+        model.prompts.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
+        for one, picture in zip(asked, codes, strict=True)
+    ]
+    return [model.processor.text(ids).strip() for ids in model.run(requests)]
 
 
-def fill(model: CM3, some: Sequence[HoleCase], decoding: TaskDecoding) -> dict[str, list[np.ndarray]]:
+def fill(model: CM3, some: Sequence[HoleCase], options: GenerationOptions) -> dict[str, list[np.ndarray]]:
     """The pictures with their holes filled, in every way."""
     told, untold, forth = [], [], []
     for i, one in enumerate(some):
-        image, sampling = Image(one.codes.masked_fill(one.holes, HOLE)), decoding.sampling
-        words, guide = Text(one.words), ClassifierFree(image=decoding.hole)
-        told.append(model.requests.hole(Document((words, image)), decoding.hole, sampling, i))
-        untold.append(model.requests.hole(Document((image,)), decoding.hole, sampling, i))
+        image, sampling = Image(one.codes.masked_fill(one.holes, HOLE)), options.sampling
+        words, guide = Text(one.words), ClassifierFree(image=INFILL.guidance)
+        told.append(model.prompts.hole(Document((words, image)), INFILL.guidance, sampling, i))
+        untold.append(model.prompts.hole(Document((image,)), INFILL.guidance, sampling, i))
         given = list(told[-1].given or [])
-        forth.append(model.requests.picture(Document((words,)), [NOTHING], guide, sampling, i, given))
+        forth.append(model.prompts.picture(Document((words,)), [NOTHING], guide, sampling, i, given))
     ways = {"filled": told, "filled without words": untold, "left to right": forth}
-    out = {name: pictures_of(model, model._codes(requests)) for name, requests in ways.items()}
+    out = {name: pictures_of(model, model.draw_codes(requests)) for name, requests in ways.items()}
     out["mean colour"] = [filled_with_mean(one.picture, one.holes.numpy()) for one in some]
     out["picture through the image tokenizer"] = pictures_of(model, [one.codes for one in some])
     return out
 
 
 def holes(
-    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, decoding: TaskDecoding
+    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, options: GenerationOptions
 ) -> dict[str, Any]:
     """Infilling of drawings in new views, and of drawings that training lacks."""
     styles: dict[str, set[str]] = defaultdict(set)
@@ -154,7 +137,7 @@ def holes(
     reference = Reference(judge.features(plainly), [thing.code for thing in known], [thing.style for thing in known])
     for split, things in (("unseen view", known), ("unseen cell", [thing for thing in new if thing.code in chosen])):
         if some := holed(model.image_tokenizer, things, sample):
-            ways = fill(model, some, decoding)
+            ways = fill(model, some, options)
             figures = {name: mark_holes(some, shown, judge, reference) for name, shown in ways.items()}
             out[split] = {"pictures": len(some), **figures}
     return out
@@ -169,7 +152,7 @@ class TaskBench(NamedTuple):
     things: Reference
     words: dict[str, list[str]]
     blind: dict[str, str]
-    decoding: TaskDecoding
+    options: GenerationOptions
 
 
 def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -184,7 +167,7 @@ def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[
     for task in track(drawing, split):
         some = examples(model.image_tokenizer, studio, task, sample)
         ways = {
-            "drawn": model._codes(requests_of(model, some, bench.decoding)),
+            "drawn": model.draw_codes(requests_of(model, some, bench.options)),
             TRUTH: grids(model, [one.codes[-1] for one in some]),
         }
         if task in EDITS:
@@ -213,7 +196,7 @@ def evaluate(
     out: Path,
     sample: int = 200,
     splits: Sequence[str] = SPLITS[:2],
-    decoding: TaskDecoding | None = None,
+    options: GenerationOptions = GENERATE,
     names: Sequence[str] = THINGS,
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
@@ -222,7 +205,6 @@ def evaluate(
         raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(SPLITS)}")
     out.mkdir(parents=True, exist_ok=True)
     started, size = time.time(), model.image_tokenizer.size[0]
-    decoding = decoding or TaskDecoding()
     seen, unseen = read_things(data, "train"), read_things(data, "unseen_cell")
     known = {thing.code for thing in seen}
     unseen = [thing for thing in unseen if thing.code in known]
@@ -234,11 +216,11 @@ def evaluate(
     }
     blind = blind_scene_answers(studio_of("familiar", seen, unseen, size, names), called)
     bench = TaskBench(
-        model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, decoding
+        model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, options
     )
     result: dict[str, Any] = {
         "sample": sample,
-        "decoding": vars(decoding),
+        "decoding": asdict(options) | {"hole": INFILL.guidance},
         "splits": {},
         "things": len({thing.code for thing in things}),
         "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
@@ -247,7 +229,7 @@ def evaluate(
     for split in splits:
         result["splits"][split], more = measure(bench, split, studio_of(split, seen, unseen, size, names), sample)
         rows += more
-    result["holes"] = holes(model, seen, unseen, judge, sample, decoding)
+    result["holes"] = holes(model, seen, unseen, judge, sample, options)
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(task_table(result), encoding="utf-8")
@@ -262,15 +244,22 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation-tasks"),
     sample: Annotated[int, typer.Option(help="documents of each task, at most")] = 200,
     split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
-    image_guidance: Annotated[float, typer.Option(help="of edits")] = 1.5,
-    text_guidance: Annotated[float, typer.Option(help="of edits")] = 3.0,
-    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = 6.0,
-    temperature: Annotated[float, typer.Option(help="of every picture")] = 0.8,
-    top_p: Annotated[float, typer.Option(help="of every picture")] = 0.9,
+    image_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.image_guidance,
+    text_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.text_guidance,
+    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = GENERATE.guidance,
+    temperature: Annotated[float, typer.Option(help="of every picture")] = GENERATE.temperature,
+    top_p: Annotated[float, typer.Option(help="of every picture")] = GENERATE.top_p,
 ) -> None:
-    decoding = TaskDecoding(guidance, image=image_guidance, text=text_guidance, temperature=temperature, top_p=top_p)
+    options = replace(
+        GENERATE,
+        guidance=guidance,
+        image_guidance=image_guidance,
+        text_guidance=text_guidance,
+        temperature=temperature,
+        top_p=top_p,
+    )
     try:
-        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], decoding)
+        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], options)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_tasks: {error}") from None
     print(task_table(result))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cm3.files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
+from cm3.model_files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from train.documents.shards import Shards, layout

@@ -16,7 +16,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from cm3.files import write_checksums
+from cm3.model_files import write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
 from train.emoji.dataset import attribution

@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cm3.files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
+from cm3.model_files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
 from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab

@@ -15,6 +15,8 @@ import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
+from cm3.document import Answer, Document, Mask, Text, from_ids
+from cm3.document import Image as Picture
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -27,49 +29,21 @@ INK, ANSWER, FAINT = (30, 30, 34), (20, 90, 200), (130, 130, 138)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-class ShownPiece(NamedTuple):
-    """A run of text, an answer in it, or a picture's codes [h, w]."""
-
-    text: str = ""
-    is_answer: bool = False
-    codes: torch.Tensor | None = None
-
-
 class Shown(NamedTuple):
     """A document on the page."""
 
     number: int
     tokens: int
-    pieces: list[ShownPiece]
+    items: Document
     sample: dict[str, Any]
 
 
-def pieces_of(document: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]) -> list[ShownPiece]:
-    """A document as people read it. Raises ValueError for a picture that is not whole."""
-    pieces: list[ShownPiece] = []
-    run: list[int] = []
-    borders = {place for span in document.spans for place in span}
-    answers = {place for start, end in document.spans for place in range(start, end)}
-    for place, id in enumerate(document.ids):
-        if run and (place in borders or vocab.is_text(id) != vocab.is_text(run[-1])):
-            pieces += _closed(run, place - 1 in answers, vocab, text, grid)
-            run = []
-        if vocab.is_text(id) or vocab.is_code(id):
-            run.append(id)
-        elif run:
-            pieces += _closed(run, place - 1 in answers, vocab, text, grid)
-            run = []
-    return pieces
-
-
-def _closed(
-    run: list[int], is_answer: bool, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]
-) -> list[ShownPiece]:
-    if vocab.is_text(run[0]):
-        return [ShownPiece(text.decode(vocab.ids_to_text(run)), is_answer)]
-    if len(run) != grid[0] * grid[1]:
-        raise ValueError(f"a picture has {len(run)} codes, not {grid[0]} x {grid[1]}: prepare the shards anew")
-    return [ShownPiece(codes=torch.tensor(vocab.id_to_code(run)).view(grid))]
+def read(stored: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]) -> Document:
+    """A document with its answers. Raises ValueError for ids that are none, such as a picture that is not whole."""
+    try:
+        return from_ids(stored.ids, vocab, text, grid, stored.spans)
+    except ValueError as error:
+        raise ValueError(f"{error}: prepare the shards anew") from error
 
 
 def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
@@ -81,7 +55,7 @@ def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
         Shown(
             number,
             int(shards.lengths[number]),
-            pieces_of(shards.document(number), vocab, text, (rows, columns)),
+            read(shards.document(number), vocab, text, (rows, columns)),
             shards.sample(number),
         )
         for number in chosen
@@ -93,12 +67,13 @@ def as_text(shown: Sequence[Shown], split: str) -> str:
     out = []
     for document in shown:
         parts = [
-            f"<picture {piece.codes.shape[0]} x {piece.codes.shape[1]}>"
-            if piece.codes is not None
-            else f"[[{piece.text}]]"
-            if piece.is_answer
-            else piece.text
-            for piece in document.pieces
+            f"[[{item.text}]]"
+            if isinstance(item, Answer)
+            else item.text
+            if isinstance(item, Text)
+            else f"<picture {item.grid[0]} x {item.grid[1]}>"
+            for item in document.items
+            if not isinstance(item, Mask)
         ]
         out += [
             f"{split} {document.number}: {document.tokens} tokens",
@@ -111,11 +86,11 @@ def as_text(shown: Sequence[Shown], split: str) -> str:
 
 def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Image.Image:
     """Each document on a card, pictures and text as they follow; the next card goes where there is most room."""
-    codes = [piece.codes for document in shown for piece in document.pieces if piece.codes is not None]
+    codes = [item.codes for document in shown for item in document.items if isinstance(item, Picture)]
     decoded = image.decode(torch.stack(codes)) if codes else []
     pictures = iter(decoded if isinstance(decoded, list) else [decoded])
     cards = [
-        _card(document, [next(pictures) for piece in document.pieces if piece.codes is not None]) for document in shown
+        _card(document, [next(pictures) for item in document.items if isinstance(item, Picture)]) for document in shown
     ]
     heights = [GAP] * min(columns, len(cards))
     places = []
@@ -132,17 +107,18 @@ def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Ima
 def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
     """Drawn on a sheet that is tall enough, and cut."""
     inside, pad, shown = COLUMN - 20, 10, iter(pictures)
-    words = sum(min(WORDS, len(piece.text.split())) + len(piece.text) // 20 for piece in document.pieces)
+    said = [item.text for item in document.items if isinstance(item, Text)]
+    words = sum(min(WORDS, len(text.split())) + len(text) // 20 for text in said)
     card = Image.new("RGB", (COLUMN, 200 + (inside + pad) * len(pictures) + 24 * words), "white")
     draw, font, y = ImageDraw.Draw(card), load_font(SIZE), pad
-    texts: list[ShownPiece] = []
-    for piece in [*document.pieces, ShownPiece(codes=torch.zeros(0))]:
-        if piece.codes is None:
-            texts.append(piece)
+    texts: list[Text] = []
+    for item in [*document.items, None]:
+        if isinstance(item, Text):
+            texts.append(item)
             continue
         y = _flow(draw, texts, font, y, pad, inside)
         texts = []
-        if len(piece.codes):
+        if item:
             picture = next(shown)
             scale = max(1, inside // picture.width)
             side = (
@@ -159,13 +135,13 @@ def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
         f"{document.tokens} tokens",
         *(str(sample[key]) for key in ("name", "licence") if sample.get(key)),
     ]
-    y = _flow(draw, [ShownPiece(" · ".join(note))], load_font(SIZE - 3), y + 2, pad, inside, FAINT)
+    y = _flow(draw, [Text(" · ".join(note))], load_font(SIZE - 3), y + 2, pad, inside, FAINT)
     return card.crop((0, 0, COLUMN, y + pad - 4))
 
 
 def _flow(
     draw: ImageDraw.ImageDraw,
-    pieces: list[ShownPiece],
+    texts: list[Text],
     font: Font,
     y: int,
     left: int,
@@ -174,8 +150,8 @@ def _flow(
 ) -> int:
     """Draw texts that follow one another, word by word, from the right where the first letters are Arabic. Returns
     where the next line begins."""
-    words = [(word, ANSWER if piece.is_answer else ink) for piece in pieces for word in piece.text.split()[:WORDS]]
-    if any(len(piece.text.split()) > WORDS for piece in pieces):
+    words = [(word, ANSWER if isinstance(one, Answer) else ink) for one in texts for word in one.text.split()[:WORDS]]
+    if any(len(one.text.split()) > WORDS for one in texts):
         words.append(("…", ink))
     if not words:
         return y

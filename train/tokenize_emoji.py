@@ -19,11 +19,12 @@ import torch
 import typer
 from rich.progress import track
 
+from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish
+from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, LANGUAGES, manifest_row, others_of, read_pictures
 from train.emoji.phrases import Facts, caption, targets
 from train.pictures.codes import encode_views
@@ -112,15 +113,15 @@ class Documents:
     ) -> None:
         """Every document of one picture: for each view captions and questions, in turn in each language."""
         for j, view in enumerate(views):
-            grid = codes[j].tolist()
+            image = Image(codes[j])
             for k in range(config.draw):
                 language = LANGUAGES[(j + k) % 2]
                 names = aliases.get((row["code"], language), [])
-                self.writer.draw(caption(row, view.ground, language, names, rng), grid)
+                self.writer.add(Document((Text(caption(row, view.ground, language, names, rng)), image)))
                 self.tasks["draw"] += 1
             for k in range(config.ask):
                 asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
-                self.writer.ask(asked, grid)
+                self.writer.add(questions(asked, image))
                 self.tasks.update(target.task for target in asked)
 
     def close(self, least: int = 1) -> None:

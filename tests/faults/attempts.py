@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from cm3.document import Image, join, picture_ids
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
@@ -223,10 +224,9 @@ def write_data(folder: Path, shards: int = 10, each: int = 6, seed: int = 0) -> 
             for i in range(each):
                 words = rng.integers(vocab.first_text, vocab.first_code, rng.integers(3, 40)).tolist()
                 writer.sample(name=f"{number}/{i}")
-                spans = [[1 + len(words) // 2, 1 + len(words)]] if i % 2 else []
-                writer.add(
-                    [*words, vocab.break_, *writer.picture(rng.integers(0, vocab.num_codes, 16).tolist())], spans
-                )
+                spans = [(1 + len(words) // 2, 1 + len(words))] if i % 2 else []
+                picture = picture_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, (4, 4)))), vocab)
+                writer.add_ids(join([words, picture], vocab).ids, spans)
             writer.save(folder / "tokens", split, number)
     finish(folder / "tokens", text, vocab, image, image_tokenizer_name=str(folder / "vq"))
 

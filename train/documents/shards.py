@@ -17,6 +17,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cm3.masking import text_segments
+from cm3.document import Answer, Document, Image, Span, Text, encode, parts
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -46,6 +47,12 @@ class Target(NamedTuple):
     answer: str
 
 
+def questions(asked: Sequence[Target], picture: Image) -> Document:
+    """Prompts and answers in turn, then the picture that they are about."""
+    said = ((Text((" " if i else "") + one.prompt), Answer(one.answer)) for i, one in enumerate(asked))
+    return Document((*chain.from_iterable(said), picture))
+
+
 MAX_TARGETS = 3
 NUM_SPECIAL = 64
 META = "meta.json"
@@ -58,7 +65,7 @@ class StoredDocument(NamedTuple):
     """`<eos> ... <eos>`, and the places of its answers."""
 
     ids: list[int]
-    spans: list[tuple[int, int]]
+    spans: list[Span]
 
 
 class ShardWriter:
@@ -83,37 +90,20 @@ class ShardWriter:
         """The row of the manifest that the documents added from now on come from."""
         self.manifest.append(facts)
 
-    def draw(self, words: str, codes: Sequence[int]) -> None:
-        """`<eos> words <break> <image> codes </image> <eos>`."""
-        self.add([*self.words(words), self.vocab.break_, *self.picture(codes)], [])
+    def add(self, document: Document) -> None:
+        """Its ids, and where its answers stand. Raises ValueError for a code that the vocabulary does not have."""
+        self.add_ids(*encode(document, self.vocab, self.text))
 
-    def ask(self, asked: list[Target], codes: Sequence[int]) -> None:
-        """`<eos> prompt answer prompt answer <break> <image> codes </image> <eos>`, each answer marked."""
-        ids: list[int] = []
-        spans: list[list[int]] = []
-        for i, target in enumerate(asked):
-            ids += self.words((" " if i else "") + target.prompt)
-            answer = self.words(target.answer)
-            spans.append([len(ids) + 1, len(ids) + 1 + len(answer)])  # 1 for the opening <eos>
-            ids += answer
-        self.add([*ids, self.vocab.break_, *self.picture(codes)], spans)
-
-    def words(self, words: str) -> list[int]:
-        return self.vocab.text_to_ids(self.text.encode(words))
-
-    def picture(self, codes: Sequence[int]) -> list[int]:
-        """`<image> codes </image>`."""
-        return [self.vocab.image, *self.vocab.code_to_id(list(codes)), self.vocab.end_image]
-
-    def add(self, ids: list[int], spans: list[list[int]]) -> None:
-        """A document without its two <eos>; `spans` count the first."""
+    def add_ids(self, ids: Sequence[int], spans: Sequence[Span] = ()) -> None:
+        """A document as `encode` gives it."""
         assert len(spans) <= MAX_TARGETS, f"{len(spans)} answers in a document, at most {MAX_TARGETS}"
-        whole = [self.vocab.eos, *ids, self.vocab.eos]
-        self.ids.extend(whole)
+        found = parts(ids, self.vocab)
+        pictures = sum(part.is_picture for part in found)
+        self.ids.extend(ids)
         self.offsets.append(len(self.ids))
-        self.spans.append(spans + [[0, 0]] * (MAX_TARGETS - len(spans)))
-        self.texts.append(len(text_segments(whole, self.vocab)))
-        self.pictures.append(ids.count(self.vocab.image))
+        self.spans.append([*map(list, spans), *([[0, 0]] * (MAX_TARGETS - len(spans)))])
+        self.texts.append(len(found) - pictures)
+        self.pictures.append(pictures)
         self.samples.append(len(self.manifest) - 1)
 
     def save(self, folder: Path, split: str = "train", number: int = 0, **facts: Any) -> None:

@@ -7,20 +7,20 @@ reads, cut where it is too long.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from cm3.document import Document, Image, Text, to_ids
+from cm3.document import Document, Image, Text, encode, join, parts
 from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.sample import Sample, Skip
-from train.documents.shards import SPLITS, ShardWriter, Target
+from train.documents.shards import SPLITS, ShardWriter, Target, questions
 from train.documents.sources import Source
 from train.pictures.codes import load_ahead
 from train.runtime.files import write_whole
@@ -155,56 +155,40 @@ class ShardBuilder:
         if record.interleaved:
             codes = iter(grids)
             items = (Text(piece) if isinstance(piece, str) else Image(next(codes)) for piece in record.pieces)
-            parts = cut(to_ids(Document(tuple(items)), self.vocab, self.text), limit, self.vocab)
-            writer.sample(**row, documents=len(parts))
-            for part in parts:
-                writer.add(part, [])
+            pieces = cut(encode(Document(tuple(items)), self.vocab, self.text).ids, limit, self.vocab)
+            writer.sample(**row, documents=len(pieces))
+            for ids in pieces:
+                writer.add_ids(ids)
             return None
-        words, picture = str(record.pieces[0]), grids[0].flatten().tolist()
+        words, picture = str(record.pieces[0]), Image(grids[0])
         prompt = TEMPLATES["caption"].get(facts.language) or TEMPLATES["caption"][defaults.language]
-        length = len(writer.words(prompt)) + len(writer.words(words)) + len(picture) + 5
-        if length > limit:
-            return Skip(record.name, f"too long: {length} tokens, the limit is {limit}")
+        asked = encode(questions([Target("caption", prompt, words)], picture), self.vocab, self.text)
+        if len(asked.ids) > limit:
+            return Skip(record.name, f"too long: {len(asked.ids)} tokens, the limit is {limit}")
         writer.sample(**row, documents=2)
-        writer.draw(words, picture)
-        writer.ask([Target("caption", prompt, words)], picture)
+        writer.add(Document((Text(words), picture)))
+        writer.add_ids(*asked)
         return None
 
 
 def cut(ids: list[int], limit: int, vocab: Vocab) -> list[list[int]]:
-    """A finished document in parts of at most `limit` ids with their two <eos>, which the parts lack.
+    """A finished document in documents of at most `limit` ids each.
 
-    Cuts lie where text and picture meet; a text that is longer than a part is cut between its tokens.
+    Cuts lie where text and picture meet; a text that is longer than a document is cut between its tokens.
     """
-    room, parts, here = limit - 2, [], list[int]()
-    for unit in _units(ids[1:-1], vocab):
-        is_text = unit[0] != vocab.image
-        turn = [vocab.break_] if here and (here[-1] == vocab.end_image) == is_text else []
-        if len(here) + len(turn) + len(unit) <= room:
-            here += turn + unit
-            continue
-        parts += [here] if here else []
-        while len(unit) > room:
-            parts.append(unit[:room])
-            unit = unit[room:]
-        here = unit
-    return parts + [here] if here else parts
-
-
-def _units(ids: list[int], vocab: Vocab) -> Iterator[list[int]]:
-    """Runs of text, and whole pictures."""
-    unit: list[int] = []
-    for id in ids:
-        if unit and id in (vocab.break_, vocab.image):
-            yield unit
-            unit = []
-        if id != vocab.break_:
-            unit.append(id)
-        if id == vocab.end_image:
-            yield unit
-            unit = []
-    if unit:
-        yield unit
+    documents: list[list[int]] = []
+    here: list[list[int]] = []  # the parts of one
+    room = limit - len(join([], vocab).ids)
+    for part in parts(ids, vocab):
+        piece = ids[part.start : part.end]
+        if len(join([*here, piece], vocab).ids) > limit:
+            documents += [join(here, vocab).ids] if here else []
+            while len(piece) > room:
+                documents.append(join([piece[:room]], vocab).ids)
+                piece = piece[room:]
+            here = []
+        here.append(piece)
+    return [*documents, join(here, vocab).ids] if here else documents
 
 
 def rows_of(skips: list[Skip]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cm3.options import GenerationOptions
 from cm3.pipeline import CM3
 from train.emoji.dataset import read_split
 from train.emoji.phrases import STYLED, Facts
@@ -21,12 +22,9 @@ from train.pictures.views import PLAIN, place
 JUDGED = 250  # concepts a drawing is told apart from
 
 
-class Decoding(NamedTuple):
-    """How the judged drawings are drawn: the arguments of CM3.generate."""
-
-    guidance: float = 6.0
-    temperature: float = 0.8
-    top_p: float = 0.9
+def settings(options: GenerationOptions) -> dict[str, float]:
+    """What evaluations note of how they drew."""
+    return {"guidance": options.guidance, "temperature": options.temperature, "top_p": options.top_p}
 
 
 @dataclass(frozen=True)

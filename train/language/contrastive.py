@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cm3.document import parts
 from cm3.scorer import Scorer
 from train.documents.shards import Shards
 
@@ -35,16 +36,15 @@ def pairs_of(shards: Shards) -> Pairs:
     Raises ValueError where there are none.
     """
     vocab, grid = shards.vocab(), tuple(shards.meta["vocab"]["image_grid"])
-    area = grid[0] * grid[1]
     texts, codes, concepts = [], [], []
     for number in np.flatnonzero((shards.spans[:, 0, 1] == 0) & (shards.texts == 1)).tolist():
         ids = shards.document(number).ids if shards.lengths[number] else []
-        words, rest = ids[1 : -area - 4], ids[-area - 4 :]
-        frame = [*rest[:2], *rest[-2:]] == [vocab.break_, vocab.image, vocab.end_image, vocab.eos]
-        if words and frame and all(map(vocab.is_text, words)) and all(map(vocab.is_code, rest[2:-2])):
+        found = parts(ids, vocab)
+        if [part.is_picture for part in found] == [False, True]:
+            words, picture = (ids[part.start : part.end] for part in found)
             facts = shards.sample(number)
             texts.append(vocab.ids_to_text(words))
-            codes.append(vocab.id_to_code(rest[2:-2]))
+            codes.append([vocab.id_to_code(id) for id in picture if vocab.is_code(id)])
             concepts.append(str(facts.get("code") or facts.get("name") or number))
     if not texts:
         raise ValueError(

@@ -13,12 +13,14 @@ A document's form is chosen before it is read, so that its length is known when 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from cm3.masking import Span, all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
+from cm3.document import Span, hidden, join, parts, picture_spans
+from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.vocab import MAX_MASKS, Vocab
 
 DRAW, FREE, CM3, ASK, HOLES, TELL = range(6)
@@ -142,18 +144,21 @@ def training_row(
     elif form == DRAW:
         spans = []
     rotated, counted = rotate(ids, spans, vocab)
-    row, targets = np.array(rotated), np.array(counted) > 0
     if form == HOLES:
-        row, targets = _with_holes(row, targets, sample_holes(grid, generator).numpy(), vocab)
+        rotated, counted = _with_holes(rotated, counted, sample_holes(grid, generator).flatten().tolist(), vocab)
+    row, targets, pictures = np.array(rotated), np.array(counted) > 0, picture_spans(rotated, vocab)
     is_code = row >= vocab.first_code
-    infills = (row >= vocab.first_infill) & (row < vocab.first_infill + MAX_MASKS)
+    infills = np.isin(row, vocab.infills)
     behind = np.cumsum(infills) > 0
     for start, end in told:
         behind[start : end + 1] = True
-    seen = np.cumsum(is_code)
-    early = seen - np.maximum.accumulate(np.where(row == vocab.image, seen, 0)) <= objective.first_codes
-    kinds = np.select([is_code & _sources(row, vocab), is_code & early, is_code, behind & ~infills], [5, 3, 4, 2], 1)
-    given = (row < vocab.first_text) & ~behind & (row != vocab.eos) & (row != vocab.break_)  # the grammar writes these
+    seen, before, source = np.cumsum(is_code), np.zeros(len(row), int), np.zeros(len(row), bool)
+    for (start, end), (following, _) in zip_longest(pictures, pictures[1:], fillvalue=(-1, -1)):
+        before[start:] = seen[start]
+        source[start:end] = end == following
+    early = seen - before <= objective.first_codes
+    kinds = np.select([is_code & source, is_code & early, is_code, behind & ~infills], [5, 3, 4, 2], 1)
+    given = (row < vocab.first_text) & ~behind & ~np.isin(row, vocab.turns)  # the grammar writes these
     kinds[~targets | given] = 0
     kinds[0] = 0
     # The token that ends an answer counts with it, so that the model learns to stop: <eos>, the next <infill:k>, or the
@@ -168,41 +173,36 @@ def training_row(
 
 
 def _told(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> tuple[list[int], list[Span]]:
-    """What stands before the last answer's <break> moved to the end, a <break> after each answer but the last. Returns
-    the document and the places of its answers."""
-    cut = ids.index(vocab.break_, spans[-1][1])
-    out, told, at = [vocab.eos, *ids[cut + 1 : -1]], [], 1
-    for start, end in spans:
-        out += [vocab.break_, *ids[at:end]]
-        told.append((len(out) - (end - start), len(out)))
-        at = end
-    return [*out, *ids[at:cut], vocab.eos], told
+    """What stands before the last answer's <break> moved to the end, each question with its answer a text of its own.
+    Returns the document and the places of its answers."""
+    found = parts(ids, vocab)
+    text = next(i for i, part in enumerate(found) if part.end >= spans[-1][1])  # that has the answers
+    cuts = [found[0].start, *(end for _, end in spans[:-1]), found[text].end]
+    rest = ids[found[text + 1].start : -1]
+    out, places = join([rest, *(ids[start:end] for start, end in pairwise(cuts))], vocab)
+    moves = [place - cut for (place, _), cut in zip(places[1:], cuts, strict=False)]
+    return out, [(start + move, end + move) for (start, end), move in zip(spans, moves, strict=True)]
 
 
-def _with_holes(row: np.ndarray, targets: np.ndarray, holes: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
-    """Before the row's one picture the same with a <mask:0> in each hole; of the picture only these codes are targets.
+def _with_holes(ids: list[int], targets: list[int], holes: list[bool], vocab: Vocab) -> tuple[list[int], list[int]]:
+    """Before the one picture the same with a <mask:0> in each hole; of the picture only these codes are targets.
 
     Args:
-        row, targets: of the document, [T].
-        holes: [h, w] bool.
+        ids, targets: of the document, T each.
+        holes: of each code of the picture.
         vocab: the layout.
 
     Returns:
-        Row and targets, [T + h w + 2].
+        ids and targets, T + h w + 2 each.
     """
-    start, end = (int(np.flatnonzero(row == id)[0]) for id in (vocab.image, vocab.end_image))
-    source = row[start : end + 1].copy()
-    source[1:-1][holes.flatten()] = vocab.mask(0)
-    targets = targets.copy()
-    targets[start + 1 : end] &= holes.flatten()
-    return np.insert(row, start, source), np.insert(targets, start, source >= vocab.first_code)
-
-
-def _sources(row: np.ndarray, vocab: Vocab) -> np.ndarray:  # [T] -> [T] bool
-    """Whether an id stands before the last picture of some that stand side by side."""
-    turns = np.flatnonzero((row[:-1] == vocab.end_image) & (row[1:] == vocab.image))
-    out = np.zeros(len(row), bool)
-    for end in turns:
-        start = int(np.flatnonzero(row[:end] == vocab.image)[-1])
-        out[start:end] = True
-    return out
+    (start, end), *_ = picture_spans(ids, vocab)
+    picture, inside = ids[start:end], iter(holes)
+    source = hidden(picture, holes, vocab)
+    wanted = [
+        int(bool(was) and (not vocab.is_code(id) or next(inside)))
+        for id, was in zip(picture, targets[start:end], strict=True)
+    ]
+    return (
+        [*ids[:start], *source, *ids[start:]],
+        [*targets[:start], *map(int, map(vocab.is_code, source)), *wanted, *targets[end:]],
+    )

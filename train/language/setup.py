@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cm3.config import CM3Config
-from cm3.files import find_model, load_image_tokenizer, read_config
+from cm3.model_files import find_model, load_image_tokenizer, read_config
 from cm3.pipeline import CM3
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab

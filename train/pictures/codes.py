@@ -233,11 +233,11 @@ def _note(out: Path, content: dict[str, Any]) -> None:
 
 
 def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer: ImageTokenizer) -> torch.Tensor:
-    """Codes of every view of every drawing, [N, V, h * w]."""
+    """Codes of every view of every drawing, [N, V, h, w]."""
     size, out = tokenizer.size[0], []
     for i in track(range(0, len(drawings), 16), "encoding"):
         pairs = zip(drawings[i : i + 16], views[i : i + 16], strict=True)
         pictures = [place(drawing, view, size) for drawing, row in pairs for view in row]
         pixels = to_pixels(pictures)
         out.append(torch.cat([tokenizer.model.encode(part) for part in pixels.to(tokenizer.device).split(128)]).cpu())
-    return torch.cat(out).view(len(drawings), len(views[0]), -1)
+    return torch.cat(out).view(len(drawings), len(views[0]), *tokenizer.grid)

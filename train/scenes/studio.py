@@ -54,16 +54,16 @@ class Studio:
 
 
 def encode(made: Sequence[TaskDocument], tokenizer: ImageTokenizer) -> list[list[np.ndarray]]:
-    """Codes [h * w] of every picture of every document."""
+    """Codes [h, w] of every picture of every document."""
     pictures = [picture for one in made for picture in one.pictures]
-    codes = tokenizer.encode_pixels(to_pixels(pictures)).flatten(1).numpy()
+    codes = tokenizer.encode_pixels(to_pixels(pictures)).numpy()
     out, at = [], 0
     for one in made:
         mine = list(codes[at : at + len(one.pictures)])
         at += len(mine)
         if one.kept:
             # The encoder sees beyond a cell; what the eye finds unchanged keeps its code.
-            touched = touched_cells(one.pictures[-2], one.pictures[-1], tokenizer.grid).flatten()
+            touched = touched_cells(one.pictures[-2], one.pictures[-1], tokenizer.grid)
             mine[-1] = np.where(touched, mine[-1], mine[-2])
         out.append(mine)
     return out

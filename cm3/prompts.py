@@ -9,28 +9,17 @@ told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cm3.checks import check_choice, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Mask, Text, draw_ids, open_ids, prompt_ids, without_text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
-from cm3.sampling import SamplingConfig
+from cm3.options import GenerationOptions, SamplingConfig, check_seed
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 
-MAX_SEED = 2**63
 MAX_TEXT = 64  # tokens of a caption or an answer
 CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
-DECODINGS = ("top-p", "cd-k", "both")
 NOTHING = Document((Mask(),))
-
-
-def check_seed(seed: int) -> int:
-    """The seed as an int. Errors: ValueError outside 0 to MAX_SEED - 1, TypeError for what is no whole number."""
-    check_whole("seed", seed)
-    if not 0 <= seed < MAX_SEED:
-        raise ValueError(f"seed is {seed}, but must be 0 to {MAX_SEED - 1}")
-    return int(seed)
 
 
 def candidate_seed(seed: int, j: int) -> int:
@@ -38,26 +27,20 @@ def candidate_seed(seed: int, j: int) -> int:
     return seed >> 32 << 32 | (seed + j * CANDIDATE) % 2**32
 
 
-def ways_of(
-    decoding: str, guidance: float, sampling: SamplingConfig, contrast: tuple[int, float]
-) -> list[tuple[Guide, SamplingConfig]]:
-    """How pictures are drawn, in turn. decoding: one of DECODINGS. contrast: k and alpha of CD-K, with which guidance,
-    top-p and top-k do not count."""
-    check_choice("decoding", decoding, DECODINGS)
-    if not is_many(contrast) or len(contrast) != 2:
-        raise TypeError(f"contrast must be k and alpha, such as (8, 0.5), but is {contrast!r:.60}")
-    free = ClassifierFree(image=guidance), sampling
-    contrastive = ContrastiveTopK(*contrast), SamplingConfig(sampling.temperature)
+def ways_of(options: GenerationOptions) -> list[tuple[Guide, SamplingConfig]]:
+    """How pictures are drawn, in turn. With CD-K guidance, top-p and top-k do not count."""
+    free = ClassifierFree(image=options.guidance), options.sampling
+    contrastive = ContrastiveTopK(*options.contrast), SamplingConfig(options.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
         "top-p": [free],
         "cd-k": [contrastive],
         "both": [free, contrastive],
     }
-    return ways[decoding]
+    return ways[options.decoding]
 
 
 @dataclass(frozen=True)
-class Requests:
+class Prompts:
     """Makes requests for a model with this vocabulary, text tokenizer, grid of a picture, and context in tokens.
     Errors: ValueError for a picture that does not fit the grid, or a text that cannot fit the context."""
 
@@ -90,18 +73,16 @@ class Requests:
     ) -> Request:
         """A picture behind the document. others: what stands in its place in the guide's further lanes."""
         ids, *rest = [self.ids(one, draw_ids) for one in (document, *others)]
-        return Request(ids, "image", sampling=sampling, guide=guide, others=rest, given=given, seed=seed)
+        return Request(ids, "image", sampling=sampling, guide=guide, extra_prompts=rest, given=given, seed=seed)
 
-    def drawings(
-        self, document: Document, ways: Sequence[tuple[Guide, SamplingConfig]], n: int, best_of: int, seed: int
-    ) -> list[Request]:
+    def drawings(self, document: Document, options: GenerationOptions) -> list[Request]:
         """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
-        seed = check_seed(seed)
-        requests: list[Request] = []
-        for i in range(n):
-            for j in range(best_of):
-                guide, sampling = ways[(seed + i + j) % len(ways)]
-                requests.append(self.picture(document, [NOTHING], guide, sampling, candidate_seed(seed + i, j)))
+        ways, requests = ways_of(options), list[Request]()
+        for i in range(options.n):
+            for j in range(options.best_of):
+                guide, sampling = ways[(options.seed + i + j) % len(ways)]
+                seed = candidate_seed(options.seed + i, j)
+                requests.append(self.picture(document, [NOTHING], guide, sampling, seed))
         return requests
 
     def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:

@@ -51,6 +51,21 @@ LIMITS = {"num_hidden_layers": 1_000}
 LARGEST = 2**31  # of any other whole number
 
 
+def device_of(name: str | torch.device) -> torch.device:
+    """ "auto" is a GPU if there is one. Errors: ValueError for a device that torch does not know or does not find."""
+    if not isinstance(name, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"device must be a string or a torch.device, but is {name!r:.60}")
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.empty(1, device=found).cpu()  # of "meta" nothing can be copied
+    except Exception as error:  # torch raises almost anything
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f'device is {str(name)!r}, which cannot be used ({reason:.80}): give "cpu" or "auto"'
+        ) from error
+    return torch.device(found)
+
+
 def find_model(name: str | Path) -> Path:
     """The folder of an embedded model, of a local one, or of one fetched from the hub."""
     embedded = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))

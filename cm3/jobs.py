@@ -1,0 +1,177 @@
+"""What each task asks of the engine: from what people give to requests, and from the codes back to what they get."""
+
+# Callers without types are checked.
+# pyright: reportUnnecessaryIsInstance=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from PIL import Image as PIL_Image
+from torch import Tensor
+
+from cm3.checks import check_choice, check_single, check_text, is_many
+from cm3.document import HOLE, Document, Image, Text
+from cm3.engine import Request
+from cm3.guidance import ThreeWay
+from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
+from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, GenerationOptions
+from cm3.processor import Processor
+from cm3.prompts import Prompts
+from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed
+from cm3.templates import prompt as worded
+from tokenizer_image.pixels import Picture, open_image
+
+
+class Job(NamedTuple):
+    """requests: one for each picture or text. show: what makes a picture of the codes, [h, w], that the request of this
+    number gave."""
+
+    requests: list[Request]
+    show: Callable[[int, Tensor], PIL_Image.Image]
+
+
+def listed(value: Any) -> list[Any]:
+    return list(value) if is_many(value) else [value]
+
+
+def texts_of(name: str, value: Any) -> list[str]:
+    """Of a str, or of a list of them. Errors: TypeError for anything else."""
+    for text in listed(value):
+        if not isinstance(text, str):
+            has = "holds" if is_many(value) else "is"
+            raise TypeError(f"the {name} must be a string or a list of strings, but {has} {text!r:.60}")
+    return listed(value)
+
+
+def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
+    """A text for each picture. Errors: ValueError for unequal numbers, or a text without words; TypeError for texts
+    that are none, or a list in the list of pictures."""
+    images, each = listed(images), texts_of(what, texts)
+    for image in images:
+        check_single("each of the pictures" if len(images) > 1 else "the picture", image)
+    if not all(text.strip() for text in each):
+        raise ValueError(f"the {what} is empty: say something about the picture")
+    each = each if is_many(texts) else each * len(images)
+    if len(each) != len(images):
+        raise ValueError(f"{len(images)} pictures and {len(each)} {what}s: give one {what}, or as many")
+    return list(zip(images, each, strict=True))
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Makes the job of each task. Errors: ValueError for what cannot be done, TypeError for what is of a wrong type."""
+
+    processor: Processor
+    prompts: Prompts
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        boxes: Sequence[tuple[str, Box]] | None = None,
+        structure: Picture | None = None,
+        kind: str = "edges",
+        options: GenerationOptions = GENERATE,
+    ) -> Job:
+        """n x best_of pictures of each prompt, the candidates of a picture side by side."""
+        where = "" if boxes is None else boxed(boxes)
+        texts = [f"{where} {words.strip()}".strip() if where else words for words in texts_of("prompt", prompt)]
+        if not all(words.strip() for words in texts):
+            raise ValueError("the prompt is empty: say what to draw")
+        check_choice("kind", kind, STRUCTURES)
+        documents = [Document((Text(words),)) for words in texts]
+        if structure is not None:
+            check_single("the structure", structure)
+            source = self.processor.image(structure)
+            documents = [Document((Text(worded(kind, words)), source)) for words in texts]
+        drawn = [self.prompts.drawings(document, options) for document in documents]
+        return self._plain([request for requests in drawn for request in requests])
+
+    def infill(
+        self, image: Picture, mask: Picture, prompt: str | None = None, options: GenerationOptions = INFILL
+    ) -> Job:
+        """n fillings of one picture where the mask is white."""
+        check_single("the picture", image)
+        check_single("the mask", mask)
+        if prompt is not None:
+            check_text("the prompt", prompt)
+        limit = self.processor.max_pixels
+        own = open_image(image, limit, None)
+        picture = open_image(own, limit)
+        painted = read_mask(open_image(mask, limit, "black"), picture.size)
+        square = square_around(painted)
+        cells = touched_cells(painted, square, self.processor.grid)
+        codes = self.processor.image(picture.crop(square.box)).codes  # [h, w]
+        text = [Text(prompt)] if prompt and prompt.strip() else []
+        holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
+        requests = [
+            self.prompts.hole(holed, options.guidance, options.sampling, options.seed + i) for i in range(options.n)
+        ]
+
+        def show(_: int, drawn: Tensor) -> PIL_Image.Image:
+            return paste_back(own, self.processor.picture(drawn), painted, cells, square)
+
+        return Job(requests, show)
+
+    def edit(
+        self,
+        image: Picture | Sequence[Picture],
+        instruction: str | Sequence[str],
+        options: GenerationOptions = EDIT,
+    ) -> Job:
+        """Each picture as its instruction changes it."""
+        guide = ThreeWay(options.image_guidance, options.text_guidance)
+        pairs = paired(image, instruction, "instruction")
+        own = [open_image(picture, self.processor.max_pixels, None) for picture, _ in pairs]
+        squares = [middle_square(picture.size) for picture in own]
+        sources = [self.processor.image(picture) for picture in own]
+        requests = [
+            self.prompts.edit(text, source, guide, options.sampling, options.seed)
+            for source, (_, text) in zip(sources, pairs, strict=True)
+        ]
+
+        def show(i: int, codes: Tensor) -> PIL_Image.Image:
+            cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it
+            changed = pixels_of(cells, squares[i], own[i].size)
+            return paste_back(own[i], self.processor.picture(codes), changed, cells, squares[i])
+
+        return Job(requests, show)
+
+    def caption(
+        self,
+        image: Picture | Sequence[Picture],
+        language: str = "en",
+        long: bool = False,
+        options: GenerationOptions = CAPTION,
+    ) -> Job:
+        """What each picture shows."""
+        if not isinstance(long, bool):
+            raise TypeError(f"long must be True or False, but is {long!r:.60}")
+        words = TEMPLATES["describe" if long else "caption"]
+        check_choice("language", language, words)
+        return self.tell(paired(image, words[language], "prompt"), options)
+
+    def answer(
+        self,
+        image: Picture | Sequence[Picture],
+        question: str | Sequence[str],
+        options: GenerationOptions = ANSWER,
+    ) -> Job:
+        """The answer to each picture's question."""
+        pairs = paired(image, question, "question")
+        return self.tell([(picture, worded("answer", text)) for picture, text in pairs], options)
+
+    def tell(self, pairs: Sequence[tuple[Picture, str]], options: GenerationOptions = ANSWER) -> Job:
+        """A text for each picture and prompt."""
+        return self._plain(
+            [
+                self.prompts.text(words, self.processor.image(picture), options.sampling, options.seed)
+                for picture, words in pairs
+            ]
+        )
+
+    def _plain(self, requests: list[Request]) -> Job:
+        return Job(requests, self._show)
+
+    def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:
+        return self.processor.picture(codes)

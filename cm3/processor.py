@@ -1,0 +1,57 @@
+"""What stands between people and ids: pictures to codes, codes and ids to pictures and texts."""
+
+# torch and PIL are typed in part only.
+# pyright: reportUnknownMemberType=false
+
+from typing import cast
+
+import torch
+from PIL import Image as PIL_Image
+from torch import Tensor
+
+from cm3.document import Image
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.pixels import MAX_PIXELS, Picture
+
+
+class Processor:
+    """Both tokenizers over one vocabulary. grid: rows and columns of a picture, h x w codes. max_pixels: the most that
+    a picture may have."""
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.vocab = vocab
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.max_pixels = max_pixels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_tokenizer.grid
+
+    def image(self, picture: Picture) -> Image:
+        """One by one: the same alone as in a list. Errors: as tokenizer_image.pixels.open_image."""
+        return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
+
+    def picture(self, codes: Tensor) -> PIL_Image.Image:
+        """[h, w] -> the picture."""
+        return cast(PIL_Image.Image, self.image_tokenizer.decode(codes))
+
+    def codes(self, ids: list[int]) -> Tensor:  # -> [h, w]
+        """The codes among the ids of one picture."""
+        return torch.tensor([self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]).view(self.grid)
+
+    def text(self, ids: list[int]) -> str:
+        return self.text_tokenizer.decode(self.vocab.ids_to_text(ids))
+
+    def blank(self) -> list[int]:
+        """The h*w ids of a white picture."""
+        white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
+        return self.vocab.code_to_id(cast(list[int], white.flatten().tolist()))

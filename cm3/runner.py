@@ -1,0 +1,124 @@
+"""A model with its tokenizers, and what runs requests on it: below the tasks of pipeline.py, for those who want ids and
+codes.
+
+Letters in shapes: T tokens, h x w codes of a picture.
+"""
+
+# torch and transformers are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image as PIL_Image
+from torch import Tensor
+
+from cm3 import engine, ranking
+from cm3.completion import Completion
+from cm3.engine import Request
+from cm3.jobs import Job, Jobs
+from cm3.options import MAX_PICTURES
+from cm3.processor import Processor
+from cm3.prompts import Prompts
+from cm3.scorer import Scorer
+from cm3.streaming import Piece, pieces
+from cm3.text import TextTokenizer
+from cm3.transformer import CM3ForCausalLM
+from cm3.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.pixels import MAX_PIXELS
+
+
+class Score(NamedTuple):
+    """ids: [T - 1], the document after its opening <eos>. log_probs: [T - 1], natural logarithm for each of them."""
+
+    ids: Tensor
+    log_probs: Tensor
+
+
+class Runner:
+    """Errors: ValueError for tokenizers, or a scorer, that do not belong to the model."""
+
+    def __init__(
+        self,
+        model: CM3ForCausalLM,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        scorer: Scorer | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        config = model.config
+        for what, has, wants in (
+            ("the text tokenizer's ids", len(text_tokenizer), config.text_vocab_size),
+            ("the image tokenizer's codes", image_tokenizer.num_codes, config.image_vocab_size),
+        ):
+            if has > wants:
+                raise ValueError(f"{what} are {has}, but the model knows {wants}: they do not belong together")
+        if image_tokenizer.grid != tuple(config.image_grid):
+            raise ValueError(
+                f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
+                f"{tuple(config.image_grid)}: they do not belong together"
+            )
+        if scorer:
+            scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
+        self.model = model.eval()
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.scorer = scorer
+        self.vocab = Vocab.from_config(config)
+        self.grid: tuple[int, int] = image_tokenizer.grid
+        self.context: int = config.max_position_embeddings
+        self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
+        self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
+        self.jobs = Jobs(self.processor, self.prompts)
+        self.completion = Completion(self.processor, self.prompts, self.stream_ids)
+
+    def stream_ids(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+        """Each new id as soon as it is known: (number of the request, id)."""
+        return engine.stream(self.model, self.vocab, requests, self.grid)
+
+    def run(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The new ids of each request, in batches of bounded size."""
+        batches = (requests[i : i + MAX_PICTURES] for i in range(0, len(requests), MAX_PICTURES))
+        return [ids for batch in batches for ids in engine.generate(self.model, self.vocab, batch, self.grid)]
+
+    def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The codes, [h, w], of the picture that each request drew."""
+        return [self.processor.codes(ids) for ids in self.run(requests)]
+
+    def pictures(self, job: Job) -> list[PIL_Image.Image]:
+        """What each request of the job drew."""
+        return [job.show(i, codes) for i, codes in enumerate(self.draw_codes(job.requests))]
+
+    def texts(self, job: Job) -> list[str]:
+        """What each request of the job wrote."""
+        return [self.processor.text(ids).strip() for ids in self.run(job.requests)]
+
+    def pieces(self, new: Iterator[tuple[int, int]], show: Callable[[int, Tensor], PIL_Image.Image]) -> Iterator[Piece]:
+        """Of ids with the numbers of what they belong to; what a picture lacks is white."""
+        blank = self.processor.blank()
+
+        def picture(number: int, ids: list[int]) -> PIL_Image.Image:
+            return show(number, self.processor.codes(ids + blank[len(ids) :]))
+
+        return pieces(new, self.vocab, self.grid[1], self.processor.text, picture)
+
+    def best(self, words: str, codes: Sequence[Tensor]) -> int:
+        """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""
+        return ranking.best(self.model, self.prompts, self.scorer, words, codes)
+
+    def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
+        """Log-probability of the words as the caption of each picture, codes [h, w]."""
+        return ranking.caption_log_probs(self.model, self.prompts, words, codes)
+
+    @torch.inference_mode()
+    def score_ids(self, document: Sequence[int]) -> Score:
+        """How likely the model finds each id of a document after its opening <eos>. Errors: ValueError for more ids
+        than the model holds."""
+        ids = torch.tensor(document)  # [T]
+        if len(ids) > self.context:
+            raise ValueError(f"a document of {len(ids)} tokens is too long: the model holds {self.context}")
+        logits = self.model(input_ids=ids[None].to(self.model.device)).logits[0, :-1].float().cpu()  # [T - 1, V]
+        log_probs = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+        return Score(ids[1:], log_probs)
