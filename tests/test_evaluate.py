@@ -150,7 +150,7 @@ def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Pat
 def test_the_whole_evaluation_runs_on_the_data_sample(
     untrained: CM3, sample: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "JUDGED", 6)
+    monkeypatch.setattr("train.evaluation.concepts.JUDGED", 6)
     result = module.evaluate(untrained, sample, token_shards, tmp_path, sample=12)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     pictures = {split: row["reconstruction"]["pictures"] for split, row in result["splits"].items()}

@@ -159,7 +159,6 @@ def pictures(seed: int) -> dict[str, bytes]:
         ("BMP", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("PPM", {}),
-        ("ICO", {}),
     ):
         file = io.BytesIO()
         image.save(file, format, **settings)

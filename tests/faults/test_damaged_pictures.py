@@ -32,7 +32,7 @@ def tallies(account: dict[str, Any]) -> dict[str, Any]:
 def damaged_picture(rng: random.Random, sound: dict[str, bytes], large: dict[str, bytes]) -> tuple[str, str, bytes]:
     """Kind, suffix and content; kinds that begin with "!" cannot be read as pictures."""
     name = rng.choice(sorted(sound))
-    data, suffix = sound[name], {"apng": "png", "ppm": "png", "ico": "png"}.get(name, name)
+    data, suffix = sound[name], {"apng": "png", "ppm": "png"}.get(name, name)
     way = rng.choice(["truncated", "early", "a flip", "flips", "header", "swapped", "stranger", "bomb"])
     if way == "truncated":
         return f"{way} {name}", suffix, data[: rng.randrange(len(data))]
@@ -59,7 +59,7 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
     tokenizer = ImageTokenizer.from_pretrained(vq)
     sound, large = pictures(0), bombs()
     usual = [
-        (f"{i}-{name}.{'png' if name in ('apng', 'ppm', 'ico') else name}", data)
+        (f"{i}-{name}.{'png' if name in ('apng', 'ppm') else name}", data)
         for i in range(2)
         for name, data in pictures(i + 1).items()
     ]

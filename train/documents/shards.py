@@ -14,6 +14,7 @@ the end behind a <mask> (cm3/masking.py). Documents without spans are text and p
 
 import hashlib
 import json
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ MAX_TARGETS = 3
 NUM_SPECIAL = 64
 META = "meta.json"
 SPLITS = ("train", "held_out")
+NAMED = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.safetensors")
 MOST_DOCUMENTS = 10_000_000  # of a shard
 LAYOUT = ("num_special_tokens", "text_vocab_size", "image_vocab_size")  # as Vocab counts them
 
@@ -213,7 +215,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         assert all(type(number) is int and number >= 0 for number in numbers), "a count is no number"
         assert all(shard["documents"] <= MOST_DOCUMENTS for shard in shards), "a count is beyond reason"
         assert all(isinstance(word, str) for word in words), "a name is no text"
-        assert all(Path(shard["name"]).name == shard["name"] for shard in shards), "a shard lies elsewhere"
+        names = [shard["name"] for shard in shards]
+        assert all(NAMED.fullmatch(name) for name in names), "a shard has a name that no shard has"
+        assert len({*names}) == len(names), "two shards have one name"
         assert "train" in meta["splits"] and len(meta["vocab"]["image_grid"]) == 2
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise ValueError(

@@ -187,6 +187,8 @@ class Rows:
                 )
                 if max(stored.ids) >= len(self.vocab):
                     raise ValueError(f"id {max(stored.ids)}")
+                if at + len(made.ids) > self.length:
+                    raise ValueError("it is longer than its plan")
             except (ValueError, IndexError, AssertionError):  # damaged in a shard that was not verified
                 bad.append(document)
                 continue
