@@ -86,10 +86,10 @@ def dies_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def run(script: Any, schedule: str, last: int, config: Any, out: Path) -> None:
         rate = getattr(script, schedule)
 
-        def dies(step: int, config: Any) -> float:
+        def dies(step: int, *rest: Any) -> float:
             if step == last:
                 raise KeyboardInterrupt
-            return rate(step, config)
+            return rate(step, *rest)
 
         with monkeypatch.context() as patch:
             patch.setattr(script, schedule, dies)

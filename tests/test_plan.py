@@ -15,6 +15,7 @@ from cm3.transformer import CM3ForCausalLM
 from train import lm
 from train.language import plan
 from train.language.config import LMConfig
+from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.packing import Batch
 from train.language.plan import measure, memory, plan_run
@@ -130,7 +131,7 @@ def test_sharded_runs_hold_a_share_on_each_device(config: LMConfig):
 
 
 def test_a_plan_with_adapters_trains_them_alone(config: LMConfig):
-    figures = plan_run(replace(config, lora={"rank": 2}), False)
+    figures = plan_run(replace(config, lora=Lora(rank=2)), False)
     assert figures["trained"] < 0.3 * figures["parameters"]
     assert figures["gradients_gib"] < 0.3 * figures["weights_gib"]
 
@@ -168,7 +169,7 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: LMConfig, 
 def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: LMConfig, monkeypatch):
     monkeypatch.setattr(plan, "learner_of", None)
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
-    figures = plan_run(replace(config, preset="cm3leon-7b", lora={"rank": 8}), False)
+    figures = plan_run(replace(config, preset="cm3leon-7b", lora=Lora(rank=8)), False)
     assert figures["trained"] < 0.01 * figures["parameters"]
     assert figures["gradients_gib"] + figures["optimizers_gib"] < 0.1 * figures["weights_gib"]
 
@@ -195,7 +196,7 @@ def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: LMCon
     [
         ({"batch_tokens": 500}, "batch_tokens is 500, but must be a multiple of row x processes"),
         ({"row": 1024, "batch_tokens": 1024}, "row is 1024, but the model's positions are 128"),
-        ({"lora": {"rank": 2, "targets": ["x"]}}, "lora.targets x"),
+        ({"lora": Lora(2, targets=("x",))}, "lora.targets x"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],
 )

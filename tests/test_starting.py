@@ -17,7 +17,8 @@ from tokenizer_image import ImageTokenizer
 from train.documents.shards import finish, read_meta
 from train.language.config import LMConfig
 from train.language.lora import Lora, add_lora, merged, save_adapter
-from train.language.setup import fresh_model, loaded_model, lora_of, rebuilt
+from train.language.setup import fresh_model, loaded_model, rebuilt
+from train.runtime import config as configs
 
 LORA = Lora(rank=3, alpha=7)
 
@@ -213,4 +214,4 @@ def test_a_rebuilt_model_shares_no_memory_and_gives_the_same_logits(tied: bool, 
 
 
 def test_a_run_can_be_told_to_train_embeddings_with_its_adapters():
-    assert lora_of(LMConfig(lora={"rank": 2, "embeddings": True})).embeddings
+    assert configs.fill(LMConfig, {"lora": {"rank": 2, "embeddings": True}}).lora == Lora(2, embeddings=True)

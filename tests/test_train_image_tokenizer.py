@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.emoji.dataset import read_split, write_shards
-from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, learning_rate, train
+from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, train
 from train.pictures.metrics import psnr
+from train.runtime.optim import rate
 from train.runtime.precision import autocast
 from train.vq.learner import sample_sheet
 
@@ -65,7 +66,7 @@ def run(config: ImageTokenizerConfig, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def killed_at(dies_at: Callable[..., None]) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
-    return partial(dies_at, image_tokenizer, "learning_rate")
+    return partial(dies_at, image_tokenizer, "rate")
 
 
 def logged(out: Path) -> list[dict]:
@@ -236,9 +237,8 @@ def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig
     assert max(row["skipped_files"] for row in rows if "loss" in row) == 1
 
 
-def test_the_rate_warms_up_and_falls_to_nothing(config: ImageTokenizerConfig):
-    config = replace(config, steps=100, warmup=10, lr=1.0)
-    rates = [learning_rate(step, config) for step in range(100)]
+def test_the_rate_warms_up_and_falls_to_nothing():
+    rates = [rate(step, 100, "cosine", 10) for step in range(100)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3

@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 
 from cm3 import CM3
 from tokenizer_image import ImageTokenizer
-from train import lm
+from train import lm as command
 from train.documents.shards import Shards, read_meta
+from train.language import run as lm
 from train.language.config import LMConfig
+from train.language.held_out import held_out_loss
+from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.objective import KINDS, Objective
 from train.language.packing import Rows
@@ -34,7 +37,7 @@ def config(token_shards: Path, vq_folder: Path) -> LMConfig:
         str(vq_folder),
         preset="tiny",
         model={"max_position_embeddings": 256},
-        objective={"first_codes": 4},
+        objective=Objective(first_codes=4),
         steps=6,
         row=128,
         batch_tokens=512,
@@ -123,7 +126,7 @@ def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path
         log_every=5,
         save_every=60,
         prompts=(),
-        objective={"free": 0.0, "cm3": 0.0, "prompt": 1.0, "first_codes": 4},
+        objective=Objective(free=0.0, cm3=0.0, prompt=1.0, first_codes=4),
     )
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))
@@ -245,7 +248,7 @@ def test_held_out_documents_are_evaluated_with_the_averaged_weights(config: LMCo
     assert [row["step"] for row in rows] == [3, 6]
     model = CM3.from_pretrained(folder, device="cpu")  # the averaged weights are what is saved
     held = Rows(Shards(config.data, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6)
-    again = lm.evaluate(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
+    again = held_out_loss(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
     assert again == pytest.approx(rows[-1]["held_out"], abs=1e-4)
 
 
@@ -257,7 +260,7 @@ def test_a_model_is_trained_on_with_adapters(config: LMConfig, run: Path, tmp_pa
         preset="emoji",
         model={},
         prompts=(),
-        lora={"rank": 2},
+        lora=Lora(rank=2),
         matrices="auto",
         steps=4,
         lr=1e-2,
@@ -316,13 +319,13 @@ def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_s
 def test_mistakes_end_the_script_with_one_line(config: LMConfig, tmp_path: Path, overrides: list[str], match: str):
     given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
     with pytest.raises(SystemExit, match=f"lm: {match}") as error:
-        lm.main(tmp_path, None, None, False, False, given + overrides)
+        command.main(tmp_path, None, None, False, False, given + overrides)
     assert "\n" not in str(error.value.code)
 
 
 def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"it's here/meta\.json is missing"):
-        lm.main(tmp_path, None, "it's here", False, False, None)
+        command.main(tmp_path, None, "it's here", False, False, None)
 
 
 def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
@@ -334,7 +337,7 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, t
         "batch_tokens=512",
         "precision=fp32",
     ]
-    lm.main(tmp_path / "out", None, None, True, False, given)
+    command.main(tmp_path / "out", None, None, True, False, given)
     said = capsys.readouterr().out
     assert all(word in said for word in ("parameters", "gradients gib", "tokens per second", "hours"))
     assert not (tmp_path / "out").exists()

@@ -25,8 +25,9 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from cm3.templates import LANGUAGES
 from train.emoji.colours import main_colour
-from train.emoji.concepts import LANGUAGES, Concept, icon_keys, read_concepts, svg
+from train.emoji.concepts import Concept, icon_keys, read_concepts, svg
 from train.emoji.dataset import SPLITS, cut_sample, write_manifest, write_shards
 from train.emoji.packages import PACKAGES, STYLES, Style, Tarball, fetch
 

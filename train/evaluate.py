@@ -23,8 +23,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from cm3.options import GENERATE, GenerationOptions
 from cm3.pipeline import CM3
+from cm3.templates import LANGUAGES
 from train.documents.shards import Shards, Target, read_meta
-from train.emoji.dataset import LANGUAGES, others_of
+from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
 from train.evaluation.concepts import SplitPicture, judged_concepts, load_split, plain, reference_of, settings

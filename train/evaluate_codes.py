@@ -24,16 +24,17 @@ from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train import lm
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
 from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
-from train.language.config import LMConfig as Recipe
+from train.language.config import LMConfig
+from train.language.held_out import held_out_loss
 from train.language.loss import LMLearner
 from train.language.objective import Objective
 from train.language.packing import Rows
+from train.language.run import train as train_lm
 from train.pictures.codes import encode_views
 from train.pictures.loader import to_pixels
 from train.pictures.views import PLAIN, Augmentation, View, place
@@ -155,7 +156,7 @@ def answer_loss(model: CM3, folder: Path) -> float:
     """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
     rows = Rows(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
     learner = LMLearner(model.model)
-    losses = lm.evaluate(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
+    losses = held_out_loss(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
     model.model.eval()
     return losses["answer"]
 
@@ -181,7 +182,7 @@ def captioning(
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
     row = row_length(tokenizer)
-    settings = Recipe(
+    settings = LMConfig(
         data=str(out / "tokens"),
         image_tokenizer=name,
         model={**(config.model or MODEL), "max_position_embeddings": row},
@@ -194,7 +195,7 @@ def captioning(
         prompts=(),
     )
     started = time.perf_counter()
-    model = CM3.from_pretrained(lm.train(settings, out / "lm"))
+    model = CM3.from_pretrained(train_lm(settings, out / "lm"))
     result: dict[str, Any] = {
         "documents": len(seen.rows) * config.views,
         "parameters": sum(p.numel() for p in model.model.parameters()),

@@ -49,7 +49,6 @@ from train.evaluation.judge import Judge, Reference, ranks
 from train.language.config import LMConfig
 from train.language.objective import Objective
 from train.language.packing import Rows
-from train.language.setup import objective_of
 from train.pictures.metrics import psnr
 from train.runtime import config as configs
 
@@ -276,14 +275,14 @@ def main(
         models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
         figures: dict[str, Any] = {}
         for folder, model, (config, documents) in zip(runs, models, found, strict=True):
-            figures[str(folder)] = {"documents": documents, **measure(model, objective_of(config), groups)}
+            figures[str(folder)] = {"documents": documents, **measure(model, config.objective, groups)}
             print(folder, json.dumps(figures[str(folder)]), flush=True)
         judged = Judged(models[0], groups["view"], reference)
         ceiling = judged(codes_of(groups["view"]))
         for folder, model, (config, _) in zip(runs, models, found, strict=True):
             figures[str(folder)]["view, the pictures themselves, top-5"] = ceiling
             for guidance in (1, 6):
-                drawn = drawings(model, groups["view"], not objective_of(config).ask, guidance)
+                drawn = drawings(model, groups["view"], not config.objective.ask, guidance)
                 figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
         out.write_text(json.dumps(figures, indent=1) + "\n")
     except (OSError, ValueError) as error:

@@ -10,13 +10,11 @@ carry meaning.
 """
 
 import itertools
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
@@ -32,10 +30,11 @@ from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
 from train.runtime.curves import draw_curves
-from train.runtime.distributed import launched
-from train.runtime.lock import one_run
+from train.runtime.optim import rate
 from train.runtime.precision import autocast
+from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
+from train.runtime.seeds import generator
 from train.vq.auxiliary_losses import hide_blocks
 from train.vq.codebook import baked, entropy_loss, use_simvq
 from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
@@ -168,22 +167,9 @@ class ImageTokenizerConfig:
             raise ValueError("decoder_only needs a tokenizer to start from: set start")
 
 
-def learning_rate(step: int, config: ImageTokenizerConfig) -> float:
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def adversarial_share(step: int, config: ImageTokenizerConfig) -> float:
     """0 before `adversarial_from`, then a line up to 1."""
     return min(1.0, max(0.0, (step - config.adversarial_from) / max(1, config.adversarial_warmup)))
-
-
-def generator(config: ImageTokenizerConfig, step: int, rank: int = 0) -> torch.Generator:
-    """What is random in a step depends on the step alone, so that a resumed run repeats it."""
-    state = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def starting_model(config: ImageTokenizerConfig) -> VQModel:
@@ -202,13 +188,12 @@ def starting_model(config: ImageTokenizerConfig) -> VQModel:
 
 def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
     """The whole run; goes on from the newest checkpoint in OUT where there is one."""
-    accelerator = launched()
-    with one_run(out, accelerator):
-        return train_locked(config, out, accelerator)
+    with open_run(out) as accelerator:
+        return train_opened(config, out, accelerator)
 
 
-def train_locked(config: ImageTokenizerConfig, out: Path, accelerator: Accelerator) -> ImageTokenizer:
-    """What `train` does while no other run does it in OUT."""
+def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerator) -> ImageTokenizer:
+    """What `train` does in a run that is open."""
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     features = Features(config.align_features, config.align_side, last=2).to(device) if config.align else None
     distance = perceptual(config.perceptual_features) if config.perceptual else None
@@ -266,7 +251,7 @@ def train_locked(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
         for step, pixels in itertools.islice(batches, config.steps - first):
             pixels = pixels.to(device)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = config.lr * rate(step, config.steps, "cosine", config.warmup)
             maps = masked = taught = None
             with autocast(config.precision, device), torch.no_grad():
                 if features is not None:
@@ -274,7 +259,7 @@ def train_locked(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
                 if config.jepa:
                     some = pixels[: max(1, round(config.jepa_share * len(pixels)))]
                     grid = (some.shape[2] // shape.downsampling, some.shape[3] // shape.downsampling)
-                    masked = hide_blocks(some, grid, generator(config, step, rank), config.jepa_hidden)
+                    masked = hide_blocks(some, grid, generator(config.seed, step, rank), config.jepa_hidden)
                     taught = teacher.encoder(some)
             # 1. The tokenizer.
             with autocast(config.precision, device):
@@ -338,7 +323,7 @@ def train_locked(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
                 and not config.decoder_only
             ):
                 latents = cast(Tensor, accelerator.gather(result.latents.detach().contiguous()))
-                moved += vq.quantize.restart_dead(latents, generator(config, step))
+                moved += vq.quantize.restart_dead(latents, generator(config.seed, step, 0))
             average.update_parameters(vq)
 
             log.show(step + 1)

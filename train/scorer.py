@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
@@ -26,11 +25,11 @@ from train.language.contrastive import Pairs, by_length, contrast, names_of, pai
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
-from train.runtime.distributed import launched
-from train.runtime.lock import one_run
 from train.runtime.optim import Rates, optimizers, rate
 from train.runtime.precision import autocast
+from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
+from train.runtime.seeds import generator
 
 FROM_SHARDS = ("text_vocab_size", "image_vocab_size", "image_grid", "text_tokenizer", "image_tokenizer")
 SAME = ("mask", "share", "repel")
@@ -92,12 +91,6 @@ class ScorerTrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
 
 
-def generator(seed: int, *place: int) -> torch.Generator:
-    """What is random in a step depends on the step alone, so that a resumed run repeats it."""
-    state = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
 def picks(step: int, count: int, batch: int, seed: int) -> list[int]:
     """The pairs of a step: each epoch sees every pair once, but for a rest that fills no batch."""
     batch = min(batch, count)
@@ -124,13 +117,12 @@ def starting_scorer(config: ScorerTrainingConfig, meta: dict[str, Any], image_to
 
 def train(config: ScorerTrainingConfig, out: Path) -> Path:
     """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the scorer's folder."""
-    accelerator = launched(1)
-    with one_run(out, accelerator):
-        return train_locked(config, out, accelerator)
+    with open_run(out, 1) as accelerator:
+        return train_opened(config, out, accelerator)
 
 
-def train_locked(config: ScorerTrainingConfig, out: Path, accelerator: Accelerator) -> Path:
-    """What `train` does while no other run does it in OUT."""
+def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerator) -> Path:
+    """What `train` does in a run that is open."""
     device = accelerator.device
     shards = Shards(config.data)
     pairs = pairs_of(shards)

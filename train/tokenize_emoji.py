@@ -21,11 +21,12 @@ from rich.progress import track
 
 from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
+from cm3.templates import LANGUAGES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
-from train.emoji.dataset import EVERYDAY, LANGUAGES, manifest_row, others_of, read_pictures
+from train.emoji.dataset import EVERYDAY, manifest_row, others_of, read_pictures
 from train.emoji.phrases import Facts, caption, targets
 from train.pictures.codes import encode_views
 from train.pictures.views import PLAIN, Augmentation, View

@@ -13,6 +13,7 @@ import torch
 from attempts import answer, write_data
 
 from train.language.config import LMConfig
+from train.language.objective import Objective
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def config(data: Path) -> LMConfig:
         str(data / "vq"),
         preset="tiny",
         model={"max_position_embeddings": 128},
-        objective={"first_codes": 4},
+        objective=Objective(first_codes=4),
         steps=14,
         row=128,
         batch_tokens=256,

@@ -3,13 +3,13 @@
 import re
 from dataclasses import dataclass
 
+from cm3.templates import LANGUAGES
 from train.emoji.packages import ANNOTATIONS, DERIVED, EMOJIBASE, STYLES, Package, Style, Tarball
 
 VARIATION_SELECTOR = "fe0f"
 SKIN = {f"1f3f{digit}" for digit in "bcdef"}
 GENDER = {"2640", "2642"}
 HAIR = {f"1f9b{digit}" for digit in "0123"}
-LANGUAGES = ("en", "ar")
 
 
 @dataclass(frozen=True)

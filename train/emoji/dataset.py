@@ -84,9 +84,6 @@ def attribution(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-LANGUAGES = ("en", "ar")
-
-
 EVERYDAY = (
     "animal-mammal",
     "animal-bird",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from train.language.lora import Lora
+from train.language.objective import Objective
 from train.runtime.distributed import KINDS as PARALLEL
 
 
@@ -17,8 +19,8 @@ class LMConfig:
         start: folder or name of a model to train on; empty = from nothing, as `preset` and `model` say.
         preset: key of cm3.config.PRESETS; the vocabulary's layout comes from the shards.
         model: fields of CM3Config that replace the preset's.
-        lora: fields of train.language.lora.Lora.
-        objective: fields of train.language.objective.Objective.
+        lora: adapters in place of all weights, where its rank is not 0.
+        objective: which forms documents take, and how much each kind of token counts.
         codebook_init: start the embeddings of image codes from the codebook, so that codes that look alike start alike.
         steps: optimiser steps.
         row: tokens of a packed row; documents longer than that are left out.
@@ -72,8 +74,8 @@ class LMConfig:
     start: str = ""
     preset: str = "emoji"
     model: dict[str, Any] = field(default_factory=dict)
-    lora: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, Any] = field(default_factory=dict)
+    lora: Lora = field(default_factory=Lora)
+    objective: Objective = field(default_factory=Objective)
     codebook_init: bool = True
     steps: int = 5000
     row: int = 256

@@ -10,7 +10,7 @@ from train.runtime.precision import autocast
 
 
 @torch.no_grad()
-def evaluate(
+def held_out_loss(
     learner: torch.nn.Module,
     rows: Rows,
     count: int,

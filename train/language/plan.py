@@ -22,7 +22,7 @@ from train.language.config import LMConfig
 from train.language.lora import add_lora
 from train.language.loss import LMLearner
 from train.language.packing import Batch, Rows, Steps
-from train.language.setup import image_tokenizer_of, learner_of, lora_of, objective_of, optimizers_of
+from train.language.setup import image_tokenizer_of, learner_of, optimizers_of
 from train.runtime.flops import flops_per_token
 from train.runtime.precision import autocast, uses_bf16
 
@@ -115,8 +115,8 @@ def plan_run(config: LMConfig, find: bool) -> dict[str, Any]:
     ghost = outline(config, meta)
     spread = world if config.parallel == "fsdp" else 1
     if ghost is not None:
-        if lora_of(config).rank:
-            add_lora(ghost, lora_of(config), config.seed)
+        if config.lora.rank:
+            add_lora(ghost, config.lora, config.seed)
         held = memory(ghost, optimizers_of(ghost, config, device), config.ema > 0, 1)
         if sum(held) > 0.8 * free_memory(device):
             figures = facts(config, ghost, held, spread, device)
@@ -131,7 +131,7 @@ def plan_run(config: LMConfig, find: bool) -> dict[str, Any]:
     image_tokenizer = image_tokenizer_of(config, meta)
     learner = learner_of(config, meta, image_tokenizer, device).learner
     model = learner.model
-    rows = Rows(shards, Vocab.from_config(model.config), objective_of(config), config.row, config.seed, config.window)
+    rows = Rows(shards, Vocab.from_config(model.config), config.objective, config.row, config.seed, config.window)
     held = memory(learner, optimizers_of(learner, config, device), config.ema > 0, 1)
     figures = facts(config, model, held, spread, device)
     choices = [config.micro_rows or per_rank]

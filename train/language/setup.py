@@ -15,22 +15,10 @@ from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import layout
 from train.language.config import LMConfig
-from train.language.lora import Lora, add_lora
+from train.language.lora import add_lora
 from train.language.loss import LMLearner
-from train.language.objective import Objective
-from train.runtime import config as configs
 from train.runtime.optim import Rates, optimizers
 from train.runtime.precision import bf16_is_fast
-
-
-def objective_of(config: LMConfig) -> Objective:
-    """Raises ValueError for a field that does not exist."""
-    return configs.fill(Objective, config.objective)
-
-
-def lora_of(config: LMConfig) -> Lora:
-    """Raises ValueError for a field that does not exist."""
-    return configs.fill(Lora, config.lora)
 
 
 def attention_of(config: LMConfig, device: torch.device, head_size: int) -> str:
@@ -86,8 +74,8 @@ def learner_of(
     config: LMConfig, meta: dict[str, Any], image_tokenizer: ImageTokenizer, device: torch.device
 ) -> Trainee:
     """What a run trains, before its first step. Raises ValueError as starting_model and add_lora do."""
-    model, lora = starting_model(config, meta, image_tokenizer), lora_of(config)
-    adapter = add_lora(model, lora, config.seed) if lora.rank else None
+    model = starting_model(config, meta, image_tokenizer)
+    adapter = add_lora(model, config.lora, config.seed) if config.lora.rank else None
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
     if config.recompute:
@@ -99,7 +87,7 @@ def learner_of(
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:
-    automatic = "muon" if bf16_is_fast(device) and not lora_of(config).rank else "adamw"
+    automatic = "muon" if bf16_is_fast(device) and not config.lora.rank else "adamw"
     matrices = automatic if config.matrices == "auto" else config.matrices
     rates = Rates(
         config.muon_lr if matrices == "muon" else config.lr,

@@ -16,7 +16,7 @@ def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = 
 
     Args:
         kind: a dataclass whose every field has a default.
-        file: TOML, or the name of one in train/configs; tables fill the fields that hold dicts.
+        file: TOML, or the name of one in train/configs; tables fill the fields that hold dataclasses or dicts.
         overrides: "key=value" or "table.key=value", the value in TOML ("lr=1e-3", "name='x'"); bare words are strings.
 
     Raises:
@@ -60,6 +60,8 @@ def fill(kind: type[T], values: dict[str, Any]) -> T:
             values[name] = float(value)
         elif isinstance(default, tuple) and isinstance(value, list):
             values[name] = tuple(value)
+        elif dataclasses.is_dataclass(default) and isinstance(value, dict):
+            values[name] = nested(type(default), value, name)
         elif default is not None and (
             not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
         ):
@@ -68,6 +70,14 @@ def fill(kind: type[T], values: dict[str, Any]) -> T:
         if not is_finite(value):
             raise ValueError(f"config {name} = {value!r}: want numbers, no nan or infinity")
     return kind(**values)
+
+
+def nested(kind: type[T], values: dict[str, Any], name: str) -> T:
+    """The dataclass in a field of that name; what is wrong in it is said with the name."""
+    try:
+        return fill(kind, values)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {name})") from error
 
 
 def is_finite(value: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
@@ -64,6 +65,14 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
             "one whatever it is told; use ACCELERATE_USE_CPU=true torchrun"
         )
     return accelerator
+
+
+def left(accelerator: Accelerator) -> None:
+    """What a process does when a run is over: it leaves its group, or gloo's threads may abort it on its way out. The
+    next run of this process joins anew."""
+    if dist.is_initialized() and not accelerator.state.fork_launched:
+        dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def meet_again() -> None:

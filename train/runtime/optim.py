@@ -71,7 +71,7 @@ def optimizers(
     return out
 
 
-def rate(step: int, steps: int, schedule: str, warmup: int, decay: float, final: float = 0.0) -> float:
+def rate(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, final: float = 0.0) -> float:
     """The factor of the peak rates in a step.
 
     Args:

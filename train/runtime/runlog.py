@@ -35,8 +35,8 @@ class RunLog:
 
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
-        if self.accelerator.log_with:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would also part the processes, which go on
+            tracker.finish()
 
     def write(self, row: dict[str, Any]) -> None:
         """A row, with "step" first. Numbers, in tables too, go to the trackers."""
