@@ -6,19 +6,17 @@ Help and most mistakes are answered at once: torch and transformers, which take 
 
 import io
 import os
-import secrets
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from cm3 import __version__
+from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Structure
 from cm3.templates import Box, boxed
 
@@ -38,17 +36,13 @@ Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no 
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.", min=0)]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.", min=0, max=1)]
 TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.", min=0)]
-FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-OPAQUE = (".jpg", ".jpeg")
-MAX_SCALE = 16
-SMALL = 256  # pixels; smaller pictures are enlarged
 INTERRUPTED = 130  # by Ctrl-C, as shells count it
 Scale = Annotated[
     int,
-    typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.", min=0, max=MAX_SCALE),
+    typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.", min=0, max=MAX_ENLARGEMENT),
 ]
 Enlarged = Annotated[
-    int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_SCALE)
+    int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_ENLARGEMENT)
 ]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
 
@@ -295,75 +289,9 @@ def read_box(words: str) -> tuple[str, Box]:
     return name, (left, top, right, bottom)
 
 
-def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
-    """Pictures of one size and mode side by side, in about as many rows as columns. scale: enlarges each; 0 = small
-    ones, to about SMALL pixels."""
-    scale = scale or min(MAX_SCALE, max(1, SMALL // max(pictures[0].size)))
-    rows = round(len(pictures) ** 0.5)
-    columns = -(-len(pictures) // rows)
-    width, height = (side * scale for side in pictures[0].size)
-    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
-    return sheet
-
-
-def fit_for(path: Path, picture: Image.Image) -> Image.Image:
-    """On white where the file's format knows no transparency."""
-    if path.suffix.lower() not in OPAQUE or picture.mode == "RGB":
-        return picture
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
 def check_words(what: str, words: str) -> None:
     if not words.strip():
         raise ValueError(f"the {what} is empty: say something")
-
-
-def check_pictures(*paths: str) -> None:
-    """Find out before the model is loaded that a picture's file cannot be read. Errors: ValueError."""
-    for path in paths:
-        try:
-            open(path, "rb").close()
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def check_output(path: Path) -> None:
-    """Find out before the work that the result cannot be saved. Errors: ValueError."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file")
-    target = followed(path)
-    if not target.parent.is_dir():
-        raise ValueError(
-            f"{path}: there is no folder {path.parent if target == path else target.parent}; make it first"
-        )
-    try:
-        if target.exists():
-            target.open("ab").close()
-        tempfile.TemporaryFile(dir=target.parent).close()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
-
-
-def followed(path: Path) -> Path:
-    """Where a path leads that may be a link."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
-    one, and leads to the new picture."""
-    target = followed(path)
-    part = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        image.save(part, Image.registered_extensions()[path.suffix.lower()])
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def prepare_streams() -> None:

@@ -1,19 +1,9 @@
-"""Documents: text and pictures in any order, and their way to ids and back.
+"""Documents: text and pictures in any order, as Python and as JSON; spelling.py makes ids of them.
 
-    Document((Text("a red apple"), Image(codes)))
-        <eos> a red apple <break> <image> c_1 .. c_hw </image> <eos>
-    Document((Text("Caption: "), Mask(), Image(codes)))                                   as a prompt
-        <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model writes on from here
-    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for a picture
-        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same picture, now whole
-    Document((Text("Caption: "), Answer("a red apple"), Image(codes)))                    to learn from
-        <eos> Caption: a red apple <break> <image> c_1 .. c_hw </image> <eos>             and where the answer stands
-
-<break> stands where text and picture meet; neighbours of one kind join without it. A mask belongs to the text beside
-it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
-
-Special tokens are laid and read here, in masking.py (which moves spans) and in grammar.py (what may follow), nowhere
-else.
+Document((Text("a red apple"), Image(codes)))                            a picture with its words
+Document((Text("Caption: "), Mask(), Image(codes)))                      a gap that the model is to fill with text
+Document((Text("Caption: "), Answer("a red apple"), Image(codes)))       the same, to learn from
+Document((Text("a red apple"), Image(codes with HOLE in some cells)))    codes that are to be drawn
 """
 
 # torch leaves tolist() without a type
@@ -21,24 +11,16 @@ else.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from cm3.checks import check_text
-from cm3.vocab import MAX_MASKS, Vocab
+from cm3.vocab import MAX_MASKS
 
 HOLE = -1  # in place of a code: to be drawn
 Span = tuple[int, int]  # of ids: from start, up to and without end
-
-
-class Tokenizer(Protocol):
-    """What a document asks of a text tokenizer: ids from 0, and no special tokens added or understood."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: list[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -159,63 +141,6 @@ def item_from_json(item: Any) -> Item:
     )
 
 
-class Encoded(NamedTuple):
-    """ids: `<eos> ... <eos>`. spans: where in them each answer stands."""
-
-    ids: list[int]
-    spans: list[Span]
-
-
-def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """<eos> and the items, without a close."""
-    ids, spans = [vocab.eos], list[Span]()
-    masks = 0
-    previous: type | None = None  # Text (a mask counts as text) or Image
-    run = ""  # neighbouring texts are tokenised as one
-    for item in document:
-        if isinstance(item, Text) and not item.text:
-            continue
-        kind = Image if isinstance(item, Image) else Text
-        if run and type(item) is not Text:
-            ids += text_ids(run, vocab, tokenizer)
-            run = ""
-        if previous not in (None, kind):
-            ids.append(vocab.break_)
-        previous = kind
-        if isinstance(item, Answer):
-            start = len(ids)
-            ids += text_ids(item.text, vocab, tokenizer)
-            spans.append((start, len(ids)))
-        elif isinstance(item, Text):
-            run += item.text
-        elif isinstance(item, Mask):
-            ids.append(vocab.mask(masks))
-            masks += 1
-        else:
-            ids += picture_ids(item, vocab)
-    if run:
-        ids += text_ids(run, vocab, tokenizer)
-    return Encoded(ids, spans)
-
-
-def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """Of a text alone."""
-    return vocab.text_to_ids(tokenizer.encode(text))
-
-
-def picture_ids(image: Image, vocab: Vocab) -> list[int]:
-    """`<image> c_1 .. c_hw </image>`, <mask:0> in place of each code that is missing. Errors: ValueError for a code
-    that the vocabulary does not have."""
-    codes = cast(list[int], image.codes.flatten().tolist())
-    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
-    return [*opening_ids(vocab), *inside, vocab.end_image]
-
-
-def opening_ids(vocab: Vocab) -> list[int]:
-    """What stands before a picture's first code."""
-    return [vocab.image]
-
-
 def check_document(document: Any) -> None:
     if not isinstance(document, Document):
         raise TypeError(f'a document is wanted, such as Document((Text("a cat"),)), but got {document!r:.60}')
@@ -234,176 +159,3 @@ def without_text(document: Document) -> Document:
         if not (items and isinstance(kept, Mask) and isinstance(items[-1], Mask)):
             items.append(kept)
     return Document(tuple(items if any(isinstance(item, Mask) for item in items) else (Mask(), *items)))
-
-
-def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """The document as training reads it, `<eos> items <eos>`, and where its answers stand. Errors: ValueError for a
-    Mask (use prompt_ids), or a code that the vocabulary does not have."""
-    if has_mask(document):
-        raise ValueError("a document with a Mask is not finished: use prompt_ids")
-    ids, spans = _body(document, vocab, tokenizer)
-    return Encoded([*ids, vocab.eos], spans)
-
-
-def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), a picture with holes,
-    or a code that the vocabulary does not have."""
-    ids = encode(document, vocab, tokenizer).ids
-    if any(isinstance(item, Image) and item.holes for item in document):
-        raise ValueError("a document with holes in a picture is not finished")
-    return ids
-
-
-def open_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The document without its close, to be written on."""
-    return _body(document, vocab, tokenizer).ids
-
-
-def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What the model writes on from: with masks up to and with <infill:0>; without, the open document."""
-    ids = open_ids(document, vocab, tokenizer)
-    return [*ids, vocab.infill(0)] if has_mask(document) else ids
-
-
-def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """A prompt for a picture after the document: ... <break> <image>."""
-    ids = open_ids(document, vocab, tokenizer)
-    turn = [vocab.break_] if len(ids) > 1 and ids[-1] != vocab.end_image else []
-    return [*ids, *turn, *opening_ids(vocab)]
-
-
-def last_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What the model writes after a prompt that asks for one text: the text and the close."""
-    return [*text_ids(text, vocab, tokenizer), vocab.eos]
-
-
-def next_span_ids(k: int, vocab: Vocab) -> list[int]:
-    """What ends the text for mask k - 1 of a prompt and begins that for mask k."""
-    return [vocab.infill(k)]
-
-
-class Part(NamedTuple):
-    """A run of text, or a picture with its <image> and </image>, at ids[start:end]."""
-
-    is_picture: bool
-    start: int
-    end: int
-
-
-def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
-    """What a finished document consists of, without the <eos> and <break> between; a mask counts as text."""
-    found: list[Part] = []
-    start = None
-    for i, id in enumerate(ids):
-        inside = start is not None and ids[start] == vocab.image
-        if inside and id != vocab.end_image:
-            continue
-        if start is not None and (inside or id in (vocab.image, vocab.break_, vocab.eos)):
-            found.append(Part(inside, start, i + inside))
-            start = None
-        if start is None and id not in (vocab.break_, vocab.eos, vocab.end_image):
-            start = i
-    return [*found, Part(ids[start] == vocab.image, start, len(ids))] if start is not None else found
-
-
-def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
-    """Where the pictures stand, from <image> to </image>, in a document that may be rotated. Errors: ValueError for a
-    picture without its end."""
-    spans: list[Span] = []
-    for _ in range(ids.count(vocab.image)):
-        start = ids.index(vocab.image, spans[-1][1] if spans else 0)
-        spans.append((start, ids.index(vocab.end_image, start) + 1))
-    return spans
-
-
-def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
-    """A picture's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
-    gone = iter(holes)
-    return [vocab.mask(0) if vocab.is_code(id) and next(gone) else id for id in picture]
-
-
-def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
-    """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two pictures; and where each lies."""
-    ids, places = [vocab.eos], list[Span]()
-    for piece in pieces:
-        if len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
-            ids.append(vocab.break_)
-        places.append((len(ids), len(ids) + len(piece)))
-        ids += piece
-    return Encoded([*ids, vocab.eos], places)
-
-
-def from_ids(
-    ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int], spans: Sequence[Span] = ()
-) -> Document:
-    """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
-    missing stays a Mask, in a picture a HOLE. grid: rows and columns of a picture. spans: of answers, as encode gives
-    them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
-    merged, borders = merge_infills(ids, vocab), borders_of(spans)
-    items: list[Item] = []
-    text: list[int] = []
-    codes: list[int] | None = None  # of the open picture
-
-    def close_text(kind: type[Text] = Text) -> None:
-        if text:
-            items.append(kind(tokenizer.decode(vocab.ids_to_text(text))))
-            text.clear()
-
-    for place, id in enumerate(merged):
-        if place in borders:
-            close_text(Answer if borders[place] else Text)
-        if codes is not None:
-            if vocab.is_code(id) or vocab.is_mask(id):
-                codes.append(vocab.id_to_code(id) if vocab.is_code(id) else HOLE)
-            elif id == vocab.end_image and len(codes) == grid[0] * grid[1]:
-                items.append(Image(torch.tensor(codes).view(grid)))
-                codes = None
-            else:
-                raise ValueError(
-                    f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
-                    f"{len(codes)} codes"
-                )
-        elif vocab.is_text(id):
-            text.append(id)
-        elif vocab.is_mask(id) or id in (vocab.image, vocab.break_, vocab.eos):
-            close_text()
-            if vocab.is_mask(id):
-                items.append(Mask())
-            elif id == vocab.image:
-                codes = []
-        else:
-            raise ValueError(f"{vocab.name(id)} has no place outside a picture")
-    if codes is not None:
-        raise ValueError(f"the last picture is not closed: it has {len(codes)} of {grid[0] * grid[1]} codes")
-    close_text()
-    return Document(tuple(items))
-
-
-def borders_of(spans: Sequence[Span]) -> dict[int, bool]:
-    """Where answers start or end, and whether one ends there."""
-    return {start: False for start, _ in spans} | {end: True for _, end in spans}
-
-
-def merge_infills(ids: Sequence[int], vocab: Vocab) -> list[int]:
-    """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
-    body, spans = split_infills(ids, vocab)
-    merged: list[int] = []
-    for id in body:
-        merged += spans.get(id - vocab.first_mask, [id]) if vocab.is_mask(id) else [id]
-    return merged
-
-
-def split_infills(ids: Sequence[int], vocab: Vocab) -> tuple[list[int], dict[int, list[int]]]:
-    """Rotated ids to the body, and the moved span of each mask number. A closing <eos> stays with the body."""
-    first = next((i for i, id in enumerate(ids) if vocab.is_infill(id)), len(ids))
-    body, span = list(ids[:first]), list[int]()
-    spans: dict[int, list[int]] = {}
-    for id in ids[first:]:
-        if vocab.is_infill(id):
-            span = spans.setdefault(id - vocab.first_infill, [])
-        elif id == vocab.eos:
-            body.append(id)
-            break
-        else:
-            span.append(id)
-    return body, spans

@@ -19,7 +19,8 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cm3.document import Span, merge_infills
+from cm3.document import Span
+from cm3.spelling import merge_infills
 from cm3.vocab import MAX_MASKS, Vocab
 
 Ids = TypeVar("Ids", list[int], Tensor)

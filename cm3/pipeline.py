@@ -23,7 +23,7 @@ import torch
 from PIL import Image as PIL_Image
 
 from cm3.checks import bound, check_text, is_many, named
-from cm3.document import Document, check_document, from_ids, to_ids
+from cm3.document import Document, check_document
 from cm3.jobs import Job, listed
 from cm3.model_files import (
     check_files,
@@ -51,6 +51,7 @@ from cm3.options import (
 )
 from cm3.runner import Runner, Score
 from cm3.scorer import Scorer
+from cm3.spelling import from_ids, to_ids
 from cm3.streaming import Piece
 from cm3.text import TextTokenizer
 from tokenizer_image.pixels import MAX_PIXELS, Picture

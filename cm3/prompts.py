@@ -9,10 +9,11 @@ told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cm3.document import HOLE, Document, Image, Mask, Text, draw_ids, open_ids, prompt_ids, without_text
+from cm3.document import HOLE, Document, Image, Mask, Text, without_text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
+from cm3.spelling import draw_ids, open_ids, prompt_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cm3.document import Document, Image, Mask, Text, last_ids, prompt_ids
+from cm3.document import Document, Image, Mask, Text
 from cm3.prompts import MAX_TEXT, Prompts
 from cm3.scorer import Scorer
+from cm3.spelling import last_ids, prompt_ids
 from cm3.templates import TEMPLATES, language_of
 from cm3.transformer import CM3ForCausalLM
 

@@ -85,7 +85,7 @@ def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:
     return Texts(ids.clamp(min=0), ids >= 0)
 
 
-class Block(nn.Module):
+class TowerBlock(nn.Module):
     """Pre-norm attention, in both directions, and feed-forward."""
 
     def __init__(self, config: ScorerConfig) -> None:
@@ -110,7 +110,7 @@ class Tower(nn.Module):
 
     def __init__(self, config: ScorerConfig, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([Block(config) for _ in range(layers)])
+        self.layers = nn.ModuleList([TowerBlock(config) for _ in range(layers)])
         self.norm = nn.LayerNorm(config.hidden_size)
         self.project = nn.Linear(config.hidden_size, config.space, bias=False)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import answer, write_data
 
+from attempts import answer, write_data
 from train.language.config import LMConfig
 from train.language.objective import Objective
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import answer
 from damage import bombs, flipped, huge_members, judged, no_file, outcomes, pictures, strangers, tars
-
 from tokenizer_image import ImageTokenizer
 from train.pictures.codes import encode_entries, write_codes
 from train.pictures.files import Entry, index

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attempts import Child, answer, train
-from damage import flipped, judged, no_file, outcomes, pictures, strangers
 from safetensors.numpy import load, save
 
+from attempts import Child, answer, train
+from damage import flipped, judged, no_file, outcomes, pictures, strangers
 from train.documents.shards import META, Shards, read_meta
 from train.language.config import LMConfig
 from train.language.objective import Objective

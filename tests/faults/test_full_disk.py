@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
-from test_kills import complete, names
 
+from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
+from tests.faults.test_kills import complete, names
 from train.language.config import LMConfig
 from train.runtime.checkpoints import UNFINISHED
 

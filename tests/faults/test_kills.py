@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
 
+from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, truth_of
 from train.language.config import LMConfig
-from train.runtime.checkpoints import DAMAGED, UNFINISHED
+from train.runtime.checkpoint_files import DAMAGED
+from train.runtime.checkpoints import UNFINISHED
 
 pytestmark = pytest.mark.faults
 

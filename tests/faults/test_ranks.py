@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attempts import Child, Truth, answer, model_hash, ranks, snapshot, trail, truth_of
-from test_kills import being_written, check_state, complete
 
+from attempts import Child, Truth, answer, model_hash, ranks, snapshot, trail, truth_of
+from checkout import ROOT
+from tests.faults.test_kills import being_written, check_state, complete
 from train.language.config import LMConfig
 
 pytestmark = pytest.mark.faults
@@ -146,10 +147,9 @@ def torchrun(two: LMConfig, truth: Truth, folder: Path, share: bool) -> dict[str
         "OMP_NUM_THREADS": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0" if share else "1",
     }
-    root = Path(__file__).parents[2]
     started = time.monotonic()
     with log.open("w") as file:
-        run = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=file, start_new_session=True)
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         while complete(out) < 3:
             assert run.poll() is None and time.monotonic() < started + 200, log.read_text()[-4000:]

@@ -27,7 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cm3.document import Answer, Document, Image, Span, Text, encode, parts
+from cm3.document import Answer, Document, Image, Span, Text
+from cm3.spelling import encode, parts
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer

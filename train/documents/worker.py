@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from cm3.document import Document, Image, Text, encode, join, parts
+from cm3.document import Document, Image, Text
+from cm3.spelling import encode, join, parts
 from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab

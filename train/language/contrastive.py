@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cm3.document import parts
 from cm3.scorer import Scorer
+from cm3.spelling import parts
 from train.documents.shards import Shards
 
 

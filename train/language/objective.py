@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cm3.document import Span, hidden, join, parts, picture_spans
+from cm3.document import Span
 from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
+from cm3.spelling import hidden, join, parts, picture_spans
 from cm3.vocab import MAX_MASKS, Vocab
 
 DRAW, FREE, CM3, ASK, HOLES, TELL = range(6)

@@ -20,10 +20,8 @@ A run keeps all that it needs to go on in one dict of parts (train/runtime/check
 Every rank names the same parts, but for those of a rank alone, whose names hold an @: "apart@0".
 """
 
-import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -38,22 +36,29 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 from torch.distributed.checkpoint.stateful import Stateful
-from torch.distributed.checkpoint.storage import WriteResult
 
+from train.runtime.checkpoint_files import (
+    DAMAGED,
+    Facts,
+    Reader,
+    Writer,
+    facts,
+    move_aside,
+    reason,
+    sync_folder,
+    write_synced,
+)
 from train.runtime.checkpoint_state import merged, rank, ranks, split, state_of, unpacked
 
 MANIFEST, VALUES, PERMANENT = "manifest.json", "values.json", "permanent"
-UNFINISHED, DAMAGED = ".unfinished", ".damaged"
+UNFINISHED = ".unfinished"
 
 T = TypeVar("T")
-Facts = dict[str, dict[str, Any]]  # file -> its size and hash
 
 
 class Checkpoints:
@@ -101,11 +106,6 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
             self._stager.close()
-
-    def latest(self) -> int | None:
-        """The step of the newest complete checkpoint. Removes what saves that were cut off have left."""
-        self.wait()
-        return max(self._first(self._clean), default=None)
 
     def save(self, step: int, parts: dict[str, Any], permanent: bool = False) -> None:
         """Save the parts as they are now; they may change once this returns. A step that is there already stays.
@@ -326,88 +326,3 @@ def differences(metadata: Metadata, values: dict[str, Any], tensors: dict[str, T
         for name in [*here, *(there.keys() - here.keys())]
         if there.get(name) != here.get(name) and (name in here or "@" not in name.split(".")[0])
     ]
-
-
-def reason(error: BaseException) -> str:
-    """The disk's own words, which torch's writer buries in what it says of its consequences."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return str(seen)
-        seen = seen.__cause__ or seen.__context__
-    return f"{type(error).__name__}: {error}"
-
-
-def facts(folder: Path, pattern: str) -> Facts:
-    """Size and hash of the files that fit the pattern."""
-    found = {}
-    for path in sorted(folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.name] = {"size": path.stat().st_size, "sha256": digest}
-    return found
-
-
-def write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Names are on the disk only after this."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def move_aside(folder: Path) -> None:
-    aside = folder.with_name(folder.name + DAMAGED)
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(folder, aside)
-
-
-class Writer(FileSystemWriter):
-    """Says on every rank why the disk did not take the data: what an error came from is lost between ranks."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> "torch.futures.Future[list[WriteResult]]":
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            raise OSError(reason(error)) from error
-
-
-class Reader(FileSystemReader):
-    """Reads a checkpoint's index, which is a pickle, without running what might hide in it."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            return IndexUnpickler(file).load()
-
-
-class IndexUnpickler(pickle.Unpickler):
-    KNOWN = {
-        "torch.distributed.checkpoint.metadata": {
-            "Metadata",
-            "TensorStorageMetadata",
-            "TensorProperties",
-            "ChunkStorageMetadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.serialization": {"_get_layout"},
-        "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-        "pathlib": {"PosixPath", "WindowsPath"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self.KNOWN.get(module, ()):
-            raise ValueError(
-                f"the checkpoint's index asks for {module}.{name}: another PyTorch wrote it, or it is none"
-            )
-        return super().find_class(module, name)

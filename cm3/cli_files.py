@@ -1,0 +1,79 @@
+"""The picture files of the command: looked at before the work, written whole or not at all."""
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+OPAQUE = (".jpg", ".jpeg")
+MAX_ENLARGEMENT = 16
+SMALL = 256  # pixels; smaller pictures are enlarged
+
+
+def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
+    """Pictures of one size and mode side by side, in about as many rows as columns. scale: enlarges each; 0 = small
+    ones, to about SMALL pixels."""
+    scale = scale or min(MAX_ENLARGEMENT, max(1, SMALL // max(pictures[0].size)))
+    rows = round(len(pictures) ** 0.5)
+    columns = -(-len(pictures) // rows)
+    width, height = (side * scale for side in pictures[0].size)
+    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, columns)
+        sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
+    return sheet
+
+
+def fit_for(path: Path, picture: Image.Image) -> Image.Image:
+    """On white where the file's format knows no transparency."""
+    if path.suffix.lower() not in OPAQUE or picture.mode == "RGB":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def check_pictures(*paths: str) -> None:
+    """Find out before the model is loaded that a picture's file cannot be read. Errors: ValueError."""
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_output(path: Path) -> None:
+    """Find out before the work that the result cannot be saved. Errors: ValueError."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
+    target = followed(path)
+    if not target.parent.is_dir():
+        raise ValueError(
+            f"{path}: there is no folder {path.parent if target == path else target.parent}; make it first"
+        )
+    try:
+        if target.exists():
+            target.open("ab").close()
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+
+
+def followed(path: Path) -> Path:
+    """Where a path leads that may be a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
+    one, and leads to the new picture."""
+    target = followed(path)
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        image.save(part, Image.registered_extensions()[path.suffix.lower()])
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,297 @@
+"""Training the scorer: it learns which text belongs to which picture, resumes to the same bits, refuses what does not
+fit; and the measurement of its choice."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoint_files import same_tensors
+from cm3 import CM3
+from cm3.document import Document, Image, Text
+from cm3.scorer import Scorer
+from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
+from documents import write_shards
+from tokenizer_image import ImageTokenizer
+from train import evaluate_reranking, scorer
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
+from train.language.setup import starting_model
+from train.scorer import ScorerTrainingConfig, picks
+
+TINY = {
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "image_layers": 1,
+    "text_layers": 1,
+    "heads": 2,
+    "intermediate_size": 32,
+    "space": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def config(token_shards: Path, vq_folder: Path) -> ScorerTrainingConfig:
+    """Six steps of a tiny scorer."""
+    return ScorerTrainingConfig(
+        str(token_shards), str(vq_folder), TINY, steps=6, batch=16, warmup=2, log_every=1, evaluate_every=2
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: ScorerTrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("run")
+    scorer.train(config, out)
+    return out
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """killed_at(step, config, out): a run that dies in a step."""
+
+    def kill(last: int, config: ScorerTrainingConfig, out: Path) -> None:
+        def dies(step: int, *settings: Any) -> list[int]:
+            if step == last:
+                raise KeyboardInterrupt
+            return picks(step, *settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(scorer, "picks", dies)
+            with pytest.raises(KeyboardInterrupt):
+                scorer.train(config, out)
+
+    return kill
+
+
+def logged(out: Path, key: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if key in row]
+
+
+def units(*rows: list[float]) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
+
+
+def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(
+    config: ScorerTrainingConfig, run: Path, token_shards: Path
+):
+    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
+    assert [row["step"] for row in logged(run, "loss")] == [1, 2, 3, 4, 5, 6]
+    found = logged(run, "held_out")
+    assert [row["step"] for row in found] == [2, 4, 6]
+    assert found[0]["held_out"].keys() == {"en", "ar"} and found[0]["held_out"]["en"].keys() == {"top1", "top5"}
+    trained, meta = Scorer.from_pretrained(run / "model"), read_meta(token_shards)
+    trained.check(meta["text_tokenizer"], meta["image_tokenizer"])
+    assert trained.config.image_grid == (4, 4) and trained.config.hidden_size == 16
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    config: ScorerTrainingConfig, run: Path, killed_at: Callable, step: int, tmp_path: Path
+):
+    killed_at(step, config, tmp_path)
+    scorer.train(config, tmp_path)
+    assert same_tensors(run, tmp_path)
+    assert (run / "model" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert [row["loss"] for row in logged(run, "loss")] == [row["loss"] for row in logged(tmp_path, "loss")]
+
+
+def test_it_learns_which_text_belongs_to_which_picture(vq_folder: Path, tmp_path: Path):
+    words = ["a red apple", "a blue car", "a cat", "تفاحة", "سيارة زرقاء", "قطة"]
+    image, text = ImageTokenizer.from_pretrained(vq_folder), TextTokenizer.train(words, 300)
+    vocab, rng = Vocab(NUM_SPECIAL, len(text), image.num_codes), np.random.default_rng(0)
+    writer = ShardWriter(text, vocab)
+    for i, codes in enumerate(rng.integers(0, image.num_codes, (3, 16)).tolist()):
+        writer.sample(code=str(i))
+        for name in (words[i], words[i + 3]):
+            writer.add(Document((Text(name), Image(torch.tensor([codes])))))
+    writer.save(tmp_path)
+    finish(tmp_path, text, vocab, image, image_tokenizer_name=str(vq_folder))
+    config = ScorerTrainingConfig(
+        str(tmp_path), "", TINY, steps=60, batch=6, lr=1e-2, warmup=5, wrong=0.1, log_every=60
+    )
+    trained = Scorer.from_pretrained(scorer.train(config, tmp_path / "run"))
+    pairs = pairs_of(Shards(tmp_path))
+    scores = torch.stack([trained.score([words], pairs.codes[::2].long()) for words in pairs.texts])  # [6, 3]
+    assert scores.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_pairs_are_the_captioned_documents_alone(token_shards: Path):
+    shards = Shards(token_shards)
+    pairs, text = pairs_of(shards), shards.text_tokenizer()
+    asked = int((shards.spans[:, 0, 1] > 0).sum())
+    assert len(pairs.texts) == len(pairs.codes) == len(pairs.concepts) == len(shards) - asked > 0
+    known = json.loads((token_shards / "concepts.json").read_text())
+    assert set(pairs.concepts) <= set(known) and pairs.codes.shape[1:] == (4, 4)
+    document = shards.document(next(i for i in range(len(shards)) if not shards.spans[i].any()))
+    assert text.decode(pairs.texts[0]) == text.decode(shards.vocab().ids_to_text(document.ids[1:-20]))
+
+
+def test_documents_of_another_form_are_no_pairs(vq_folder: Path, tmp_path: Path):
+    write_shards(tmp_path, vq_folder, [12, 40, 41], [12], asked=0.0)
+    pairs = pairs_of(Shards(tmp_path))
+    assert [len(text) for text in pairs.texts] == [19, 20]
+    assert len(set(pairs.concepts)) == 2  # rows of the manifest without a code or a name: each shows its own
+    assert names_of(Shards(tmp_path), pairs).keys() == {"captions"}
+    with pytest.raises(ValueError, match="no captioned pictures in its split 'held_out'"):
+        pairs_of(Shards(tmp_path, "held_out"))
+
+
+def test_pairs_of_one_concept_do_not_repel():
+    texts, pictures = units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0]), units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0])
+    scale = torch.tensor(10.0)
+    losses = {same: contrast(texts, pictures, scale, ["a", "a", "b"], same) for same in scorer.SAME}
+    assert losses["mask"] < 1e-3 < losses["repel"]
+    apart, pulls = units([1.0, 0.0], [0.6, 0.8]), []
+    for same in scorer.SAME:
+        text = apart.clone().requires_grad_()
+        loss = contrast(text, apart, scale, ["a", "a"], same)
+        pulls.append((-torch.autograd.grad(loss, text)[0][0] @ apart[1]).item())  # of picture 1 on text 0, and its own
+        assert (loss.item() < 1e-6) == (same == "mask")
+    mask, share, repel = pulls
+    assert repel < -0.01 < mask < 0.01 < share
+
+
+def test_without_equals_the_loss_is_clips():
+    generator = torch.Generator().manual_seed(0)
+    texts, pictures = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in "ab")
+    logits, own = 7 * texts @ pictures.T, torch.arange(5)
+    cross = torch.nn.functional.cross_entropy
+    expected = (cross(logits, own) + cross(logits.T, own)) / 2
+    for same in scorer.SAME:
+        assert torch.allclose(contrast(texts, pictures, torch.tensor(7.0), list("abcde"), same), expected)
+
+
+def test_an_epoch_sees_every_pair_once():
+    for epoch in range(2):
+        seen = sum((picks(epoch * 5 + i, 20, 4, seed=1) for i in range(5)), [])
+        assert sorted(seen) == list(range(20)) != seen
+    assert sorted(picks(3, 5, 8, seed=0)) == [0, 1, 2, 3, 4]
+    assert picks(0, 20, 4, 1) != picks(5, 20, 4, 1)
+
+
+def test_spoiled_codes_are_those_of_other_pictures_at_their_place():
+    codes = torch.arange(5)[:, None, None] * 100 + torch.arange(16).view(4, 4)
+    out = spoiled(codes, 0.6, torch.Generator().manual_seed(0))
+    assert torch.equal(out % 100, codes % 100)
+    assert 0 < (out != codes).float().mean() < 0.6
+    assert torch.equal(spoiled(codes, 0.0, torch.Generator()), codes)
+
+
+def test_thinned_pictures_keep_some_cells_each():
+    cells = torch.arange(3 * 8.0).view(3, 8, 1)
+    out = thinned(cells, 0.5, torch.Generator().manual_seed(0))
+    assert out.shape == (3, 4, 1)
+    for kept, whole in zip(out, cells, strict=True):
+        assert set(kept.flatten().tolist()) < set(whole.flatten().tolist()) and kept.unique().numel() == 4
+    assert thinned(cells, 0.99, torch.Generator()).shape == (3, 1, 1)
+
+
+def test_texts_in_order_of_length_are_encoded_as_they_are(run: Path):
+    trained = Scorer.from_pretrained(run / "model")
+    texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2], [3]]
+    assert torch.allclose(by_length(trained, texts), trained.encode_texts(texts), atol=1e-6)
+    assert by_length(trained, texts[:2]).shape == (2, 16)
+
+
+def test_retrieval_counts_the_right_name_among_all():
+    class Fixed:
+        def encode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+            return units([1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0])
+
+        def encode_texts(self, texts: list[list[int]]) -> torch.Tensor:
+            return units([1.0, 0.0], [0.0, 1.0])
+
+    names = Names([[1], [2]], ["a", "b"])
+    found = retrieval(cast(Scorer, Fixed()), names, torch.zeros(4, 2, 2), ["a", "b", "b", "nameless"])
+    assert found == {"top1": 0.5, "top5": 0.75}
+
+
+def test_bad_settings_are_refused(config: ScorerTrainingConfig, token_shards: Path, run: Path, tmp_path: Path):
+    for fields, message in (
+        ({"same": "other"}, "choose mask, share, repel"),
+        ({"drop": 1.0}, "drop is 1.0"),
+        ({"batch": 1}, "at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, **fields)
+    with pytest.raises(ValueError, match="model.image_grid comes from the shards"):
+        scorer.train(replace(config, model={"image_grid": [2, 2]}), tmp_path)
+    with pytest.raises(ValueError, match="unknown config keys: width"):
+        scorer.train(replace(config, model={"width": 2}), tmp_path)
+    with pytest.raises(ValueError, match="holds another run: batch was 16, now 8"):
+        scorer.train(replace(config, batch=8), run)
+    with pytest.raises(ValueError, match="meta.json is missing"):
+        scorer.train(replace(config, data=str(tmp_path)), tmp_path)
+    with pytest.raises(SystemExit, match="scorer: "):
+        scorer.main(tmp_path, data=str(tmp_path / "none"))
+
+
+def test_the_best_of_several_drawings_is_measured(
+    sample: Path, token_shards: Path, vq_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class FakeJudge:
+        def features(self, pictures: list) -> torch.Tensor:
+            return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in pictures])
+
+    from train.language import setup as recipe
+
+    settings = recipe.LMConfig(preset="tiny", model={"max_position_embeddings": 256})
+    image = ImageTokenizer.from_pretrained(vq_folder)
+    model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
+    monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)
+    trained = Scorer.from_pretrained(run / "model")
+    measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, best_of=3, count=4)
+    result = measure()
+    assert result["prompts"] == 4
+    for name, rows in result["picked"].items():
+        assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
+    assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
+    monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
+    again = measure()
+    assert again["picked"] == result["picked"]
+    with pytest.raises(ValueError, match="at least 2 drawings"):
+        measure(best_of=1)
+
+
+def test_choosing_takes_the_drawing_that_is_thought_best():
+    rank = torch.tensor([[9, 0, 3], [2, 7, 0]])
+    opinion = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.1, 0.9]])
+    assert evaluate_reranking.chosen(rank, opinion, 2) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 3**0.5})
+    assert evaluate_reranking.chosen(rank, opinion, 3) == pytest.approx({"top1": 0.5, "top5": 1.0, "place": 2.0})
+    assert evaluate_reranking.chosen(rank, -rank.float(), 3) == pytest.approx({"top1": 1.0, "top5": 1.0, "place": 1.0})
+    assert torch.allclose(
+        evaluate_reranking.standard(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])),
+        torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    )
+
+
+def test_the_language_models_opinion_is_its_own_score(tiny: CM3):
+    codes = torch.randint(32, (1, 2, *tiny.grid), generator=torch.Generator().manual_seed(0))
+    found = evaluate_reranking.likelihood(tiny, codes, ["a cat"])
+    vocab, text = tiny.vocab, tiny.text_tokenizer
+    said = [*vocab.text_to_ids(text.encode("a cat")), vocab.eos]
+    for grid, value in zip(codes[0], found[0], strict=True):
+        prompt = [
+            vocab.eos,
+            *vocab.text_to_ids(text.encode("Caption: ")),
+            vocab.mask(0),
+            vocab.break_,
+            vocab.image,
+            *vocab.code_to_id(grid.flatten().tolist()),
+            vocab.end_image,
+            vocab.infill(0),
+        ]
+        ids = torch.tensor([prompt + said])
+        with torch.inference_mode():
+            log_probs = tiny.model(input_ids=ids).logits.log_softmax(-1)[0]
+        expected = sum(log_probs[len(prompt) - 1 + i, id] for i, id in enumerate(said))
+        assert value.item() == pytest.approx(float(expected), abs=1e-3)
