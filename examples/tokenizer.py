@@ -1,0 +1,28 @@
+"""The image tokenizer alone: a picture as codes, back again, and how far the two are apart.
+
+python examples/tokenizer.py picture.png --out again.png
+"""
+
+import argparse
+
+import numpy as np
+
+from tokenizer_image import ImageTokenizer
+
+
+def main(picture: str, name: str, out: str) -> None:
+    tokenizer = ImageTokenizer.from_pretrained(name)
+    codes = tokenizer.encode(picture)  # [h, w]
+    again = tokenizer.decode(codes)
+    (small,) = tokenizer.decode(codes[None])  # a batch gives a list
+    assert np.array_equal(again, small)
+    print(f"{codes.numel()} codes out of {tokenizer.num_codes}, the first row: {codes[0].tolist()}")
+    again.save(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("picture")
+    parser.add_argument("--name", default="emoji", help="embedded tokenizer, or a folder")
+    parser.add_argument("--out", default="again.png")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,72 @@
+"""The examples, run as a newcomer runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from checkout import ROOT
+from cm3 import CM3
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, picture in enumerate(CM3.from_pretrained("emoji", device="cpu").generate("a red apple", n=3, seed=7)):
+        picture.save(folder / f"{i}.png")
+    return folder
+
+
+def test_draw(tmp_path: Path):
+    assert "it sees: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
+    assert Image.open(tmp_path / "apple.png").size == (256, 256)
+
+
+def test_a_folder_is_captioned_and_asked(pictures: Path):
+    assert run("caption_folder.py", str(pictures)).count(".png: ") == 3
+    captions = [path.read_text(encoding="utf-8") for path in sorted(pictures.glob("*.txt"))]
+    assert len(captions) == 3 and all(caption.strip() for caption in captions)
+    run("caption_folder.py", str(pictures), "--question", "What colour is it?")
+    assert [path.read_text(encoding="utf-8") for path in sorted(pictures.glob("*.txt"))] != captions
+    run("caption_folder.py", str(pictures))
+
+
+def test_own_pictures_are_learnt(pictures: Path, tmp_path: Path):
+    for path in pictures.glob("*.png"):
+        path.with_suffix(".txt").write_text("a red apple", encoding="utf-8")
+    out = run("train_on_your_pictures.py", str(pictures), "--out", str(tmp_path), "--steps", "2", "--draw", "an apple")
+    assert "6 documents" in out and (tmp_path / "adapter").is_dir()
+    assert Image.open(tmp_path / "drawing.png").size == (256, 256)
+
+
+def test_the_tokenizer_alone(pictures: Path, tmp_path: Path):
+    out = run("tokenizer.py", str(pictures / "0.png"), "--out", str(tmp_path / "again.png"))
+    assert out.startswith("64 codes out of 2048") and Image.open(tmp_path / "again.png").size == (64, 64)
+
+
+def test_every_cell_of_the_notebook_runs():
+    notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 6 and not any(cell["outputs"] for cell in notebook["cells"] if "outputs" in cell)
+    here: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell, "tour.ipynb", "exec"), here)
+
+
+def test_every_example_is_tested():
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert all(path.name in tests for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))

@@ -1,0 +1,64 @@
+"""How the house is built, in figures: files, lines and floors of each folder, arrows between folders.
+
+python -m tests.project.graph [FOLDER]
+
+A module's floor is the longest way down its imports; an arrow is one folder of train/ (or one package) that imports
+another.
+"""
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("cm3", "tokenizer_image", "train", "demo", "benchmarks")
+
+
+def modules(root: Path) -> dict[str, Path]:
+    found = (path for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for path in found
+        if path.stem != "__init__" and "configs" not in path.parts
+    }
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The known modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & known.keys()
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & known.keys()
+
+
+def folder(module: str) -> str:
+    return module.rpartition(".")[0].replace(".", "/")
+
+
+def main(root: Path) -> None:
+    known = modules(root)
+    edges = {module: set(imports(path, known)) - {module} for module, path in known.items()}
+
+    @cache
+    def floor(module: str) -> int:
+        below = [floor(other) for other in edges[module] if folder(other) == folder(module)]
+        return 1 + max(below, default=0)
+
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in known.items()}
+    print(f"{'folder':22} files  floors  lines  longest")
+    for name in sorted({folder(module) for module in known}):
+        here = [module for module in known if folder(module) == name]
+        sizes = [lines[module] for module in here]
+        print(f"{name:22} {len(here):5} {max(map(floor, here)):7} {sum(sizes):6} {max(sizes):8}")
+    arrows = Counter((folder(a), folder(b)) for a, others in edges.items() for b in others if folder(a) != folder(b))
+    both = [(a, b) for a, b in arrows if (b, a) in arrows and a < b]
+    print(f"\n{len(arrows)} arrows between folders, {len(both)} of them both ways {both or ''}")
+    for (a, b), count in sorted(arrows.items()):
+        print(f"  {a} -> {b} {count}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2])
