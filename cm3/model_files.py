@@ -152,7 +152,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def no_bar() -> Generator[None, None, None]:
-    """transformers shows no progress bar: reading weights takes a moment."""
+    """transformers shows no progress bar: reading and writing weights takes a moment."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

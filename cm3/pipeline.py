@@ -32,6 +32,7 @@ from cm3.model_files import (
     find_model,
     load_image_tokenizer,
     load_transformer,
+    no_bar,
     write_checksums,
     write_folder,
 )
@@ -103,7 +104,7 @@ class CM3(Runner):
         """Write a model folder that needs nothing outside it."""
         for what, part in (("the model", self.model), ("the image tokenizer", self.image_tokenizer.model)):
             check_finite(part, what)
-        with write_folder(Path(folder)) as fresh:
+        with write_folder(Path(folder)) as fresh, no_bar():
             self.model.save_pretrained(fresh)
             self.text_tokenizer.save(fresh)
             self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")

@@ -156,8 +156,10 @@ class Scorer(nn.Module):
         try:
             with torch.random.fork_rng(devices=()):
                 scorer = cls(ScorerConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
-            weights = load_file(folder / WEIGHTS)
-            scorer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+            weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+            if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+                raise ValueError(f"{bad[0]} holds what is no number")
+            scorer.load_state_dict(weights)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{folder} is damaged or holds another model ({reason}): fetch it again") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cm3.scorer import CONFIG, WEIGHTS, Scorer, ScorerConfig, padded
 
@@ -148,3 +148,8 @@ def test_folders_that_hold_no_scorer_are_refused(scorer: Scorer, tmp_path: Path)
         with pytest.raises(ValueError, match="is damaged or holds another model"):
             Scorer.from_pretrained(tmp_path)
     (tmp_path / CONFIG).write_text(good)
+    scorer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    save_file(weights | {"places": weights["places"].fill_(torch.nan)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="places holds what is no number"):
+        Scorer.from_pretrained(tmp_path)

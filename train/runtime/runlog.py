@@ -55,7 +55,7 @@ class RunLog:
 
     def say(self, words: str) -> None:
         if self.main:
-            self.progress.console.print(words, markup=False, highlight=False)
+            self.progress.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def take_back(path: Path, first: int) -> None:

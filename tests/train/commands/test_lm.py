@@ -3,8 +3,11 @@ fit."""
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from checkout import ROOT
 from cm3 import CM3
 from tokenizer_image import ImageTokenizer
 from train import lm as command
@@ -376,3 +380,14 @@ def test_attention_fits_the_device_and_the_heads_unless_told(config: LMConfig, m
     assert [attention_of(config, gpu, size) for size in (64, 8, 48)] == ["flex_attention", "sdpa", "sdpa"]
     monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: True)
     assert attention_of(config, gpu, 64) == "flash_attention_2"
+
+
+def test_the_command_prints_its_own_words_alone(config: LMConfig, tmp_path: Path):
+    """No library's warning, progress bar or deprecation."""
+    settings = ("preset=tiny", "steps=2", "row=128", "batch_tokens=256", "warmup=1", "prompts=['a cat']", "ema=0.5")
+    places = (f"data={config.data}", f"image_tokenizer={config.image_tokenizer}", "model.max_position_embeddings=256")
+    command = [sys.executable, "-m", "train.lm", "--out", str(tmp_path), *places, *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lm" in done.stdout or "prompt" in done.stdout
+    assert not {"warn", "deprecat", "writing", "loading"} & {*re.findall(r"[a-z]+", done.stdout.lower())}

@@ -137,7 +137,7 @@ KINDS = {
     "lm": lm.LMConfig,
     "instruct": lm.LMConfig,
 }
-FILES = sorted((Path(configs.__file__).parent / "configs").glob("*.toml"))
+FILES = sorted(configs.CONFIGS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
