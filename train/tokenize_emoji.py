@@ -29,7 +29,7 @@ from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, ques
 from train.emoji.dataset import EVERYDAY, manifest_row, others_of, read_pictures
 from train.emoji.phrases import Facts, caption, targets
 from train.pictures.codes import encode_views
-from train.pictures.views import PLAIN, Augmentation, View
+from train.pictures.views import GROUNDS, PLAIN, Augmentation, View
 from train.runtime import config as configs
 
 PER_SHARD = 2**16  # documents a shard, about
@@ -43,7 +43,12 @@ class TokenizeConfig:
     Attributes:
         subgroups: Unicode subgroups of the concepts; empty = all of them.
         views: views of each picture; the first is plain.
-        draw: documents a view that are captions with the picture, in turn in each language.
+        grounds: views after the first that are the plain one on coloured grounds.
+        plain: documents of the plain view that are captions with the picture; 0 = `draw`.
+        draw: documents of each other view that are captions with the picture, in turn in each language.
+        draw_moved: whether views that are shifted, scaled or mirrored are drawn too, or only asked about. Their codes
+            are new each time: a model learns to see from them, but not which picture belongs to the words.
+        styled: share of the captions that name the style.
         ask: documents a view that ask something.
         text_vocab: ids of the text tokenizer, at most.
         max_sharing: a keyword may name at most so many concepts to stand for one.
@@ -56,7 +61,11 @@ class TokenizeConfig:
 
     subgroups: tuple[str, ...] = EVERYDAY
     views: int = 24
+    grounds: int = 0
+    plain: int = 0
     draw: int = 2
+    draw_moved: bool = True
+    styled: float = 0.3
     ask: int = 2
     text_vocab: int = 4096
     max_sharing: int = 6
@@ -95,6 +104,20 @@ def texts(rows: list[Facts], config: TokenizeConfig) -> Iterator[str]:
                 yield target.answer
 
 
+def views_of(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
+    """The views of one picture: plain, plain on coloured grounds, and moved."""
+    coloured = [View(ground) for ground in rng.permutation(list(GROUNDS)[1:])[: config.grounds].tolist()]
+    first = [PLAIN, *coloured][: config.views]
+    return [*first, *(augmentation.sample(rng, size) for _ in range(config.views - len(first)))]
+
+
+def drawn_times(view: View, config: TokenizeConfig) -> int:
+    """How many documents draw this view."""
+    if view == PLAIN and config.plain:
+        return config.plain
+    return config.draw if config.draw_moved or view == View(view.ground) else 0
+
+
 class Documents:
     """Writes the documents of a split, PER_SHARD to a shard, and counts what they ask."""
 
@@ -115,10 +138,10 @@ class Documents:
         """Every document of one picture: for each view captions and questions, in turn in each language."""
         for j, view in enumerate(views):
             image = Image(codes[j])
-            for k in range(config.draw):
+            for k in range(drawn_times(view, config)):
                 language = LANGUAGES[(j + k) % 2]
                 names = aliases.get((row["code"], language), [])
-                self.writer.add(Document((Text(caption(row, view.ground, language, names, rng)), image)))
+                self.writer.add(Document((Text(caption(row, view.ground, language, names, rng, config.styled)), image)))
                 self.tasks["draw"] += 1
             for k in range(config.ask):
                 asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
@@ -161,7 +184,7 @@ def build(
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
     splits = {"train": (train, config)}
     if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
-        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), draw=2, ask=2)
+        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), grounds=0, plain=2, draw=2, ask=2)
         splits["held_out"] = read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few
     aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
     augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
@@ -170,11 +193,11 @@ def build(
     for split, (pictures, settings) in splits.items():
         rng = np.random.default_rng(config.seed)
         size = image_tokenizer.size[0]
-        views = [[PLAIN, *(augmentation.sample(rng, size) for _ in range(settings.views - 1))] for _ in pictures.rows]
+        views = [views_of(settings, augmentation, rng, size) for _ in pictures.rows]
         codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
         documents = Documents(text, vocab, out, split)
         for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
-            count = settings.views * (settings.draw + settings.ask)
+            count = sum(drawn_times(view, settings) for view in views[i]) + settings.views * settings.ask
             documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
             others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
             documents.picture(views[i], codes[i], row, others, settings, aliases, rng)

@@ -71,7 +71,9 @@ STYLED = {
 }
 
 
-def caption(facts: Facts, ground: str, language: str, aliases: Sequence[str], rng: np.random.Generator) -> str:
+def caption(
+    facts: Facts, ground: str, language: str, aliases: Sequence[str], rng: np.random.Generator, styled: float = 0.3
+) -> str:
     """One way to ask for this picture.
 
     Args:
@@ -80,6 +82,7 @@ def caption(facts: Facts, ground: str, language: str, aliases: Sequence[str], rn
         language: "en" or "ar".
         aliases: keywords that name this concept and few others.
         rng: chooses among the phrasings.
+        styled: share of the captions that name the style.
     """
     name, colour = facts["name"][language], facts["colour"]
     if len(aliases) and rng.random() < 0.2:
@@ -96,7 +99,7 @@ def caption(facts: Facts, ground: str, language: str, aliases: Sequence[str], rn
         text = f"{name} على خلفية {GROUNDS[ground][1]}"
     if ground == "white" and rng.random() < 0.85:
         text = name
-    if rng.random() < 0.3:
+    if rng.random() < styled:
         text = str(rng.choice(STYLED[language])).format(text, facts["style"])
     text = str(rng.choice(WRAPPERS[language])).format(text)
     return text[:1].upper() + text[1:] if rng.random() < 0.2 else text

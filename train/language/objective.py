@@ -44,6 +44,7 @@ class Objective:
         first: their weight.
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
+        asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
     """
 
     free: float = 0.15
@@ -56,6 +57,7 @@ class Objective:
     first: float = 1.5
     code: float = 1.0
     source: float = 0.1
+    asked: float = 1.0
 
     def plain(self) -> "Objective":
         """Every document as it reads, answers last: what evaluation sees. The weights stay."""
@@ -170,7 +172,10 @@ def training_row(
     weights = np.array(
         [0, objective.prompt, objective.answer, objective.first, objective.code, objective.source], np.float32
     )
-    return Row(row, weights[kinds], kinds)
+    out = weights[kinds]
+    if form in (ASK, TELL):
+        out[is_code] *= np.float32(objective.asked)
+    return Row(row, out, kinds)
 
 
 def _told(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> tuple[list[int], list[Span]]:

@@ -1,8 +1,10 @@
 """Token shards: documents that read back, spans that are the answers, the same files from the same seed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image as PIL_Image
 
@@ -13,8 +15,8 @@ from train import tokenize_emoji
 from train.documents.shards import Shards
 from train.emoji.dataset import others_of, read_split
 from train.emoji.phrases import COLOURS_AR, KINDS, Facts
-from train.pictures.views import GROUNDS, PLAIN, place
-from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build
+from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, place
+from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build, drawn_times, views_of
 
 SMALL = TokenizeConfig(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)
 
@@ -214,3 +216,29 @@ def test_mistakes_end_the_script_with_one_line(vq_folder: Path, tmp_path: Path, 
     with pytest.raises(SystemExit, match=f"tokenize_emoji: {match}") as error:
         tokenize_emoji.main(Path(data), tokenizer or str(vq_folder), tmp_path, None, overrides)
     assert "\n" not in str(error.value.code)
+
+
+def test_views_are_plain_then_on_coloured_grounds_then_moved():
+    config = TokenizeConfig(views=6, grounds=3, plain=5, draw=1, draw_moved=False)
+    views = views_of(config, Augmentation(), np.random.default_rng(0), 64)
+    assert views[0] == PLAIN and len(views) == 6
+    assert all(view == View(view.ground) and view.ground != "white" for view in views[1:4])
+    assert len({view.ground for view in views[1:4]}) == 3
+    assert [drawn_times(view, config) for view in views] == [5, 1, 1, 1, 0, 0]
+    assert [drawn_times(view, TokenizeConfig()) for view in views] == [2] * 6
+
+
+def test_a_picture_is_drawn_as_often_as_is_said_and_its_grounds_are_named(
+    sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(sample / "train")
+    config = replace(SMALL, views=3, grounds=1, plain=4, draw=2, draw_moved=False, ask=1, styled=1.0)
+    build(tmp_path / "data", image_tokenizer, tmp_path / "out", config)
+    opened = Opened(tmp_path / "out")
+    count = len({opened.shards.sample(i)["name"] for i in range(len(opened.documents))})
+    assert len(opened.documents) == count * (4 + 2 + 3)
+    first = [opened.read(opened.documents[i]) for i in range(9)]
+    drawn = [document[0].text for document in (*first[:4], *first[5:7])]
+    assert all("style" in words or "أسلوب" in words or opened.shards.sample(0)["style"] in words for words in drawn)
+    assert all("background" in words or "خلفية" in words for words in drawn[4:])

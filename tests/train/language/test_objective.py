@@ -232,3 +232,13 @@ def test_a_seed_gives_the_same_row(form: int):
 
 def test_every_kind_has_a_name():
     assert len(KINDS) == SOURCE
+
+
+def test_pictures_that_are_asked_about_count_as_much_as_is_wished():
+    for form in (ASK, TELL):
+        whole, less = (row(ASKING, SPANS, form, objective=Objective(asked=asked)) for asked in (1.0, 0.1))
+        codes = whole.ids >= VOCAB.first_code
+        assert np.allclose(less.weights[codes], 0.1 * whole.weights[codes]) and whole.weights[codes].any()
+        assert (less.weights[~codes] == whole.weights[~codes]).all()
+    drawn = [row(DRAWING, [], DRAW, objective=Objective(asked=asked)).weights for asked in (1.0, 0.1)]
+    assert (drawn[0] == drawn[1]).all()
