@@ -14,6 +14,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from PIL import Image, ImageChops
 
+from cm3.options import EDIT, GENERATE, INFILL
 from cm3.pipeline import CM3
 from demo.doors import DOORS
 from demo.uploads import MAX_BYTES, NOT_UPLOADED, PaintedImage, UploadedImage, uploaded
@@ -108,9 +109,11 @@ def build(model: CM3) -> gr.Blocks:
                     info="Draw so many for each picture, keep what fits the words best",
                 )
                 with gr.Accordion("More", open=False):
-                    guidance = gr.Slider(1, 10, 6, step=0.5, label="Guidance", info="How much the text counts")
+                    guidance = gr.Slider(
+                        1, 10, GENERATE.guidance, step=0.5, label="Guidance", info="How much the text counts"
+                    )
                     temperature = temperature_input()
-                    top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p")
+                    top_p = gr.Slider(0.05, 1, GENERATE.top_p, step=0.05, label="Top-p")
                     seed = seed_input()
             gallery = gr.Gallery(label="Pictures", columns=2, height=560, format="png", interactive=False)
         with gr.Tab("Edit"):
@@ -122,10 +125,20 @@ def build(model: CM3) -> gr.Blocks:
             gr.Examples([[text] for text in INSTRUCTIONS], instruction, label="Examples")
             with gr.Row():
                 image_guidance = gr.Slider(
-                    0, 5, 1.5, step=0.25, label="Guidance by the picture", info="How much stays as it is"
+                    0,
+                    5,
+                    EDIT.image_guidance,
+                    step=0.25,
+                    label="Guidance by the picture",
+                    info="How much stays as it is",
                 )
                 text_guidance = gr.Slider(
-                    0, 10, 3, step=0.5, label="Guidance by the words", info="How much the instruction counts"
+                    0,
+                    10,
+                    EDIT.text_guidance,
+                    step=0.5,
+                    label="Guidance by the words",
+                    info="How much the instruction counts",
                 )
             with gr.Accordion("More", open=False), gr.Row():
                 edit_temperature, edit_seed = temperature_input(), seed_input()
@@ -142,7 +155,9 @@ def build(model: CM3) -> gr.Blocks:
                 filled = picture_output("Filled in")
             words = gr.Textbox(label="What the picture shows (may be empty)", submit_btn="Fill in")
             with gr.Accordion("More", open=False), gr.Row():
-                fill_guidance = gr.Slider(0, 10, 3, step=0.5, label="Guidance", info="How much the text counts")
+                fill_guidance = gr.Slider(
+                    0, 10, INFILL.guidance, step=0.5, label="Guidance", info="How much the text counts"
+                )
                 fill_temperature, fill_seed = temperature_input(), seed_input()
         with gr.Tab("Describe"), gr.Row():
             described = picture_input()
@@ -190,7 +205,7 @@ def picture_output(label: str) -> gr.Image:
 
 
 def temperature_input() -> gr.Slider:
-    return gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 = the likeliest")
+    return gr.Slider(0, 2, GENERATE.temperature, step=0.05, label="Temperature", info="0 = the likeliest")
 
 
 def seed_input() -> gr.Number:
