@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -71,6 +72,10 @@ def left(accelerator: Accelerator) -> None:
     """What a process does when a run is over: it leaves its group, or gloo's threads may abort it on its way out. The
     next run of this process joins anew."""
     if dist.is_initialized() and not accelerator.state.fork_launched:
+        dist.barrier()
+        # Gloo's threads drop the tensors of their last work under Python's lock, which PyTorch 2.13 holds while it
+        # destroys the group and waits for these threads: they are given the time before.
+        time.sleep(0.2)
         dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
