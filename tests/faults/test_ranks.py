@@ -123,7 +123,7 @@ def torchrun(two: LMConfig, truth: Truth, folder: Path, share: bool) -> dict[str
         if value != usual[key] and not isinstance(value, dict)
     ]
     overrides += [
-        f"{name}.{key}={value}" for name in ("model", "objective") for key, value in getattr(two, name).items()
+        f"{name}.{key}={value}" for name in ("model", "objective") for key, value in asdict(two)[name].items()
     ]
     command = [
         sys.executable,
