@@ -47,7 +47,6 @@ from cm3.options import (
     OPTIONS,
     Decoding,
     GenerateOptions,
-    GenerationOptions,
     TellOptions,
 )
 from cm3.runner import Runner, Score
@@ -165,10 +164,16 @@ class CM3(Runner):
     ):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
         is picture 0 of seed s + i. More options: see cm3.options.GenerateOptions."""
-        options = GenerationOptions(
-            n, best_of, seed, temperature, top_p, top_k, guidance, decoding=decoding, contrast=contrast
+        job = self.job(
+            "generate",
+            *(prompt, n, guidance, temperature, top_p, top_k, seed),
+            best_of=best_of,
+            decoding=decoding,
+            contrast=contrast,
+            boxes=boxes,
+            structure=structure,
+            kind=kind,
         )
-        job = self.jobs.generate(prompt, boxes, structure, kind, options)
         codes = self.draw_codes(job.requests)
         if best_of > 1:
             things = ", ".join(name for name, _ in boxes or ())
@@ -194,8 +199,7 @@ class CM3(Runner):
         to the picture. The result has the picture's size, upright; RGB, or RGBA where the picture has transparency.
         Codes that the mask does not touch stay as they are, and so does every pixel, with its transparency, outside the
         cells of the codes that it touches; what is redrawn is opaque. guidance: how much the prompt counts."""
-        options = GenerationOptions(n, 1, seed, temperature, top_p, top_k, guidance)
-        return self.pictures(self.jobs.infill(image, mask, prompt, options))
+        return self.pictures(self.job("infill", image, mask, prompt, n, guidance, temperature, top_p, top_k, seed))
 
     @overload
     def edit(
@@ -236,16 +240,8 @@ class CM3(Runner):
         the largest square in its middle: what lies outside stays as it is, and so do the pixels where its codes stay,
         and those around them. A list of pictures gives a list, from one instruction for all or a list of as many.
         image_guidance: how much the picture counts; text_guidance: how much the instruction does."""
-        options = replace(
-            EDIT,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            image_guidance=image_guidance,
-            text_guidance=text_guidance,
-        )
-        pictures = self.pictures(self.jobs.edit(image, instruction, options))
+        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed)
+        pictures = self.pictures(self.job("edit", image, instruction, *options))
         return pictures if is_many(image) else pictures[0]
 
     @overload
@@ -255,8 +251,7 @@ class CM3(Runner):
     def caption(self, image, language="en", temperature=CAPTION.temperature, seed=CAPTION.seed, long=False):
         """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
         str. temperature 0 = greedy."""
-        options = replace(CAPTION, temperature=temperature, seed=seed)
-        texts = self.texts(self.jobs.caption(image, language, long, options))
+        texts = self.texts(self.job("caption", image, language, temperature, seed, long).requests)
         return texts if is_many(image) else texts[0]
 
     @overload
@@ -268,8 +263,7 @@ class CM3(Runner):
     def answer(self, image, question, temperature=ANSWER.temperature, seed=ANSWER.seed):
         """The answer to a question about the picture. A list of pictures gives a list of str, from one question for
         all or a list of as many."""
-        options = replace(ANSWER, temperature=temperature, seed=seed)
-        texts = self.texts(self.jobs.answer(image, question, options))
+        texts = self.texts(self.job("answer", image, question, temperature, seed).requests)
         return texts if is_many(image) else texts[0]
 
     def complete(
@@ -284,11 +278,9 @@ class CM3(Runner):
         """A finished document: holes in its pictures drawn, then its masks filled with text or, if it has none,
         written on with text and pictures until the model ends it. guidance, text_guidance: how much its text counts
         for pictures that are drawn, and for text that is written on."""
-        options = replace(
-            COMPLETE, seed=seed, temperature=temperature, top_p=top_p, guidance=guidance, text_guidance=text_guidance
-        )
+        asked = arguments("complete", (document, temperature, top_p, seed, guidance, text_guidance), {})
         ids: list[int] = []
-        deque(self.completion.write(ids, document, options), maxlen=0)
+        deque(self.completion.write(ids, **asked), maxlen=0)
         return from_ids(ids, self.vocab, self.text_tokenizer, self.grid)
 
     def score(self, document: Document) -> Score:
@@ -306,7 +298,7 @@ class CM3(Runner):
         if kwargs.get("best_of", 1) != 1:
             raise ValueError("best_of chooses when all pictures are drawn: it cannot be streamed")
         if task == "complete":
-            new = self.completion.write([], *arguments(task, args, kwargs).values())
+            new = self.completion.write([], **arguments(task, args, kwargs))
             return self.pieces(new, lambda _, codes: self.processor.picture(codes))
         job = self.job(task, *args, **kwargs)
         return self.pieces(self.stream_ids(job.requests), job.show)

@@ -91,9 +91,9 @@ class Runner:
         """What each request of the job drew."""
         return [job.show(i, codes) for i, codes in enumerate(self.draw_codes(job.requests))]
 
-    def texts(self, job: Job) -> list[str]:
-        """What each request of the job wrote."""
-        return [self.processor.text(ids).strip() for ids in self.run(job.requests)]
+    def texts(self, requests: Sequence[Request]) -> list[str]:
+        """What each request wrote."""
+        return [self.processor.text(ids).strip() for ids in self.run(requests)]
 
     def pieces(self, new: Iterator[tuple[int, int]], show: Callable[[int, Tensor], PIL_Image.Image]) -> Iterator[Piece]:
         """Of ids with the numbers of what they belong to; what a picture lacks is white."""

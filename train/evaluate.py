@@ -101,7 +101,7 @@ def answers(
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
     for rows in questions(samples, others):
-        texts = model.texts(model.jobs.tell([(samples[i].picture, target.prompt) for i, _, target in rows]))
+        texts = model.texts(model.jobs.tell([(samples[i].picture, target.prompt) for i, _, target in rows]).requests)
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
             guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))

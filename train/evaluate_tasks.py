@@ -98,7 +98,7 @@ def tell(model: CM3, asked: Sequence[PictureQuestion]) -> list[str]:
         model.prompts.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
         for one, picture in zip(asked, codes, strict=True)
     ]
-    return [model.processor.text(ids).strip() for ids in model.run(requests)]
+    return model.texts(requests)
 
 
 def fill(model: CM3, some: Sequence[HoleCase], options: GenerationOptions) -> dict[str, list[np.ndarray]]:

@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load, save
 
 from attempts import Child, answer, train
+from cm3.model_files import sha256
 from damage import flipped, judged, no_file, outcomes, pictures, strangers
 from train.documents.shards import META, Shards, read_meta
 from train.language.config import LMConfig
 from train.language.objective import Objective
 from train.language.packing import Rows, Steps
-from train.runtime.files import file_hash
 
 pytestmark = pytest.mark.faults
 
@@ -96,7 +96,7 @@ def shard_cases(tokens: Path, folder: Path, cases: int, seed: int) -> dict[str, 
             path.write_bytes(content)
             if mode == "of a wrong writer":
                 entry = next(e for e in changed["splits"]["train"]["shards"] if e["name"] == fact["name"])
-                entry["sha256"] = file_hash(path)
+                entry["sha256"] = sha256(path)
         (here / META).write_text(json.dumps(changed))
         kind = f"{mode}, {', '.join(kinds)}"
         try:

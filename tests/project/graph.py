@@ -25,13 +25,16 @@ def modules(root: Path) -> dict[str, Path]:
     }
 
 
-def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The known modules that a file imports."""
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of the modules that a file imports, at the top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & known.keys()
-        elif isinstance(node, ast.Import):
-            yield from {alias.name for alias in node.names} & known.keys()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def folder(module: str) -> str:
@@ -40,7 +43,7 @@ def folder(module: str) -> str:
 
 def main(root: Path) -> None:
     known = modules(root)
-    edges = {module: set(imports(path, known)) - {module} for module, path in known.items()}
+    edges = {module: set(imports(path)) & known.keys() - {module} for module, path in known.items()}
 
     @cache
     def floor(module: str) -> int:

@@ -2,12 +2,12 @@
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkout import ROOT
+from tests.project.graph import imports
 
 ROOMS = ("cm3", "tokenizer_image", "train", "demo", "benchmarks", "tests")
 SCRIPTS = ("train", "demo", "benchmarks")
@@ -30,18 +30,6 @@ CORE_MAY_IMPORT = TOKENIZER_MAY_IMPORT | {"cm3", "transformers", "tokenizers", "
 
 def sources(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names of the modules that a file imports, at the top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def packages(path: Path) -> set[str]:

@@ -28,11 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cm3.document import Answer, Document, Image, Span, Text
+from cm3.model_files import sha256
 from cm3.spelling import encode, parts
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.runtime.files import file_hash, write_whole
+from train.runtime.files import write_whole
 
 
 class Target(NamedTuple):
@@ -177,7 +178,7 @@ def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: Ima
                 sizes = {name: file.get_slice(name).get_shape()[0] for name in ("ids", "texts")}
             if sizes["texts"]:
                 shards.append(
-                    {"name": path.name, "documents": sizes["texts"], "tokens": sizes["ids"], "sha256": file_hash(path)}
+                    {"name": path.name, "documents": sizes["texts"], "tokens": sizes["ids"], "sha256": sha256(path)}
                 )
         splits[split] = {
             "documents": sum(shard["documents"] for shard in shards),
@@ -350,7 +351,7 @@ def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool)
     says."""
     if not path.is_file():
         raise ValueError("missing")
-    if verify and file_hash(path) != facts["sha256"]:
+    if verify and sha256(path) != facts["sha256"]:
         raise ValueError(f"damaged: {path.stat().st_size} bytes whose hash is not the one in {META}")
     try:
         with safe_open(path, "np") as file:

@@ -1,6 +1,5 @@
 """The files of a checkpoint: written through to the disk, hashed, and read without running what might hide in them."""
 
-import hashlib
 import os
 import pickle
 import shutil
@@ -12,6 +11,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
+
+from cm3.model_files import sha256
 
 DAMAGED = ".damaged"
 
@@ -32,9 +33,7 @@ def facts(folder: Path, pattern: str) -> Facts:
     """Size and hash of the files that fit the pattern."""
     found = {}
     for path in sorted(folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.name] = {"size": path.stat().st_size, "sha256": digest}
+        found[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
     return found
 
 

@@ -1,6 +1,5 @@
 """Files that are whole or not there."""
 
-import hashlib
 from pathlib import Path
 
 
@@ -10,8 +9,3 @@ def write_whole(path: Path, text: str) -> None:
     # A file's name may be no UTF-8: what cannot be written stands as JSON's own escape.
     unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     unfinished.replace(path)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

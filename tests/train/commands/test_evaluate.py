@@ -120,7 +120,10 @@ def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: 
 def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[SplitPicture]):
     few, others = samples[:20], others_of([s.facts for s in samples])
     truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
-    model = fake(jobs=SimpleNamespace(tell=list), texts=lambda asked: [next(truth) for _ in asked])
+    model = fake(
+        jobs=SimpleNamespace(tell=lambda pairs: SimpleNamespace(requests=pairs)),
+        texts=lambda asked: [next(truth) for _ in asked],
+    )
     out = answers(model, few, others, {"Question: What colour is the background? Answer:": "white"})
     assert {row["accuracy"] for row in out["tasks"].values()} == {1.0}
     assert out["tasks"]["ground"]["blind"] > 0

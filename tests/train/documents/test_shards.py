@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from cm3.document import Document, Image, Text
+from cm3.model_files import sha256
 from cm3.spelling import from_ids
 from cm3.templates import TEMPLATES
 from cm3.text import TextTokenizer
@@ -30,7 +31,6 @@ from train.documents.shards import (
     read_meta,
     shard_facts,
 )
-from train.runtime.files import file_hash
 
 CODES = torch.arange(16).view(4, 4)
 
@@ -236,7 +236,7 @@ def test_ids_outside_the_vocabulary_are_found(four: Path):
     path = four / "train-00000.safetensors"
     changed(ids=lambda ids: np.where(ids > 64, 60_000, ids).astype(np.uint16))(path)
     meta = json.loads((four / META).read_text())
-    meta["splits"]["train"]["shards"][0]["sha256"] = file_hash(path)
+    meta["splits"]["train"]["shards"][0]["sha256"] = sha256(path)
     (four / META).write_text(json.dumps(meta))
     assert "id 60000 is outside the vocabulary" in Shards(four, max_bad=1).bad[path.name]
 
