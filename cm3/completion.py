@@ -9,7 +9,7 @@ from cm3.guidance import ClassifierFree
 from cm3.options import COMPLETE, GenerationOptions, SamplingConfig
 from cm3.processor import Processor
 from cm3.prompts import Prompts
-from cm3.spelling import next_span_ids, prompt_ids
+from cm3.spelling import next_span_ids, prompt_ids, reply_ids
 
 New = Iterator[tuple[int, int]]  # (number of the picture or text, id)
 
@@ -47,7 +47,7 @@ class Completion:
                 items[i] = Image(self.processor.codes(codes))
                 number += 1
         whole = Document(tuple(items))
-        ids += self.prompts.ids(whole, prompt_ids)
+        ids += self.prompts.ids(whole, prompt_ids if has_mask(whole) else reply_ids)
         if masks := sum(isinstance(item, Mask) for item in document):
             yield from self._fill(ids, number, masks, sampling, seed)
         else:

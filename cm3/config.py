@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 NORMS = ("rmsnorm", "layernorm")
 ACTIVATIONS = ("swiglu", "gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned")
-MIN_SPECIAL_TOKENS = 37  # pad, eos, break, image, /image, 16 masks, 16 infills
+FORMS = ("cm3", "chameleon")
+MIN_SPECIAL_TOKENS = 40  # pad, eos, break, image, /image, 16 masks, 16 infills, bos, end_turn, placeholder
 
 
 @strict
@@ -41,6 +42,7 @@ class CM3Config(PreTrainedConfig):
     init_truncation: cut the normal at this many sigmas; 0 = not at all.
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
     image_grid: rows and columns of codes in a picture, where a call does not say otherwise.
+    document_form: how documents are spelled (spelling.py): "cm3", with masks, or "chameleon", in turns.
     vocab_size: their sum; derived, may be given only to agree.
     """
 
@@ -82,6 +84,7 @@ class CM3Config(PreTrainedConfig):
     text_vocab_size: int = 4096
     image_vocab_size: int = 2048
     image_grid: tuple[int, ...] | list[int] = (8, 8)
+    document_form: str = "cm3"
     vocab_size: int | None = None
     use_cache: bool = True
     pad_token_id: int | None = 0
@@ -132,6 +135,7 @@ class CM3Config(PreTrainedConfig):
             ("qk_norm_type", NORMS),
             ("activation", ACTIVATIONS),
             ("position", POSITIONS),
+            ("document_form", FORMS),
         ):
             _require(
                 getattr(self, name) in known,
@@ -226,4 +230,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }
 
-AutoConfig.register(CM3Config.model_type, CM3Config)
+if __name__ == "cm3.config":  # where a model folder carries this file, its own entry leads here
+    AutoConfig.register(CM3Config.model_type, CM3Config)

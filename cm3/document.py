@@ -150,6 +150,10 @@ def has_mask(document: Document) -> bool:
     return any(isinstance(item, Mask) for item in document)
 
 
+def pictures_alone(document: Document) -> Document:
+    return Document(tuple(item for item in document if isinstance(item, Image)))
+
+
 def without_text(document: Document) -> Document:
     """Its pictures, with a mask for each run of text: the condition that guidance leaves out (CM3leon 3.1). A document
     without text gets one mask before its first picture."""

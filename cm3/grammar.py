@@ -4,6 +4,8 @@ A Grammar reads the prompt, then follows what is generated. States of a document
 
     start -> text -> <break> -> <image> -> h*w codes -> </image> -> <break> -> text ...      closed by <eos>
     after the body's masks: <infill:0> span <infill:1> span ... <eos>
+    in the form "chameleon" (spelling.py) text and pictures follow on each other without <break>; a turn ends and begins
+    as a document does
 
 A mask inside a picture is filled with as many codes as the picture lacks. Where one mask stands several times in a
 picture, each stands for exactly one code that is missing; nothing fills them if no <infill> follows:
@@ -13,6 +15,7 @@ picture, each stands for exactly one code that is missing; nothing fills them if
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Literal, NamedTuple
 
 import torch
@@ -83,6 +86,12 @@ class Grammar:
         self.span: int = -1  # number of the span being filled
         self.span_length = 0
 
+    def copy(self) -> "Grammar":
+        """Another that goes on from here by itself."""
+        other = copy(self)
+        other.masks, other.holes, other.lacking = dict(self.masks), list(self.holes), list(self.lacking)
+        return other
+
     def legal(self) -> Legal:
         """What may come next; not to be asked when done."""
         v, state = self.vocab, self.state
@@ -96,7 +105,10 @@ class Grammar:
         if state == "turn":
             return Legal(text=True) if self._turns("text") else Legal(special=(v.image,))
         if self.mode == "image":
-            return Legal(special=(v.break_ if state == "text" else v.image,))
+            return Legal(special=(v.break_ if state == "text" and v.has_masks else v.image,))
+        if not v.has_masks:
+            drawn = (v.image,) if self.mode == "document" and self._fits(1) else ()
+            return Legal(text=True, special=(*drawn, *(v.ends if state != "start" else ())))
         if state == "start":
             return Legal(text=True, special=(v.image,) if self.mode == "document" and self._fits(1) else ())
         if state == "text":
@@ -128,7 +140,7 @@ class Grammar:
         if self._turns("image"):
             return self.codes + 2
         if self.mode == "image":
-            return self.codes + (3 if self.state == "text" else 2)
+            return self.codes + (3 if self.state == "text" and self.vocab.has_masks else 2)
         return 1
 
     def advance(self, id: int) -> bool:
@@ -140,7 +152,7 @@ class Grammar:
         self._read(id)
         self.room -= 1
         drawn = self.mode == "image" and self.state == "after"
-        self.done = drawn or id == self.vocab.eos or (self.room <= 0 and not self._owes())
+        self.done = drawn or id in self.vocab.ends or (self.room <= 0 and not self._owes())
         return True
 
     def _check_given(self, prompt: Sequence[int]) -> None:
@@ -162,7 +174,8 @@ class Grammar:
     def _stops(self, id: int) -> bool:
         if self.state == "span":
             return self.vocab.is_special(id)
-        return self.mode == "text" and self.state in ("start", "text") and self.vocab.is_special(id)
+        before_text = ("start", "text") if self.vocab.has_masks else ("start", "text", "after")
+        return self.mode == "text" and self.state in before_text and self.vocab.is_special(id)
 
     def _owes(self) -> bool:
         """Whether a picture is due or open, or a mask of a picture lacks codes."""
@@ -195,7 +208,7 @@ class Grammar:
                 self._take_code()
         elif v.is_infill(id):
             self._open_span(id - v.first_infill)
-        elif id == v.eos:  # the end of one document is the beginning of the next
+        elif id == v.bos or id in v.ends:  # the end of one document is the beginning of the next
             self._expect(state != "codes" and state != "end", id)
             self._begin()
         elif v.is_mask(id):
@@ -208,13 +221,15 @@ class Grammar:
             else:
                 self.state = "text"
         elif v.is_text(id):
-            self._expect(state in ("start", "text") or self._turns("text"), id)
+            follows = state in ("start", "text") or (state == "after" and not v.has_masks)
+            self._expect(follows or self._turns("text"), id)
             self.state = "text"
         elif id == v.break_:
-            self._expect(state in ("text", "after"), id)
+            self._expect(v.has_masks and state in ("text", "after"), id)
             self.state, self.turn_to = "turn", "image" if state == "text" else "text"
         elif id == v.image:
-            self._expect(state in ("start", "after") or self._turns("image"), id)
+            follows = state in ("start", "after") or (state == "text" and not v.has_masks)
+            self._expect(follows or self._turns("image"), id)
             self.state, self.left, self.holes = "codes", self.codes, []
         elif v.is_code(id):
             self._expect(state == "codes", id)

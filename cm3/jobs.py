@@ -18,7 +18,7 @@ from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mas
 from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, GenerationOptions
 from cm3.processor import Processor
 from cm3.prompts import Prompts
-from cm3.templates import STRUCTURES, TEMPLATES, Box, boxed
+from cm3.templates import STRUCTURES, WORDS, Box, boxed
 from cm3.templates import prompt as worded
 from tokenizer_image.pixels import Picture, open_image
 
@@ -65,6 +65,11 @@ class Jobs:
     processor: Processor
     prompts: Prompts
 
+    @property
+    def form(self) -> str:
+        """Of the model's documents."""
+        return self.processor.vocab.form
+
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -83,7 +88,7 @@ class Jobs:
         if structure is not None:
             check_single("the structure", structure)
             source = self.processor.image(structure)
-            documents = [Document((Text(worded(kind, words)), source)) for words in texts]
+            documents = [Document((Text(worded(kind, words, self.form)), source)) for words in texts]
         drawn = [self.prompts.drawings(document, options) for document in documents]
         return self._plain([request for requests in drawn for request in requests])
 
@@ -147,7 +152,7 @@ class Jobs:
         """What each picture shows."""
         if not isinstance(long, bool):
             raise TypeError(f"long must be True or False, but is {long!r:.60}")
-        words = TEMPLATES["describe" if long else "caption"]
+        words = WORDS[self.form]["describe" if long else "caption"]
         check_choice("language", language, words)
         return self.tell(paired(image, words[language], "prompt"), options)
 
@@ -159,7 +164,7 @@ class Jobs:
     ) -> Job:
         """The answer to each picture's question."""
         pairs = paired(image, question, "question")
-        return self.tell([(picture, worded("answer", text)) for picture, text in pairs], options)
+        return self.tell([(picture, worded("answer", text, self.form)) for picture, text in pairs], options)
 
     def tell(self, pairs: Sequence[tuple[Picture, str]], options: GenerationOptions = ANSWER) -> Job:
         """A text for each picture and prompt."""

@@ -39,6 +39,10 @@ OURS = (
     "config.json",
     "generation_config.json",
     "tokenizer*.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "*cm3*.py",  # carried.py
+    "tokenizer_image*.py",
     "*.safetensors",
     INDEX,
     "image_tokenizer",  # with all that lies in it
@@ -139,7 +143,7 @@ def check_files(folder: Path) -> None:
 
 def write_checksums(folder: Path) -> None:
     """Note the SHA-256 of every file that the model is loaded from, and of no other."""
-    files = sorted(path for suffix in ("json", "safetensors") for path in folder.rglob(f"*.{suffix}"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     ours = [path.relative_to(folder) for path in files if path != folder / CHECKSUMS]
     names = [name.as_posix() for name in ours if is_ours(folder / name.parts[0])]
     (folder / CHECKSUMS).write_text(json.dumps({name: sha256(folder / name) for name in names}, indent=1) + "\n")

@@ -22,8 +22,10 @@ from typing import Any, Unpack, overload
 import torch
 from PIL import Image as PIL_Image
 
+from cm3.carried import carry
 from cm3.checks import bound, check_text, is_many, named
 from cm3.document import Document, check_document
+from cm3.flat_tokenizer import load_text, save_flat
 from cm3.jobs import Job, listed
 from cm3.model_files import (
     check_files,
@@ -53,7 +55,7 @@ from cm3.runner import Runner, Score
 from cm3.scorer import Scorer
 from cm3.spelling import from_ids, to_ids
 from cm3.streaming import Piece
-from cm3.text import TextTokenizer
+from cm3.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, Picture
 
 
@@ -95,7 +97,8 @@ class CM3(Runner):
         device, folder = device_of(device), find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
-        text, image = TextTokenizer.load(folder), load_image_tokenizer(folder, model.config, image_tokenizer)
+        text = load_text(folder, Vocab.from_config(model.config))
+        image = load_image_tokenizer(folder, model.config, image_tokenizer)
         scorer = Scorer.from_pretrained(folder / "scorer") if (folder / "scorer").is_dir() else None
         return cls(model, text, image, scorer, max_pixels).to(device)
 
@@ -105,10 +108,11 @@ class CM3(Runner):
             check_finite(part, what)
         with write_folder(Path(folder)) as fresh, no_bar():
             self.model.save_pretrained(fresh)
-            self.text_tokenizer.save(fresh)
+            save_flat(self.text_tokenizer, self.vocab, self.context, fresh)
             self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")
             if self.scorer:
                 self.scorer.save_pretrained(fresh / "scorer")
+            carry(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
 
     def to(self, device: str | torch.device) -> "CM3":

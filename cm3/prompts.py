@@ -4,23 +4,25 @@ drawn          words <break> <image> ...
 edited         words <break> <image> source </image> <image> ...               also: from edges, from segments
 filled in      words <break> <image> codes and holes </image> <image> ...
 told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
+
+Models that were taught in turns (spelling.py) get the same without masks: a picture comes before what is said of it, a
+hole is filled by drawing the whole picture anew with its other codes fixed, and guidance leaves the text out.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cm3.document import HOLE, Document, Image, Mask, Text, without_text
+from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
-from cm3.spelling import draw_ids, open_ids, prompt_ids
+from cm3.spelling import draw_ids, prompt_ids, reply_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 
 MAX_TEXT = 64  # tokens of a caption or an answer
 CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
-NOTHING = Document((Mask(),))
 
 
 def candidate_seed(seed: int, j: int) -> int:
@@ -63,6 +65,15 @@ class Prompts:
                 raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
         return to(document, self.vocab, self.text_tokenizer)
 
+    @property
+    def nothing(self) -> Document:
+        """What stands in place of a whole condition in guidance."""
+        return Document((Mask(),)) if self.vocab.has_masks else Document()
+
+    def untold(self, document: Document) -> Document:
+        """The document without its text."""
+        return without_text(document) if self.vocab.has_masks else pictures_alone(document)
+
     def picture(
         self,
         document: Document,
@@ -83,19 +94,21 @@ class Prompts:
             for j in range(options.best_of):
                 guide, sampling = ways[(options.seed + i + j) % len(ways)]
                 seed = candidate_seed(options.seed + i, j)
-                requests.append(self.picture(document, [NOTHING], guide, sampling, seed))
+                requests.append(self.picture(document, [self.nothing], guide, sampling, seed))
         return requests
 
     def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:
         """The source as the instruction changes it."""
-        document = Document((Text(prompt("edit", instruction)), source))
-        return self.picture(document, [without_text(document), NOTHING], guide, sampling, check_seed(seed))
+        document = Document((Text(prompt("edit", instruction, self.vocab.form)), source))
+        return self.picture(document, [self.untold(document), self.nothing], guide, sampling, check_seed(seed))
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """The document's last picture again, its holes drawn; guidance: how much the text counts."""
         codes = document[-1].codes.flatten().tolist()
         given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
-        guide, untold = ClassifierFree(image=guidance), without_text(document)
+        if not self.vocab.has_masks:
+            document = Document(document[:-1])
+        guide, untold = ClassifierFree(image=guidance), self.untold(document)
         if not any(isinstance(item, Text) and item.text for item in document):
             return self.picture(untold, [], None, sampling, check_seed(seed), given)
         return self.picture(document, [untold], guide, sampling, check_seed(seed), given)
@@ -104,10 +117,15 @@ class Prompts:
         self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int, seed: int
     ) -> Request:
         """At most so many new ids behind a document without masks."""
-        ids, untold = self.ids(document, open_ids), self.ids(without_text(document), open_ids)
+        ids, untold = self.ids(document, reply_ids), self.ids(self.untold(document), reply_ids)
         return Request(ids, "document", room, sampling, guide, [untold], seed=check_seed(seed))
 
     def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int) -> Request:
-        """What a mask between the words and the picture stands for (CM3leon 4)."""
-        document = Document((Text(words), Mask(), picture))
-        return Request(self.ids(document, prompt_ids), "text", MAX_TEXT, sampling, seed=check_seed(seed))
+        """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both."""
+        return Request(self.asked(words, picture), "text", MAX_TEXT, sampling, seed=check_seed(seed))
+
+    def asked(self, words: str, picture: Image) -> list[int]:
+        """The prompt of text."""
+        if self.vocab.has_masks:
+            return self.ids(Document((Text(words), Mask(), picture)), prompt_ids)
+        return self.ids(Document((picture, Text(words))), reply_ids)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cm3.document import Document, Image, Mask, Text
+from cm3.document import Image
 from cm3.prompts import MAX_TEXT, Prompts
 from cm3.scorer import Scorer
-from cm3.spelling import last_ids, prompt_ids
-from cm3.templates import TEMPLATES, language_of
+from cm3.spelling import last_ids
+from cm3.templates import WORDS, language_of
 from cm3.transformer import CM3ForCausalLM
 
 
@@ -25,10 +25,10 @@ def standard(values: Tensor) -> Tensor:  # [N] -> [N]
 @torch.inference_mode()
 def caption_log_probs(model: CM3ForCausalLM, prompts: Prompts, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
     """Log-probability of the words as the caption of each picture, codes [h, w]."""
-    asked = Text(TEMPLATES["caption"][language_of(words)])
+    asked = WORDS[prompts.vocab.form]["caption"][language_of(words)]
     *said, close = last_ids(words, prompts.vocab, prompts.text_tokenizer)
     said = [*said[:MAX_TEXT], close]
-    rows = [prompts.ids(Document((asked, Mask(), Image(grid))), prompt_ids) + said for grid in codes]
+    rows = [prompts.asked(asked, Image(grid)) + said for grid in codes]
     ids = torch.tensor(rows, device=model.device)  # [N, T]
     logits = model(input_ids=ids).logits[:, -len(said) - 1 : -1].float()  # [N, words, V]
     return logits.log_softmax(-1).gather(2, ids[:, -len(said) :, None]).sum((1, 2)).cpu()

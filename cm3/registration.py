@@ -1,8 +1,8 @@
 """The model's place among transformers' Auto classes, taken when these are imported and not before, for they take
 seconds: `import cm3` takes none.
 
-config.py and transformer.py register what they define. Here Python learns to import them right after the modules of
-transformers in which the Auto classes stand.
+config.py, transformer.py, multimodal.py and processing.py register what they define. Here Python learns to import them
+right after the modules of transformers in which the Auto classes stand.
 """
 
 import sys
@@ -16,6 +16,8 @@ from types import ModuleType
 FOLLOWERS = {
     "transformers.models.auto.configuration_auto": "cm3.config",
     "transformers.models.auto.modeling_auto": "cm3.transformer",
+    "cm3.transformer": "cm3.multimodal",  # which builds on it
+    "transformers.models.auto.processing_auto": "cm3.processing",
 }
 
 

@@ -12,6 +12,14 @@
 <break> stands where text and picture meet; neighbours of one kind join without it. A mask belongs to the text beside
 it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
 
+That is the form "cm3". In the form "chameleon" (Chameleon, arXiv 2405.09818; Anole) there are no masks and no <break>;
+what people say ends with <end_turn>, and the model's reply follows:
+
+    Document((Text("a red apple"), Image(codes)))
+        <bos> a red apple <image> c_1 .. c_hw </image> <eos>
+    reply_ids(Document((Image(codes), Text("What is this?"))))                            as a prompt
+        <bos> <image> c_1 .. c_hw </image> What is this? <end_turn>                       the model writes on from here
+
 Special tokens are laid and read here, in masking.py (which moves spans) and in grammar.py (what may follow), nowhere
 else.
 """
@@ -44,8 +52,10 @@ class Encoded(NamedTuple):
 
 
 def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """<eos> and the items, without a close."""
-    ids, spans = [vocab.eos], list[Span]()
+    """What opens a document and the items, without a close."""
+    if has_mask(document) and not vocab.has_masks:
+        raise ValueError("this model was taught no masks: leave them out, and let it write on")
+    ids, spans = [vocab.bos], list[Span]()
     masks = 0
     previous: type | None = None  # Text (a mask counts as text) or Image
     run = ""  # neighbouring texts are tokenised as one
@@ -56,7 +66,7 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
         if run and type(item) is not Text:
             ids += text_ids(run, vocab, tokenizer)
             run = ""
-        if previous not in (None, kind):
+        if vocab.has_masks and previous not in (None, kind):
             ids.append(vocab.break_)
         previous = kind
         if isinstance(item, Answer):
@@ -86,6 +96,18 @@ def picture_ids(image: Image, vocab: Vocab) -> list[int]:
     codes = cast(list[int], image.codes.flatten().tolist())
     inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
     return [*opening_ids(vocab), *inside, vocab.end_image]
+
+
+def roles(vocab: Vocab) -> dict[str, int]:
+    """Special tokens by the names that transformers has for them."""
+    return {
+        "bos_token": vocab.bos,
+        "eos_token": vocab.eos,
+        "pad_token": vocab.pad,
+        "boi_token": vocab.image,
+        "eoi_token": vocab.end_image,
+        "image_token": vocab.placeholder,
+    }
 
 
 def opening_ids(vocab: Vocab) -> list[int]:
@@ -123,10 +145,16 @@ def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[i
 
 
 def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """A prompt for a picture after the document: ... <break> <image>."""
-    ids = open_ids(document, vocab, tokenizer)
-    turn = [vocab.break_] if len(ids) > 1 and ids[-1] != vocab.end_image else []
+    """A prompt for a picture after the document: ... <break> <image>, or ... <end_turn> <image>."""
+    ids = reply_ids(document, vocab, tokenizer)
+    turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
     return [*ids, *turn, *opening_ids(vocab)]
+
+
+def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """The document to be written on, after <end_turn> where people and model take turns."""
+    ids = open_ids(document, vocab, tokenizer)
+    return [*ids, vocab.end_turn] if len(ids) > 1 and not vocab.has_masks else ids
 
 
 def last_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
@@ -148,19 +176,28 @@ class Part(NamedTuple):
 
 
 def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
-    """What a finished document consists of, without the <eos> and <break> between; a mask counts as text."""
+    """What a finished document consists of, without what opens, closes and stands between; a mask counts as text."""
     found: list[Part] = []
-    start = None
+    start, between = None, (vocab.bos, vocab.break_, *vocab.ends)
     for i, id in enumerate(ids):
         inside = start is not None and ids[start] == vocab.image
         if inside and id != vocab.end_image:
             continue
-        if start is not None and (inside or id in (vocab.image, vocab.break_, vocab.eos)):
+        if start is not None and (inside or id == vocab.image or id in between):
             found.append(Part(inside, start, i + inside))
             start = None
-        if start is None and id not in (vocab.break_, vocab.eos, vocab.end_image):
+        if start is None and id not in between and id != vocab.end_image:
             start = i
     return [*found, Part(ids[start] == vocab.image, start, len(ids))] if start is not None else found
+
+
+def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
+    """The runs of text, and the codes of each picture, of ids that end at the first close after the opening."""
+    start = 1 if ids and ids[0] == vocab.bos else next((i for i, id in enumerate(ids) if id != vocab.pad), len(ids))
+    end = next((i for i in range(start + 1, len(ids)) if ids[i] in (vocab.eos, vocab.pad)), len(ids))
+    found = parts(ids[start:end], vocab)
+    runs = ((ids[start + part.start : start + part.end], part.is_picture) for part in found)
+    return [([id for id in run if vocab.is_code(id) or vocab.is_text(id)], picture) for run, picture in runs]
 
 
 def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
@@ -173,6 +210,12 @@ def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
     return spans
 
 
+def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
+    """The codes of the last picture, from 0; of ids without a picture's bounds all codes."""
+    start, end = picture_spans(ids, vocab)[-1] if vocab.image in ids else (0, len(ids))
+    return [vocab.id_to_code(id) for id in ids[start:end] if vocab.is_code(id)]
+
+
 def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
     """A picture's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
     gone = iter(holes)
@@ -181,9 +224,9 @@ def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[
 
 def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
     """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two pictures; and where each lies."""
-    ids, places = [vocab.eos], list[Span]()
+    ids, places = [vocab.bos], list[Span]()
     for piece in pieces:
-        if len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
+        if vocab.has_masks and len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
             ids.append(vocab.break_)
         places.append((len(ids), len(ids) + len(piece)))
         ids += piece
@@ -222,7 +265,7 @@ def from_ids(
                 )
         elif vocab.is_text(id):
             text.append(id)
-        elif vocab.is_mask(id) or id in (vocab.image, vocab.break_, vocab.eos):
+        elif vocab.is_mask(id) or id in (vocab.image, vocab.break_, vocab.bos, *vocab.ends):
             close_text()
             if vocab.is_mask(id):
                 items.append(Mask())

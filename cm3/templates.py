@@ -22,6 +22,19 @@ TEMPLATES: dict[str, dict[str, str]] = {
     "segments": {"en": "From segments: {words}", "ar": "من القطع: {words}"},
     "edges": {"en": "From edges: {words}", "ar": "من الحواف: {words}"},
 }
+# Of models that were taught in turns (config.FORMS): what people say to them.
+SAID: dict[str, dict[str, str]] = {
+    "caption": {
+        "en": "Say in one short sentence what this picture shows.",
+        "ar": "قل في جملة قصيرة ما الذي تظهره هذه الصورة.",
+    },
+    "describe": {"en": "Describe this picture in detail.", "ar": "صف هذه الصورة بالتفصيل."},
+    "answer": {"en": "{words}", "ar": "{words}"},
+    "edit": {"en": "{words}", "ar": "{words}"},
+    "segments": {"en": "Draw this, with these areas: {words}", "ar": "ارسم هذا بهذه المساحات: {words}"},
+    "edges": {"en": "Draw this, with these edges: {words}", "ar": "ارسم هذا بهذه الحواف: {words}"},
+}
+WORDS = {"cm3": TEMPLATES, "chameleon": SAID}
 STRUCTURES = ("segments", "edges")  # kinds of pictures that a drawing may follow
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture's sides
@@ -32,9 +45,9 @@ def language_of(words: str) -> str:
     return "ar" if re.search("[\u0600-\u06ff]", words) else "en"
 
 
-def prompt(task: str, words: str) -> str:
-    """The text of a task in the language of its words."""
-    return TEMPLATES[task][language_of(words)].format(words=words.strip())
+def prompt(task: str, words: str, form: str = "cm3") -> str:
+    """The text of a task in the language of its words. form: of the model's documents, one of config.FORMS."""
+    return WORDS[form][task][language_of(words)].format(words=words.strip())
 
 
 def is_box(box: Any) -> bool:

@@ -353,5 +353,6 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         )
 
 
-AutoModel.register(CM3Config, CM3Model)
-AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)
+if __name__ == "cm3.transformer":  # where a model folder carries this file, its own entries lead here
+    AutoModel.register(CM3Config, CM3Model)
+    AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)

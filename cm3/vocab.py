@@ -1,8 +1,12 @@
 """One flat id space: special | text | image codes.
 
-     0     1     2       3       4        5 .. 20    21 .. 36     37 .. 63    64 ..         64+text ..
-    <pad> <eos> <break> <image> </image> <mask:0..15> <infill:0..15> reserved | text ids  | image codes
+     0     1     2       3       4        5 .. 20      21 .. 36
+    <pad> <eos> <break> <image> </image> <mask:0..15> <infill:0..15>
+     37    38         39            40 .. 63   64 ..      64+text ..
+    <bos> <end_turn> <placeholder> reserved | text ids | image codes
 
+Two forms of documents share it (spelling.py): in "cm3" <eos> opens and closes, <break> stands between text and picture,
+and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people say.
 Nothing here reads text: a string that spells a special token never becomes its id.
 """
 
@@ -22,12 +26,14 @@ Ids = TypeVar("Ids", int, list[int], Tensor)
 class Vocab:
     """The layout of the vocabulary, and the way between ids and what they stand for.
 
-    num_special: slots kept for special ids. num_text: text ids. num_codes: image codes.
+    num_special: slots kept for special ids. num_text: text ids. num_codes: image codes. form: of documents, one of
+    config.FORMS.
     """
 
     num_special: int
     num_text: int
     num_codes: int
+    form: str = "cm3"
 
     pad = 0
     eos = 1
@@ -37,14 +43,32 @@ class Vocab:
     first_mask = 5
     first_infill = first_mask + MAX_MASKS
     infills = range(first_infill, first_infill + MAX_MASKS)
+    begin = 37  # <bos>, where it is not <eos>
+    end_turn = 38
+    placeholder = 39  # in place of each code of a picture that is still pixels; never learnt
     turns = (eos, break_)  # what text may be followed by: the model chooses these, the grammar alone writes the others
 
     @classmethod
     def from_config(cls, config: CM3Config) -> "Vocab":
-        return cls(config.num_special_tokens, config.text_vocab_size, config.image_vocab_size)
+        return cls(config.num_special_tokens, config.text_vocab_size, config.image_vocab_size, config.document_form)
 
     def __len__(self) -> int:
         return self.num_special + self.num_text + self.num_codes
+
+    @property
+    def bos(self) -> int:
+        """What opens a document."""
+        return self.eos if self.has_masks else self.begin
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are filled and <break> stands where text and picture meet; else people and model take turns."""
+        return self.form == "cm3"
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """What may end a document, or what the model says."""
+        return (self.eos,) if self.has_masks else (self.eos, self.end_turn)
 
     @property
     def first_text(self) -> int:
@@ -103,7 +127,7 @@ class Vocab:
             return f"<mask:{id - self.first_mask}>"
         if self.is_infill(id):
             return f"<infill:{id - self.first_infill}>"
-        return NAMES.get(id, f"unused {id}")
+        return NAMES.get(id, f"<unused:{id}>")
 
 
 NAMES = {
@@ -112,6 +136,9 @@ NAMES = {
     Vocab.break_: "<break>",
     Vocab.image: "<image>",
     Vocab.end_image: "</image>",
+    Vocab.begin: "<bos>",
+    Vocab.end_turn: "<end_turn>",
+    Vocab.placeholder: "<placeholder>",
 }
 
 

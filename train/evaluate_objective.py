@@ -27,7 +27,6 @@ from cm3.guidance import ClassifierFree
 from cm3.masking import rotate
 from cm3.options import GREEDY, SamplingConfig
 from cm3.pipeline import CM3
-from cm3.prompts import NOTHING
 from cm3.spelling import encode, from_ids, last_ids, open_ids, picture_spans, prompt_ids
 from cm3.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
@@ -192,7 +191,7 @@ def codes_of(views: list[CaptionedView]) -> Tensor:  # -> [N, h, w]
 
 def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> Tensor:  # -> [N, h, w]
     """One drawing of each thing by name and style."""
-    nothing = Document(()) if told else NOTHING  # without words: as the model has seen pictures alone
+    nothing = Document(()) if told else model.prompts.nothing  # without words: as the model has seen pictures alone
     prompts = [Document((Text(f"{view.name['en']} in the {view.style} style"),)) for view in views]
     guide = ClassifierFree(image=guidance)
     requests = [model.prompts.picture(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]

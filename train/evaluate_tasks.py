@@ -23,12 +23,11 @@ from PIL import Image as PIL_Image
 from rich.progress import track
 from torch import Tensor
 
-from cm3.document import HOLE, Document, Image, Text, without_text
+from cm3.document import HOLE, Document, Image, Text
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, Guide, ThreeWay
 from cm3.options import GENERATE, GREEDY, INFILL, GenerationOptions
 from cm3.pipeline import CM3
-from cm3.prompts import NOTHING
 from cm3.templates import LANGUAGES
 from train.evaluation.judge import Judge, Reference
 from train.evaluation.report import EDITS, MAPS, task_table
@@ -84,9 +83,10 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions
     out = []
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
-        others, guide = [NOTHING], cast(Guide, ClassifierFree(image=options.guidance))
+        others, guide = [model.prompts.nothing], cast(Guide, ClassifierFree(image=options.guidance))
         if one.made.kept:
-            others, guide = [without_text(document), NOTHING], ThreeWay(options.image_guidance, options.text_guidance)
+            others = [model.prompts.untold(document), model.prompts.nothing]
+            guide = ThreeWay(options.image_guidance, options.text_guidance)
         out.append(model.prompts.picture(document, others, guide, options.sampling, i))
     return out
 
@@ -110,7 +110,7 @@ def fill(model: CM3, some: Sequence[HoleCase], options: GenerationOptions) -> di
         told.append(model.prompts.hole(Document((words, image)), INFILL.guidance, sampling, i))
         untold.append(model.prompts.hole(Document((image,)), INFILL.guidance, sampling, i))
         given = list(told[-1].given or [])
-        forth.append(model.prompts.picture(Document((words,)), [NOTHING], guide, sampling, i, given))
+        forth.append(model.prompts.picture(Document((words,)), [model.prompts.nothing], guide, sampling, i, given))
     ways = {"filled": told, "filled without words": untold, "left to right": forth}
     out = {name: pictures_of(model, model.draw_codes(requests)) for name, requests in ways.items()}
     out["mean colour"] = [filled_with_mean(one.picture, one.holes.numpy()) for one in some]

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cm3.flat_tokenizer import load_text
 from cm3.model_files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
-from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from train.documents.shards import Shards, layout
 
@@ -66,11 +66,12 @@ def check_alike(folders: Sequence[Path]) -> None:
     for folder in folders:
         check_files(folder)
         config = json.loads((folder / "config.json").read_text())
-        image = load_image_tokenizer(folder, read_config(folder))
+        read = read_config(folder)
+        image = load_image_tokenizer(folder, read)
         facts.append(
             {key: value for key, value in config.items() if key not in BESIDE}
             | {
-                "the text tokenizer": TextTokenizer.load(folder).fingerprint(),
+                "the text tokenizer": load_text(folder, Vocab.from_config(read)).fingerprint(),
                 "the image tokenizer": image.fingerprint(),
             }
         )
@@ -190,7 +191,7 @@ def held_out_loss(folder: Path, shards: Shards) -> float:
     model = load_transformer(folder, {}).to("cuda" if torch.cuda.is_available() else "cpu").eval()  # pyright: ignore
     vocab = Vocab.from_config(model.config)
     here = layout(vocab, cast(tuple[int, int], model.config.image_grid))
-    if here != shards.meta["vocab"] or TextTokenizer.load(folder).fingerprint() != shards.meta["text_tokenizer"]:
+    if here != shards.meta["vocab"] or load_text(folder, vocab).fingerprint() != shards.meta["text_tokenizer"]:
         raise ValueError(f"{folder} has another vocabulary ({here}) than {shards.folder} ({shards.meta['vocab']})")
     context: int = model.config.max_position_embeddings
     lengths = np.minimum(shards.lengths, context)

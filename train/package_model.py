@@ -16,9 +16,10 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from cm3.model_files import write_checksums
+from cm3.carried import write_processor
+from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
-from tokenizer_image import ImageTokenizer
+from tokenizer_image import ImageTokenizer, VQConfig
 from train.emoji.dataset import attribution
 from train.evaluation.report import concept_table
 from train.evaluation.report import task_table as task_table
@@ -211,8 +212,10 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     shutil.copy(runs.decoder / "model" / "config.json", pictures / "config.json")
     facts["lm_parameters"] = halve(trained / "model" / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
-    (ours / "config.json").write_text(json.dumps(facts["model"] | named, indent=2) + "\n")
-    for file in ("tokenizer.json", "generation_config.json"):
+    values = {key: value for key, value in facts["model"].items() if key != "auto_map"}  # no code lies beside it
+    (ours / "config.json").write_text(json.dumps(values | named, indent=2) + "\n")
+    write_processor(ours, read_config(ours), VQConfig.load(pictures / "config.json").resolution)
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if (trained / "model" / file).exists():
             shutil.copy(trained / "model" / file, ours / file)
     if (runs.scorer / "model").is_dir():

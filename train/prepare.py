@@ -26,6 +26,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from cm3.flat_tokenizer import load_text
 from cm3.model_files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
 from cm3.templates import TEMPLATES
 from cm3.text import FILE, TextTokenizer
@@ -71,7 +72,8 @@ def load_tokenizers(options: PrepareOptions) -> Tokenizers:
             f"--max-tokens {options.max_tokens} is more than the model's context of {config.max_position_embeddings}"
         )
     context = min(CONTEXT, config.max_position_embeddings)
-    return Tokenizers(image, name, TextTokenizer.load(folder), Vocab.from_config(config), context)
+    vocab = Vocab.from_config(config)
+    return Tokenizers(image, name, load_text(folder, vocab), vocab, context)
 
 
 def prepare(

@@ -44,7 +44,7 @@ def test_overrides_replace_the_presets_fields():
         (dict(activation="tanh"), "swiglu"),
         (dict(position="alibi"), "rope, learned"),
         (dict(num_hidden_layers=0), "num_hidden_layers"),
-        (dict(num_special_tokens=8), "37"),
+        (dict(num_special_tokens=8), "40"),
         (dict(vocab_size=100), "100"),
         (dict(image_grid=(0, 4)), "image_grid"),
         (dict(image_grid=(4,)), "image_grid"),

@@ -189,7 +189,7 @@ def test_given_codes_are_forced_and_the_rest_is_free(seed: int, codes: list[int 
         ([1, 3], "image", [C] * 3, "given has 3 codes, but a picture has 4"),
         ([1, 3], "image", [], "given has 0 codes, but a picture has 4"),
         ([1, 3], "image", [None, None, T, None], "given holds text 0, .* image codes, 384 to 415, or None"),
-        ([1, 3], "image", [None, None, len(VOCAB), None], "given holds unused 416"),
+        ([1, 3], "image", [None, None, len(VOCAB), None], "given holds <unused:416>"),
         ([1, 3], "document", [None] * 4, "mode 'image'"),
         ([1], "text", [None] * 4, "mode 'image'"),
         ([1, *HOLED, 21], "image", [None] * 4, "no mask"),
@@ -245,7 +245,7 @@ def test_allowed_is_a_row_for_each_state():
         ([1, 3, C, T], "document", "text 0 cannot stand here"),
         ([1, T, 21], "document", "<infill:0> cannot stand here"),
         ([1, T, 2, T], "document", "text 0 cannot stand here"),
-        ([1, 40], "document", "unused 40 cannot stand here"),
+        ([1, 40], "document", "<unused:40> cannot stand here"),
         ([1, 3, *[C] * 4, 5, 4], "document", "</image> cannot stand here"),  # a mask for nothing
         ([1, 3, C, C, C, 5, 6, 4], "image", "</image> cannot stand here"),  # two masks for one code
         ([1, 3, C, 5, 5, 4, 3], "image", "</image> cannot stand here"),  # of three holes two

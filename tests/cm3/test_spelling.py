@@ -18,7 +18,7 @@ from train.documents.worker import cut
 from train.evaluate_objective import CaptionedView, caption_prompt, with_hole
 from train.language.objective import HOLES, TELL, Objective, training_row
 
-SPELLS = {"eos", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}
+SPELLS = {"eos", "bos", "end_turn", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}
 MAY = {"cm3/vocab.py", "cm3/spelling.py", "cm3/masking.py", "cm3/grammar.py"}
 ANCHOR = 40  # an id that is reserved today
 

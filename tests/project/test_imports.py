@@ -15,14 +15,14 @@ SCRIPTS = ("train", "demo", "benchmarks")
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
     ("registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
-    ("transformer", "scorer", "document", "spelling", "sampling", "guidance", "grammar"),
-    ("model_files", "inpainting", "streaming", "masking", "engine", "prompts", "processor", "retrieval", "convert"),
-    ("jobs", "completion", "ranking", "runner"),
+    ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar"),
+    ("model_files", "inpainting", "streaming", "masking", "engine", "prompts", "processor", "multimodal", "processing"),
+    ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
     ("cli_files", "cli"),
     ("__main__",),
 )
-SEE_PICTURES = ("model_files", "processor", "jobs", "runner", "pipeline", "cli")
+SEE_PICTURES = ("model_files", "processor", "multimodal", "processing", "jobs", "runner", "pipeline", "convert", "cli")
 RANK = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 TOKENIZER_MAY_IMPORT = {"torch", "numpy", "PIL", "safetensors", "huggingface_hub", "tokenizer_image"}
 CORE_MAY_IMPORT = TOKENIZER_MAY_IMPORT | {"cm3", "transformers", "tokenizers", "typer", "rich"}
