@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cm3 import __version__
+from cm3.checks import check_choice
 from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Structure
 from cm3.templates import Box, boxed
@@ -224,6 +225,27 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
     Console().print(table)
     Console().print(preset_table())
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of Chameleon or Anole; with --to, of ours.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    image_tokenizer: Annotated[
+        str | None, typer.Option(help="One of ours by name or folder, or a checkpoint, such as Meta's vqgan.ckpt.")
+    ] = None,
+    to: Annotated[str, typer.Option(help='"cm3", or "chameleon" for transformers\' layout.')] = "cm3",
+    like: Annotated[Path | None, typer.Option(help="With --to: the converted folder it was trained from.")] = None,
+) -> None:
+    """Convert Chameleon's and Anole's weights, of transformers' layout or Meta's own, and back."""
+    check_choice("--to", to, ("cm3", "chameleon"))
+    from cm3 import convert as conversion
+
+    if to == "cm3":
+        conversion.convert(source, out, image_tokenizer)
+    else:
+        conversion.convert_back(source, out, like)
+    print(f"{out} is written")
 
 
 @app.command()

@@ -37,6 +37,8 @@ class CM3Config(PreTrainedConfig):
     rope_theta: base of the rotary frequencies.
     qk_norm: normalise queries and keys per head.
     qk_norm_type: "rmsnorm" (one learned scale for all heads) or "layernorm" (weight and bias per head, Chameleon).
+    qk_norm_eps: epsilon of these; None = norm_eps.
+    swin_norm: normalise what attention and feed-forward layer give, not what they take (Swin v2; Chameleon 34B, 2.3).
     tie_word_embeddings: the head shares the input embedding's weights.
     init_std, init_position_std: standard deviation of weights and of learned positions.
     init_truncation: cut the normal at this many sigmas; 0 = not at all.
@@ -76,6 +78,8 @@ class CM3Config(PreTrainedConfig):
     rope_theta: float | int = 10_000.0
     qk_norm: bool = True
     qk_norm_type: str = "rmsnorm"
+    qk_norm_eps: float | None = None
+    swin_norm: bool = False
     tie_word_embeddings: bool = False
     init_std: float = 0.02
     init_position_std: float = 0.02

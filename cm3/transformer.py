@@ -147,9 +147,10 @@ def eager_attention(
 def head_norm(config: CM3Config, heads: int) -> nn.Module:
     if not config.qk_norm:
         return nn.Identity()
+    eps = config.norm_eps if config.qk_norm_eps is None else config.qk_norm_eps
     if config.qk_norm_type == "layernorm":
-        return HeadLayerNorm(heads, config.head_dim, config.norm_eps)
-    return RMSNorm(config.head_dim, config.norm_eps)
+        return HeadLayerNorm(heads, config.head_dim, eps)
+    return RMSNorm(config.head_dim, eps)
 
 
 def layer_norm(config: CM3Config) -> nn.Module:
@@ -195,10 +196,14 @@ class Block(GradientCheckpointingLayer):
         self.mlp = GatedMLP(config) if config.activation == "swiglu" else MLP(config)
         self.input_layernorm = layer_norm(config)
         self.post_attention_layernorm = layer_norm(config)
+        self.norm_after = config.swin_norm
 
     def forward(
         self, x: Tensor, mask: Any, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None, **kwargs: Any
     ) -> Tensor:  # [B, T, D] -> [B, T, D]
+        if self.norm_after:
+            x = x + self.input_layernorm(self.self_attn(x, mask, rotary, cache, **kwargs)[0])
+            return x + self.post_attention_layernorm(self.mlp(x))
         x = x + self.self_attn(self.input_layernorm(x), mask, rotary, cache, **kwargs)[0]
         return x + self.mlp(self.post_attention_layernorm(x))
 

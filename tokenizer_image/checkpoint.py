@@ -60,6 +60,14 @@ class SafetensorsWeights(Mapping[str, Tensor]):
                 found |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
         return found
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of every tensor, likewise."""
+        found: dict[str, torch.dtype] = {}
+        for file in dict.fromkeys(self._file.values()):
+            with _open(file) as tensors:
+                found |= {key: _dtype(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
+        return found
+
     def __getitem__(self, key: str) -> Tensor:
         with _open(self._file[key]) as tensors:
             return tensors.get_tensor(key)
@@ -113,6 +121,13 @@ def shards_of(index: Path) -> list[Path]:
     if foreign := [name for name in names if Path(name).name != name]:
         raise ValueError(f"{index} names files outside its folder: {foreign[0]}")
     return [index.parent / name for name in names]
+
+
+def _dtype(name: str) -> torch.dtype:
+    """torch's for safetensors' name."""
+    named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
+    named |= {"F8_E5M2": "float8_e5m2", "BOOL": "bool", "U8": "uint8"} | {f"I{n}": f"int{n}" for n in (8, 16, 32, 64)}
+    return getattr(torch, named.get(name, ""), torch.uint8)
 
 
 def _open(file: Path) -> Any:
