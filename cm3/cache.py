@@ -25,6 +25,7 @@ class KVLayer(CacheLayerMixin):
     """One layer's keys and values, [B, G, Tmax, K], of which the first `length` are filled."""
 
     is_sliding = False
+    is_croppable = True
 
     def __init__(self, max_length: int) -> None:
         super().__init__()
@@ -63,8 +64,10 @@ class KVLayer(CacheLayerMixin):
         self.length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        assert 0 <= tokens_to_remove <= self.length, f"cannot take {tokens_to_remove} from {self.length} tokens"
-        self.length -= tokens_to_remove
+        """Forget the last tokens; how many is given as a negative number, as everywhere in transformers."""
+        if not -self.length <= tokens_to_remove <= 0:
+            raise ValueError(f"crop takes 0 to {-self.length} from {self.length} tokens, but got {tokens_to_remove}")
+        self.length += tokens_to_remove
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:

@@ -34,7 +34,8 @@ class CM3Config(PreTrainedConfig):
     norm_eps: epsilon of every norm.
     activation: "swiglu", "gelu", "relu" or "relu2" (squared ReLU).
     position: "rope" or "learned" (absolute).
-    rope_theta: base of the rotary frequencies.
+    rope_theta: base of the rotary frequencies. rope_parameters: the same as transformers has it, {"rope_type":
+        "default", "rope_theta": ...}; it wins.
     qk_norm: normalise queries and keys per head.
     qk_norm_type: "rmsnorm" (one learned scale for all heads) or "layernorm" (weight and bias per head, Chameleon).
     qk_norm_eps: epsilon of these; None = norm_eps.
@@ -45,7 +46,7 @@ class CM3Config(PreTrainedConfig):
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
     image_grid: rows and columns of codes in a picture, where a call does not say otherwise.
     document_form: how documents are spelled (spelling.py): "cm3", with masks, or "chameleon", in turns.
-    vocab_size: their sum; derived, may be given only to agree.
+    vocab_size: their sum; derived. More are rows without a meaning, as resize_token_embeddings adds them.
     """
 
     model_type = "cm3"
@@ -54,6 +55,8 @@ class CM3Config(PreTrainedConfig):
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
@@ -76,6 +79,7 @@ class CM3Config(PreTrainedConfig):
     activation: str = "swiglu"
     position: str = "rope"
     rope_theta: float | int = 10_000.0
+    rope_parameters: dict[str, Any] | None = None
     qk_norm: bool = True
     qk_norm_type: str = "rmsnorm"
     qk_norm_eps: float | None = None
@@ -103,6 +107,11 @@ class CM3Config(PreTrainedConfig):
             self.intermediate_size = -(-2 * wide // 192) * 64 if self.activation == "swiglu" else wide
         _require(len(self.image_grid) == 2, f"image_grid is rows and columns, but is {self.image_grid}")
         self.image_grid = self.grid  # JSON has a list
+        rope = {"rope_type": "default", "rope_theta": self.rope_theta} | (self.rope_parameters or {})
+        self.rope_parameters, self.rope_theta = rope, rope["rope_theta"]
+        if self.qk_norm and self.qk_norm_type == "layernorm":  # a row for each head, which no plan divides
+            plan = self.base_model_tp_plan.items()
+            self.base_model_tp_plan = {name: style for name, style in plan if ".self_attn." not in name}
         if self.vocab_size is None:
             self.vocab_size = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
         super().__post_init__(**kwargs)
@@ -149,14 +158,17 @@ class CM3Config(PreTrainedConfig):
             self.num_special_tokens >= MIN_SPECIAL_TOKENS,
             f"num_special_tokens must be at least {MIN_SPECIAL_TOKENS}, but is {self.num_special_tokens}",
         )
+        rope = self.rope_parameters or {}
+        _require(rope.get("rope_type") == "default", f"rope_type is {rope.get('rope_type')!r}: only 'default' is known")
         _require(min(self.image_grid) >= 1, f"image_grid must be positive, but is {self.image_grid}")
         _require(
             self.init_std >= 0 and self.init_position_std >= 0 and self.init_truncation >= 0,
             "init_std, init_position_std and init_truncation must not be negative",
         )
         total = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
+        assert self.vocab_size is not None
         _require(
-            self.vocab_size == total,
+            self.vocab_size >= total,
             f"vocab_size is {self.vocab_size}, but num_special_tokens + "
             f"text_vocab_size + image_vocab_size is {total}: leave vocab_size out",
         )

@@ -140,7 +140,10 @@ class Row:
 def choose(logits: Sequence[Tensor], rows: Sequence[Row]) -> list[int]:
     """The next id of each row, from the logits of its lanes, [1 to 3, V] each: guidance, grammar, sampling."""
     legal = allowed([row.grammar for row in rows]).to(logits[0].device)  # [B, V]
-    scores = torch.stack([row.guided(x.float(), ids) for row, x, ids in zip(rows, logits, legal, strict=True)])
+    known = legal.shape[1]  # a head may have rows beyond the vocabulary
+    scores = torch.stack(
+        [row.guided(x[:, :known].float(), ids) for row, x, ids in zip(rows, logits, legal, strict=True)]
+    )
     return sample(scores, [row.request.sampling for row in rows], [row.generator for row in rows]).tolist()
 
 

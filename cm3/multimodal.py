@@ -54,12 +54,12 @@ class GrammarLogitsProcessor(LogitsProcessor):
         rows = [tuple(row) for row in cast(list[list[int]], input_ids.tolist())]
         states = {row: self.state(row) for row in dict.fromkeys(rows)}
         self.states = states
-        legal = torch.zeros(len(rows), len(self.vocab), dtype=torch.bool)
+        legal = torch.zeros(scores.shape, dtype=torch.bool)
         for i, row in enumerate(rows):
             if states[row].done:
                 legal[i, self.vocab.ends[0]] = True
             else:
-                legal[i] = allowed([states[row]])[0]
+                legal[i, : len(self.vocab)] = allowed([states[row]])[0]
         return scores.masked_fill(~legal.to(scores.device), -torch.inf)
 
     def state(self, row: tuple[int, ...]) -> Grammar:

@@ -212,8 +212,8 @@ def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
 
 def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
     """The codes of the last picture, from 0; of ids without a picture's bounds all codes."""
-    start, end = picture_spans(ids, vocab)[-1] if vocab.image in ids else (0, len(ids))
-    return [vocab.id_to_code(id) for id in ids[start:end] if vocab.is_code(id)]
+    starts = [i for i, id in enumerate(ids) if id == vocab.image]
+    return [vocab.id_to_code(id) for id in ids[starts[-1] if starts else 0 :] if vocab.is_code(id)]
 
 
 def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:

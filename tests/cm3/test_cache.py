@@ -48,7 +48,7 @@ def test_cropping_and_resetting_forget_the_end():
     cache = KVCache(CONFIG, max_length=4)
     for layer in range(CONFIG.num_hidden_layers):
         cache.update(states(3), states(3), layer)
-    cache.crop(2)
+    cache.crop(-2)
     keys, _ = cache.update(states(1, 5), states(1, 5), 0)
     assert torch.equal(keys, torch.cat((states(3)[:, :, :1], states(1, 5)), dim=2))
     cache.reset()
