@@ -6,6 +6,7 @@ Help and most mistakes are answered at once: torch and transformers, which take 
 
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -86,12 +87,19 @@ def generate(
     ] = None,
     structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
     kind: Annotated[Structure | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    reference: Annotated[list[str] | None, typer.Option(help="A picture file to draw after; repeatable.")] = None,
+    shape: Annotated[
+        str | None, typer.Option("--grid", help="Rows and columns of codes, one of the model's: 6x10.")
+    ] = None,
     scale: Scale = 0,
     max_pixels: MaxPixels = MAX_PIXELS,
     model: Model = "emoji",
 ) -> None:
     """Draw pictures of PROMPT and save them as one file, side by side."""
     check_output(output)
+    check_pictures(*(reference or ()))
+    rows_and_columns = None if shape is None else read_grid(shape)
     boxes = [read_box(words) for words in box] if box else None
     if boxes:
         boxed(boxes)  # says now what is wrong with them
@@ -114,6 +122,9 @@ def generate(
         boxes=boxes,
         structure=structure,
         kind=kind or "edges",
+        negative_prompt=negative,
+        references=reference or (),
+        grid=rows_and_columns,
     )
     save(grid(pictures, scale), output)
     print(output)
@@ -309,6 +320,14 @@ def read_box(words: str) -> tuple[str, Box]:
     except ValueError as error:
         raise ValueError(f'the box {words!r} must be a name and four numbers: "a cat 0.1 0.2 0.5 0.9"') from error
     return name, (left, top, right, bottom)
+
+
+def read_grid(words: str) -> tuple[int, int]:
+    """ "6x10" """
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", words)
+    if not found:
+        raise ValueError(f"--grid is {words!r}, but must be rows and columns: 6x10")
+    return int(found[1]), int(found[2])
 
 
 def check_words(what: str, words: str) -> None:

@@ -44,7 +44,7 @@ class Completion:
                 for _, id in self.stream([self.prompts.hole(before, guide.image, sampling, seed)]):
                     codes.append(id)
                     yield number, id
-                items[i] = Image(self.processor.codes(codes))
+                items[i] = Image(self.processor.codes(codes, item.grid))
                 number += 1
         whole = Document(tuple(items))
         ids += self.prompts.ids(whole, prompt_ids if has_mask(whole) else reply_ids)

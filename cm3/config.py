@@ -8,7 +8,7 @@ The vocabulary is flat: special ids | text ids | image codes; its layout stands 
 # transformers types its configurations in part only.
 # pyright: reportUnknownMemberType=false
 
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +19,7 @@ ACTIVATIONS = ("swiglu", "gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned")
 FORMS = ("cm3", "chameleon")
 MIN_SPECIAL_TOKENS = 40  # pad, eos, break, image, /image, 16 masks, 16 infills, bos, end_turn, placeholder
+MAX_GRIDS = 24  # besides the usual one: 64 special tokens in all
 
 
 @strict
@@ -45,6 +46,7 @@ class CM3Config(PreTrainedConfig):
     init_truncation: cut the normal at this many sigmas; 0 = not at all.
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
     image_grid: rows and columns of codes in a picture, where a call does not say otherwise.
+    image_grids: others that the model draws and sees, at most MAX_GRIDS.
     document_form: how documents are spelled (spelling.py): "cm3", with masks, or "chameleon", in turns.
     vocab_size: their sum; derived. More are rows without a meaning, as resize_token_embeddings adds them.
     """
@@ -92,6 +94,7 @@ class CM3Config(PreTrainedConfig):
     text_vocab_size: int = 4096
     image_vocab_size: int = 2048
     image_grid: tuple[int, ...] | list[int] = (8, 8)
+    image_grids: tuple[Any, ...] | list[Any] = ()
     document_form: str = "cm3"
     vocab_size: int | None = None
     use_cache: bool = True
@@ -107,11 +110,21 @@ class CM3Config(PreTrainedConfig):
             self.intermediate_size = -(-2 * wide // 192) * 64 if self.activation == "swiglu" else wide
         _require(len(self.image_grid) == 2, f"image_grid is rows and columns, but is {self.image_grid}")
         self.image_grid = self.grid  # JSON has a list
+        self.image_grids = tuple(tuple(grid) for grid in self.image_grids)
+        others = set(self.image_grids)
+        _require(
+            len(others) == len(self.image_grids) <= MAX_GRIDS
+            and self.image_grid not in others
+            and all(len(grid) == 2 and all(type(side) is int and side >= 1 for side in grid) for grid in others),
+            f"image_grids are other grids than {self.image_grid}, at most {MAX_GRIDS} of rows and columns, but are "
+            f"{list(self.image_grids)}",
+        )
         rope = {"rope_type": "default", "rope_theta": self.rope_theta} | (self.rope_parameters or {})
-        self.rope_parameters, self.rope_theta = rope, rope["rope_theta"]
+        self.rope_parameters, self.rope_theta = rope, cast(float, rope["rope_theta"])
         if self.qk_norm and self.qk_norm_type == "layernorm":  # a row for each head, which no plan divides
-            plan = self.base_model_tp_plan.items()
-            self.base_model_tp_plan = {name: style for name, style in plan if ".self_attn." not in name}
+            plan = type(self).base_model_tp_plan or {}
+            kept = {name: style for name, style in plan.items() if ".self_attn." not in name}
+            vars(self)["base_model_tp_plan"] = kept
         if self.vocab_size is None:
             self.vocab_size = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
         super().__post_init__(**kwargs)
@@ -160,6 +173,12 @@ class CM3Config(PreTrainedConfig):
         )
         rope = self.rope_parameters or {}
         _require(rope.get("rope_type") == "default", f"rope_type is {rope.get('rope_type')!r}: only 'default' is known")
+        needed = MIN_SPECIAL_TOKENS + len(self.image_grids)
+        _require(
+            self.num_special_tokens >= needed,
+            f"{len(self.image_grids)} image_grids need {needed} special tokens, but num_special_tokens is "
+            f"{self.num_special_tokens}",
+        )
         _require(min(self.image_grid) >= 1, f"image_grid must be positive, but is {self.image_grid}")
         _require(
             self.init_std >= 0 and self.init_position_std >= 0 and self.init_truncation >= 0,

@@ -29,6 +29,7 @@ from cm3.chameleon import EACH, MODEL_TYPE, RELATIVES, ROWS, Key, Order, config_
 from cm3.config import CM3Config
 from cm3.flat_tokenizer import save_flat
 from cm3.model_files import INDEX, WEIGHTS, check_files, read_config, write_checksums, write_folder
+from cm3.spelling import roles
 from cm3.text import FILE, TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -278,7 +279,12 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
         config.save_pretrained(fresh)
         vocab = Vocab.from_config(config)
         save_flat(text, vocab, config.max_position_embeddings, fresh)
-        generation = {"bos_token_id": vocab.bos, "eos_token_id": list(vocab.ends), "pad_token_id": vocab.pad}
+        role = roles(vocab)
+        generation = {
+            "bos_token_id": role["bos_token"],
+            "eos_token_id": list(vocab.ends),
+            "pad_token_id": role["pad_token"],
+        }
         (fresh / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         keep_beside(model.beside, fresh / SOURCE, model.names)
         carry(fresh, image.size[0])

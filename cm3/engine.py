@@ -99,7 +99,7 @@ class Row:
             raise ValueError(f"the prompts lack {needed} ids of their pictures: all must stand at the same code")
         lengths = [len(prompt) + len(opening) for prompt, opening in zip(self.prompts, openings, strict=True)]
         longest = max(lengths) - len(openings[0])  # which the room includes
-        room = codes + 3 if request.mode == "image" else request.max_new_tokens
+        room = grammars[0].most + 3 if request.mode == "image" else request.max_new_tokens
         self.grammar = Grammar(vocab, request.prompt, request.mode, codes, min(room, limit - longest), request.given)
         over = longest + self.grammar.needed - limit
         if over > 0:

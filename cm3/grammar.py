@@ -40,7 +40,7 @@ class Grammar:
 
     mode: "text" ends at the first id that is no text; "image" ends with one picture's </image> (or with the codes of
     one mask); "document" ends with <eos>.
-    codes: image codes in a picture, h*w.
+    codes: image codes in a picture of the usual grid, h*w.
     room: new ids at most. No picture is begun that it cannot hold, and a picture that is due is always finished.
     given: for mode "image", the id of each code that is fixed, from the picture's first; None = free.
     Errors: ValueError for an unknown mode, a prompt that leaves no place for what the mode wants, or a given that
@@ -59,6 +59,7 @@ class Grammar:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
         self.vocab, self.mode, self.codes = vocab, mode, codes
+        self.most = max([codes, *(rows * columns for rows, columns in vocab.grids)])  # in a picture of any grid
         self.room, self.done = math.inf, False
         self._begin()
         for id in prompt:
@@ -72,13 +73,15 @@ class Grammar:
         if self.state in ("codes", "end") and self.holes:
             raise ValueError("the prompt ends inside a picture that has masks: close the picture first")
         self.room = room
-        self.given: list[int | None] = [None] * codes if given is None else list(given)
+        self.given: list[int | None] | None = None if given is None else list(given)
         if given is not None:
             self._check_given(prompt)
 
     def _begin(self) -> None:
         self.state = "start"  # start, text, turn (after <break>), codes, end (of them), after (a picture), span
         self.turn_to = ""  # "image" or "text": what stands after the <break>
+        self.size = self.codes  # of the open picture
+        self.fresh = False  # whether it may still say its grid
         self.left = 0  # codes that the open picture, or the masks of the span's picture, still lack
         self.masks: dict[int, int | None] = {}  # of each mask number the picture it lies in, None = it is text
         self.holes: list[int] = []  # mask numbers in the open picture
@@ -96,8 +99,9 @@ class Grammar:
         """What may come next; not to be asked when done."""
         v, state = self.vocab, self.state
         if state == "codes":
-            given = self.given[self.codes - self.left]
-            return Legal(codes=True) if given is None else Legal(special=(given,))
+            given = self.given[self.size - self.left] if self.given else None
+            grids = self._grids() if self.fresh and self.mode == "document" else ()
+            return Legal(codes=True, special=grids) if given is None else Legal(special=(given,))
         if state == "end":
             return Legal(special=(v.end_image,))
         if state == "span":
@@ -128,7 +132,7 @@ class Grammar:
     def longest(self) -> int:
         """Ids that may still come, at most: the room, and a picture beyond it."""
         assert self.room < math.inf, "a row without a limit"
-        return int(max(self.room, 0)) + self.codes + 3
+        return int(max(self.room, 0)) + self.most + 3
 
     @property
     def needed(self) -> int:
@@ -158,15 +162,16 @@ class Grammar:
     def _check_given(self, prompt: Sequence[int]) -> None:
         if self.mode != "image" or self.state == "span":
             raise ValueError("given codes need a picture to draw: mode 'image', and a prompt that asks for no mask")
-        if len(self.given) != self.codes:
-            raise ValueError(f"given has {len(self.given)} codes, but a picture has {self.codes}")
+        assert self.given is not None
+        if len(self.given) != self.size:
+            raise ValueError(f"given has {len(self.given)} codes, but a picture has {self.size}")
         for id in self.given:
             if id is not None and not self.vocab.is_code(id):
                 raise ValueError(
                     f"given holds {self.vocab.name(id)}, but must hold ids of image codes, "
                     f"{self.vocab.first_code} to {len(self.vocab) - 1}, or None"
                 )
-        drawn = self.codes - self.left if self.state in ("codes", "end") else 0
+        drawn = self.size - self.left if self.state in ("codes", "end") else 0
         for cell, id in enumerate(prompt[len(prompt) - drawn :]):
             if self.given[cell] not in (None, id):
                 raise ValueError(f"given holds id {self.given[cell]} at cell {cell}, but the prompt has {id} there")
@@ -187,6 +192,11 @@ class Grammar:
     def _fits(self, extra: int) -> bool:
         """Whether the codes, their close, and so many ids before them fit."""
         return self.room >= self.codes + 1 + extra
+
+    def _grids(self) -> tuple[int, ...]:
+        """The grids whose codes, and their close, fit."""
+        ids = range(self.vocab.first_grid, self.vocab.first_grid + len(self.vocab.grids))
+        return tuple(id for id in ids if self.room >= math.prod(self.vocab.grid(id)) + 2)
 
     def _codes_span(self) -> bool:
         return self.state == "span" and self.masks[self.span] is not None
@@ -218,6 +228,7 @@ class Grammar:
             self.masks.setdefault(number, len(self.lacking) if inside else None)
             if inside:
                 self.holes.append(number)
+                self.fresh = False
             else:
                 self.state = "text"
         elif v.is_text(id):
@@ -230,9 +241,14 @@ class Grammar:
         elif id == v.image:
             follows = state in ("start", "after") or (state == "text" and not v.has_masks)
             self._expect(follows or self._turns("image"), id)
-            self.state, self.left, self.holes = "codes", self.codes, []
+            self.state, self.size, self.left, self.holes, self.fresh = "codes", self.codes, self.codes, [], True
+        elif v.is_grid(id):
+            self._expect(self.fresh, id)
+            self.size = self.left = math.prod(v.grid(id))
+            self.fresh = False
         elif v.is_code(id):
             self._expect(state == "codes", id)
+            self.fresh = False
             self._take_code()
             self.state = "codes" if self.left else "end"
         elif id == v.end_image:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from PIL import Image as PIL_Image
 from torch import Tensor
 
-from cm3.checks import check_choice, check_single, check_text, is_many
-from cm3.document import HOLE, Document, Image, Text
+from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
+from cm3.document import HOLE, Document, Image, Item, Text
 from cm3.engine import Request
 from cm3.guidance import ThreeWay
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
@@ -20,6 +20,7 @@ from cm3.processor import Processor
 from cm3.prompts import Prompts
 from cm3.templates import STRUCTURES, WORDS, Box, boxed
 from cm3.templates import prompt as worded
+from cm3.vocab import Grid
 from tokenizer_image.pixels import Picture, open_image
 
 
@@ -33,6 +34,15 @@ class Job(NamedTuple):
 
 def listed(value: Any) -> list[Any]:
     return list(value) if is_many(value) else [value]
+
+
+def grid_of(value: Any) -> Grid:
+    """Errors: TypeError for what is no pair of whole numbers."""
+    if not is_many(value) or len(value) != 2:
+        raise TypeError(f"grid must be rows and columns, such as (8, 8), but is {value!r:.60}")
+    for side in value:
+        check_whole("grid", side)
+    return int(value[0]), int(value[1])
 
 
 def texts_of(name: str, value: Any) -> list[str]:
@@ -76,6 +86,9 @@ class Jobs:
         boxes: Sequence[tuple[str, Box]] | None = None,
         structure: Picture | None = None,
         kind: str = "edges",
+        negative_prompt: str | None = None,
+        references: Sequence[Picture] = (),
+        grid: Grid | None = None,
         options: GenerationOptions = GENERATE,
     ) -> Job:
         """n x best_of pictures of each prompt, the candidates of a picture side by side."""
@@ -84,12 +97,28 @@ class Jobs:
         if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
         check_choice("kind", kind, STRUCTURES)
-        documents = [Document((Text(words),)) for words in texts]
+        if not is_many(references):
+            raise TypeError(f"references must be a list of pictures, but is {references!r:.60}")
+        behind: list[Item] = []
+        for picture in references:
+            check_single("each of the references", picture)
+            behind.append(self.processor.image(picture))
         if structure is not None:
             check_single("the structure", structure)
-            source = self.processor.image(structure)
-            documents = [Document((Text(worded(kind, words, self.form)), source)) for words in texts]
-        drawn = [self.prompts.drawings(document, options) for document in documents]
+            followed = self.processor.image(structure)
+            behind.append(followed)
+            grid = followed.grid if grid is None and followed.grid != self.processor.grid else grid
+            texts = [worded(kind, words, self.form) for words in texts]
+        instead = None
+        if negative_prompt is not None:
+            check_text("the negative prompt", negative_prompt)
+            if options.guidance == 1 and options.decoding == "top-p":
+                raise ValueError("a negative prompt counts through guidance, which is off at 1: give more")
+            instead = Document((Text(negative_prompt), *behind)) if negative_prompt.strip() else None
+        if grid is not None:
+            grid = grid_of(grid)
+            self.prompts.check_grid(grid)
+        drawn = [self.prompts.drawings(Document((Text(words), *behind)), options, instead, grid) for words in texts]
         return self._plain([request for requests in drawn for request in requests])
 
     def infill(
@@ -106,7 +135,7 @@ class Jobs:
         painted = read_mask(open_image(mask, limit, "black"), picture.size)
         square = square_around(painted)
         cells = touched_cells(painted, square, self.processor.grid)
-        codes = self.processor.image(picture.crop(square.box)).codes  # [h, w]
+        codes = self.processor.image(picture.crop(square.box), usual=True).codes  # [h, w]
         text = [Text(prompt)] if prompt and prompt.strip() else []
         holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
         requests = [
@@ -129,7 +158,7 @@ class Jobs:
         pairs = paired(image, instruction, "instruction")
         own = [open_image(picture, self.processor.max_pixels, None) for picture, _ in pairs]
         squares = [middle_square(picture.size) for picture in own]
-        sources = [self.processor.image(picture) for picture in own]
+        sources = [self.processor.image(picture, usual=True) for picture in own]
         requests = [
             self.prompts.edit(text, source, guide, options.sampling, options.seed)
             for source, (_, text) in zip(sources, pairs, strict=True)

@@ -156,6 +156,9 @@ class GenerateOptions(TypedDict, total=False):
     structure: a picture that the drawing follows, as tokenizer_image opens it.
     kind: of structure: "edges", white on black, or "segments", things as flat areas on black: the first in the prompt
         red, the second green, the third blue.
+    negative_prompt: what guidance leads away from, in place of no text at all.
+    references: pictures that stand between the words and the drawing.
+    grid: rows and columns of codes, one of the model's: its shape. None = the usual one, or the structure's.
     """
 
     best_of: int
@@ -164,6 +167,9 @@ class GenerateOptions(TypedDict, total=False):
     boxes: Sequence[tuple[str, Box]] | None
     structure: Any
     kind: Structure
+    negative_prompt: str | None
+    references: Sequence[Any]
+    grid: tuple[int, int] | None
 
 
 class TellOptions(TypedDict, total=False):

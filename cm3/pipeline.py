@@ -53,7 +53,7 @@ from cm3.options import (
 )
 from cm3.runner import Runner, Score
 from cm3.scorer import Scorer
-from cm3.spelling import from_ids, to_ids
+from cm3.spelling import from_ids, grid_behind, to_ids
 from cm3.streaming import Piece
 from cm3.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, Picture
@@ -165,6 +165,9 @@ class CM3(Runner):
         boxes=None,
         structure=None,
         kind="edges",
+        negative_prompt=None,
+        references=(),
+        grid=None,
     ):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
         is picture 0 of seed s + i. More options: see cm3.options.GenerateOptions."""
@@ -177,6 +180,9 @@ class CM3(Runner):
             boxes=boxes,
             structure=structure,
             kind=kind,
+            negative_prompt=negative_prompt,
+            references=references,
+            grid=grid,
         )
         codes = self.draw_codes(job.requests)
         if best_of > 1:
@@ -305,7 +311,8 @@ class CM3(Runner):
             new = self.completion.write([], **arguments(task, args, kwargs))
             return self.pieces(new, lambda _, codes: self.processor.picture(codes))
         job = self.job(task, *args, **kwargs)
-        return self.pieces(self.stream_ids(job.requests), job.show)
+        grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
+        return self.pieces(self.stream_ids(job.requests), job.show, grids)
 
     def job(self, task: str, *args: Any, **kwargs: Any) -> Job:
         """What "generate", "infill", "edit", "caption" or "answer" asks of the engine for these arguments."""

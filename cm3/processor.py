@@ -3,6 +3,8 @@
 # torch and PIL are typed in part only.
 # pyright: reportUnknownMemberType=false
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from cm3.document import Image
 from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.vocab import Grid, Vocab
 from tokenizer_image import ImageTokenizer
-from tokenizer_image.pixels import MAX_PIXELS, Picture
+from tokenizer_image.pixels import MAX_PIXELS, Picture, open_image
 
 
 class Processor:
@@ -36,22 +38,37 @@ class Processor:
     def grid(self) -> tuple[int, int]:
         return self.image_tokenizer.grid
 
-    def image(self, picture: Picture) -> Image:
-        """One by one: the same alone as in a list. Errors: as tokenizer_image.pixels.open_image."""
-        return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
+    def image(self, picture: Picture, usual: bool = False) -> Image:
+        """The middle of it that has the shape of one of the model's grids, the nearest to its own, or of the usual one.
+        One by one: the same alone as in a list. Errors: as tokenizer_image.pixels.open_image."""
+        if usual or not self.vocab.grids:
+            return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
+        opened = open_image(picture, self.max_pixels)
+        rows, columns = nearest_grid(opened.width / opened.height, (self.grid, *self.vocab.grids))
+        side = self.image_tokenizer.size[0] // self.grid[0]  # of a code, in pixels
+        size = rows * side, columns * side
+        return Image(self.image_tokenizer.encode(opened, size, max_pixels=self.max_pixels))
 
     def picture(self, codes: Tensor) -> PIL_Image.Image:
         """[h, w] -> the picture."""
         return cast(PIL_Image.Image, self.image_tokenizer.decode(codes))
 
-    def codes(self, ids: list[int]) -> Tensor:  # -> [h, w]
-        """The codes among the ids of one picture."""
-        return torch.tensor([self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]).view(self.grid)
+    def codes(self, ids: list[int], grid: Grid | None = None) -> Tensor:  # -> [h, w]
+        """The codes among the ids of one picture. grid: None = the usual one."""
+        codes = [self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]
+        return torch.tensor(codes).view(grid or self.grid)
 
     def text(self, ids: list[int]) -> str:
         return self.text_tokenizer.decode(self.vocab.ids_to_text(ids))
 
-    def blank(self) -> list[int]:
+    def blank(self, grid: Grid | None = None) -> list[int]:
         """The h*w ids of a white picture."""
         white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
+        if grid is not None:
+            white = white[white.shape[0] // 2, white.shape[1] // 2].expand(grid)
         return self.vocab.code_to_id(cast(list[int], white.flatten().tolist()))
+
+
+def nearest_grid(aspect: float, grids: Sequence[Grid]) -> Grid:
+    """The grid whose shape is nearest to a picture's. aspect: its width by its height."""
+    return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] / aspect)))

@@ -11,6 +11,7 @@ hole is filled by drawing the whole picture anew with its other codes fixed, and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
 from cm3.engine import Request
@@ -19,7 +20,7 @@ from cm3.options import GenerationOptions, SamplingConfig, check_seed
 from cm3.spelling import draw_ids, prompt_ids, reply_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.vocab import Grid, Vocab
 
 MAX_TEXT = 64  # tokens of a caption or an answer
 CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
@@ -61,9 +62,15 @@ class Prompts:
                 f"which hold {most:,} characters at the very most, so shorten it"
             )
         for item in document:
-            if isinstance(item, Image) and item.grid != self.grid:
-                raise ValueError(f"a picture of {item.grid} codes: the model's pictures have {self.grid}")
+            if isinstance(item, Image):
+                self.check_grid(item.grid)
         return to(document, self.vocab, self.text_tokenizer)
+
+    def check_grid(self, grid: Grid) -> None:
+        """Errors: ValueError for a grid that the model was not taught."""
+        if grid != self.grid and grid not in self.vocab.grids:
+            known = ", ".join(f"{rows} x {columns}" for rows, columns in (self.grid, *self.vocab.grids))
+            raise ValueError(f"a picture of {grid[0]} x {grid[1]} codes: the model's pictures have {known}")
 
     @property
     def nothing(self) -> Document:
@@ -82,19 +89,30 @@ class Prompts:
         sampling: SamplingConfig,
         seed: int,
         given: list[int | None] | None = None,
+        grid: Grid | None = None,
     ) -> Request:
-        """A picture behind the document. others: what stands in its place in the guide's further lanes."""
-        ids, *rest = [self.ids(one, draw_ids) for one in (document, *others)]
+        """A picture behind the document. others: what stands in its place in the guide's further lanes. grid: its rows
+        and columns, None = the usual ones."""
+        to = partial(draw_ids, grid=grid)
+        ids, *rest = [self.ids(one, to) for one in (document, *others)]
         return Request(ids, "image", sampling=sampling, guide=guide, extra_prompts=rest, given=given, seed=seed)
 
-    def drawings(self, document: Document, options: GenerationOptions) -> list[Request]:
-        """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed."""
+    def drawings(
+        self,
+        document: Document,
+        options: GenerationOptions,
+        instead: Document | None = None,
+        grid: Grid | None = None,
+    ) -> list[Request]:
+        """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed.
+        instead: what guidance leads away from, None = from nothing."""
         ways, requests = ways_of(options), list[Request]()
+        instead = self.nothing if instead is None else instead
         for i in range(options.n):
             for j in range(options.best_of):
                 guide, sampling = ways[(options.seed + i + j) % len(ways)]
                 seed = candidate_seed(options.seed + i, j)
-                requests.append(self.picture(document, [self.nothing], guide, sampling, seed))
+                requests.append(self.picture(document, [instead], guide, sampling, seed, grid=grid))
         return requests
 
     def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:
@@ -104,14 +122,14 @@ class Prompts:
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """The document's last picture again, its holes drawn; guidance: how much the text counts."""
-        codes = document[-1].codes.flatten().tolist()
+        codes, grid = document[-1].codes.flatten().tolist(), document[-1].grid
         given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
         if not self.vocab.has_masks:
             document = Document(document[:-1])
         guide, untold = ClassifierFree(image=guidance), self.untold(document)
         if not any(isinstance(item, Text) and item.text for item in document):
-            return self.picture(untold, [], None, sampling, check_seed(seed), given)
-        return self.picture(document, [untold], guide, sampling, check_seed(seed), given)
+            return self.picture(untold, [], None, sampling, check_seed(seed), given, grid)
+        return self.picture(document, [untold], guide, sampling, check_seed(seed), given, grid)
 
     def more(
         self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int, seed: int

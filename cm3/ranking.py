@@ -39,6 +39,6 @@ def best(model: CM3ForCausalLM, prompts: Prompts, scorer: Scorer | None, words: 
     """The number of the codes that fit the words best, the first of equals: by both opinions, in standard deviations
     each."""
     fit = standard(caption_log_probs(model, prompts, words, codes))
-    if scorer:
+    if scorer and codes[0].shape == prompts.grid:
         fit += standard(scorer.score([prompts.text_tokenizer.encode(words)], torch.stack(list(codes))).cpu())
     return int(fit.argmax())

@@ -22,10 +22,11 @@ from cm3.options import MAX_PICTURES
 from cm3.processor import Processor
 from cm3.prompts import Prompts
 from cm3.scorer import Scorer
+from cm3.spelling import grid_behind
 from cm3.streaming import Piece, pieces
 from cm3.text import TextTokenizer
 from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.vocab import Grid, Vocab
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import MAX_PIXELS
 
@@ -85,7 +86,8 @@ class Runner:
 
     def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
         """The codes, [h, w], of the picture that each request drew."""
-        return [self.processor.codes(ids) for ids in self.run(requests)]
+        grids = [grid_behind(request.prompt, self.vocab) for request in requests]
+        return [self.processor.codes(ids, grid) for ids, grid in zip(self.run(requests), grids, strict=True)]
 
     def pictures(self, job: Job) -> list[PIL_Image.Image]:
         """What each request of the job drew."""
@@ -95,14 +97,24 @@ class Runner:
         """What each request wrote."""
         return [self.processor.text(ids).strip() for ids in self.run(requests)]
 
-    def pieces(self, new: Iterator[tuple[int, int]], show: Callable[[int, Tensor], PIL_Image.Image]) -> Iterator[Piece]:
-        """Of ids with the numbers of what they belong to; what a picture lacks is white."""
-        blank = self.processor.blank()
+    def pieces(
+        self,
+        new: Iterator[tuple[int, int]],
+        show: Callable[[int, Tensor], PIL_Image.Image],
+        grids: Sequence[Grid | None] = (),
+    ) -> Iterator[Piece]:
+        """Of ids with the numbers of what they belong to; what a picture lacks is white. grids: of the pictures by
+        their numbers, None = the usual one; what the ids say of themselves counts more."""
+        blanks: dict[Grid | None, list[int]] = {}
 
-        def picture(number: int, ids: list[int]) -> PIL_Image.Image:
-            return show(number, self.processor.codes(ids + blank[len(ids) :]))
+        def picture(number: int, ids: list[int], grid: Grid) -> PIL_Image.Image:
+            own = None if grid == self.grid else grid
+            if own not in blanks:
+                blanks[own] = self.processor.blank(own)
+            return show(number, self.processor.codes(ids + blanks[own][len(ids) :], own))
 
-        return pieces(new, self.vocab, self.grid[1], self.processor.text, picture)
+        usual = dict(enumerate(grid or self.grid for grid in grids))
+        return pieces(new, self.vocab, self.grid, usual, self.processor.text, picture)
 
     def best(self, words: str, codes: Sequence[Tensor]) -> int:
         """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""

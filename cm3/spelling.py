@@ -33,7 +33,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 
 from cm3.document import HOLE, Answer, Document, Image, Item, Mask, Span, Text, has_mask
-from cm3.vocab import Vocab
+from cm3.vocab import Grid, Vocab
 
 
 class Tokenizer(Protocol):
@@ -95,7 +95,7 @@ def picture_ids(image: Image, vocab: Vocab) -> list[int]:
     that the vocabulary does not have."""
     codes = cast(list[int], image.codes.flatten().tolist())
     inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
-    return [*opening_ids(vocab), *inside, vocab.end_image]
+    return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 
 
 def roles(vocab: Vocab) -> dict[str, int]:
@@ -110,9 +110,15 @@ def roles(vocab: Vocab) -> dict[str, int]:
     }
 
 
-def opening_ids(vocab: Vocab) -> list[int]:
-    """What stands before a picture's first code."""
-    return [vocab.image]
+def opening_ids(vocab: Vocab, grid: Grid | None = None) -> list[int]:
+    """What stands before a picture's first code. grid: None = the usual one."""
+    return [vocab.image, *(vocab.grid_ids(grid) if grid else ())]
+
+
+def grid_behind(ids: Sequence[int], vocab: Vocab) -> Grid | None:
+    """The grid of the last picture that the ids open, None where it is the usual one."""
+    last = max((i for i, id in enumerate(ids) if id == vocab.image), default=len(ids)) + 1
+    return vocab.grid(ids[last]) if last < len(ids) and vocab.is_grid(ids[last]) else None
 
 
 def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
@@ -144,11 +150,12 @@ def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[i
     return [*ids, vocab.infill(0)] if has_mask(document) else ids
 
 
-def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """A prompt for a picture after the document: ... <break> <image>, or ... <end_turn> <image>."""
+def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
+    """A prompt for a picture after the document: ... <break> <image>, or ... <end_turn> <image>. grid: its rows and
+    columns, None = the usual ones."""
     ids = reply_ids(document, vocab, tokenizer)
     turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
-    return [*ids, *turn, *opening_ids(vocab)]
+    return [*ids, *turn, *opening_ids(vocab, grid)]
 
 
 def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
@@ -237,12 +244,13 @@ def from_ids(
     ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int], spans: Sequence[Span] = ()
 ) -> Document:
     """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
-    missing stays a Mask, in a picture a HOLE. grid: rows and columns of a picture. spans: of answers, as encode gives
-    them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
+    missing stays a Mask, in a picture a HOLE. grid: the usual rows and columns of a picture. spans: of answers, as
+    encode gives them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
     merged, borders = merge_infills(ids, vocab), borders_of(spans)
     items: list[Item] = []
     text: list[int] = []
     codes: list[int] | None = None  # of the open picture
+    usual = grid
 
     def close_text(kind: type[Text] = Text) -> None:
         if text:
@@ -257,7 +265,9 @@ def from_ids(
                 codes.append(vocab.id_to_code(id) if vocab.is_code(id) else HOLE)
             elif id == vocab.end_image and len(codes) == grid[0] * grid[1]:
                 items.append(Image(torch.tensor(codes).view(grid)))
-                codes = None
+                codes, grid = None, usual
+            elif vocab.is_grid(id) and not codes:
+                grid = vocab.grid(id)
             else:
                 raise ValueError(
                     f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "

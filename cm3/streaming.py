@@ -1,11 +1,11 @@
 """What is being written, piece by piece: text once its characters are whole, a picture after each row of codes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from PIL import Image
 
-from cm3.vocab import Vocab
+from cm3.vocab import Grid, Vocab
 
 
 class Piece(NamedTuple):
@@ -18,20 +18,28 @@ class Piece(NamedTuple):
 def pieces(
     pairs: Iterable[tuple[int, int]],
     vocab: Vocab,
-    columns: int,
+    usual: Grid,
+    grids: Mapping[int, Grid],
     text: Callable[[list[int]], str],
-    picture: Callable[[int, list[int]], Image.Image],
+    picture: Callable[[int, list[int], Grid], Image.Image],
 ) -> Iterator[Piece]:
-    """pairs: (number of a text or picture, id) as they come. columns: of a picture, in codes. text: of ids of text.
-    picture: of a number and the ids of the codes so far, whole rows."""
+    """pairs: (number of a text or picture, id) as they come. grids: of the pictures by their numbers, where they are
+    not the usual one and the ids do not say so. text: of ids of text. picture: of a number, the ids of the codes so
+    far, whole rows, and the grid."""
+    said_grid, drawn = None, dict(grids)
     written: dict[int, list[int]] = {}  # ids of each number
     said: dict[int, str] = {}
     for number, id in pairs:
         if vocab.is_code(id):
-            mine = written.setdefault(number, [])
+            if number not in written and said_grid:
+                drawn[number] = said_grid
+            mine, grid = written.setdefault(number, []), drawn.get(number, usual)
             mine.append(id)
-            if len(mine) % columns == 0:
-                yield Piece(number, picture(number, mine))
+            said_grid = None
+            if len(mine) % grid[1] == 0:
+                yield Piece(number, picture(number, mine, grid))
+        elif vocab.is_grid(id):
+            said_grid = vocab.grid(id)
         elif vocab.is_text(id):
             mine = written.setdefault(number, [])
             mine.append(id)

@@ -2,11 +2,12 @@
 
      0     1     2       3       4        5 .. 20      21 .. 36
     <pad> <eos> <break> <image> </image> <mask:0..15> <infill:0..15>
-     37    38         39            40 .. 63   64 ..      64+text ..
-    <bos> <end_turn> <placeholder> reserved | text ids | image codes
+     37    38         39            40 ..     .. 63      64 ..      64+text ..
+    <bos> <end_turn> <placeholder> <grid:h x w> unused | text ids | image codes
 
 Two forms of documents share it (spelling.py): in "cm3" <eos> opens and closes, <break> stands between text and picture,
 and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people say.
+A picture of another than the model's usual grid has its <grid> behind <image>.
 Nothing here reads text: a string that spells a special token never becomes its id.
 """
 
@@ -20,6 +21,7 @@ from cm3.config import CM3Config
 MAX_MASKS = 16  # CM3, section 2: n = clamp(Poisson(1), 1, 16)
 
 Ids = TypeVar("Ids", int, list[int], Tensor)
+Grid = tuple[int, int]  # rows and columns of codes
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ class Vocab:
     """The layout of the vocabulary, and the way between ids and what they stand for.
 
     num_special: slots kept for special ids. num_text: text ids. num_codes: image codes. form: of documents, one of
-    config.FORMS.
+    config.FORMS. grids: rows and columns of pictures that are not of the usual grid.
     """
 
     num_special: int
     num_text: int
     num_codes: int
     form: str = "cm3"
+    grids: tuple[Grid, ...] = ()
 
     pad = 0
     eos = 1
@@ -46,11 +49,13 @@ class Vocab:
     begin = 37  # <bos>, where it is not <eos>
     end_turn = 38
     placeholder = 39  # in place of each code of a picture that is still pixels; never learnt
+    first_grid = 40
     turns = (eos, break_)  # what text may be followed by: the model chooses these, the grammar alone writes the others
 
     @classmethod
     def from_config(cls, config: CM3Config) -> "Vocab":
-        return cls(config.num_special_tokens, config.text_vocab_size, config.image_vocab_size, config.document_form)
+        sizes = config.num_special_tokens, config.text_vocab_size, config.image_vocab_size
+        return cls(*sizes, config.document_form, tuple((rows, columns) for rows, columns in config.image_grids))
 
     def __len__(self) -> int:
         return self.num_special + self.num_text + self.num_codes
@@ -117,6 +122,17 @@ class Vocab:
     def is_infill(self, id: int) -> bool:
         return id in self.infills
 
+    def is_grid(self, id: int) -> bool:
+        return self.first_grid <= id < self.first_grid + len(self.grids)
+
+    def grid(self, id: int) -> Grid:
+        """Rows and columns that the id says."""
+        return self.grids[id - self.first_grid]
+
+    def grid_ids(self, grid: Grid) -> list[int]:
+        """What stands behind <image> for a picture of this grid: nothing for the usual one."""
+        return [self.first_grid + self.grids.index(grid)] if grid in self.grids else []
+
     def name(self, id: int) -> str:
         """What an id stands for, to be read by people: `<eos>`, `<mask:0>`, `text 17`, `code 5`."""
         if self.is_code(id):
@@ -127,6 +143,8 @@ class Vocab:
             return f"<mask:{id - self.first_mask}>"
         if self.is_infill(id):
             return f"<infill:{id - self.first_infill}>"
+        if self.is_grid(id):
+            return "<grid:{} x {}>".format(*self.grid(id))
         return NAMES.get(id, f"<unused:{id}>")
 
 

@@ -198,5 +198,5 @@ def test_pictures_of_another_grid_are_refused(requests: Prompts):
         lambda: requests.text("a", small, SAMPLING, 0),
         lambda: requests.more(Document((small, Mask())), ClassifierFree(), SAMPLING, 9, 0),
     ):
-        with pytest.raises(ValueError, match=r"a picture of \(2, 2\) codes: the model's pictures have \(4, 4\)"):
+        with pytest.raises(ValueError, match=r"a picture of 2 x 2 codes: the model's pictures have 4 x 4"):
             ask()

@@ -45,7 +45,7 @@ def test_special_tokens_are_laid_in_one_place(path: Path):
 @pytest.fixture
 def anchored(monkeypatch: pytest.MonkeyPatch) -> None:
     """One edit: a token at the head of each picture."""
-    monkeypatch.setattr(spelling, "opening_ids", lambda vocab: [vocab.image, ANCHOR])
+    monkeypatch.setattr(spelling, "opening_ids", lambda vocab, grid=None: [vocab.image, ANCHOR])
 
 
 @pytest.mark.usefixtures("anchored")

@@ -15,7 +15,7 @@ SCRIPTS = ("train", "demo", "benchmarks")
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
     ("registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
-    ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar"),
+    ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar", "chameleon"),
     ("model_files", "inpainting", "streaming", "masking", "engine", "prompts", "processor", "multimodal", "processing"),
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
