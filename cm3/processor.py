@@ -44,9 +44,8 @@ class Processor:
         if usual or not self.vocab.grids:
             return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
         opened = open_image(picture, self.max_pixels)
-        rows, columns = nearest_grid(opened.width / opened.height, (self.grid, *self.vocab.grids))
-        side = self.image_tokenizer.size[0] // self.grid[0]  # of a code, in pixels
-        size = rows * side, columns * side
+        grid = nearest_grid(opened.width / opened.height, (self.grid, *self.vocab.grids))
+        size = self.image_tokenizer.size_of(grid)
         return Image(self.image_tokenizer.encode(opened, size, max_pixels=self.max_pixels))
 
     def picture(self, codes: Tensor) -> PIL_Image.Image:

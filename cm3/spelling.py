@@ -289,6 +289,20 @@ def from_ids(
     return Document(tuple(items))
 
 
+def in_turns(ids: list[int], answers: Sequence[Span], vocab: Vocab) -> Encoded:
+    """A document in which people and model take turns as prompts have them: <end_turn> before each answer, or, where
+    none is marked, before a picture that is the last part of several."""
+    found = parts(ids, vocab)
+    drawn = [found[-1].start] if len(found) > 1 and found[-1].is_picture else []
+    cuts = [start for start, _ in answers] or drawn
+    laid, places, before = list[int](), list[Span](), 0
+    for count, cut in enumerate(cuts, 1):
+        laid += [*ids[before:cut], vocab.end_turn]
+        places += [(start + count, end + count) for start, end in answers[count - 1 : count]]
+        before = cut
+    return Encoded([*laid, *ids[before:]], places)
+
+
 def borders_of(spans: Sequence[Span]) -> dict[int, bool]:
     """Where answers start or end, and whether one ends there."""
     return {start: False for start, _ in spans} | {end: True for _, end in spans}

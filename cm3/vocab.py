@@ -50,7 +50,6 @@ class Vocab:
     end_turn = 38
     placeholder = 39  # in place of each code of a picture that is still pixels; never learnt
     first_grid = 40
-    turns = (eos, break_)  # what text may be followed by: the model chooses these, the grammar alone writes the others
 
     @classmethod
     def from_config(cls, config: CM3Config) -> "Vocab":
@@ -74,6 +73,11 @@ class Vocab:
     def ends(self) -> tuple[int, ...]:
         """What may end a document, or what the model says."""
         return (self.eos,) if self.has_masks else (self.eos, self.end_turn)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """What text may be followed by: the model chooses these, the grammar alone writes the others."""
+        return (self.eos, self.break_) if self.has_masks else (self.eos, self.image)
 
     @property
     def first_text(self) -> int:

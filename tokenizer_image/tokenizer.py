@@ -79,6 +79,11 @@ class ImageTokenizer:
         """(h, w): codes a picture."""
         return self.model.config.grid
 
+    def size_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) in pixels of a picture of so many rows and columns of codes."""
+        side = self.model.config.downsampling
+        return grid[0] * side, grid[1] * side
+
     @property
     def num_codes(self) -> int:
         return self.model.config.n_embed

@@ -16,6 +16,7 @@ captioning; interleaved samples give documents as they read. OUT receives what t
 import hashlib
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from cm3.config import MAX_GRIDS
 from cm3.flat_tokenizer import load_text
 from cm3.model_files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
 from cm3.templates import TEMPLATES
@@ -111,7 +113,8 @@ def prepare(
     }
     claim(out, run, first=rank == 0)
     text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
-    vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes)
+    grids = read_grids(options.grids, tokenizers.image.grid)
+    vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes, grids=grids)
     marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text.fingerprint()}
     scribe = ShardBuilder(source, out, options, vocab, tokenizers.image_name, marks)
     missing = [number for number in range(len(source)) if not done(out, number, marks)]
@@ -145,8 +148,23 @@ def prepare(
     return meta
 
 
+def read_grids(words: str, usual: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Raises ValueError for what are no further grids."""
+    found = [re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", word) for word in words.split()]
+    grids = tuple((int(match[1]), int(match[2])) for match in found if match)
+    if len({*grids, usual}) != len(found) + 1 or len(grids) > MAX_GRIDS:
+        raise ValueError(
+            f"--grids {words!r}: want up to {MAX_GRIDS} of rows and columns, such as 6x10, each once and none "
+            f"the image tokenizer's own {usual[0]}x{usual[1]}"
+        )
+    return grids
+
+
 def check(options: PrepareOptions, image: ImageTokenizer) -> None:
     """Whether the options fit together."""
+    if options.model and options.grids:
+        raise ValueError(f"--model {options.model} brings its grids: leave out --grids")
+    read_grids(options.grids, image.grid)
     picture = image.grid[0] * image.grid[1] + 2
     if picture + 2 > options.max_tokens:
         raise ValueError(
@@ -285,6 +303,7 @@ def main(
     batch: Annotated[int, typer.Option(help="samples a batch")] = PrepareOptions.batch,
     workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = PrepareOptions.workers,
     processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
+    grids: Annotated[str, typer.Option(help='further shapes of pictures: "6x10 10x6"')] = PrepareOptions.grids,
 ) -> None:
     options = PrepareOptions(
         image_tokenizer,
@@ -297,6 +316,7 @@ def main(
         samples,
         batch,
         workers,
+        grids,
         source,
         licence,
         owner,

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from cm3.config import FORMS
 from cm3.document import Answer, Document, Image, Span, Text
 from cm3.model_files import sha256
 from cm3.spelling import encode, parts
@@ -161,6 +162,8 @@ def layout(vocab: Vocab, grid: tuple[int, int]) -> dict[str, Any]:
         "text_vocab_size": vocab.num_text,
         "image_vocab_size": vocab.num_codes,
         "image_grid": list(grid),
+        "image_grids": [list(grid) for grid in vocab.grids],
+        "document_form": vocab.form,
     }
 
 
@@ -206,11 +209,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         sizes = {key: meta["vocab"][key] for key in LAYOUT}
+        meta["vocab"] = {
+            "image_grids": [],
+            "document_form": FORMS[0],
+            **meta["vocab"],
+        }  # older shards have neither
         marks = [meta[key] for key in ("image_tokenizer", "text_tokenizer")]
         shards = [shard for split in meta["splits"].values() for shard in split["shards"]]
         numbers = [
             *sizes.values(),
             *meta["vocab"]["image_grid"],
+            *(side for rows, columns in meta["vocab"]["image_grids"] for side in (rows, columns)),
             *(shard[key] for shard in shards for key in ("documents", "tokens")),
         ]
         words = [*marks, *(shard[key] for shard in shards for key in ("name", "sha256"))]
@@ -221,6 +230,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         assert all(NAMED.fullmatch(name) for name in names), "a shard has a name that no shard has"
         assert len({*names}) == len(names), "two shards have one name"
         assert "train" in meta["splits"] and len(meta["vocab"]["image_grid"]) == 2
+        assert meta["vocab"]["document_form"] in FORMS, "documents of an unknown form"
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise ValueError(
             f"{folder / META} is damaged, or of an older version ({error!r:.200}): prepare it anew"
@@ -317,7 +327,10 @@ class Shards:
             )
 
     def vocab(self) -> Vocab:
-        return Vocab(*(self.meta["vocab"][key] for key in LAYOUT))
+        facts = self.meta["vocab"]
+        grids = tuple((rows, columns) for rows, columns in facts["image_grids"])
+        special, text, codes = (facts[key] for key in LAYOUT)
+        return Vocab(special, text, codes, facts["document_form"], grids)
 
     def sample(self, number: int) -> dict[str, Any]:
         """The row of the manifest that a document comes from; an empty one where the manifest lacks it."""

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import torch
 
 from cm3.document import Document, Image, Text
+from cm3.processor import nearest_grid
 from cm3.spelling import encode, join, parts
-from cm3.templates import TEMPLATES
+from cm3.templates import WORDS
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
+from tokenizer_image.pixels import open_image
 from train.documents.sample import Sample, Skip
 from train.documents.shards import SPLITS, ShardWriter, Target, questions
 from train.documents.sources import Source
@@ -44,6 +46,8 @@ class PrepareOptions:
         samples: of the source a shard; a shard of a tar takes 64 MB instead.
         batch: pictures that go through the image tokenizer together.
         workers: threads a process that read and decode pictures.
+        grids: of pictures that are not square, such as "6x10 10x6", besides the image tokenizer's own: rows and columns
+            of codes. A picture takes the nearest. A model brings its own.
         source, licence, owner: noted for samples that do not say.
         format: as for train.documents.sources.open_source.
         image_column, text_column: of tables; "" = one of the usual names.
@@ -59,6 +63,7 @@ class PrepareOptions:
     samples: int = 2048
     batch: int = 16
     workers: int = 2
+    grids: str = ""
     source: str = ""
     licence: str = ""
     owner: str = ""
@@ -106,8 +111,7 @@ class ShardBuilder:
                 for record, what in batch
                 if isinstance(record, Sample) and isinstance(what, DecodedSample)
             ]
-            pixels = [part for _, what in good for part in what.pixels]
-            grids = iter(self.image.encode_pixels(torch.stack(pixels)) if pixels else [])
+            grids = iter(self.encode([part for _, what in good for part in what.pixels]))
             for record, what in good:
                 codes = [next(grids) for _ in what.pixels]
                 if what.digest in seen:
@@ -126,6 +130,23 @@ class ShardBuilder:
         counts = dict(Counter(skip.kind for skip in skipped))
         writers["train"].save(self.out, "train", number, pictures=pictures, skipped=counts, **self.marks)
 
+    def encode(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """[3, H, W] each -> [h, w] each: pictures of one size together."""
+        codes: dict[int, torch.Tensor] = {}
+        for size in dict.fromkeys(part.shape for part in pixels):
+            places = [i for i, part in enumerate(pixels) if part.shape == size]
+            found = self.image.encode_pixels(torch.stack([pixels[i] for i in places]))
+            codes |= dict(zip(places, found, strict=True))
+        return [codes[i] for i in range(len(pixels))]
+
+    def pixels(self, data: bytes) -> torch.Tensor:  # -> [3, H, W]
+        """What the tokenizer sees of a picture: its middle, in the shape of the nearest grid."""
+        if not self.vocab.grids:
+            return self.image.pixels(data)
+        opened = open_image(data)
+        grid = nearest_grid(opened.width / opened.height, (self.image.grid, *self.vocab.grids))
+        return self.image.pixels(opened, self.image.size_of(grid))
+
     def load(self, record: Sample | Skip) -> DecodedSample | Skip:
         if isinstance(record, Skip):
             return record
@@ -135,7 +156,7 @@ class ShardBuilder:
                 data = piece.encode() if isinstance(piece, str) else piece.read()
                 digest.update(f"{'text' if isinstance(piece, str) else 'picture'} {len(data)}\n".encode() + data)
                 if not isinstance(piece, str):
-                    pixels.append(self.image.pixels(data))
+                    pixels.append(self.pixels(data))
         except OSError as error:
             return Skip(record.name, f"cannot be read: {error.strerror}")
         except ValueError as error:
@@ -162,7 +183,8 @@ class ShardBuilder:
                 writer.add_ids(ids)
             return None
         words, picture = str(record.pieces[0]), Image(grids[0])
-        prompt = TEMPLATES["caption"].get(facts.language) or TEMPLATES["caption"][defaults.language]
+        prompts = WORDS[self.vocab.form]["caption"]
+        prompt = prompts.get(facts.language) or prompts[defaults.language]
         asked = encode(questions([Target("caption", prompt, words)], picture), self.vocab, self.text)
         if len(asked.ids) > limit:
             return Skip(record.name, f"too long: {len(asked.ids)} tokens, the limit is {limit}")

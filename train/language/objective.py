@@ -21,7 +21,7 @@ import torch
 
 from cm3.document import Span
 from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
-from cm3.spelling import hidden, join, parts, picture_spans
+from cm3.spelling import grid_behind, hidden, in_turns, join, parts, picture_spans
 from cm3.vocab import MAX_MASKS, Vocab
 
 DRAW, FREE, CM3, ASK, HOLES, TELL = range(6)
@@ -91,19 +91,24 @@ def choose_forms(
     codes: int,
     objective: Objective,
     rng: np.random.Generator,
+    has_masks: bool = True,
 ) -> Forms:
     """The form of each document. A row is 2 ids longer than its document for each span that moves, a whole picture
-    longer with holes, and a <break> for each answer but the first that is told.
+    longer with holes, a <break> for each answer but the first that is told, and an <end_turn> for each turn, at most.
 
     Args:
         answers: marked answers of each document, [N].
         texts: runs of text in each, [N].
         pictures: pictures in each, [N].
-        codes: of a picture.
+        codes: of a picture, at most.
         objective: the shares.
         rng: chooses.
+        has_masks: of the vocabulary. Where people and model take turns, documents read left to right, answers last.
     """
     draws = rng.random((2, len(answers)))
+    if not has_masks:
+        none = np.zeros(len(answers), int)
+        return Forms(np.where(answers > 0, TELL, DRAW), none, np.maximum(answers, 1))
     steps = np.cumsum([objective.free, objective.cm3, objective.holes])
     form = np.select([draws[0] < step for step in steps], [FREE, CM3, HOLES], DRAW)
     form = np.where((form == HOLES) & (pictures != 1), DRAW, form)
@@ -133,7 +138,7 @@ def training_row(
         form, moved: as choose_forms has them.
         vocab: the layout.
         objective: the weights.
-        grid: rows and columns of a picture.
+        grid: rows and columns of a picture, where the document does not say.
         seed: of random spans and holes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -146,9 +151,12 @@ def training_row(
         (ids, told), spans = _told(ids, spans, vocab), []
     elif form == DRAW:
         spans = []
+    if not vocab.has_masks:
+        ids, told = in_turns(ids, told, vocab)
     rotated, counted = rotate(ids, spans, vocab)
     if form == HOLES:
-        rotated, counted = _with_holes(rotated, counted, sample_holes(grid, generator).flatten().tolist(), vocab)
+        holes = sample_holes(grid_behind(rotated, vocab) or grid, generator).flatten().tolist()
+        rotated, counted = _with_holes(rotated, counted, holes, vocab)
     row, targets, pictures = np.array(rotated), np.array(counted) > 0, picture_spans(rotated, vocab)
     is_code = row >= vocab.first_code
     infills = np.isin(row, vocab.infills)

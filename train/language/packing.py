@@ -133,6 +133,7 @@ class Rows:
         self.per_epoch = -(-len(shards) // window)
         rows, columns = shards.meta["vocab"]["image_grid"]
         self.grid = rows, columns
+        self.codes = max(rows * columns for rows, columns in (self.grid, *vocab.grids))
         self.answers = (shards.spans[:, :, 1] > 0).sum(1)  # [N]
         known, needed = shards.lengths > 0, shards.lengths + 2 * self.answers  # an answer that moves brings two ids
         self.too_long = int((needed > length).sum())
@@ -155,9 +156,10 @@ class Rows:
             self.answers[documents],
             self.shards.texts[documents],
             self.shards.pictures[documents],
-            self.grid[0] * self.grid[1],
+            self.codes,
             self.objective,
             rng,
+            self.vocab.has_masks,
         )
         lengths = self.shards.lengths[documents] + forms.extra
         fits = np.flatnonzero((self.shards.lengths[documents] > 0) & (lengths <= self.length))

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PIL_Image
 
+from cm3.convert import convert
 from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
 from cm3.spelling import from_ids, to_ids
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
+from tests.helpers.chameleons import write_chameleon
 from tokenizer_image import ImageTokenizer
 from train import prepare as module
 from train.documents.shards import Shards
@@ -305,7 +308,9 @@ def test_a_model_gives_its_tokenizers_and_vocabulary(
     meta = prepare(folder, tmp_path / "out", settings)
     assert meta["config"]["max_tokens"] == tiny.context
     assert meta["vocab"] == {
-        key: getattr(tiny.model.config, key) if key != "image_grid" else list(tiny.grid) for key in meta["vocab"]
+        **{key: getattr(tiny.model.config, key) for key in meta["vocab"]},
+        "image_grid": list(tiny.grid),
+        "image_grids": [],
     }
     shards = Shards(tmp_path / "out")
     shards.check_image_tokenizer(tiny.image_tokenizer)
@@ -435,3 +440,107 @@ def test_a_folder_with_too_few_pictures_cannot_train_a_tokenizer(tmp_path: Path)
 
     with pytest.raises(ValueError, match="at least two"):
         image_tokenizer.train(image_tokenizer.ImageTokenizerConfig(data=str(tmp_path), preset="tiny"), tmp_path / "vq")
+
+
+SHAPED = "3x5 5x3"
+
+
+def shaped_folder(root: Path) -> Path:
+    """Square, wide and tall pictures."""
+    root.mkdir()
+    for i, size in enumerate([(16, 16), (12, 20), (20, 12), (13, 19), (40, 10)]):  # rows, columns
+        (root / f"{i}.png").write_bytes(noise(i, size))
+        (root / f"{i}.txt").write_text(CAPTIONS[i])
+    return root
+
+
+def test_pictures_take_the_nearest_grid(options: PrepareOptions, image: ImageTokenizer, tmp_path: Path):
+    root = shaped_folder(tmp_path / "pictures")
+    meta = prepare(root, tmp_path / "out", replace(options, grids=SHAPED))
+    assert meta["vocab"]["image_grids"] == [[3, 5], [5, 3]]
+    drawn = documents(tmp_path / "out")[::2]  # each is asked about in the next
+    assert [item.grid for document in drawn for item in document if isinstance(item, Image)] == [
+        *((4, 4), (3, 5), (5, 3), (3, 5), (5, 3))
+    ]
+    wide = PIL_Image.open(root / "1.png")
+    assert torch.equal(drawn[1][1].codes, image.encode(wide, (12, 20)))
+
+
+@pytest.mark.parametrize("grids", ["3x5 3x5", "4x4", "wide", "0x3", " ".join(f"1x{n}" for n in range(1, 30))])
+def test_odd_grids_are_refused(grids: str, options: PrepareOptions, folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--grids .* such as 6x10"):
+        prepare(folder, tmp_path / "out", replace(options, grids=grids))
+    with pytest.raises(ValueError, match="brings its grids"):
+        prepare(folder, tmp_path / "out", replace(options, image_tokenizer="", model="emoji", grids=SHAPED))
+
+
+def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_folder: Path, tmp_path: Path):
+    from train.language.config import LMConfig, Objective
+    from train.language.run import train
+
+    prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", replace(options, grids=SHAPED, held_out=0))
+    config = LMConfig(
+        data=str(tmp_path / "out"),
+        image_tokenizer=str(vq_folder),
+        preset="tiny",
+        steps=3,
+        row=64,
+        batch_tokens=256,
+        objective=Objective(holes=0.4),
+        sample_every=0,
+        evaluate_every=0,
+    )
+    train(config, tmp_path / "run")
+    model = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert model.vocab.grids == ((3, 5), (5, 3))
+    assert model.generate("a red field", grid=(5, 3))[0].size == (12, 20)
+
+
+def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOptions, tmp_path: Path):
+    from train.language.objective import DRAW, TELL, Objective, training_row
+
+    write_chameleon(tmp_path)
+    convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
+    root = shaped_folder(tmp_path / "pictures")
+    settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
+    meta = prepare(root, tmp_path / "out", settings)
+    assert meta["vocab"]["document_form"] == "chameleon"
+    shards, model = Shards(tmp_path / "out"), CM3.from_pretrained(tmp_path / "ours", device="cpu")
+    vocab = shards.vocab()
+    assert vocab == model.vocab
+    picture = model.processor.image(root / "0.png")
+    for number, (form, prompt) in enumerate(
+        (
+            (DRAW, model.job("generate", CAPTIONS[0]).requests[0].prompt),
+            (TELL, model.job("caption", root / "0.png").requests[0].prompt),
+        )
+    ):
+        stored = shards.document(number)
+        row = training_row(*stored, form, 0, vocab, Objective(), model.grid, 0)
+        assert row.ids[: len(prompt)].tolist() == prompt  # as it will be asked
+        rest = [vocab.name(id) for id in row.ids[len(prompt) :].tolist() if vocab.is_special(id)]
+        assert rest == (["</image>", "<eos>"] if form == DRAW else ["<eos>"])
+        assert row.weights[len(prompt) :].min() >= 0 and row.weights[len(prompt)] >= 1
+    assert picture.grid == (32, 32)
+
+
+def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
+    from train.language.config import LMConfig
+    from train.language.run import train
+
+    write_chameleon(tmp_path)
+    convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
+    settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
+    prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", settings)
+    config = LMConfig(
+        data=str(tmp_path / "out"),
+        start=str(tmp_path / "ours"),
+        steps=2,
+        row=1100,
+        batch_tokens=2200,
+        sample_every=0,
+        evaluate_every=0,
+    )
+    train(config, tmp_path / "run")
+    trained = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert trained.model.config.document_form == "chameleon" and trained.vocab == Shards(tmp_path / "out").vocab()

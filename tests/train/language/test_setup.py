@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from cm3 import CM3
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
+from cm3.vocab import Vocab
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import finish, read_meta
+from train.documents.shards import finish, layout, read_meta
 from train.language.config import LMConfig
 from train.language.lora import Lora, add_lora, merged, save_adapter
 from train.language.setup import fresh_model, loaded_model, rebuilt
@@ -91,10 +92,7 @@ def test_a_fresh_model_has_the_shards_vocabulary_and_is_a_function_of_the_seed(f
     before = torch.get_rng_state()
     one, two, other = (fresh_model("tiny", fields, meta, tokenizer, True, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert {key: getattr(one.config, key) for key in ("text_vocab_size", "image_vocab_size", "num_special_tokens")} == {
-        key: value for key, value in meta["vocab"].items() if key != "image_grid"
-    }
-    assert one.config.grid == tuple(meta["vocab"]["image_grid"]) and len(one.model.layers) == 1
+    assert layout(Vocab.from_config(one.config), one.config.grid) == meta["vocab"] and len(one.model.layers) == 1
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
 
