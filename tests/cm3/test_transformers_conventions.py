@@ -5,6 +5,7 @@ test_transformer.py.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -465,3 +466,37 @@ def test_the_embedded_folder_names_no_code():
     for path in (EMBEDDED / "emoji").glob("*.json"):
         assert "auto_map" not in path.read_text()
     assert not list((ROOT / "cm3" / "models").rglob("*.py"))
+
+
+TWO_RANKS = """
+import sys, warnings
+import torch
+import torch.distributed as dist
+import cm3
+from transformers import AutoModelForCausalLM
+warnings.simplefilter("ignore")
+dist.init_process_group("gloo")
+assert dist.get_world_size() == 2
+ids = torch.arange(64, 104)[None]
+whole = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+divided = AutoModelForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto").eval()
+with torch.inference_mode():
+    gap = (whole(ids).logits - divided(ids).logits).abs().max().item()
+local = divided.model.layers[0].mlp.up_proj.weight.to_local().shape[0]
+print("gap", gap, local, flush=True)
+dist.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_each_layer_give_the_logits_of_one(folder: Path, tmp_path: Path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=300
+    )
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("gap")]
+    assert len(rows) == 2, done.stderr[-2000:]
+    assert all(float(gap) < 1e-4 and int(local) == 352 for _, gap, local in rows)
