@@ -27,6 +27,7 @@ from transformers import (
     GenerationConfig,
     StaticCache,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cm3 import CM3
 from cm3.cache import KVCache
@@ -129,6 +130,32 @@ def test_the_decode_step_compiles_to_one_graph():
         new = some_ids(2, 1)
         got = step(new, cache=cache, use_cache=True, position_ids=torch.full((1, 1), 6)).logits
         torch.testing.assert_close(got[:, -1], model(torch.cat((ids, new), 1)).logits[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_what_an_engine_hands_to_the_model_reaches_its_attention():
+    """vLLM gives each layer an attention of its own by a keyword, and gives the ids of all rows as one."""
+    model, seen = build(), []
+
+    def attend(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
+        mine = kwargs["attention_instances"][module.layer_idx]
+        seen.append((module.layer_idx, mine, module.is_causal, kwargs["scaling"]))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **{"scaling": kwargs["scaling"]})
+
+    ALL_ATTENTION_FUNCTIONS.register("an_engine", attend)
+    ids = some_ids()
+    expected = model(ids, use_cache=False).logits
+    model.set_attn_implementation("an_engine")
+    out = model.model(
+        input_ids=None,
+        inputs_embeds=model.get_input_embeddings()(ids),
+        position_ids=torch.arange(10)[None],
+        use_cache=False,
+        attention_instances={0: "first", 1: "second"},
+        return_dict=False,
+    )
+    assert seen == [(0, "first", True, 8**-0.5), (1, "second", True, 8**-0.5)]
+    torch.testing.assert_close(model.lm_head(out[0]), expected)
+    assert type(model.model).is_backend_compatible()
 
 
 # Sizes and plans

@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkout import ROOT
 from cm3 import CM3
+from cm3.model_files import EMBEDDED
 
 EXAMPLES = ROOT / "examples"
 
@@ -43,6 +47,19 @@ def test_a_folder_is_captioned_and_asked(pictures: Path):
     run("caption_folder.py", str(pictures), "--question", "What colour is it?")
     assert [path.read_text(encoding="utf-8") for path in sorted(pictures.glob("*.txt"))] != captions
     run("caption_folder.py", str(pictures))
+
+
+def test_prompts_of_ids_give_the_captions_in_any_engine(pictures: Path, tmp_path: Path):
+    run("token_prompts.py", str(pictures), "--out", str(tmp_path / "prompts.jsonl"))
+    model, engine = CM3.from_pretrained("emoji", device="cpu"), AutoModelForCausalLM.from_pretrained(EMBEDDED / "emoji")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "emoji")
+    for row in map(json.loads, (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()):
+        allowed = [*row["ends"], *range(row["first_text"], row["first_code"])]
+        prompt = torch.tensor([row["prompt_token_ids"]])
+        options: dict[str, Any] = dict(max_new_tokens=64, do_sample=False, eos_token_id=row["ends"])
+        ids = engine.generate(prompt, prefix_allowed_tokens_fn=lambda *_, ids=allowed: ids, **options)
+        text = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        assert text == model.caption(str(pictures / row["file_name"]))
 
 
 def test_own_pictures_are_learnt(pictures: Path, tmp_path: Path):
