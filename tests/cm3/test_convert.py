@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, ChameleonForConditionalGeneration
+from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer, ChameleonForConditionalGeneration
 
 from cm3 import CM3, cli
 from cm3.chameleon import Order, code_of, order_of, weights
@@ -396,3 +396,22 @@ def test_the_memory_that_it_takes_is_bounded_by_a_shard(tmp_path: Path):
     print(f"{taken / 1e6:.0f} MB for shards of {shard / 1e6:.0f} MB")
     assert taken < 1.1 * shard + 2 * WIDTH * WIDE
     assert sum(path.stat().st_size for path in (tmp_path / "ours").glob("model-*")) > 1.9e9
+
+
+def test_transformers_draws_and_tells_with_a_converted_folder(converted: Path, ours: CM3):
+    model: Any = AutoModelForMultimodalLM.from_pretrained(converted)
+    processor: Any = AutoProcessor.from_pretrained(converted)
+    inputs = processor(text=WORDS, generation_mode="image", return_tensors="pt")
+    ids = model.generate(**inputs, generation_mode="image", do_sample=False)
+    picture = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")[0]
+    assert picture.tobytes() == ours.generate(WORDS, temperature=0.0, guidance=1.0)[0].tobytes()
+    shown = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    inputs = processor.apply_chat_template(shown, tokenize=True, return_tensors="pt")
+    said = model.generate(**inputs, generation_mode="text", do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    assert processor.post_process_multimodal_output(said)[0].strip() == ours.answer(picture, "What?")
+    inputs = processor(text=WORDS, generation_mode="interleaved", return_tensors="pt")
+    torch.manual_seed(0)
+    options: dict[str, Any] = dict(do_sample=True, max_new_tokens=1200, temperature=9.0)
+    whole = model.generate(**inputs, generation_mode="interleaved", **options)
+    items = processor.post_process_multimodal_output(whole, generation_mode="interleaved")[0]
+    assert items[0] == WORDS and all(isinstance(item, str) or item.shape == (32, 32) for item in items)
