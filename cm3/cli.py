@@ -231,7 +231,9 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
         f"{cm3.vocab.num_codes:,} image codes",
     )
     table.add_row("context", f"{cm3.context:,} tokens")
-    table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}")
+    others = "".join(f"; {grid[0]} x {grid[1]}" for grid in cm3.vocab.grids)
+    table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}{others}")
+    table.add_row("documents", cm3.vocab.form)
     table.add_row("scorer, for --best-of", "yes" if cm3.scorer else "none")
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
     Console().print(table)

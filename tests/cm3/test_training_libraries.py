@@ -49,7 +49,8 @@ def test_peft_trains_adapters_and_merges_them(folder: Path, tmp_path: Path):
 @pytest.mark.filterwarnings("ignore")  # of trl's own
 def test_trls_trainer_runs_on_what_the_processor_gives(folder: Path, tmp_path: Path):
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     processor: Any = AutoProcessor.from_pretrained(folder)
     shown: Any = AutoModelForMultimodalLM.from_pretrained(folder)

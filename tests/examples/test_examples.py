@@ -51,7 +51,8 @@ def test_a_folder_is_captioned_and_asked(pictures: Path):
 
 def test_prompts_of_ids_give_the_captions_in_any_engine(pictures: Path, tmp_path: Path):
     run("token_prompts.py", str(pictures), "--out", str(tmp_path / "prompts.jsonl"))
-    model, engine = CM3.from_pretrained("emoji", device="cpu"), AutoModelForCausalLM.from_pretrained(EMBEDDED / "emoji")
+    model = CM3.from_pretrained("emoji", device="cpu")
+    engine: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED / "emoji")
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "emoji")
     for row in map(json.loads, (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()):
         allowed = [*row["ends"], *range(row["first_text"], row["first_code"])]
