@@ -107,6 +107,8 @@ def test_what_the_shards_were_made_with_is_noted(
         "text_vocab_size": len(shards.text),
         "image_vocab_size": 32,
         "image_grid": [4, 4],
+        "image_grids": [],
+        "document_form": "cm3",
     }
     assert meta["pictures"] == len(rows) and meta["tokens"] == sum(map(len, shards.documents))
     concepts = json.loads((token_shards / "concepts.json").read_text(encoding="utf-8"))
