@@ -25,9 +25,9 @@ from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cm3.config import CM3Config
-from cm3.document import Document, Mask
 from cm3.grammar import Grammar, Mode, allowed
-from cm3.spelling import draw_ids, last_codes
+from cm3.model_files import load_image_tokenizer
+from cm3.spelling import draw_ids, last_codes, nothing
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -100,10 +100,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         name = str(pretrained_model_name_or_path)
         folder = Path(name) if Path(name).is_dir() else hub_folder(name, kwargs)
-        own, named = folder / IMAGE_TOKENIZER, getattr(model.config, "image_tokenizer", None)
-        if not own.is_dir() and named is None:
-            raise ValueError(f"{name} has no {IMAGE_TOKENIZER}/: CM3.save_pretrained writes one, this is text alone")
-        model.vqmodel = ImageTokenizer.from_pretrained(own if own.is_dir() else str(named)).model.to(model.device)
+        model.vqmodel = load_image_tokenizer(folder, model.config).model.to(model.device)
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -197,8 +194,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         grammar = GrammarLogitsProcessor(self.vocab, MODES[generation_mode], rows * columns, room)
         guided = kwargs.get("guidance_scale") not in (None, 1, 1.0)
         if guided and generation_mode == "image" and kwargs.get("negative_prompt_ids") is None:
-            nothing = Document((Mask(),)) if self.vocab.has_masks else Document()
-            negative = draw_ids(nothing, self.vocab, NO_TEXT)
+            negative = draw_ids(nothing(self.vocab), self.vocab, NO_TEXT)
             kwargs = {**kwargs, "negative_prompt_ids": ids.new_tensor([negative]).expand(len(ids), -1)}
         others = kwargs.get("logits_processor") or []
         ends = {"eos_token_id": list(self.vocab.ends), "pad_token_id": self.vocab.pad}

@@ -17,7 +17,7 @@ from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, with
 from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
-from cm3.spelling import draw_ids, prompt_ids, reply_ids
+from cm3.spelling import draw_ids, nothing, prompt_ids, reply_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Grid, Vocab
@@ -75,7 +75,7 @@ class Prompts:
     @property
     def nothing(self) -> Document:
         """What stands in place of a whole condition in guidance."""
-        return Document((Mask(),)) if self.vocab.has_masks else Document()
+        return nothing(self.vocab)
 
     def untold(self, document: Document) -> Document:
         """The document without its text."""

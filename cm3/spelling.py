@@ -158,6 +158,11 @@ def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid 
     return [*ids, *turn, *opening_ids(vocab, grid)]
 
 
+def nothing(vocab: Vocab) -> Document:
+    """What stands in place of a whole condition in guidance."""
+    return Document((Mask(),)) if vocab.has_masks else Document()
+
+
 def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
     """The document to be written on, after <end_turn> where people and model take turns."""
     ids = open_ids(document, vocab, tokenizer)

@@ -17,6 +17,7 @@ import cm3
 from cm3.cache import KVCache
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
+from tests.helpers.models import build
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "small": {},
@@ -25,16 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chameleon": dict(qk_norm_type="layernorm", num_key_value_heads=4),
     "gelu": dict(activation="gelu", qk_norm=False),
 }
-
-
-def build(**overrides: Any) -> CM3ForCausalLM:
-    """A tiny model whose every weight is random: fresh output layers are 0 and would hide mistakes."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny", **overrides))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 def some_ids(batch: int = 2, length: int = 12) -> torch.Tensor:  # [B, T]

@@ -42,6 +42,7 @@ from cm3.processing import CM3Processor
 from cm3.spelling import draw_ids, encode
 from cm3.transformer import CM3ForCausalLM
 from tests.helpers.checkout import ROOT
+from tests.helpers.models import build
 
 GREEDY_TWELVE = GenerationConfig(max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,16 +50,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cm3leon": dict(norm="layernorm", position="learned", activation="relu", qk_norm=False, num_key_value_heads=4),
     "chameleon": dict(qk_norm_type="layernorm", num_key_value_heads=4, swin_norm=True),
 }
-
-
-def build(**overrides: Any) -> Any:
-    """A tiny model whose every weight is random."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny", **overrides))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 @pytest.fixture(params=VARIANTS, scope="module")

@@ -1,0 +1,18 @@
+"""Tiny models whose every weight is random: fresh output layers are 0 and would hide mistakes."""
+
+from typing import Any
+
+import torch
+
+from cm3.config import CM3Config
+from cm3.transformer import CM3ForCausalLM
+
+
+def build(**overrides: Any) -> Any:
+    """A CM3ForCausalLM of the preset "tiny", the same each time. (transformers types its models in part only.)"""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CM3ForCausalLM(CM3Config.preset("tiny", **overrides))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
