@@ -26,7 +26,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cm3.config import CM3Config
 from cm3.grammar import Grammar, Mode, allowed
-from cm3.model_files import load_image_tokenizer
 from cm3.spelling import draw_ids, last_codes, nothing
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
@@ -100,6 +99,8 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         name = str(pretrained_model_name_or_path)
         folder = Path(name) if Path(name).is_dir() else hub_folder(name, kwargs)
+        from cm3.model_files import load_image_tokenizer  # whose import may be what imports this module (registration)
+
         model.vqmodel = load_image_tokenizer(folder, model.config).model.to(model.device)
         return loaded
 

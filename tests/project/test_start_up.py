@@ -76,6 +76,28 @@ print(type(config).__module__, transformers.AutoModelForCausalLM._model_mapping[
         assert run(code, cwd=tmp_path).stdout == "cm3.config CM3ForCausalLM\n"
 
 
+def test_any_module_may_be_imported_first(tmp_path: Path):
+    """registration.py imports modules at the end of others', which must not close a circle."""
+    code = """
+import importlib, os, sys
+import huggingface_hub, numpy, torch, transformers.modeling_utils  # which all need
+
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(f"{name}: {error}", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    names = [f"cm3.{path.stem}" for path in sorted((CHECKOUT / "cm3").glob("*.py")) if not path.stem.startswith("__")]
+    names += [f"train.{path.stem}" for path in sorted((CHECKOUT / "train").glob("*.py")) if path.stem != "__init__"]
+    done = run(code, *names, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_nothing_brings_in_torchvision(tiny_folder: Path, tmp_path: Path):
     code = f"""
 import sys
