@@ -1,13 +1,13 @@
-"""A preallocated key/value cache, where transformers expects a Cache.
+"""Keys and values of several lanes, each as long as it is: what lets rows join and leave a running batch.
 
-Room for Tmax tokens is taken once; each call writes its keys and values behind those seen and gets back a view of
-all of them, so that no step copies the past.
+A lane's token at position p lies in slot p, so lanes of unequal length stand side by side without padding before them;
+what lies behind a lane's last token is masked. Room is taken once and no step moves the past.
 
-    slot   0 1 2 3 4 5 6 7          lane 0 is left-padded by two
-    lane 0 . . a b c d _ _          S = 6 tokens seen, Tmax = 8
+    slot   0 1 2 3 4 5 6 7
+    lane 0 a b c d _ _ _ _
     lane 1 e f g h i j _ _
 
-Letters: B lanes, G key/value heads, T new tokens, S tokens seen, K head size.
+Letters: L lanes, G key/value heads, T new tokens, S slots that are looked at, K head size.
 """
 
 # transformers types its caches in part only.
@@ -21,70 +21,95 @@ from transformers.cache_utils import CacheLayerMixin
 from cm3.config import CM3Config
 
 
-class KVLayer(CacheLayerMixin):
-    """One layer's keys and values, [B, G, Tmax, K], of which the first `length` are filled."""
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, [lanes, G, slots, K]."""
 
     is_sliding = False
-    is_croppable = True
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
-        self.max_length, self.length = max_length, 0
+        self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        lanes, groups, _, size = key_states.shape
-        self.keys = key_states.new_empty(lanes, groups, self.max_length, size)
-        self.values = torch.empty_like(self.keys)
+        _, groups, _, size = key_states.shape
+        shape = self.cache.lanes, groups, self.cache.slots, size
+        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)  # 0: masked, yet read
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:  # [B, G, T, K] -> [B, G, S, K]
+    ) -> tuple[Tensor, Tensor]:  # [L, G, T, K] -> [L, G, S, K]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        start, self.length = self.length, self.length + key_states.shape[2]
-        assert self.length <= self.max_length, f"the cache holds {self.max_length} tokens, not {self.length}"
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        at, seen = self.cache.at, self.cache.seen
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            kept[at[0], :, at[1]] = new.transpose(1, 2)  # [L, T, G, K]
+        if not seen:
+            return key_states, value_states
+        lanes = len(key_states)
+        return self.keys[:lanes, :, :seen], self.values[:lanes, :, :seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.cache.seen or query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return max(0, self.cache.seen - self.cache.at[1].shape[1])
 
     def get_max_length(self) -> int:
-        return self.max_length
+        return self.cache.slots
 
-    def reset(self) -> None:
-        self.length = 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; how many is given as a negative number, as everywhere in transformers."""
-        if not -self.length <= tokens_to_remove <= 0:
-            raise ValueError(f"crop takes 0 to {-self.length} from {self.length} tokens, but got {tokens_to_remove}")
-        self.length += tokens_to_remove
-
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def resize(self, lanes: int, slots: int) -> None:
         if self.is_initialized:
             assert self.keys is not None
             assert self.values is not None
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            grown: list[Tensor] = []
+            for old in (self.keys, self.values):
+                new = old.new_zeros(lanes, old.shape[1], slots, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                grown.append(new)
+            self.keys, self.values = grown
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.is_initialized:
-            assert self.keys is not None
-            assert self.values is not None
-            self.keys = self.keys.repeat_interleave(repeats, dim=0)
-            self.values = self.values.repeat_interleave(repeats, dim=0)
+    def copy(self, to: Tensor, of: Tensor, slots: int) -> None:
+        assert self.keys is not None
+        assert self.values is not None
+        for kept in (self.keys, self.values):
+            kept[to, :, :slots] = kept[of, :, :slots]
 
 
-class KVCache(Cache):
-    """The cache of a whole model. max_length: tokens that each lane can hold, padding included."""
+class SlotCache(Cache):
+    """The cache of a whole model: `lanes` lanes of `slots` tokens. prefill() or decode() comes before each use."""
 
-    def __init__(self, config: CM3Config, max_length: int) -> None:
-        super().__init__(layers=[KVLayer(max_length) for _ in range(config.num_hidden_layers)])
+    def __init__(self, config: CM3Config, lanes: int, slots: int) -> None:
+        self.lanes, self.slots = lanes, slots
+        self.at: tuple[Tensor, Tensor] = torch.empty(0, 1), torch.empty(0, 1)  # lane [L, 1] and slot [L, T]
+        self.seen = 0
+        super().__init__(layers=[SlotLayer(self) for _ in range(config.num_hidden_layers)])
+
+    def prefill(self, lanes: Tensor, length: int) -> None:  # [L]
+        """Fresh lanes are read from their beginning on: they see themselves alone. What pads a lane at its end is
+        overwritten later."""
+        self.at, self.seen = (lanes[:, None], torch.arange(length, device=lanes.device)[None]), 0
+
+    def decode(self, positions: Tensor, seen: int) -> None:  # [L, T]
+        """The first L lanes go on at these positions; they see their slots before `seen`, as a mask lets them."""
+        lanes = torch.arange(len(positions), device=positions.device)
+        self.at, self.seen = (lanes[:, None], positions), seen
+
+    def resize(self, lanes: int, slots: int) -> None:
+        """More room, with all that is held."""
+        assert lanes >= self.lanes and slots >= self.slots, "a cache grows"
+        self.lanes, self.slots = lanes, slots
+        for layer in self.slot_layers:
+            layer.resize(lanes, slots)
+
+    def copy(self, to: Tensor, of: Tensor, slots: int) -> None:  # [N], [N]
+        """The first slots of some lanes into others."""
+        for layer in self.slot_layers:
+            layer.copy(to, of, slots)
+
+    @property
+    def slot_layers(self) -> list[SlotLayer]:
+        return [layer for layer in self.layers if isinstance(layer, SlotLayer)]

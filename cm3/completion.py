@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cm3.document import Document, Image, Mask, check_document, has_mask
-from cm3.engine import Request
 from cm3.guidance import ClassifierFree
 from cm3.options import COMPLETE, GenerationOptions, SamplingConfig
 from cm3.processor import Processor
 from cm3.prompts import Prompts
+from cm3.request import Request
 from cm3.spelling import next_span_ids, prompt_ids, reply_ids
 
 New = Iterator[tuple[int, int]]  # (number of the picture or text, id)

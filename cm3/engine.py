@@ -1,242 +1,282 @@
-"""The generation loop: prefill, then decode, for requests of unequal prompts and different jobs in one batch.
+"""The generation loop: requests join a running batch, are drawn side by side, and leave it when they are done.
 
 It sees ids only. Each request has one lane of the batch, and one or two more for its further prompts if it is guided;
-lanes are left-padded to one length, and positions are counted from each lane's first id.
+lanes are of unequal length. Equal prompts are read once.
 
-    lane 0  request 0          . . <eos> a cat <break> <image> | c1 c2 c3 ...
-    lane 1  request 0  other   . . . <eos> <mask:0> <break> <image> | c1 c2 c3 ...
+    lane 0  request 0          <eos> a cat <break> <image> | c1 c2 c3 ...
+    lane 1  request 0  other   <eos> <mask:0> <break> <image> | c1 c2 c3 ...
     lane 2  request 1          <eos> Caption: <mask:0> <break> <image> c1 .. </image> <infill:0> | a dog
 
-Ids that the form or the request fixes are read, not drawn: in the prefill, or later as many at once as every row has
-waiting. A request's ids depend on its seed, not on the requests beside it. generate_naive is the oracle: no cache, no
-batch, one id after the other.
+A request's ids depend on its seed, not on the requests beside it nor on when they came. generate_naive is the oracle:
+no cache, no batch, one id after the other.
 """
 
 # torch types some of its functions in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Generator, Sequence
+from threading import RLock
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from cm3.cache import KVCache
-from cm3.grammar import Grammar, Mode, allowed
-from cm3.guidance import ContrastiveTopK, Guide
-from cm3.options import SamplingConfig
-from cm3.sampling import generator_of, sample
+from cm3.cache import SlotCache
+from cm3.diagnosis import first_not_finite
+from cm3.memory import lane_bytes, lanes_that_fit
+from cm3.request import Request, Row, choose, codes_alone
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
+MOST_LANES = 192  # MAX_PICTURES rows of three
+PREFILL_TOKENS = 16384  # read at once, padding included
+SLOTS = 32  # room is taken in multiples of it
+ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several new ids
 
-@dataclass(frozen=True)
-class Request:
-    """One row to generate.
 
-    prompt: ids to write on from.
-    mode: what comes: "text", "image" or "document" (grammar.py).
-    max_new_tokens: at most so many new ids; a picture that was begun is always finished.
-    guide: how the extra prompts count (guidance.py). extra_prompts: in the guide's order, each the same with less of a
-    condition; a guide that is off needs none.
-    given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
-    seed: of this row's own generator, 0 to 2^63 - 1.
-    Errors: ValueError for a value outside its limits, or extra_prompts that do not fit the guide.
+class Engine:
+    """A model at work on a queue of requests.
+
+    submit() takes a request, step() gives each running row its next ids, cancel() forgets one; stream() and generate()
+    do all of it for several. Several threads may call it: their requests share the batch.
+
+    max_lanes: rows wait until there are lanes for them, or memory.
     """
 
-    prompt: list[int]
-    mode: Mode = "document"
-    max_new_tokens: int = 256
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    guide: Guide | None = None
-    extra_prompts: Sequence[list[int]] = ()
-    given: Sequence[int | None] | None = None
-    seed: int = 0
+    def __init__(self, model: CM3ForCausalLM, vocab: Vocab, grid: tuple[int, int], max_lanes: int = MOST_LANES) -> None:
+        self.model, self.vocab, self.codes, self.max_lanes = model, vocab, grid[0] * grid[1], max_lanes
+        self.rows: dict[int, Row] = {}  # by their numbers, until all that they wrote is fetched
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []  # in the order of their lanes
+        self.cache: SlotCache | None = None  # while there are running rows
+        self.submitted = 0
+        self.lock = RLock()
 
-    def __post_init__(self) -> None:
-        if not self.prompt:
-            raise ValueError("the prompt has no ids: it begins at least with <eos>")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, but is {self.max_new_tokens}")
-        wants = 0 if self.guide is None else self.guide.further
-        if len(self.extra_prompts) != wants and not (
-            self.guide is not None and self.guide.off and not self.extra_prompts
-        ):
-            raise ValueError(
-                f"{self.guide or 'no guide'} needs {wants} further prompts, but got {len(self.extra_prompts)}"
-            )
-        if not all(self.extra_prompts):
-            raise ValueError("a further prompt has no ids: it begins at least with <eos>")
+    def submit(self, request: Request) -> int:
+        """A number for the request, which joins at the next step. Errors: ValueError for one that is too long, spells
+        no document, or does not lead to what its mode wants; the others go on."""
+        with self.lock:
+            row = Row(self.submitted, request, self.vocab, self.codes, self.model.config.max_position_embeddings)
+            if len(row.prompts) > self.max_lanes:
+                raise ValueError(f"a request of {len(row.prompts)} lanes, but the engine has {self.max_lanes}")
+            self.submitted += 1
+            self.rows[row.number] = row
+            if not row.done:
+                self.waiting.append(row)
+            return row.number
 
+    def cancel(self, number: int) -> None:
+        """Forget a request, whatever has become of it."""
+        with self.lock:
+            row = self.rows.pop(number, None)
+            if row in self.waiting:
+                self.waiting.remove(row)
+            elif row in self.running:
+                self._keep([other for other in self.running if other is not row])
 
-def take_forced(grammar: Grammar) -> list[int]:
-    """The ids that come before the next one to be drawn."""
-    ids: list[int] = []
-    while not grammar.done and (id := grammar.forced()) is not None:
-        if grammar.advance(id):
-            ids.append(id)
-    return ids
+    def step(self) -> list[tuple[int, int]]:
+        """(number of the request, id) for all that is new; none = nothing is left to do.
 
+        Errors: FloatingPointError for a model that gives no numbers, MemoryError where one lane is too large, and what
+        torch says of a device; the rows that ran are lost then, those that wait are not."""
+        with self.lock:
+            new = self._fetch(list(self.rows))
+            while not new and (self.running or self.waiting):
+                self._advance()
+                new = self._fetch(list(self.rows))
+            return new
 
-class Row:
-    """A request under way: its lanes' prompts, its grammar, its generator, and what it has written.
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
+        """Each new id as soon as it is known: (place of the request, id). Who stops listening cancels the rest.
 
-    Errors: ValueError for a request that does not fit the model, or spells no document."""
+        Errors: as submit, before anything is drawn, and as step."""
+        numbers: list[int] = []
+        try:
+            with self.lock:
+                for request in requests:
+                    numbers.append(self.submit(request))
+            first = numbers[0] if numbers else 0
+            while any(number in self.rows for number in numbers):
+                with self.lock:
+                    new = self._fetch(numbers)
+                    if not new:
+                        self._advance()
+                yield from ((number - first, id) for number, id in new)
+        finally:
+            for number in numbers:
+                self.cancel(number)
 
-    def __init__(self, index: int, request: Request, vocab: Vocab, codes: int, limit: int) -> None:
-        self.index, self.request = index, request
-        self.generator = generator_of(request.seed)
-        self.new: list[int] = []  # the answer so far
-        self.unread: list[int] = []  # of the answer, by the model
-        self.guide = None if request.guide is None or request.guide.off else request.guide
-        self.prompts = [list(prompt) for prompt in (request.prompt, *(request.extra_prompts if self.guide else ()))]
-        if isinstance(self.guide, ContrastiveTopK) and self.guide.k > len(vocab):
-            raise ValueError(f"k of contrastive guidance is {self.guide.k}, but there are {len(vocab)} ids")
-        grammars = [Grammar(vocab, prompt, request.mode, codes, given=request.given) for prompt in self.prompts]
-        openings = [take_forced(grammar) for grammar in grammars]  # what stands before the first drawn id in each lane
-        needed = [grammar.needed for grammar in grammars]
-        if request.mode == "image" and min(needed) < max(needed):
-            raise ValueError(f"the prompts lack {needed} ids of their pictures: all must stand at the same code")
-        lengths = [len(prompt) + len(opening) for prompt, opening in zip(self.prompts, openings, strict=True)]
-        longest = max(lengths) - len(openings[0])  # which the room includes
-        room = grammars[0].most + 3 if request.mode == "image" else request.max_new_tokens
-        self.grammar = Grammar(vocab, request.prompt, request.mode, codes, min(room, limit - longest), request.given)
-        over = longest + self.grammar.needed - limit
-        if over > 0:
-            raise ValueError(
-                f"a prompt of {longest} tokens leaves no room for the {self.grammar.needed} that must "
-                f"follow: the limit is {limit} tokens, so shorten it by {over}"
-            )
-        self._write(take_forced(self.grammar))
-        for prompt, opening in zip(self.prompts, (self.read(len(self.unread)), *openings[1:]), strict=True):
-            prompt += opening
+    def generate(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The new ids of each request, in order: without the stop of "text" and of a mask; with <break> and <image>
+        where the prompt lacked them, and with </image> and the closing <eos>."""
+        new: list[list[int]] = [[] for _ in requests]
+        for place, id in self.stream(requests):
+            new[place].append(id)
+        return new
 
-    @property
-    def done(self) -> bool:
-        return self.grammar.done
+    def _fetch(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """What these rows wrote since they were asked last."""
+        rows = [self.rows[number] for number in numbers if number in self.rows]
+        new = [(row.number, id) for row in rows for id in row.fetch()]
+        for row in rows:
+            if row.done:
+                del self.rows[row.number]
+        failed = [row for row in rows if row.failure is not None]
+        for row in failed:
+            del self.rows[row.number]
+        if failed and failed[0].failure is not None:
+            raise failed[0].failure
+        return new
 
-    def take(self, id: int) -> None:
-        """Write a drawn id and all that is forced after it."""
-        self._write([id] if self.grammar.advance(id) else [])
-        self._write(take_forced(self.grammar))
+    def _advance(self) -> None:
+        """The next id of all rows that are ready, with those that join."""
+        try:
+            with torch.inference_mode():
+                states = [self._decode()] if self.running else []
+                joined = self._join()
+                if joined:
+                    states.append(self._prefill(joined))
+                ready = [row for row in self.running if row.ready]
+                if ready:
+                    hidden = states[0] if len(states) == 1 else torch.cat(states)  # [L, D], lane by lane
+                    lanes = [lane for row in ready for lane in row.lanes]
+                    self._draw(hidden if len(lanes) == len(hidden) else hidden[lanes], ready)
+                self._keep([row for row in self.running if not row.done])
+        except BaseException as error:  # Ctrl-C too
+            for row in self.running:
+                row.failure = error
+            self.running, self.cache = [], None
+            if not isinstance(error, Exception):
+                raise
 
-    def read(self, count: int) -> list[int]:
-        """The next ids for the model, in each of the lanes."""
-        ids = self.unread[:count]
-        del self.unread[:count]
-        return ids
+    def _decode(self) -> Tensor:  # -> [L, D]
+        """Read what the running rows have written: as many ids as each of them has."""
+        device = self.model.device
+        attention = str(self.model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
+        lengths = [len(prompt) + row.seen for row in self.running for prompt in row.prompts]
+        count = min(len(row.unread) for row in self.running) if attention in ANY_MASK else 1
+        ids = torch.tensor([x for row in self.running for x in [row.read(count)] * len(row.prompts)], device=device)
+        starts = torch.tensor(lengths, device=device)
+        positions = starts[:, None] + torch.arange(count, device=device)  # [L, T]
+        seen = max(lengths) + count
+        assert self.cache is not None
+        self.cache.decode(positions, seen)
+        slots = torch.arange(seen, device=device)
+        if attention not in ANY_MASK:
+            mask = (slots <= positions).long()  # [L, S]: with one id for each lane there is no more to say
+        elif count == 1 and min(lengths) == max(lengths):
+            mask = None
+        else:
+            mask = (slots <= positions[:, :, None])[:, None]  # [L, 1, T, S]
+            if attention == "eager":
+                mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, -torch.inf)
+        return self._read(ids, positions, mask)[:, -1]
 
-    def guided(self, logits: Tensor, legal: Tensor) -> Tensor:  # [lanes, V], bool [V] -> [V]
-        """One score for each id, -inf where it is not legal."""
-        if self.guide is None:
-            return logits[0].masked_fill(~legal, float("-inf"))
-        return self.guide(logits, legal, self.grammar.legal().codes)
+    def _prefill(self, rows: Sequence[Row]) -> Tensor:  # -> [their lanes, D]
+        """Read the prompts of rows that join, each once, and copy what was made of it to the lanes that share it."""
+        device = self.model.device
+        lanes = [(lane, tuple(prompt)) for row in rows for lane, prompt in zip(row.lanes, row.prompts, strict=True)]
+        first: dict[tuple[int, ...], int] = {}  # the lane that reads each
+        for lane, prompt in lanes:
+            first.setdefault(prompt, lane)
+        longest = max(map(len, first))
+        ids = torch.tensor([[*prompt, *[self.vocab.pad] * (longest - len(prompt))] for prompt in first], device=device)
+        assert self.cache is not None
+        self.cache.prefill(torch.tensor(list(first.values()), device=device), longest)
+        hidden = self._read(ids, torch.arange(longest, device=device)[None], None)
+        ends = torch.tensor([len(prompt) - 1 for prompt in first], device=device)
+        last = hidden[torch.arange(len(first), device=device), ends]  # [distinct prompts, D]
+        copies = [(lane, first[prompt]) for lane, prompt in lanes if first[prompt] != lane]
+        if copies:
+            to, of = torch.tensor(copies, device=device).T
+            self.cache.copy(to, of, longest)
+        order = {prompt: i for i, prompt in enumerate(first)}
+        return last[[order[prompt] for _, prompt in lanes]]
 
-    def _write(self, ids: list[int]) -> None:
-        self.new += ids
-        self.unread += ids
+    def _read(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:  # [L, T] -> [L, T, D]
+        return self.model.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, cache=self.cache, use_cache=True
+        ).last_hidden_state
 
+    def _draw(self, hidden: Tensor, rows: Sequence[Row]) -> None:  # [their lanes, D]
+        """The next id of each row. Where all draw an image code, the head is asked for these alone."""
+        head = self.model.lm_head
+        codes = codes_alone(rows) and type(head) is nn.Linear and type(head.weight) is nn.Parameter
+        logits = F.linear(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
+        if not bool(logits.isfinite().all()):
+            row = rows[0]
+            raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))
+        for row, id in zip(rows, choose(logits, rows, self.vocab, codes), strict=True):
+            row.take(id)
 
-def choose(logits: Sequence[Tensor], rows: Sequence[Row]) -> list[int]:
-    """The next id of each row, from the logits of its lanes, [1 to 3, V] each: guidance, grammar, sampling."""
-    legal = allowed([row.grammar for row in rows]).to(logits[0].device)  # [B, V]
-    known = legal.shape[1]  # a head may have rows beyond the vocabulary
-    scores = torch.stack(
-        [row.guided(x[:, :known].float(), ids) for row, x, ids in zip(rows, logits, legal, strict=True)]
-    )
-    return sample(scores, [row.request.sampling for row in rows], [row.generator for row in rows]).tolist()
+    def _join(self) -> list[Row]:
+        """Give lanes to rows that wait, in their order, while there are lanes and memory."""
+        config, dtype, joined = self.model.config, self.model.dtype, list[Row]()
+        lanes = sum(len(row.lanes) for row in self.running)
+        slots = 0 if self.cache is None else self.cache.slots
+        fits = self.max_lanes
+        while self.waiting:
+            row = self.waiting[0]
+            wanted = max(slots, -(-row.longest // SLOTS) * SLOTS)
+            if self.cache is None or wanted > slots or lanes + len(row.prompts) > self.cache.lanes:  # room is taken
+                fits = min(self.max_lanes, lanes_that_fit(config, wanted, dtype, self.model.device))
+            longest = max(len(prompt) for other in (*joined, row) for prompt in other.prompts)
+            reads = longest * (sum(len(other.prompts) for other in joined) + len(row.prompts))
+            if lanes + len(row.prompts) > fits and not (joined or self.running):
+                size = lane_bytes(config, wanted, dtype) * len(row.prompts)
+                self.waiting.popleft().failure = MemoryError(
+                    f"keys and values of {wanted} tokens for {len(row.prompts)} prompts take {size / 1e6:,.0f} MB, "
+                    "which are not free: ask for fewer tokens, or load the model with dtype=torch.bfloat16"
+                )
+                continue
+            if lanes + len(row.prompts) > fits or (joined and reads > PREFILL_TOKENS):
+                break
+            row.lanes = list(range(lanes, lanes + len(row.prompts)))
+            lanes, slots = lanes + len(row.prompts), wanted
+            joined.append(self.waiting.popleft())
+        if joined:
+            self.running += joined
+            if self.cache is None:
+                self.cache = SlotCache(self.model.config, lanes, slots)
+            elif lanes > self.cache.lanes or slots > self.cache.slots:
+                self.cache.resize(max(lanes, self.cache.lanes), slots)
+        return joined
 
-
-def make_rows(model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]) -> list[Row]:
-    limit = model.config.max_position_embeddings
-    return [Row(i, request, vocab, grid[0] * grid[1], limit) for i, request in enumerate(requests)]
-
-
-def pad_left(prompts: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:  # -> [L, T], [L, T]
-    """The prompts flush right, and a mask with 0 at the padding."""
-    length = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-
-@torch.inference_mode()
-def stream(
-    model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
-) -> Iterator[tuple[int, int]]:
-    """Each new id as soon as it is known: (number of the request, id). grid: rows and columns of a picture.
-
-    Errors: ValueError for a prompt that is too long, spells no document, or does not lead to what its mode wants."""
-    rows = make_rows(model, vocab, requests, grid)
-    for row in rows:
-        yield from ((row.index, id) for id in row.new)
-    rows = [row for row in rows if not row.done]  # those with lanes in the batch
-    if not rows:
-        return
-    device, last = model.device, model.config.max_position_embeddings - 1
-    lanes = [prompt for row in rows for prompt in row.prompts]  # L of them
-    ids, mask = (x.to(device) for x in pad_left(lanes, vocab.pad))  # [L, T]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # [L, T]
-    padded = not bool(mask.all())
-    cache = KVCache(model.config, ids.shape[1] + max(row.grammar.longest for row in rows))
-
-    while True:
-        out = model(
-            input_ids=ids,
-            attention_mask=mask if padded else None,
-            position_ids=positions,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = out.logits[:, -1].split([len(row.prompts) for row in rows])  # [lanes, V] of each row
-        ready = [i for i, row in enumerate(rows) if not row.done and not row.unread]
-        if ready:
-            drawn = choose([logits[i] for i in ready], [rows[i] for i in ready])
-            for row, id in zip([rows[i] for i in ready], drawn, strict=True):
-                before = len(row.new)
-                row.take(id)
-                yield from ((row.index, id) for id in row.new[before:])
-        live = [row for row in rows if not row.done]
-        if not live:
+    @torch.inference_mode()
+    def _keep(self, rows: list[Row]) -> None:
+        """These go on, the other running rows leave: their lanes are closed up."""
+        if len(rows) == len(self.running):
             return
-        if 2 * sum(len(row.prompts) for row in live) <= len(ids):  # finished lanes stay until they are half of all
-            keep = torch.tensor([not row.done for row in rows for _ in row.prompts], device=device).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            mask, positions, rows = mask[keep], positions[keep], live
-        count = min(len(row.unread) for row in live)  # U, read at once; no row is done before its last id is drawn
-        following = [[vocab.pad] * count if row.done else row.read(count) for row in rows]
-        ids = torch.tensor([x for row, x in zip(rows, following, strict=True) for _ in row.prompts], device=device)
-        steps = torch.arange(1, count + 1, device=device)
-        positions = (positions[:, -1:] + steps).clamp(max=last)  # [L, U]; only finished lanes ever pass the last
-        if padded:
-            mask = torch.cat((mask, mask.new_ones(ids.shape)), dim=-1)  # [L, S]
-
-
-def generate(
-    model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
-) -> list[list[int]]:
-    """The new ids of each request, in order: without the stop of "text" and of a mask; with <break> and <image> where
-    the prompt lacked them, and with </image> and the closing <eos>."""
-    new: list[list[int]] = [[] for _ in requests]
-    for row, id in stream(model, vocab, requests, grid):
-        new[row].append(id)
-    return new
+        kept = [lane for row in rows for lane in row.lanes]
+        moved = [(to, of) for to, of in enumerate(kept) if to != of]
+        self.running = rows
+        if not rows:
+            self.cache = None
+        elif moved and self.cache is not None:
+            longest = max(len(prompt) + row.seen for row in rows for prompt in row.prompts)
+            to, of = torch.tensor(moved, device=self.model.device).T
+            self.cache.copy(to, of, longest)
+        lane = 0
+        for row in rows:
+            row.lanes = list(range(lane, lane + len(row.prompts)))
+            lane += len(row.prompts)
 
 
 @torch.inference_mode()
 def generate_naive(
     model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
 ) -> list[list[int]]:
-    """The same, one request after the other, the whole sequence through the model for each id."""
-    rows = make_rows(model, vocab, requests, grid)
+    """As Engine.generate, one request after the other, the whole sequence through the model for each id."""
+    limit = model.config.max_position_embeddings
+    rows = [Row(i, request, vocab, grid[0] * grid[1], limit) for i, request in enumerate(requests)]
     for row in rows:
         while not row.done:
             lanes = [
                 model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
                 for prompt in row.prompts
             ]
-            row.take(choose([torch.stack(lanes)], [row])[0])
+            row.take(choose(torch.stack(lanes), [row], vocab)[0])
             read = row.read(len(row.unread))
             for prompt in row.prompts:
                 prompt += read

@@ -16,6 +16,7 @@ picture, each stands for exactly one code that is missing; nothing fills them if
 import math
 from collections.abc import Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -282,16 +283,24 @@ class Grammar:
             raise ValueError(f"{self.vocab.name(id)} cannot stand here: the ids spell no document")
 
 
+@lru_cache(256)
+def ids_of(legal: Legal, vocab: Vocab) -> Tensor:  # bool [V]
+    """True where an id is legal. It is kept: not to be written to."""
+    row = torch.zeros(len(vocab), dtype=torch.bool)
+    if legal.text:
+        row[vocab.first_text : vocab.first_code] = True
+    if legal.codes:
+        row[vocab.first_code :] = True
+    for id in legal.special:
+        row[id] = True
+    return row
+
+
+def legal_ids(rows: Sequence[Legal], vocab: Vocab) -> Tensor:  # bool [B, V]
+    """True where an id is legal next, row by row."""
+    return torch.stack([ids_of(legal, vocab) for legal in rows])
+
+
 def allowed(states: Sequence[Grammar]) -> Tensor:  # bool [B, V]
     """True where an id is legal next."""
-    vocab = states[0].vocab
-    out = torch.zeros(len(states), len(vocab), dtype=torch.bool)
-    for row, state in zip(out, states, strict=True):
-        legal = state.legal()
-        if legal.text:
-            row[vocab.first_text : vocab.first_code] = True
-        if legal.codes:
-            row[vocab.first_code :] = True
-        for id in legal.special:
-            row[id] = True
-    return out
+    return legal_ids([state.legal() for state in states], states[0].vocab)

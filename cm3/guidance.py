@@ -45,6 +45,11 @@ def contrastive_top_k(cond: Tensor, uncond: Tensor, k: int, alpha: float) -> Ten
     return (ours - theirs).masked_fill(~plausible, -math.inf)
 
 
+def forbid(logits: Tensor, legal: Tensor | None) -> Tensor:  # [..., V] -> [..., V]
+    """-inf where an id is not legal; None = all are."""
+    return logits if legal is None else logits.masked_fill(~legal, -math.inf)
+
+
 @dataclass(frozen=True)
 class ClassifierFree:
     """image: scale where an image code is drawn. text: scale elsewhere. 1 = off; 0 = the further prompt alone.
@@ -63,9 +68,8 @@ class ClassifierFree:
     def off(self) -> bool:
         return self.image == self.text == 1
 
-    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [2, V], [V] -> [V]
-        guided = classifier_free(logits[0], logits[1], self.image if codes else self.text)
-        return guided.masked_fill(~legal, -math.inf)
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
+        return forbid(classifier_free(logits[0], logits[1], self.image if codes else self.text), legal)
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,9 @@ class ContrastiveTopK:
     def __post_init__(self) -> None:
         check_contrast((self.k, self.alpha))
 
-    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [2, V], [V] -> [V]
-        cond, uncond = logits.masked_fill(~legal, -math.inf)
-        return contrastive_top_k(cond, uncond, self.k, self.alpha)
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
+        cond, uncond = forbid(logits, legal)
+        return contrastive_top_k(cond, uncond, min(self.k, cond.shape[-1]), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,12 @@ class ThreeWay:
     def off(self) -> bool:
         return self.image == self.text == 1
 
-    def __call__(self, logits: Tensor, legal: Tensor, codes: bool) -> Tensor:  # [3, V], [V] -> [V]
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
         full, image, none = logits
-        return three_way(none, image, full, self.image, self.text).masked_fill(~legal, -math.inf)
+        return forbid(three_way(none, image, full, self.image, self.text), legal)
 
 
 # further: how many prompts it needs besides the request's own. off: whether they would change nothing.
-# Called with the lanes' logits, finite, [1 + further, V]; the legal ids, bool [V]; and whether image codes are among
-# them. Gives scores, [V], with -inf at what is not legal.
+# Called with the lanes' logits, finite, [1 + further, ..., V]; the legal ids, bool [..., V], None = all; and whether
+# image codes are among them. Gives scores, [..., V], with -inf at what is not legal.
 Guide = ClassifierFree | ContrastiveTopK | ThreeWay

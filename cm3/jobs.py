@@ -12,12 +12,12 @@ from torch import Tensor
 
 from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Item, Text
-from cm3.engine import Request
 from cm3.guidance import ThreeWay
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
 from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, GenerationOptions
 from cm3.processor import Processor
 from cm3.prompts import Prompts
+from cm3.request import Request
 from cm3.templates import STRUCTURES, WORDS, Box, boxed
 from cm3.templates import prompt as worded
 from cm3.vocab import Grid

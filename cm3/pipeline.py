@@ -312,7 +312,7 @@ class CM3(Runner):
             return self.pieces(new, lambda _, codes: self.processor.picture(codes))
         job = self.job(task, *args, **kwargs)
         grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
-        return self.pieces(self.stream_ids(job.requests), job.show, grids)
+        return self.pieces(self.engine.stream(job.requests), job.show, grids)
 
     def job(self, task: str, *args: Any, **kwargs: Any) -> Job:
         """What "generate", "infill", "edit", "caption" or "answer" asks of the engine for these arguments."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
-from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
+from cm3.request import Request
 from cm3.spelling import draw_ids, nothing, prompt_ids, reply_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer

@@ -14,13 +14,13 @@ import torch
 from PIL import Image as PIL_Image
 from torch import Tensor
 
-from cm3 import engine, ranking
+from cm3 import ranking
 from cm3.completion import Completion
-from cm3.engine import Request
+from cm3.engine import Engine
 from cm3.jobs import Job, Jobs
-from cm3.options import MAX_PICTURES
 from cm3.processor import Processor
 from cm3.prompts import Prompts
+from cm3.request import Request
 from cm3.scorer import Scorer
 from cm3.spelling import grid_behind
 from cm3.streaming import Piece, pieces
@@ -73,16 +73,14 @@ class Runner:
         self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
         self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
         self.jobs = Jobs(self.processor, self.prompts)
-        self.completion = Completion(self.processor, self.prompts, self.stream_ids)
-
-    def stream_ids(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
-        """Each new id as soon as it is known: (number of the request, id)."""
-        return engine.stream(self.model, self.vocab, requests, self.grid)
+        self.engine = Engine(self.model, self.vocab, self.grid)
+        self.completion = Completion(self.processor, self.prompts, self.engine.stream)
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The new ids of each request, in batches of bounded size."""
-        batches = (requests[i : i + MAX_PICTURES] for i in range(0, len(requests), MAX_PICTURES))
-        return [ids for batch in batches for ids in engine.generate(self.model, self.vocab, batch, self.grid)]
+        """The new ids of each request, those with prompts of like length side by side."""
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        new = self.engine.generate([requests[i] for i in order])
+        return [ids for _, ids in sorted(zip(order, new, strict=True))]
 
     def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
         """The codes, [h, w], of the picture that each request drew."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cm3.options import SamplingConfig
 
+FEW = 128  # ids that top-p looks at before it sorts all
 TINY = 1e-20  # below this temperature the division would overflow: it is greedy there, as it is in the limit
 
 
@@ -32,6 +33,19 @@ def generator_of(seed: int) -> torch.Generator:
         state.view(torch.int64)[3 : 3 + 624] = torch.from_numpy(words.astype(np.int64))  # after seed, flags and place
         generator.set_state(state)
     return generator
+
+
+class Uniforms:
+    """Numbers from 0 to 1, one after the other, each as generator_of(seed) gives it; several are made at once."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = generator_of(seed)
+        self.numbers: list[float] = []  # the next last
+
+    def __next__(self) -> float:
+        if not self.numbers:
+            self.numbers = torch.rand(64, generator=self.generator, dtype=torch.float64).tolist()[::-1]
+        return self.numbers.pop()
 
 
 def greedy(logits: Tensor) -> Tensor:  # [B, V] -> [B]
@@ -55,6 +69,8 @@ def top_k(logits: Tensor, k: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
 
 def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
     """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
+    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)) is not None:
+        return few
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.double().softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
@@ -63,20 +79,31 @@ def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
 
 
-def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:  # [B, V] -> [B]
-    """One id of each row with its softmax probability, by inverting the cumulative sum at one uniform number."""
-    uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators])
+def likeliest_reach(logits: Tensor, p: Tensor) -> Tensor | None:  # [B, V], [B] -> [B, V]
+    """top_p without sorting all: None where the FEW likeliest do not reach p, or equals stand at the border."""
+    if logits.shape[-1] <= FEW or bool((p >= 1).any()):
+        return None
+    ordered = logits.topk(FEW, dim=-1).values  # [B, FEW]
+    probabilities = (ordered.double() - logits.double().logsumexp(-1, keepdim=True)).exp()
+    before = probabilities.cumsum(-1) - probabilities
+    kept = (before < p[:, None]).sum(-1).clamp(min=1)  # [B]
+    if int(kept.max()) == FEW:
+        return None
+    last, next_ = ordered.gather(-1, kept[:, None] - 1), ordered.gather(-1, kept[:, None])
+    return logits.masked_fill(logits < last, -math.inf) if bool((next_ < last).all()) else None
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:  # [B, V], [B] -> [B]
+    """One id of each row with its softmax probability, by inverting the cumulative sum at a uniform number."""
     total = logits.double().softmax(-1).cumsum(-1)  # [B, V]
-    point = uniform.to(total.device)[:, None] * total[:, -1:]
+    point = uniform[:, None] * total[:, -1:]
     return torch.searchsorted(total, point, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
-def sample(
-    logits: Tensor, configs: Sequence[SamplingConfig], generators: Sequence[torch.Generator]
-) -> Tensor:  # [B, V] -> [B]
+def sample(logits: Tensor, configs: Sequence[SamplingConfig], uniforms: Sequence[Uniforms]) -> Tensor:  # [B, V] -> [B]
     """Temperature, then top-k, then top-p, then one draw; greedy where the temperature is 0."""
-    ids = greedy(logits)
     rows = [i for i, config in enumerate(configs) if config.temperature > TINY]
+    ids = greedy(logits) if len(rows) < len(configs) else logits.new_empty(len(configs), dtype=torch.long)
     if not rows:
         return ids
     chosen = [configs[i] for i in rows]
@@ -90,5 +117,5 @@ def sample(
         logits = top_k(logits, column([min(int(config.top_k), logits.shape[-1]) for config in chosen]))
     if any(config.top_p < 1 for config in chosen):
         logits = top_p(logits, column([config.top_p for config in chosen]))
-    ids[at] = draw(logits, [generators[i] for i in rows])
+    ids[at] = draw(logits, torch.tensor([next(uniforms[i]) for i in rows], dtype=torch.float64, device=logits.device))
     return ids

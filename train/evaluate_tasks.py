@@ -24,10 +24,10 @@ from rich.progress import track
 from torch import Tensor
 
 from cm3.document import HOLE, Document, Image, Text
-from cm3.engine import Request
 from cm3.guidance import ClassifierFree, Guide, ThreeWay
 from cm3.options import GENERATE, GREEDY, INFILL, GenerationOptions
 from cm3.pipeline import CM3
+from cm3.request import Request
 from cm3.templates import LANGUAGES
 from train.evaluation.judge import Judge, Reference
 from train.evaluation.report import EDITS, MAPS, task_table

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.config import CM3Config
-from cm3.engine import Request, generate, generate_naive, stream
+from cm3.engine import Engine, generate_naive
 from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
 from cm3.options import GREEDY, SamplingConfig
+from cm3.request import Request
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
@@ -37,6 +38,12 @@ NOTHING = [1, 5, 2, 3]
 
 
 HOLED = [3, C, 5, 5, C + 3, 4]
+
+
+def generate(model: CM3ForCausalLM, vocab: Vocab, requests: list[Request], grid: tuple[int, int]) -> list[list[int]]:
+    return Engine(model, vocab, grid).generate(requests)
+
+
 GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), extra_prompts=[NOTHING])
 
 
@@ -105,7 +112,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_any_order(model: CM3ForCausal
 
 
 def test_streaming_gives_the_same_ids_piece_by_piece(model: CM3ForCausalLM):
-    pieces = list(stream(model, VOCAB, jobs(), GRID))
+    pieces = list(Engine(model, VOCAB, GRID).stream(jobs()))
     rows = [[id for row, id in pieces if row == i] for i in range(len(jobs()))]
     assert rows == generate(model, VOCAB, jobs(), GRID)
     first = [row for row, _ in pieces[:40]]
@@ -275,7 +282,7 @@ def test_given_codes_are_read_together_and_never_drawn(model: CM3ForCausalLM, mo
     hole = [C, C, None, C, C, C, None, None, C, C, C, C, C, C, C, C]
     infill = Request([1, T, 2, 3], "image", given=hole, **GUIDED)
     generate(model, VOCAB, [infill, infill], (4, 4))
-    assert calls == [(4, 6), (4, 4), (4, 1)]  # the prompt with two codes; a drawn code and three; a drawn code
+    assert calls == [(2, 6), (4, 4), (4, 1)]  # each prompt once, with two codes; a drawn code and three; a drawn code
     calls.clear()
     generate(model, VOCAB, [infill, Request([1, T, 2, 3], "image")], (4, 4))
     assert calls[0] == (3, 6) and all(length == 1 for _, length in calls[1:])  # never more than every row has
@@ -286,8 +293,13 @@ def test_given_codes_are_read_together_and_never_drawn(model: CM3ForCausalLM, mo
 
 def shapes(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Of each call of the model: lanes and ids."""
-    calls, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda **kwargs: calls.append(kwargs["input_ids"].shape) or forward(**kwargs))
+    calls, forward = [], model.model.forward
+
+    def counted(**kwargs: Any):
+        calls.append(kwargs["input_ids"].shape)
+        return forward(**kwargs)
+
+    monkeypatch.setattr(model.model, "forward", counted)
     return calls
 
 

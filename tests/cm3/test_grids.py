@@ -13,11 +13,12 @@ from PIL import Image as PIL_Image
 from cm3 import CM3, cli
 from cm3.config import CM3Config
 from cm3.document import HOLE, Document, Image, Text
-from cm3.engine import Request, generate, generate_naive
+from cm3.engine import Engine, generate_naive
 from cm3.grammar import Grammar
 from cm3.guidance import ClassifierFree
 from cm3.options import GREEDY, SamplingConfig
 from cm3.processor import nearest_grid
+from cm3.request import Request
 from cm3.spelling import draw_ids, from_ids, grid_behind, open_ids, to_ids
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
@@ -87,7 +88,7 @@ def test_rows_of_unequal_grids_in_one_batch_are_those_of_the_naive_generator(sha
         guide = ClassifierFree(image=2.0)
         requests.append(shaped.prompts.picture(document, [shaped.prompts.nothing], guide, GREEDY, i, grid=grid))
     requests.append(Request(shaped.prompts.ids(Document((Text("a"),)), open_ids), "document", 60, seed=9))
-    batch = generate(shaped.model, shaped.vocab, requests, (4, 4))
+    batch = Engine(shaped.model, shaped.vocab, (4, 4)).generate(requests)
     assert batch == generate_naive(shaped.model, shaped.vocab, requests, (4, 4))
     assert [sum(map(shaped.vocab.is_code, ids)) for ids in batch[:4]] == [16, 15, 15, 12]
 

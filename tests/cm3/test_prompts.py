@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from cm3 import CM3
 from cm3.document import HOLE, Document, Image, Mask, Text
-from cm3.engine import Request
 from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
 from cm3.options import MAX_SEED, GenerationOptions, SamplingConfig
 from cm3.prompts import CANDIDATE, Prompts, candidate_seed, ways_of
+from cm3.request import Request
 from cm3.spelling import to_ids
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3.options import GREEDY, SamplingConfig
-from cm3.sampling import draw, generator_of, greedy, sample, temperature, top_k, top_p
+from cm3.sampling import FEW, Uniforms, draw, generator_of, greedy, sample, temperature, top_k, top_p
 
 NEVER = -math.inf
 
 
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def seeded(*seeds: int) -> list[Uniforms]:
+    return [Uniforms(seed) for seed in seeds]
 
 
 def some_logits(batch: int = 4, size: int = 50) -> Tensor:  # [B, V]
@@ -72,6 +72,23 @@ def test_top_p_keeps_at_least_p_and_no_id_too_many(seed: int, p: float):
         assert len(stay) == 1 or probabilities[stay].sum() - probabilities[stay].min() < p + 1e-6
 
 
+@given(st.integers(0, 1000), st.floats(0.01, 1.0), st.floats(0.1, 9.0), st.booleans())
+def test_top_p_of_many_ids_is_that_of_all_of_them_sorted(seed: int, p: float, width: float, equals: bool):
+    logits = torch.randn(2, 3 * FEW, generator=torch.Generator().manual_seed(seed)) * width
+    logits = logits.round() if equals else logits
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    sums = logits.double().softmax(-1).gather(-1, order).cumsum(-1)
+    wanted = [sorted(ids[: int((total < p).sum()) + 1]) for ids, total in zip(order.tolist(), sums, strict=True)]
+    assert p == 1 or kept(top_p(logits, torch.tensor([p, p]))) == wanted
+
+
+@pytest.mark.parametrize("seed", [0, 2**40 + 3])
+def test_numbers_made_together_are_those_made_one_by_one(seed: int):
+    numbers, generator = Uniforms(seed), generator_of(seed)
+    for _ in range(200):
+        assert next(numbers) == torch.rand(1, generator=generator, dtype=torch.float64).item()
+
+
 def test_temperature_sharpens_and_flattens():
     logits = some_logits(2)
     cold, hot = temperature(logits, torch.tensor([0.5, 2.0])).softmax(-1).amax(-1)
@@ -102,8 +119,8 @@ def test_one_legal_id_is_always_drawn():
 
 def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.1, 0.2, 0.0, 0.7])
-    generator = seeded(0)
-    ids = torch.cat([draw(probabilities.log()[None], generator) for _ in range(4000)])
+    numbers = torch.rand(4000, generator=generator_of(0), dtype=torch.float64)
+    ids = draw(probabilities.log().expand(4000, -1), numbers)
     torch.testing.assert_close(ids.bincount(minlength=4) / 4000, probabilities, atol=0.03, rtol=0)
 
 

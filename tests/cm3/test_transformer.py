@@ -14,7 +14,6 @@ from transformers import (
 )
 
 import cm3
-from cm3.cache import KVCache
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from tests.helpers.models import build
@@ -56,11 +55,10 @@ def test_a_position_sees_what_went_before(model: CM3ForCausalLM):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["ours", "dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_cached_equals_uncached(model: CM3ForCausalLM, kind: str):
     ids = some_ids()
     caches = {
-        "ours": lambda: KVCache(model.config, 16),
         "dynamic": lambda: DynamicCache(config=model.config),
         "static": lambda: StaticCache(model.config, 16),
     }

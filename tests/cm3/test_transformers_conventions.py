@@ -30,7 +30,6 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cm3 import CM3
-from cm3.cache import KVCache
 from cm3.carried import code
 from cm3.config import CM3Config
 from cm3.document import Document, Image, Text
@@ -68,34 +67,17 @@ def test_every_cache_gives_the_same_ids(model: Any):
     ids = some_ids(2)
     dynamic = model.generate(ids, generation_config=GREEDY_TWELVE)
     static = model.generate(ids, generation_config=GREEDY_TWELVE, cache_implementation="static")
-    ours = model.generate(ids, generation_config=GREEDY_TWELVE, cache=KVCache(model.config, 40))
     without = model.generate(ids, generation_config=GREEDY_TWELVE, use_cache=False)
-    for other in (static, ours, without):
+    for other in (static, without):
         assert torch.equal(dynamic, other)
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "ours"])
-def test_assisted_decoding_and_prompt_lookup_give_the_ids_of_greedy_decoding(cache: str, model: Any):
+def test_assisted_decoding_and_prompt_lookup_give_the_ids_of_greedy_decoding(model: Any):
     ids = some_ids()
     ids = torch.cat((ids, ids[:, :6]), dim=1)  # something to look up
     alone = model.generate(ids, generation_config=GREEDY_TWELVE)
     for helper in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": build(num_hidden_layers=1)}):
-        room = {"cache": KVCache(model.config, 64)} if cache == "ours" else {}
-        assert torch.equal(model.generate(ids, generation_config=GREEDY_TWELVE, **helper, **room), alone)
-
-
-def test_a_cache_forgets_as_transformers_asks_it_to():
-    model, ids = build(), some_ids(1, 9)
-    cache = KVCache(model.config, 20)
-    with torch.inference_mode():
-        model(ids, cache=cache, use_cache=True)
-        cache.crop(-4)
-        assert cache.get_seq_length() == 5 and cache.is_croppable
-        again = model(ids[:, 5:], cache=cache, use_cache=True).logits
-        torch.testing.assert_close(again, model(ids).logits[:, 5:], atol=1e-4, rtol=1e-4)
-    for wrong in (1, -20):
-        with pytest.raises(ValueError, match="crop takes"):
-            cache.crop(wrong)
+        assert torch.equal(model.generate(ids, generation_config=GREEDY_TWELVE, **helper), alone)
 
 
 def test_beams_are_at_least_as_likely_as_greedy_ids(model: Any):

@@ -14,9 +14,20 @@ SCRIPTS = ("train", "demo", "benchmarks")
 
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
-    ("registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
+    ("registration", "checks", "config", "vocab", "text", "cache", "templates", "options", "memory", "diagnosis"),
     ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar", "chameleon"),
-    ("model_files", "inpainting", "streaming", "masking", "engine", "prompts", "processor", "multimodal", "processing"),
+    (
+        "model_files",
+        "inpainting",
+        "streaming",
+        "masking",
+        "request",
+        "engine",
+        "prompts",
+        "processor",
+        "multimodal",
+        "processing",
+    ),
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
     ("cli_files", "cli"),

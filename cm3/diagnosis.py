@@ -1,0 +1,35 @@
+"""Where a model stops giving numbers."""
+
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@torch.inference_mode()
+def first_not_finite(model: nn.Module, ids: Sequence[int]) -> str:
+    """What to say of a model whose logits after these ids hold NaN or infinity: its first layer that gives such."""
+    found: list[str] = []
+
+    def look(name: str, _: nn.Module, __: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and not found and not bool(out.isfinite().all()):
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(partial(look, name))
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    try:
+        model(torch.tensor([list(ids)], device=next(model.parameters()).device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    where = f"the first is {found[0]}" if found else "though not when these ids are read alone"
+    dtype = next(model.parameters()).dtype
+    return f"the model gives NaN or infinity, {where}: its weights are damaged, or too large for {dtype}"

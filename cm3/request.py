@@ -1,0 +1,179 @@
+"""What the engine is asked for, and a request under way: its prompts, grammar, random numbers, and what it has written.
+
+Ids that the form or the request fixes are read, not drawn: in the prefill, or later as many at once as every row has
+waiting. choose() draws the next id of each of several rows, from the logits of their lanes.
+"""
+
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cm3.grammar import Grammar, Legal, Mode, legal_ids
+from cm3.guidance import ContrastiveTopK, Guide, forbid
+from cm3.options import SamplingConfig
+from cm3.sampling import Uniforms, sample
+from cm3.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to generate.
+
+    prompt: ids to write on from.
+    mode: what comes: "text", "image" or "document" (grammar.py).
+    max_new_tokens: at most so many new ids; a picture that was begun is always finished.
+    guide: how the extra prompts count (guidance.py). extra_prompts: in the guide's order, each the same with less of a
+    condition; a guide that is off needs none.
+    given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
+    seed: of this row's own generator, 0 to 2^63 - 1.
+    Errors: ValueError for a value outside its limits, or extra_prompts that do not fit the guide.
+    """
+
+    prompt: list[int]
+    mode: Mode = "document"
+    max_new_tokens: int = 256
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guide: Guide | None = None
+    extra_prompts: Sequence[list[int]] = ()
+    given: Sequence[int | None] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("the prompt has no ids: it begins at least with <eos>")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, but is {self.max_new_tokens}")
+        wants = 0 if self.guide is None else self.guide.further
+        if len(self.extra_prompts) != wants and not (
+            self.guide is not None and self.guide.off and not self.extra_prompts
+        ):
+            raise ValueError(
+                f"{self.guide or 'no guide'} needs {wants} further prompts, but got {len(self.extra_prompts)}"
+            )
+        if not all(self.extra_prompts):
+            raise ValueError("a further prompt has no ids: it begins at least with <eos>")
+
+
+def take_forced(grammar: Grammar) -> list[int]:
+    """The ids that come before the next one to be drawn."""
+    ids: list[int] = []
+    while not grammar.done and (id := grammar.forced()) is not None:
+        if grammar.advance(id):
+            ids.append(id)
+    return ids
+
+
+class Row:
+    """A request under way.
+
+    number: of the request. lanes: where in the cache each of its prompts stands, once it runs. prompts: of the lanes,
+    with all that is read before the first id is drawn.
+    Errors: ValueError for a request that does not fit the model, or spells no document."""
+
+    def __init__(self, number: int, request: Request, vocab: Vocab, codes: int, limit: int) -> None:
+        self.number, self.request = number, request
+        self.uniforms = Uniforms(request.seed)
+        self.new: list[int] = []  # the answer so far
+        self.unread: list[int] = []  # of the answer, by the model
+        self.lanes: list[int] = []
+        self.seen = 0  # ids that the model has read behind the prompts
+        self.fetched = 0  # of the answer
+        self.failure: BaseException | None = None
+        self.guide = None if request.guide is None or request.guide.off else request.guide
+        self.prompts = [list(prompt) for prompt in (request.prompt, *(request.extra_prompts if self.guide else ()))]
+        if isinstance(self.guide, ContrastiveTopK) and self.guide.k > len(vocab):
+            raise ValueError(f"k of contrastive guidance is {self.guide.k}, but there are {len(vocab)} ids")
+        grammars = [Grammar(vocab, prompt, request.mode, codes, given=request.given) for prompt in self.prompts]
+        openings = [take_forced(grammar) for grammar in grammars]  # what stands before the first drawn id in each lane
+        needed = [grammar.needed for grammar in grammars]
+        if request.mode == "image" and min(needed) < max(needed):
+            raise ValueError(f"the prompts lack {needed} ids of their pictures: all must stand at the same code")
+        lengths = [len(prompt) + len(opening) for prompt, opening in zip(self.prompts, openings, strict=True)]
+        longest = max(lengths) - len(openings[0])  # which the room includes
+        room = grammars[0].most + 3 if request.mode == "image" else request.max_new_tokens
+        self.grammar = Grammar(vocab, request.prompt, request.mode, codes, min(room, limit - longest), request.given)
+        over = longest + self.grammar.needed - limit
+        if over > 0:
+            raise ValueError(
+                f"a prompt of {longest} tokens leaves no room for the {self.grammar.needed} that must "
+                f"follow: the limit is {limit} tokens, so shorten it by {over}"
+            )
+        self._write(take_forced(self.grammar))
+        opening, self.unread = self.unread, []
+        for prompt, read in zip(self.prompts, (opening, *openings[1:]), strict=True):
+            prompt += read
+        self.longest = min(limit, max(map(len, self.prompts)) + self.grammar.longest)  # tokens of a lane, at most
+
+    @property
+    def done(self) -> bool:
+        return self.grammar.done
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next id is to be drawn."""
+        return not self.unread and not self.done
+
+    def take(self, id: int) -> None:
+        """Write a drawn id and all that is forced after it."""
+        self._write([id] if self.grammar.advance(id) else [])
+        self._write(take_forced(self.grammar))
+
+    def read(self, count: int) -> list[int]:
+        """The next ids for the model, in each of the lanes."""
+        ids = self.unread[:count]
+        del self.unread[:count]
+        self.seen += len(ids)
+        return ids
+
+    def fetch(self) -> list[int]:
+        """Of the answer what is new since the last call."""
+        new = self.new[self.fetched :]
+        self.fetched = len(self.new)
+        return new
+
+    def _write(self, ids: list[int]) -> None:
+        self.new += ids
+        self.unread += ids
+
+
+def codes_alone(rows: Sequence[Row]) -> bool:
+    """Whether all are about to draw an image code, and may draw any."""
+    return all(row.grammar.legal() == Legal(codes=True) for row in rows)
+
+
+def choose(logits: Tensor, rows: Sequence[Row], vocab: Vocab, codes: bool = False) -> list[int]:  # [lanes, V] -> [B]
+    """The next id of each row: guidance, grammar, sampling.
+
+    logits: of the rows' lanes, in their order. codes: whether they are of the image codes alone (codes_alone)."""
+    first = vocab.first_code if codes else 0
+    logits = logits[:, : len(vocab) - first].float()  # a head may have rows beyond the vocabulary
+    legal = [row.grammar.legal() for row in rows]
+    allowed = None if codes else legal_ids(legal, vocab).to(logits.device)  # [B, V]
+    groups: dict[tuple[Guide | None, bool], list[int]] = {}  # rows that are guided together
+    for i, row in enumerate(rows):
+        groups.setdefault((row.guide, legal[i].codes), []).append(i)
+    if list(groups) == [(None, legal[0].codes)]:
+        scores = forbid(logits, allowed)
+    else:
+        starts = [0]
+        for row in rows:
+            starts.append(starts[-1] + len(row.prompts))
+        scores = logits.new_empty(len(rows), logits.shape[1])
+        for (guide, draws_code), members in groups.items():
+            lanes = torch.tensor(
+                [[starts[i] + j for i in members] for j in range(len(rows[members[0]].prompts))], device=logits.device
+            )
+            theirs = None if allowed is None else allowed[members]
+            scores[members] = guided(guide, logits[lanes], theirs, draws_code)  # [lanes of each, rows, V] -> [rows, V]
+    drawn = sample(scores, [row.request.sampling for row in rows], [row.uniforms for row in rows])
+    return (drawn + first).tolist()
+
+
+def guided(guide: Guide | None, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:  # [lanes, B, V] -> [B, V]
+    """One score for each id of each row, -inf where it is not legal (None = all are)."""
+    return forbid(logits[0], legal) if guide is None else guide(logits, legal, codes)
