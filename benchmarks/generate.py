@@ -1,62 +1,193 @@
-"""How long the model takes to draw, caption and answer, warm, on this machine.
+"""How fast the engine draws and captions, beside transformers' own generate() on the same weights, on this machine.
 
-    python -m benchmarks.generate [--model emoji] [--repeats 5] [--out benchmarks/results/generate-NAME.json]
+    python -m benchmarks.generate [--model emoji] [--repeats 7] [--out benchmarks/results/generate-NAME.json]
 
-Prints a table, and one JSON line last.
+A picture with guidance is drawn by every way in turn, so that all meet the same machine, on the embedded model and on
+random ones; medians. "roofline" is the share of the time of a step that reading the weights and the cache once would
+take at the speed at which this machine copies memory. Prints a table, and one JSON line last.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import typer
 
 from benchmarks.report import device_name, finish
 from cm3 import CM3
+from cm3.config import CM3Config
+from cm3.engine import Engine
+from cm3.guidance import ClassifierFree
+from cm3.memory import lane_bytes
+from cm3.options import SamplingConfig
+from cm3.request import Request
+from cm3.transformer import CM3ForCausalLM
+from cm3.vocab import Vocab
+
+SCALE, TOP_P, TEMPERATURE = 3.0, 0.9, 1.0
+SHAPES = {  # of random models, by their millions of parameters
+    "38M": dict(hidden_size=512, num_hidden_layers=10, num_attention_heads=8, intermediate_size=1408),
+    "111M": dict(hidden_size=768, num_hidden_layers=14, num_attention_heads=12, intermediate_size=2048),
+}
+COPIED = 256 * 1024**2  # bytes, to measure the speed of memory
 
 
-def seconds(work: Callable[[], object], repeats: int) -> list[float]:
-    """Times of `repeats` calls after one that warms up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+class Way(NamedTuple):
+    """draw: so many pictures. bytes: read by each step for so many, weights and cache."""
+
+    draw: Callable[[int], object]
+    bytes: Callable[[int], float]
+
+
+def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Times of `repeats` calls of each, in turn, after one that warms up."""
+    for work in works.values():
         work()
-        times.append(time.perf_counter() - started)
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - started)
     return times
+
+
+def copy_speed() -> float:
+    """Bytes read and written in a second of copying."""
+    source, target = torch.zeros(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
+    times = seconds({"copy": lambda: target.copy_(source)}, 9)["copy"]
+    return 2 * COPIED / statistics.median(times)
+
+
+def ours(model: CM3ForCausalLM, prompt: list[int], nothing: list[int], compile: bool = False) -> Way:
+    engine = Engine(model, Vocab.from_config(model.config), model.config.grid, compile=compile)
+
+    def draw(count: int) -> object:
+        sampling = SamplingConfig(TEMPERATURE, top_p=TOP_P)
+        guide = ClassifierFree(image=SCALE)
+        return engine.generate(
+            [Request(prompt, "image", 256, sampling, guide, [nothing], seed=seed) for seed in range(count)]
+        )
+
+    return Way(draw, read_by(model, codes_alone=True))
+
+
+def transformers_way(model: CM3ForCausalLM, prompt: list[int], nothing: list[int], **options: Any) -> Way:
+    """generate() with its own guidance and sampling. It has no grammar: as many ids of any kind."""
+    rows, columns = model.config.grid
+
+    def draw(count: int) -> object:
+        torch.manual_seed(0)
+        return cast(Any, model).generate(
+            torch.tensor([prompt] * count),
+            guidance_scale=SCALE,
+            negative_prompt_ids=torch.tensor([nothing] * count),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            max_new_tokens=rows * columns,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+
+    return Way(draw, read_by(model, codes_alone=False))
+
+
+def read_by(model: CM3ForCausalLM, codes_alone: bool) -> Callable[[int], float]:
+    config = model.config
+    rows, columns = config.grid
+    assert config.vocab_size is not None and config.image_vocab_size is not None
+    outside = config.vocab_size * config.hidden_size  # the embeddings, of which only some rows are read
+    head = (config.vocab_size - config.image_vocab_size if codes_alone else 0) * config.hidden_size
+    weights = (model.num_parameters() - outside - head) * model.dtype.itemsize
+    return lambda count: weights + 2 * count * lane_bytes(config, rows * columns // 2 + 6, model.dtype)
+
+
+def ways_of(model: CM3ForCausalLM, prompt: list[int], nothing: list[int]) -> dict[str, Way]:
+    narrow = copy.deepcopy(model).bfloat16()
+    return {
+        "transformers": transformers_way(model, prompt, nothing),
+        "transformers, static cache": transformers_way(model, prompt, nothing, cache_implementation="static"),
+        "ours": ours(model, prompt, nothing),
+        "ours, compiled": ours(model, prompt, nothing, compile=True),
+        "transformers, bf16": transformers_way(narrow, prompt, nothing),
+        "ours, bf16": ours(narrow, prompt, nothing),
+        "ours, compiled, bf16": ours(narrow, prompt, nothing, compile=True),
+    }
+
+
+def random_model(shape: dict[str, int]) -> CM3ForCausalLM:
+    torch.manual_seed(0)
+    model = CM3ForCausalLM(CM3Config.preset("emoji", **shape))  # pyright: ignore[reportArgumentType]
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # output layers start from 0
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
 
 
 def main(
     model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
-    repeats: Annotated[int, typer.Option(help="timed calls")] = 5,
+    repeats: Annotated[int, typer.Option(help="timed calls")] = 7,
+    shapes: Annotated[str, typer.Option(help="random models besides, of " + ", ".join(SHAPES))] = ",".join(SHAPES),
+    counts: Annotated[str, typer.Option(help="pictures at once")] = "1,8",
     out: Annotated[Path | None, typer.Option(help="JSON file")] = None,
 ) -> None:
-    started = time.perf_counter()
+    speed = copy_speed()
+    print(f"{device_name()}, torch {torch.__version__}; memory is copied at {speed / 1e9:.1f} GB/s")
     cm3 = CM3.from_pretrained(model)
-    loading = time.perf_counter() - started
-    pictures = cm3.generate("a red apple", n=4)
-    jobs: dict[str, Callable[[], object]] = {
-        "4 pictures, guidance 6": lambda: cm3.generate("a red apple", n=4, guidance=6.0),
-        "4 pictures, no guidance": lambda: cm3.generate("a red apple", n=4, guidance=1.0),
-        "1 picture, guidance 6": lambda: cm3.generate("a red apple", n=1, guidance=6.0),
-        "16 pictures, guidance 6": lambda: cm3.generate("a red apple", n=16, guidance=6.0),
-        "1 caption": lambda: cm3.caption(pictures[0]),
-        "1 answer": lambda: cm3.answer(pictures[0], "What colour is it?"),
-    }
-    rows = {name: seconds(job, repeats) for name, job in jobs.items()}
-    print(f"{device_name()}, torch {torch.__version__}, {cm3.model.num_parameters() / 1e6:.1f}M parameters")
-    print(f"| job | median s | fastest s |\n|---|---|---|\n| load the model | {loading:.2f} | |")
-    for name, times in rows.items():
-        print(f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} |")
+    prompts = cm3.jobs.generate("a red apple").requests[0]
+    prompt, nothing = list(prompts.prompt), list(prompts.extra_prompts[0])
+    steps = cm3.grid[0] * cm3.grid[1]
+    models = {model: cm3.model} | {name: random_model(SHAPES[name]) for name in shapes.split(",") if name}
+    rows: list[dict[str, Any]] = []
+    print("| model | pictures | way | median s | against transformers | roofline |\n|---|---|---|---|---|---|")
+    for name, one in models.items():
+        ways = ways_of(one, prompt, nothing)
+        for count in map(int, counts.split(",")):
+            times = seconds({name: partial(way.draw, count) for name, way in ways.items()}, repeats)
+            for way, some in times.items():
+                taken = statistics.median(some)
+                against = statistics.median(times["transformers"]) / taken
+                share = steps * ways[way].bytes(count) / speed / taken
+                print(f"| {name} | {count} | {way} | {taken:.3f} | {against:.2f} | {share:.0%} |", flush=True)
+                rows.append(
+                    {
+                        "model": name,
+                        "pictures": count,
+                        "way": way,
+                        "seconds": [round(value, 4) for value in some],
+                        "against_transformers": round(against, 2),
+                        "roofline": round(share, 3),
+                    }
+                )
+    pictures = cm3.generate("a red apple", n=32)
+    narrow = CM3.from_pretrained(model, dtype=torch.bfloat16)
+    jobs: dict[str, Callable[[], object]] = {}
+    for kind, pipeline in (("", cm3), (", bf16", narrow)):
+        jobs |= {
+            f"4 pictures, guidance{kind}": partial(pipeline.generate, "a red apple", n=4, guidance=6.0),
+            f"16 pictures, guidance{kind}": partial(pipeline.generate, "a red apple", n=16, guidance=6.0),
+            f"1 caption{kind}": partial(pipeline.caption, pictures[0]),
+            f"32 captions{kind}": partial(pipeline.caption, pictures),
+            f"1 answer{kind}": partial(pipeline.answer, pictures[0], "What colour is it?"),
+        }
+    tasks = seconds(jobs, repeats)
+    print("\n| task, whole, with pixels | median s |\n|---|---|")
+    for job, some in tasks.items():
+        print(f"| {job} | {statistics.median(some):.3f} |")
     finish(
         "generate",
         out,
         model=model,
-        load_seconds=round(loading, 3),
-        seconds={name: [round(value, 4) for value in times] for name, times in rows.items()},
+        copy_bytes_per_second=round(speed),
+        drawings=rows,
+        tasks={name: [round(value, 4) for value in some] for name, some in tasks.items()},
     )
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from cm3 import __version__
 from cm3.checks import check_choice
 from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
-from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Structure
+from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Schedule, Structure
 from cm3.templates import Box, boxed
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ def generate(
         typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
     ] = GENERATE.best_of,
     decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = GENERATE.decoding,
+    guidance_schedule: Annotated[
+        Schedule, typer.Option(help="falling = evenly down to 1 at a drawing's end.")
+    ] = GENERATE.guidance_schedule,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,6 +122,7 @@ def generate(
         seed=seed,
         best_of=best_of,
         decoding=decoding,
+        guidance_schedule=guidance_schedule,
         boxes=boxes,
         structure=structure,
         kind=kind or "edges",
@@ -215,9 +219,16 @@ def ask(image: Picture, question: str, max_pixels: MaxPixels = MAX_PIXELS, model
 
 
 @app.command()
-def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji") -> None:
+def info(
+    model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji",
+    batch: Annotated[int, typer.Option(help="Show the memory that so many guided drawings at once take.", min=1)] = 1,
+) -> None:
     """Show what a model is: sizes, vocabulary, pictures; and the image tokenizers that can be trained or imported."""
     cm3 = load(model)
+    from cm3.engine import room
+    from cm3.memory import free_bytes, memory
+    from cm3.prompts import MAX_TEXT
+
     config = cm3.model.config
     rows, columns = cm3.grid
     table = Table(show_header=False, title=f"cm3 {model}")
@@ -236,6 +247,17 @@ def info(model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji"
     table.add_row("documents", cm3.vocab.form)
     table.add_row("scorer, for --best-of", "yes" if cm3.scorer else "none")
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
+    lanes, prompt = 2 * batch, MAX_TEXT + 3
+    slots = room(prompt + rows * columns + 2)
+    sizes = memory(config, cm3.model.num_parameters(), lanes, slots, lanes * prompt, cm3.model.dtype)
+    free = free_bytes(cm3.model.device)
+    table.add_row(
+        f"memory to draw {batch}, guided",
+        f"{sum(sizes) / 1e6:,.0f} MB at most = weights {sizes.weights / 1e6:,.0f} + keys and values "
+        f"{sizes.cache / 1e6:,.0f} + activations {sizes.activations / 1e6:,.0f}",
+    )
+    if free is not None:
+        table.add_row("memory free", f"{free / 1e6:,.0f} MB")
     Console().print(table)
     Console().print(preset_table())
 

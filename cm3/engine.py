@@ -17,6 +17,7 @@ no cache, no batch, one id after the other.
 from collections import deque
 from collections.abc import Generator, Sequence
 from threading import RLock
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,17 +36,31 @@ SLOTS = 32  # room is taken in multiples of it
 ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several new ids
 
 
+def room(tokens: int) -> int:
+    """Slots that are taken for a lane of so many tokens."""
+    return -(-tokens // SLOTS) * SLOTS
+
+
 class Engine:
     """A model at work on a queue of requests.
 
     submit() takes a request, step() gives each running row its next ids, cancel() forgets one; stream() and generate()
     do all of it for several. Several threads may call it: their requests share the batch.
 
-    max_lanes: rows wait until there are lanes for them, or memory.
+    max_lanes: rows wait until there are lanes for them, or memory. compile: make one function of a decoding step with
+    torch.compile, for any number of lanes: it takes a C++ compiler, and seconds at the first request.
     """
 
-    def __init__(self, model: CM3ForCausalLM, vocab: Vocab, grid: tuple[int, int], max_lanes: int = MOST_LANES) -> None:
+    def __init__(
+        self,
+        model: CM3ForCausalLM,
+        vocab: Vocab,
+        grid: tuple[int, int],
+        max_lanes: int = MOST_LANES,
+        compile: bool = False,
+    ) -> None:
         self.model, self.vocab, self.codes, self.max_lanes = model, vocab, grid[0] * grid[1], max_lanes
+        self.compiled: Any = torch.compile(model.model, dynamic=True) if compile else None
         self.rows: dict[int, Row] = {}  # by their numbers, until all that they wrote is fetched
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []  # in the order of their lanes
@@ -165,13 +180,13 @@ class Engine:
         slots = torch.arange(seen, device=device)
         if attention not in ANY_MASK:
             mask = (slots <= positions).long()  # [L, S]: with one id for each lane there is no more to say
-        elif count == 1 and min(lengths) == max(lengths):
+        elif count == 1 and min(lengths) == max(lengths) and self.compiled is None:  # one form of call for one function
             mask = None
         else:
             mask = (slots <= positions[:, :, None])[:, None]  # [L, 1, T, S]
             if attention == "eager":
                 mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, -torch.inf)
-        return self._read(ids, positions, mask)[:, -1]
+        return self._read(ids, positions, mask, self.compiled)[:, -1]
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:  # -> [their lanes, D]
         """Read the prompts of rows that join, each once, and copy what was made of it to the lanes that share it."""
@@ -194,8 +209,11 @@ class Engine:
         order = {prompt: i for i, prompt in enumerate(first)}
         return last[[order[prompt] for _, prompt in lanes]]
 
-    def _read(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:  # [L, T] -> [L, T, D]
-        return self.model.model(
+    def _read(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, compiled: Any = None
+    ) -> Tensor:  # [L, T] -> [L, T, D]
+        model = self.model.model if compiled is None else compiled
+        return model(
             input_ids=ids, attention_mask=mask, position_ids=positions, cache=self.cache, use_cache=True
         ).last_hidden_state
 
@@ -218,7 +236,7 @@ class Engine:
         fits = self.max_lanes
         while self.waiting:
             row = self.waiting[0]
-            wanted = max(slots, -(-row.longest // SLOTS) * SLOTS)
+            wanted = max(slots, room(row.longest))
             if self.cache is None or wanted > slots or lanes + len(row.prompts) > self.cache.lanes:  # room is taken
                 fits = min(self.max_lanes, lanes_that_fit(config, wanted, dtype, self.model.device))
             longest = max(len(prompt) for other in (*joined, row) for prompt in other.prompts)

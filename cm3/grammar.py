@@ -130,6 +130,11 @@ class Grammar:
         return legal.special[0] if len(legal.special) == 1 and not (legal.text or legal.codes) else None
 
     @property
+    def drawn(self) -> float:
+        """Share of the open picture's codes that stand, 0 outside of one."""
+        return 1 - self.left / self.size if self.state == "codes" else 0.0
+
+    @property
     def longest(self) -> int:
         """Ids that may still come, at most: the room, and a picture beyond it."""
         assert self.room < math.inf, "a row without a limit"

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cm3.options import check_contrast, check_scale
+from cm3.options import Schedule, check_contrast, check_scale
 
 
 def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:  # [..., V] -> [..., V]
@@ -53,11 +53,13 @@ def forbid(logits: Tensor, legal: Tensor | None) -> Tensor:  # [..., V] -> [...,
 @dataclass(frozen=True)
 class ClassifierFree:
     """image: scale where an image code is drawn. text: scale elsewhere. 1 = off; 0 = the further prompt alone.
+    schedule: "falling": from image at a picture's first code evenly down to 1 at its end.
 
     Errors: ValueError for a scale below 0 or above MAX_SCALE, TypeError for what is no number."""
 
     image: float = 1.0
     text: float = 1.0
+    schedule: Schedule = "constant"
     further: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -68,8 +70,13 @@ class ClassifierFree:
     def off(self) -> bool:
         return self.image == self.text == 1
 
-    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
-        return forbid(classifier_free(logits[0], logits[1], self.image if codes else self.text), legal)
+    def scale(self, codes: bool, drawn: float) -> float:
+        if not codes:
+            return self.text
+        return self.image if self.schedule == "constant" else self.image + drawn * (1 - self.image)
+
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool, drawn: float = 0.0) -> Tensor:
+        return forbid(classifier_free(logits[0], logits[1], self.scale(codes, drawn)), legal)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class ContrastiveTopK:
     def __post_init__(self) -> None:
         check_contrast((self.k, self.alpha))
 
-    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool, drawn: float = 0.0) -> Tensor:
         cond, uncond = forbid(logits, legal)
         return contrastive_top_k(cond, uncond, min(self.k, cond.shape[-1]), self.alpha)
 
@@ -109,12 +116,13 @@ class ThreeWay:
     def off(self) -> bool:
         return self.image == self.text == 1
 
-    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:
+    def __call__(self, logits: Tensor, legal: Tensor | None, codes: bool, drawn: float = 0.0) -> Tensor:
         full, image, none = logits
         return forbid(three_way(none, image, full, self.image, self.text), legal)
 
 
 # further: how many prompts it needs besides the request's own. off: whether they would change nothing.
-# Called with the lanes' logits, finite, [1 + further, ..., V]; the legal ids, bool [..., V], None = all; and whether
-# image codes are among them. Gives scores, [..., V], with -inf at what is not legal.
+# Called with the lanes' logits, finite, [1 + further, ..., V]; the legal ids, bool [..., V], None = all; whether image
+# codes are among them; and the share of the picture that stands, from 0 to 1. Gives scores, [..., V], with -inf at what
+# is not legal.
 Guide = ClassifierFree | ContrastiveTopK | ThreeWay

@@ -20,6 +20,7 @@ MAX_SEED = 2**63
 MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
 MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
 Decoding = Literal["top-p", "cd-k", "both"]
+Schedule = Literal["constant", "falling"]
 Structure = Literal["edges", "segments"]
 Language = Literal["en", "ar"]
 
@@ -95,6 +96,8 @@ class GenerationOptions:
     temperature, top_p, top_k: of sampling.
     guidance: how much the condition counts where a picture is drawn or filled in; 1 = off. image_guidance,
     text_guidance: how much the picture and the instruction count in an edit; text_guidance also where text is written.
+    guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
+    decide about a picture's first rows more than about its last.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
     "both", one half each, by the seed. contrast: (k, alpha) of "cd-k".
     Errors: ValueError for a value outside its limits, TypeError for one of a wrong type.
@@ -111,6 +114,7 @@ class GenerationOptions:
     text_guidance: float = 3.0
     decoding: Decoding = "top-p"
     contrast: tuple[int, float] = (8, 0.5)
+    guidance_schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
         check_count("n", self.n)
@@ -118,6 +122,7 @@ class GenerationOptions:
         check_count("n x best_of", self.n * self.best_of)
         object.__setattr__(self, "seed", check_seed(self.seed))
         check_choice("decoding", self.decoding, get_args(Decoding))
+        check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
         check_contrast(self.contrast)
         for what, scale in (
             ("image", self.guidance),
@@ -149,7 +154,8 @@ OPTIONS = {field.name for field in fields(GenerationOptions)}
 
 
 class GenerateOptions(TypedDict, total=False):
-    """More of what CM3.generate takes: best_of, decoding and contrast as in GenerationOptions, and conditions.
+    """More of what CM3.generate takes: best_of, decoding, contrast and guidance_schedule as in GenerationOptions, and
+    conditions.
 
     boxes: things and where each is to stand, (name, (left, top, right, bottom)), as shares of the sides from 0 to 1;
         the prompt then says the rest, or nothing.
@@ -164,6 +170,7 @@ class GenerateOptions(TypedDict, total=False):
     best_of: int
     decoding: Decoding
     contrast: tuple[int, float]
+    guidance_schedule: Schedule
     boxes: Sequence[tuple[str, Box]] | None
     structure: Any
     kind: Structure

@@ -49,6 +49,7 @@ from cm3.options import (
     OPTIONS,
     Decoding,
     GenerateOptions,
+    Schedule,
     TellOptions,
 )
 from cm3.runner import Runner, Score
@@ -87,20 +88,22 @@ class CM3(Runner):
         *,
         image_tokenizer: str | Path | None = None,
         max_pixels: int = MAX_PIXELS,
+        compile: bool = False,
         **options: Any,
     ) -> "CM3":
         """An embedded model's name, a model folder, or a hub id (cm3/model_files.py).
 
         device: "auto" takes a GPU if there is one. image_tokenizer: an embedded one's name or a folder, for a model
-        that brings none. max_pixels: the most that a picture may have (tokenizer_image/pixels.py). options go to
-        transformers (dtype, attn_implementation ...)."""
+        that brings none. max_pixels: the most that a picture may have (tokenizer_image/pixels.py). compile:
+        the decoding step, for more speed where much is drawn (cm3/engine.py). options go to transformers (dtype,
+        attn_implementation ...); dtype=torch.bfloat16 halves the memory, and is faster where the device has it."""
         device, folder = device_of(device), find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
         text = load_text(folder, Vocab.from_config(model.config))
         image = load_image_tokenizer(folder, model.config, image_tokenizer)
         scorer = Scorer.from_pretrained(folder / "scorer") if (folder / "scorer").is_dir() else None
-        return cls(model, text, image, scorer, max_pixels).to(device)
+        return cls(model, text, image, scorer, max_pixels, compile).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that needs nothing outside it."""
@@ -162,6 +165,7 @@ class CM3(Runner):
         best_of=GENERATE.best_of,
         decoding: Decoding = GENERATE.decoding,
         contrast=GENERATE.contrast,
+        guidance_schedule: Schedule = GENERATE.guidance_schedule,
         boxes=None,
         structure=None,
         kind="edges",
@@ -177,6 +181,7 @@ class CM3(Runner):
             best_of=best_of,
             decoding=decoding,
             contrast=contrast,
+            guidance_schedule=guidance_schedule,
             boxes=boxes,
             structure=structure,
             kind=kind,

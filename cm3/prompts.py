@@ -33,7 +33,7 @@ def candidate_seed(seed: int, j: int) -> int:
 
 def ways_of(options: GenerationOptions) -> list[tuple[Guide, SamplingConfig]]:
     """How pictures are drawn, in turn. With CD-K guidance, top-p and top-k do not count."""
-    free = ClassifierFree(image=options.guidance), options.sampling
+    free = ClassifierFree(image=options.guidance, schedule=options.guidance_schedule), options.sampling
     contrastive = ContrastiveTopK(*options.contrast), SamplingConfig(options.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
         "top-p": [free],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cm3.grammar import Grammar, Legal, Mode, legal_ids
-from cm3.guidance import ContrastiveTopK, Guide, forbid
+from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, forbid
 from cm3.options import SamplingConfig
 from cm3.sampling import Uniforms, sample
 from cm3.vocab import Vocab
@@ -154,26 +154,23 @@ def choose(logits: Tensor, rows: Sequence[Row], vocab: Vocab, codes: bool = Fals
     logits = logits[:, : len(vocab) - first].float()  # a head may have rows beyond the vocabulary
     legal = [row.grammar.legal() for row in rows]
     allowed = None if codes else legal_ids(legal, vocab).to(logits.device)  # [B, V]
-    groups: dict[tuple[Guide | None, bool], list[int]] = {}  # rows that are guided together
+    groups: dict[tuple[Guide | None, bool, float], list[int]] = {}  # rows that are guided together
     for i, row in enumerate(rows):
-        groups.setdefault((row.guide, legal[i].codes), []).append(i)
-    if list(groups) == [(None, legal[0].codes)]:
+        falls = isinstance(row.guide, ClassifierFree) and row.guide.schedule == "falling"
+        groups.setdefault((row.guide, legal[i].codes, row.grammar.drawn if falls else 0.0), []).append(i)
+    if all(row.guide is None for row in rows):
         scores = forbid(logits, allowed)
     else:
         starts = [0]
         for row in rows:
             starts.append(starts[-1] + len(row.prompts))
         scores = logits.new_empty(len(rows), logits.shape[1])
-        for (guide, draws_code), members in groups.items():
+        for (guide, draws_code, drawn), members in groups.items():
             lanes = torch.tensor(
                 [[starts[i] + j for i in members] for j in range(len(rows[members[0]].prompts))], device=logits.device
             )
             theirs = None if allowed is None else allowed[members]
-            scores[members] = guided(guide, logits[lanes], theirs, draws_code)  # [lanes of each, rows, V] -> [rows, V]
-    drawn = sample(scores, [row.request.sampling for row in rows], [row.uniforms for row in rows])
-    return (drawn + first).tolist()
-
-
-def guided(guide: Guide | None, logits: Tensor, legal: Tensor | None, codes: bool) -> Tensor:  # [lanes, B, V] -> [B, V]
-    """One score for each id of each row, -inf where it is not legal (None = all are)."""
-    return forbid(logits[0], legal) if guide is None else guide(logits, legal, codes)
+            each = logits[lanes]  # [lanes of a row, rows, V]
+            scores[members] = forbid(each[0], theirs) if guide is None else guide(each, theirs, draws_code, drawn)
+    ids = sample(scores, [row.request.sampling for row in rows], [row.uniforms for row in rows])
+    return (ids + first).tolist()

@@ -48,6 +48,7 @@ class Runner:
         image_tokenizer: ImageTokenizer,
         scorer: Scorer | None = None,
         max_pixels: int = MAX_PIXELS,
+        compile: bool = False,
     ) -> None:
         config = model.config
         for what, has, wants in (
@@ -73,7 +74,7 @@ class Runner:
         self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
         self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
         self.jobs = Jobs(self.processor, self.prompts)
-        self.engine = Engine(self.model, self.vocab, self.grid)
+        self.engine = Engine(self.model, self.vocab, self.grid, compile=compile)
         self.completion = Completion(self.processor, self.prompts, self.engine.stream)
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:

@@ -122,6 +122,17 @@ def test_ask_prints_the_answer(cm3, picture: str):
     assert out.endswith("\n")
 
 
+def test_info_reckons_the_memory_of_a_batch(cm3, tiny_folder: Path):
+    def megabytes(batch: int) -> float:
+        code, out, err = cm3("info", str(tiny_folder), "--batch", str(batch), model=False)
+        assert (code, err) == (0, "")
+        said = re.search(rf"draw {batch},\s.*?([\d,]+) MB at", out.replace("\n", " "))
+        assert said
+        return float(said[1].replace(",", ""))
+
+    assert megabytes(10000) > 50 * megabytes(100) > 0
+
+
 def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):
     code, out, err = cm3("info", str(tiny_folder), model=False)
     assert (code, err) == (0, "")

@@ -235,6 +235,17 @@ def test_guided_and_given_codes_are_those_made_by_hand(model: CM3ForCausalLM, wa
     assert generate(model, VOCAB, [request], GRID) == [[*by_hand(model, request, formula), VOCAB.end_image]]
 
 
+def test_falling_guidance_is_that_made_by_hand(model: CM3ForCausalLM):
+    """From 5 at the first of four codes down by one with each."""
+    guide = ClassifierFree(image=5.0, schedule="falling")
+    scales = iter((5, 4, 3, 2))
+    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, [NOTHING])
+    hand = by_hand(model, request, lambda full, none: none + next(scales) * (full - none))
+    beside = Request([1, T, 2, 3], "image", given=[C, None, None, None], guide=guide, extra_prompts=[NOTHING])
+    new = generate(model, VOCAB, [request, beside], GRID)
+    assert new == [[*hand, VOCAB.end_image], generate_naive(model, VOCAB, [beside], GRID)[0]]
+
+
 def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCausalLM):
     def last(first: int = C, middle: int = C, image: int = T, none: int = T) -> list[float]:
         extra_prompts = [[1, T + 1, 2, 3], [1, image, 2, 3], [1, none, 2, 3]]

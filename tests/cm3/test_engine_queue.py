@@ -134,6 +134,14 @@ def test_attention_that_takes_no_mask_of_its_own_reads_id_by_id(
     assert Engine(eager, VOCAB, GRID).generate(REQUESTS) == expected
 
 
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_ids(expected: list[list[int]]):
+    model = build()
+    engine = Engine(model, VOCAB, GRID, compile=True)
+    assert engine.generate(REQUESTS) == expected
+    assert engine.generate(REQUESTS[:1]) == expected[:1]
+
+
 def test_equal_prompts_are_read_once(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch):
     shapes, forward = [], model.model.forward
 

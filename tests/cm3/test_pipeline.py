@@ -236,6 +236,14 @@ def test_a_structure_stands_behind_the_words(tiny: CM3, pictures: list[PIL_Image
     assert len(set(bytes_of([*some, *tiny.generate("a cat", seed=1)]))) == 3
 
 
+def test_falling_guidance_ends_at_none(tiny: CM3):
+    constant = tiny.generate(APPLE, guidance=20.0, n=4)
+    falling = tiny.generate(APPLE, guidance=20.0, n=4, guidance_schedule="falling")
+    assert bytes_of(constant) != bytes_of(falling)
+    with pytest.raises(ValueError, match="guidance_schedule is 'rising', but must be one of constant, falling"):
+        tiny.generate(APPLE, guidance_schedule="rising")  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def test_contrastive_decoding_needs_no_guidance(tiny: CM3):
     one = tiny.generate(APPLE, decoding="cd-k", contrast=(4, 0.5), seed=7)
     other = tiny.generate(APPLE, guidance=2.0, top_p=0.5, decoding="cd-k", contrast=(4, 0.5), seed=7)
