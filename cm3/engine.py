@@ -20,14 +20,13 @@ from threading import RLock
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
 from cm3.memory import lane_bytes, lanes_that_fit
 from cm3.request import Request, Row, choose, codes_alone
-from cm3.transformer import CM3ForCausalLM
+from cm3.transformer import CM3ForCausalLM, Linear, project
 from cm3.vocab import Vocab
 
 MOST_LANES = 192  # MAX_PICTURES rows of three
@@ -220,8 +219,8 @@ class Engine:
     def _draw(self, hidden: Tensor, rows: Sequence[Row]) -> None:  # [their lanes, D]
         """The next id of each row. Where all draw an image code, the head is asked for these alone."""
         head = self.model.lm_head
-        codes = codes_alone(rows) and type(head) is nn.Linear and type(head.weight) is nn.Parameter
-        logits = F.linear(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
+        codes = codes_alone(rows) and type(head) is Linear and type(head.weight) is nn.Parameter
+        logits = project(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
         if not bool(logits.isfinite().all()):
             row = rows[0]
             raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))

@@ -27,6 +27,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from cm3.config import CM3Config
 
+FEW = 8 if torch.backends.mkl.is_available() else 0  # rows
+
 
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
@@ -62,7 +64,29 @@ class HeadLayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
 
 
-class OutputLinear(nn.Linear):
+class Linear(nn.Linear):
+    """A layer without bias; with few rows on a CPU, as decoding has them, it reads its weights as fast as they come."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # [..., in] -> [..., out]
+        return project(input, self.weight)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:  # [..., in], [out, in] -> [..., out]
+    """x W^T; of few rows in fp32 as (W x^T)^T, for which MKL has kernels up to four times faster, for one row too if it
+    is there twice (benchmarks/linear.py)."""
+    rows = x.shape[:-1].numel()
+    if not 0 < rows <= FEW or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    flat = x.reshape(rows, -1)
+    if rows == 1:
+        return (weight @ torch.cat((flat, flat)).t())[:, :1].reshape(*x.shape[:-1], -1)
+    return (weight @ flat.t()).t().reshape(*x.shape[:-1], -1)
+
+
+class OutputLinear(Linear):
     """A layer that writes to the residual stream: it starts from 0."""
 
 
@@ -107,10 +131,10 @@ class Attention(nn.Module):
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         assert groups is not None
         self.num_key_value_groups = heads // groups
-        self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=False)
-        self.o_proj = OutputLinear(heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, groups * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, groups * self.head_dim)
+        self.o_proj = OutputLinear(heads * self.head_dim, config.hidden_size)
         self.q_norm, self.k_norm = head_norm(config, heads), head_norm(config, groups)
 
     def forward(
@@ -164,9 +188,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: CM3Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = OutputLinear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = OutputLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, T, F] -> [B, T, D]
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -179,8 +203,8 @@ class MLP(nn.Module):
         super().__init__()
         assert config.intermediate_size is not None
         self.activation = config.activation
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = OutputLinear(config.intermediate_size, config.hidden_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = OutputLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, T, F] -> [B, T, D]
         h = self.up_proj(x)
@@ -312,7 +336,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         super().__init__(config)
         assert config.vocab_size is not None
         self.model = CM3Model(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     @can_return_tuple

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
     ContinuousBatchingConfig,
@@ -15,7 +16,7 @@ from transformers import (
 
 import cm3
 from cm3.config import CM3Config
-from cm3.transformer import CM3ForCausalLM
+from cm3.transformer import CM3ForCausalLM, project
 from tests.helpers.models import build
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,6 +45,26 @@ def test_a_position_does_not_see_what_follows(model: CM3ForCausalLM):
     logits, other = model(ids).logits, model(changed).logits
     torch.testing.assert_close(logits[:, :7], other[:, :7])
     assert not torch.allclose(logits[:, 7:], other[:, 7:], atol=1e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 24), (2, 24), (8, 24), (9, 24), (1, 1, 24), (2, 3, 24), (0, 24), (24,)])
+def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*size, generator=generator).to(dtype) for size in (shape, (40, 24)))
+    out = project(x, weight)
+    assert out.shape == (*shape[:-1], 40) and out.dtype == dtype
+    torch.testing.assert_close(out, F.linear(x, weight), atol=1e-5, rtol=1e-5)
+    if out.numel():
+        assert out.view(*shape[:-1], 4, 10).shape[-1] == 10  # heads are looked at without a copy
+
+
+def test_few_rows_have_their_gradients():
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(project, (x.double(), weight.double()))
+    project(x, weight).sum().backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, x.detach().sum(0).expand(4, -1))
 
 
 @torch.inference_mode()
