@@ -18,8 +18,9 @@ from rich.table import Table
 
 from cm3 import __version__
 from cm3.checks import check_choice
+from cm3.cli_caption import caption
 from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
-from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Language, Schedule, Structure
+from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
 from cm3.templates import Box, boxed
 
 if TYPE_CHECKING:
@@ -195,19 +196,7 @@ def edit(
     print(output)
 
 
-@app.command()
-def caption(
-    images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE")],
-    language: Annotated[Language, typer.Option(help="English or Arabic.")] = "en",
-    long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    model: Model = "emoji",
-) -> None:
-    """Say what each IMAGE shows, a line each."""
-    check_pictures(*images)
-    captions = load(model, max_pixels).caption(images, language, long=long)
-    for image, text in zip(images, captions, strict=True):
-        print(f"{image}: {text}" if len(images) > 1 else text)
+app.command()(caption)
 
 
 @app.command()
@@ -305,14 +294,14 @@ def tour(
     print(f"pictures: {output}")
 
 
-def load(name: str, max_pixels: int = MAX_PIXELS) -> "CM3":
+def load(name: str, max_pixels: int = MAX_PIXELS, device: str = "auto") -> "CM3":
     """The model; libraries say nothing while it is loaded and runs."""
     from transformers.utils import logging
 
     from cm3.pipeline import CM3
 
     logging.set_verbosity_error()
-    return CM3.from_pretrained(name, max_pixels=max_pixels)
+    return CM3.from_pretrained(name, device, max_pixels=max_pixels)
 
 
 def preset_table() -> Table:
@@ -379,7 +368,7 @@ def run() -> int:
         return 1
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (ValueError, OSError, typer.TyperException) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, typer.TyperException) as error:
         message = getattr(error, "format_message", error.__str__)()
         print("cm3:", " ".join(message.split()), file=sys.stderr)
         return 2

@@ -248,8 +248,9 @@ def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: s
 
 
 def test_the_limits_of_the_command_are_those_of_the_packages():
+    from cm3.options import Language
     from cm3.templates import LANGUAGES, STRUCTURES
     from tokenizer_image.pixels import MAX_PIXELS
 
     assert cli.MAX_PIXELS == MAX_PIXELS
-    assert get_args(cli.Language) == LANGUAGES and {*get_args(cli.Structure)} == {*STRUCTURES}
+    assert get_args(Language) == LANGUAGES and {*get_args(cli.Structure)} == {*STRUCTURES}

@@ -30,10 +30,21 @@ FLOORS = (
     ),
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
-    ("cli_files", "cli"),
+    ("captioning", "cli_files", "cli_caption", "cli"),
     ("__main__",),
 )
-SEE_PICTURES = ("model_files", "processor", "multimodal", "processing", "jobs", "runner", "pipeline", "convert", "cli")
+SEE_PICTURES = (
+    "model_files",
+    "processor",
+    "multimodal",
+    "processing",
+    "jobs",
+    "runner",
+    "pipeline",
+    "convert",
+    "captioning",
+    "cli",
+)
 RANK = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 TOKENIZER_MAY_IMPORT = {"torch", "numpy", "PIL", "safetensors", "huggingface_hub", "tokenizer_image"}
 CORE_MAY_IMPORT = TOKENIZER_MAY_IMPORT | {"cm3", "transformers", "tokenizers", "typer", "rich"}

@@ -1,0 +1,252 @@
+"""Captions for folders: what is found, written, skipped, and what a bad file or a stop leaves."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from cm3 import CM3, captioning, cli
+from cm3.captioning import Asks, Beside, Nowhere, Table, Told, caption_files, find
+
+COLOURS = ("red", "green", "blue", "yellow", "black")
+
+
+@pytest.fixture
+def cm3(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `cm3 caption` in a folder with pictures: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for i, colour in enumerate(COLOURS):
+        Image.new("RGB", (20 + i, 20), colour).save(tmp_path / "in" / ("deep" if i == 4 else ".") / f"{colour}.png")
+    (tmp_path / "in" / "notes.md").write_text("no picture")
+
+    def run(*args: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cm3", "caption", "--model", str(tiny_folder), *args])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit.value.code or 0), out, err
+
+    return run
+
+
+def said(tiny: CM3, *names: str, **options: Any) -> list[str]:
+    return [line(text) for text in tiny.caption([f"in/{name}.png" for name in names], **options)]
+
+
+def line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def texts(folder: str = "in") -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in Path(folder).rglob("*.txt")}
+
+
+def test_a_folder_gets_a_text_beside_each_picture_and_the_next_run_has_nothing_to_do(cm3, tiny: CM3):
+    code, out, err = cm3("in", "--batch", "3")
+    names = ("blue", "green", "red", "yellow")
+    captions = said(tiny, *names)
+    assert code == 0 and err == "4 captioned, 0 skipped, 0 failed\n"
+    assert out.splitlines() == [f"in/{name}.png: {text}" for name, text in zip(names, captions, strict=True)]
+    assert texts() == {name: f"{text}\n" for name, text in zip(names, captions, strict=True)}
+    Path("in/red.txt").write_text("mine\n")
+    assert cm3("in", "-r") == (
+        0,
+        f"in/deep/black.png: {said(tiny, 'deep/black')[0]}\n",
+        "1 captioned, 4 skipped, 0 failed\n",
+    )
+    assert texts()["red"] == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted"),
+    [("skip", "mine"), ("overwrite", "{}"), ("append", "mine, {}"), ("prepend", "{}, mine")],
+)
+def test_a_text_that_is_there_stays_is_replaced_or_joined(cm3, tiny: CM3, existing: str, wanted: str):
+    Path("in/red.txt").write_text("mine\n")
+    assert cm3("in/*.png", "--existing", existing)[0] == 0
+    assert texts()["red"] == wanted.format(said(tiny, "red")[0]) + "\n"
+
+
+def test_triggers_languages_and_questions(cm3, tiny: CM3):
+    code, _, _ = cm3(
+        "in", "--lang", "en", "--lang", "ar", "--question", "What is it?", "--prefix", "sks, ", "--suffix", ".", "-q"
+    )
+    english, arabic = said(tiny, "red")[0], said(tiny, "red", language="ar")[0]
+    answer = line(tiny.answer("in/red.png", "What is it?"))
+    assert code == 0
+    assert texts()["red"] == f"sks, {english}.\nsks, {arabic}.\n{answer}\n"
+    code, out, _ = cm3("in/red.png", "--question", "What is it?", "--question", "Where?", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "file": "in/red.png",
+        "What is it?": answer,
+        "Where?": line(tiny.answer("in/red.png", "Where?")),
+    }
+    assert cm3("in/red.png", "--long")[1] == said(tiny, "red", long=True)[0] + "\n"
+
+
+def test_single_pictures_are_told_and_nothing_is_written(cm3, tiny: CM3):
+    assert cm3("in/red.png") == (0, said(tiny, "red")[0] + "\n", "")
+    assert texts() == {}
+    assert cm3("in/red.png", "--extension", "caption")[0] == 0
+    assert Path("in/red.caption").read_text() == said(tiny, "red")[0] + "\n"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_table_grows_and_keeps_what_it_has(cm3, tiny: CM3, ending: str):
+    out = f"in/metadata.{ending}"
+    assert cm3("in/red.png", "in/blue.png", "--out", out)[0] == 0
+    code, _, err = cm3("in", "-r", "--out", out)
+    assert (code, err) == (0, "3 captioned, 2 skipped, 0 failed\n")
+    rows = read(Path(out))
+    order = ("red", "blue", "green", "yellow", "deep/black")
+    if ending != "parquet":
+        order = ("red", "blue", "deep/black", "green", "yellow")
+    assert sorted(row["file_name"] for row in rows) == sorted(f"{name}.png" for name in order)
+    for row in rows:
+        assert row["text"] == said(tiny, row["file_name"].removesuffix(".png"))[0]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_image_folder_reads_what_was_written(cm3, tiny: CM3, tmp_path: Path):
+    assert cm3("in", "-r", "--out", "in/metadata.jsonl", "-q")[:2] == (0, "")
+    rows: Any = datasets.load_dataset("imagefolder", data_dir="in", cache_dir=str(tmp_path / "cache"), split="train")
+    assert sorted(row["text"] for row in rows) == sorted(said(tiny, *COLOURS[:4], "deep/black"))
+
+
+def test_a_table_cut_off_in_a_line_goes_on(cm3):
+    assert cm3("in", "--out", "a.jsonl")[0] == 0
+    whole = Path("a.jsonl").read_text()
+    Path("a.jsonl").write_text(whole[: len(whole) - 9])
+    code, _, err = cm3("in", "--out", "a.jsonl")
+    assert (code, err) == (0, "1 captioned, 3 skipped, 0 failed\n")
+    assert sorted(Path("a.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
+
+
+def test_names_come_from_lists_lines_and_patterns(cm3, tmp_path: Path):
+    Path("list.txt").write_text("in/red.png\n\n in/blue.png \n")
+    names = [line.partition(":")[0] for line in cm3("@list.txt", "in/*n.png", "in/red.png")[1].splitlines()]
+    assert names == ["in/red.png", "in/blue.png", "in/green.png"]
+    assert cm3("-", "--existing", "overwrite", stdin="in/green.png\nin/red.png\n")[1].count("\n") == 2
+    deep = [path.name for path in find(["in/**/*.png"], False, io.StringIO())]
+    assert sorted(deep) == sorted(f"{colour}.png" for colour in COLOURS)
+
+
+def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
+    Path("in/bad.png").write_bytes(b"no picture")
+    Path("list.txt").write_text("in/red.png\nin/none.png\nin/bad.png\nin/blue.png")
+    code, out, err = cm3("@list.txt")
+    assert code == 1
+    assert out.count("\n") == 2
+    assert "cm3: in/none.png: " in err and "cm3: in/bad.png: " in err
+    assert err.endswith("2 captioned, 0 skipped, 2 failed\n")
+    assert set(texts()) == {"red", "blue"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["none"], "none"),
+        (["in", "--lang", "fr"], "--lang is 'fr', but must be one of en, ar"),
+        (["in/*.gif"], "in/*.gif: there are no pictures"),
+        (["@none.txt"], "none.txt: no list of pictures can be read"),
+        (["in", "--out", "a.xlsx"], "a.xlsx: the name of a table must end with one of .jsonl, .csv, .parquet"),
+        (["in", "--out", "a.csv", "--extension", ".txt"], "give one of them"),
+        (["in", "--out", "none/a.csv"], "there is no folder none"),
+        (["in", "--out", "a.csv", "--existing", "append"], "--existing append joins texts in files"),
+        (["in", "--extension", "a/b"], "must be the ending of a name"),
+        (["in", "--question", " "], "the question is empty"),
+        (["in", "--out", "in/notes.jsonl"], "no such table can be read"),
+        (["in", "--out", "in/others.csv"], "has the columns a, b, not file_name, text"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_and_nothing_is_touched(cm3, args: list[str], message: str):
+    Path("in/notes.jsonl").write_text("{no json}\n")
+    Path("in/others.csv").write_text("a,b\n1,2\n")
+    before = sorted(Path().rglob("*"))
+    code, out, err = cm3(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("cm3: ") and err.count("\n") == 1 and message in err
+    assert sorted(Path().rglob("*")) == before
+    assert Path("in/others.csv").read_text() == "a,b\n1,2\n"
+
+
+class Stopped(Nowhere):
+    def __init__(self, inner: Beside | Table, after: int) -> None:
+        self.inner, self.left = inner, after
+
+    def has(self, path: Path) -> bool:
+        return self.inner.has(path)
+
+    def add(self, told: Told) -> None:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.inner.add(told)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_ctrl_c_loses_nothing(cm3, tiny: CM3, kind: str, monkeypatch: pytest.MonkeyPatch):
+    made: list[Stopped] = []
+
+    def sink_of(asks: Asks, *_: Any) -> Stopped:
+        inner = Beside(".txt", "skip") if kind == ".txt" else Table(Path(f"a{kind}"), asks.columns, "skip")
+        made.append(Stopped(inner, 3))
+        return made[-1]
+
+    monkeypatch.setattr("cm3.cli_caption.sink_of", sink_of)
+    code, _, err = cm3("in", "--batch", "2")
+    assert code == 130 and err == "cm3: stopped\n"
+    written = texts().values() if kind == ".txt" else read(Path(f"a{kind}"))
+    assert len(written) == 3
+    code, out, _ = cm3("in", "--batch", "2")
+    assert code == 0 and out.count("\n") == 1  # the fourth
+
+
+def test_pictures_are_opened_a_batch_ahead_and_no_more(tiny: CM3, cm3, monkeypatch: pytest.MonkeyPatch):
+    taken: list[Path] = []
+
+    def endless() -> Iterator[Path]:
+        while True:
+            taken.append(Path("in/red.png"))
+            yield taken[-1]
+
+    run = caption_files(tiny, endless(), Nowhere(), Asks(), batch=4)
+    first = [next(run) for _ in range(4)]
+    assert len({told.texts["text"] for told in first}) == 1 and len(taken) == 8
+    next(run)
+    assert len(taken) == 12
+    run.close()
+
+
+def test_a_text_that_cannot_be_written_is_told(tiny: CM3, cm3, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(captioning, "write_whole", full)
+    code, out, err = cm3("in")
+    assert (code, out) == (1, "")
+    assert "cm3: in/blue.png: its text cannot be written (No space left on device)" in err
+    assert err.endswith("0 captioned, 0 skipped, 4 failed\n")
