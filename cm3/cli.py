@@ -20,14 +20,15 @@ from cm3 import __version__
 from cm3.checks import check_choice
 from cm3.cli_caption import caption
 from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
+from cm3.cli_model import MAX_PIXELS, load
+from cm3.cli_serve import serve
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
 from cm3.templates import Box, boxed
 
 if TYPE_CHECKING:
-    from cm3.pipeline import CM3
+    pass
 
 app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
-MAX_PIXELS = 16_000_000  # tokenizer_image's
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
 Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
@@ -197,6 +198,7 @@ def edit(
 
 
 app.command()(caption)
+app.command()(serve)
 
 
 @app.command()
@@ -292,16 +294,6 @@ def tour(
     print(f"answer:   {cm3.answer(pictures[0], question)}")
     save(grid(pictures, 0), output)
     print(f"pictures: {output}")
-
-
-def load(name: str, max_pixels: int = MAX_PIXELS, device: str = "auto") -> "CM3":
-    """The model; libraries say nothing while it is loaded and runs."""
-    from transformers.utils import logging
-
-    from cm3.pipeline import CM3
-
-    logging.set_verbosity_error()
-    return CM3.from_pretrained(name, device, max_pixels=max_pixels)
 
 
 def preset_table() -> Table:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from cm3.captioning import Asks, Beside, Existing, Nowhere, Sink, Table, caption_files, find, is_many
 from cm3.checks import check_choice
 from cm3.cli_files import check_pictures
+from cm3.cli_model import MAX_PIXELS, load
 from cm3.options import Language
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ FAILED = 1  # exit code where some files gave no text
 
 Sources = Annotated[
     list[str],
-    typer.Argument(help='Picture files, folders, patterns ("in/*.png"), @a_list.txt, or - for names on stdin.'),
+    typer.Argument(
+        help='Picture files, folders, patterns ("in/*.png"), @a_list.txt, or - for names on stdin.', metavar="SOURCE"
+    ),
 ]
 Languages = Annotated[list[str] | None, typer.Option("--language", "--lang", help="en, ar; repeatable.")]
 
@@ -48,7 +51,7 @@ def caption(
     suffix: Annotated[str, typer.Option(help="Behind each caption.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each picture.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    max_pixels: Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)] = 16_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)] = MAX_PIXELS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     model: Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")] = "emoji",
 ) -> None:
@@ -67,8 +70,6 @@ def caption(
     if "-" not in sources:
         listed = list(paths)
         paths, total = iter(listed), len(listed)
-    from cm3.cli import load
-
     cm3 = load(model, max_pixels, device)
     counts = run(cm3, paths, sink, asks, (batch, workers), total, show_of(as_json, quiet, many or len(sources) > 1))
     if many and not quiet:

@@ -159,6 +159,8 @@ def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
     assert "cm3: in/none.png: " in err and "cm3: in/bad.png: " in err
     assert err.endswith("2 captioned, 0 skipped, 2 failed\n")
     assert set(texts()) == {"red", "blue"}
+    code, out, err = cm3("in/bad.png")
+    assert (code, out) == (1, "") and err.startswith("cm3: in/bad.png: not a picture; give one of")
 
 
 @pytest.mark.parametrize(

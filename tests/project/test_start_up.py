@@ -188,4 +188,4 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_drawing(tmp_path
 
 def test_the_usage_line_says_that_there_may_be_several_pictures(tmp_path: Path):
     help = run("from cm3.cli import main; main()", "caption", "--help", cwd=tmp_path, COLUMNS="100").stdout
-    assert "{IMAGE}... " in help
+    assert "{SOURCE}... " in help

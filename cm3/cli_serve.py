@@ -1,0 +1,58 @@
+"""`cm3 serve`: the model behind OpenAI's interface."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cm3.cli_model import load
+
+EXTRA = "cm3 serve needs fastapi, uvicorn and prometheus-client: pip install 'cm3leon[serve]'"
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen; others than this machine only with keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with API keys, one a line.")] = None,
+    block_list: Annotated[Path | None, typer.Option(help='Terms that prompts may not have: "category: term".')] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures of one request, at most.", min=1, max=64)] = 8,
+    queue: Annotated[int, typer.Option(help="Pictures under way or waiting, of all; more get 429.", min=1)] = 64,
+    seconds: Annotated[float, typer.Option(help="For a request, with its waiting.", min=0.1)] = 60.0,
+    body: Annotated[int, typer.Option(help="Bytes of a request, at most.", min=1000)] = 20_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Of a picture that is sent.", min=1)] = 4_000_000,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoding step: faster, after seconds.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    model: Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")] = "emoji",
+) -> None:
+    """Serve the model over HTTP with OpenAI's interface: /v1/images/generations, /v1/images/edits,
+    /v1/chat/completions, /v1/models; /health and /metrics."""
+    if not is_local(host) and api_key_file is None:
+        raise ValueError(f"on {host} others could use it too: give --api-key-file, or listen on 127.0.0.1")
+    for path in (api_key_file, block_list):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
+    try:
+        import uvicorn
+
+        from cm3.safety import BlockList, Safety
+        from cm3.server import make_app, read_keys
+        from cm3.server_work import Limits
+    except ImportError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
+    keys = [] if api_key_file is None else read_keys(api_key_file)
+    safety = Safety([] if block_list is None else [BlockList.read(block_list)])
+    pipeline = load(model, max_pixels, device, compile)
+    limits = Limits(body, pictures, queue, seconds, max_pixels)
+    app = make_app(pipeline, Path(model).name, limits, safety, keys)
+    print(f"{Path(model).name} on http://{host}:{port}", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=round(seconds))
+
+
+def is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

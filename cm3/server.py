@@ -1,0 +1,318 @@
+"""The model as a service with OpenAI's interface: images, edits, chat with pictures.
+
+    cm3 serve --port 8000 --api-key-file key.txt
+
+`make_app` gives the FastAPI application. All requests share one engine, and so one batch; limits answer at once what
+cannot be served. What goes wrong is told in OpenAI's shape, and repeats neither what was sent nor where files lie.
+"""
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from PIL import Image as PIL_Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import iterate_in_threadpool
+from starlette.exceptions import HTTPException
+
+from cm3 import __version__
+from cm3.pipeline import CM3
+from cm3.safety import Refusal, Safety
+from cm3.server_http import TROUBLES, BodyLimit, Measured, Meters, Streamed, trouble
+from cm3.server_types import (
+    MAX_PROMPT,
+    Chat,
+    Error,
+    Generation,
+    ModelCard,
+    Models,
+    Picture,
+    Pictures,
+    Seed,
+    Size,
+    asked,
+    check_size,
+    completion,
+    data,
+    event,
+    options_of,
+    picture_of,
+    piece,
+    png,
+)
+from cm3.server_work import Desk, Limits, Ticket, TooLate
+
+log = logging.getLogger("cm3.server")
+
+
+class Service:
+    """A model, its name, and who may do how much with it."""
+
+    def __init__(self, model: CM3, name: str, limits: Limits, safety: Safety) -> None:
+        self.model, self.name, self.limits, self.safety = model, name, limits, safety
+        self.desk = Desk(limits)
+        self.meters = Meters(self.desk, lambda: len(model.engine.running))
+        self.started = int(time.time())
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise HTTPException(404, f"the model here is {self.name}")
+
+    def check_count(self, n: int) -> None:
+        if n > self.limits.pictures:
+            raise ValueError(f"n: at most {self.limits.pictures} pictures at once")
+
+    def draw(self, ticket: Ticket, task: str, *args: Any, **options: Any) -> list[PIL_Image.Image]:
+        """Pictures of a task, while there is time."""
+        job = self.model.job(task, *args, **options)
+        ids: list[list[int]] = [[] for _ in job.requests]
+        stream = self.model.engine.stream(job.requests)
+        try:
+            for place, id in ticket.watch(stream):
+                ids[place].append(id)
+        finally:
+            stream.close()
+        pictures = [job.show(i, self.model.processor.codes(one)) for i, one in enumerate(ids)]
+        self.safety.check_pictures(pictures)
+        self.meters.pictures.inc(len(pictures))
+        return pictures
+
+    def write(self, ticket: Ticket, picture: PIL_Image.Image, question: str, **options: Any) -> Generator[str]:
+        """The answer, piece by piece."""
+        for part in ticket.watch(self.model.stream("answer", picture, question, **options)):
+            yield str(part.content)
+        self.meters.texts.inc()
+
+
+def make_app(
+    model: CM3,
+    name: str = "emoji",
+    limits: Limits | None = None,
+    safety: Safety | None = None,
+    api_keys: Sequence[str] = (),
+) -> FastAPI:
+    """The application. api_keys: one of them must come with each request to /v1; none = everybody may."""
+    service = Service(model, name, limits or Limits(), safety or Safety())
+    desk, meters, most = service.desk, service.meters, service.limits
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncGenerator[None]:
+        yield
+        desk.stop()
+
+    app = FastAPI(title="cm3", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app.state.service = service
+    bearer = HTTPBearer(auto_error=False)
+
+    def authorised(key: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        said = key.credentials.encode() if key else b""
+        right = [secrets.compare_digest(said, one.encode()) for one in api_keys]  # all, in equal time
+        if right and not any(right):
+            raise HTTPException(401, "an API key is needed, and this is none")
+
+    app.add_middleware(BodyLimit, most=most.body)
+    app.add_middleware(Measured, meters=meters)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return trouble(422, "invalid_request_error", f"{place}: {first['msg']}"[:300])
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
+        return trouble(error.status_code, kind, error.detail)
+
+    @app.exception_handler(Refusal)
+    async def filtered(_: Request, error: Refusal) -> JSONResponse:
+        meters.refusals.labels(error.category).inc()
+        log.info("refused: %s", error.category)
+        return trouble(400, "invalid_request_error", str(error), "content_policy_violation")
+
+    async def mistaken(_: Request, error: Exception) -> JSONResponse:
+        return trouble(422, "invalid_request_error", " ".join(str(error).split())[:300])
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        return trouble(*TROUBLES[type(error)])
+
+    app.add_exception_handler(ValueError, mistaken)
+    for kind in TROUBLES:
+        app.add_exception_handler(kind, known)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        log.error("%s in a request", type(error).__name__)  # its text may hold the user's
+        return trouble(500, "server_error", "something went wrong here")
+
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": Error} for status in (400, 401, 404, 413, 422, 429, 500, 504)
+    }
+    secured: dict[str, Any] = {"dependencies": [Depends(authorised)], "responses": errors}
+
+    @app.post("/v1/images/generations", response_model=Pictures, **secured)
+    async def generations(request: Request, body: Generation) -> Any:
+        service.check_model(body.model)
+        service.check_count(body.n)
+        check_size(body.size)
+        service.safety.check_prompt(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
+        seed = random.getrandbits(32) if body.seed is None else body.seed
+        options = options_of(
+            guidance=body.guidance, temperature=body.temperature, negative_prompt=body.negative_prompt, n=body.n
+        )
+        with ExitStack() as stack:
+            ticket = stack.enter_context(desk.admit(body.n))
+            if body.stream:
+                model.job("generate", body.prompt, seed=seed, **options)  # what is wrong is said before the stream
+                events = drawing(service, ticket, body, seed, options)
+                return Streamed(iterate_in_threadpool(events), stack.pop_all().close)
+            pictures = await desk.run(
+                ticket,
+                request.is_disconnected,
+                lambda: [
+                    png(one, body.size) for one in service.draw(ticket, "generate", body.prompt, seed=seed, **options)
+                ],
+            )
+        return Pictures(created=int(time.time()), data=[Picture(b64_json=one) for one in pictures], seed=seed)
+
+    @app.post("/v1/images/edits", response_model=Pictures, **secured)
+    async def edits(
+        request: Request,
+        image: Annotated[UploadFile, File()],
+        prompt: Annotated[str, Form(min_length=1, max_length=MAX_PROMPT)],
+        mask: Annotated[UploadFile | None, File(description="Transparent where the picture is drawn anew.")] = None,
+        model_name: Annotated[str | None, Form(alias="model")] = None,
+        n: Annotated[int, Form(ge=1)] = 1,
+        size: Annotated[Size, Form()] = "auto",
+        seed: Annotated[Seed | None, Form()] = None,
+    ) -> Any:
+        service.check_model(model_name)
+        service.check_count(n)
+        check_size(size)
+        service.safety.check_prompt(prompt)
+        first = random.getrandbits(32) if seed is None else seed
+        content, hole = await image.read(), await mask.read() if mask is not None else None
+
+        def work(ticket: Ticket) -> list[str]:
+            picture = picture_of(content, most.pixels)
+            service.safety.check_pictures([picture])
+            if hole is None:
+                drawn = [one for i in range(n) for one in service.draw(ticket, "edit", picture, prompt, seed=first + i)]
+            else:
+                painted = PIL_Image.eval(
+                    picture_of(hole, most.pixels).convert("RGBA").getchannel("A"), lambda a: 255 - a
+                )
+                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first)
+            return [png(one, size) for one in drawn]
+
+        with desk.admit(n) as ticket:
+            pictures = await desk.run(ticket, request.is_disconnected, lambda: work(ticket))
+        return Pictures(created=int(time.time()), data=[Picture(b64_json=one) for one in pictures], seed=first)
+
+    @app.post("/v1/chat/completions", **secured)
+    async def chat(request: Request, body: Chat) -> Any:
+        service.check_model(body.model)
+        id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        draws = "image" in body.modalities
+        options = options_of(temperature=body.temperature, seed=body.seed)
+
+        def prepared() -> tuple[str, list[PIL_Image.Image]]:
+            [words], pictures = asked(body, most.pixels)
+            if not draws and not pictures:
+                raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
+            service.safety.check_prompt(words)
+            service.safety.check_pictures(pictures)
+            return words, pictures
+
+        def drawn(ticket: Ticket) -> dict[str, Any]:
+            words, pictures = prepared()
+            if pictures:
+                [picture] = service.draw(ticket, "edit", pictures[-1], words, **options)
+            else:
+                [picture] = service.draw(ticket, "generate", words, **options)
+            url = f"data:image/png;base64,{png(picture, 'auto')}"
+            return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
+
+        def written(ticket: Ticket) -> dict[str, Any]:
+            words, pictures = prepared()
+            return {"content": "".join(service.write(ticket, pictures[-1], words, **options)).strip()}
+
+        def events(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> Iterator[str]:
+            try:
+                yield data(piece(id, created, name, {"role": "assistant", "content": ""}))
+                if draws:
+                    yield data(piece(id, created, name, drawn(ticket)))
+                else:
+                    for text in service.write(ticket, pictures[-1], words, **options):
+                        yield data(piece(id, created, name, {"content": text}))
+                yield data(piece(id, created, name, {}, end=True))
+                yield "data: [DONE]\n\n"
+            except (Refusal, TooLate) as error:
+                message = str(error) or TROUBLES[type(error)][2]
+                yield data({"error": {"message": message, "type": "server_error"}})
+
+        with ExitStack() as stack:
+            ticket = stack.enter_context(desk.admit(1))
+            if body.stream:
+                words, pictures = await desk.run(ticket, request.is_disconnected, prepared)
+                return Streamed(iterate_in_threadpool(events(ticket, words, pictures)), stack.pop_all().close)
+            work = drawn if draws else written
+            return completion(id, created, name, await desk.run(ticket, request.is_disconnected, lambda: work(ticket)))
+
+    @app.get("/v1/models", response_model=Models, **secured)
+    async def models() -> Models:
+        return Models(data=[ModelCard(id=name, created=service.started)])
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def drawing(service: Service, ticket: Ticket, body: Generation, seed: int, options: dict[str, Any]) -> Iterator[str]:
+    """OpenAI's events of a drawing: pictures half done as many as are wanted, then the whole."""
+    rows = service.model.grid[0]
+    shown = {round(rows * (i + 1) / (body.partial_images + 1)): i for i in range(body.partial_images)}
+    done = [0] * body.n
+    common = {"created_at": int(time.time()), "output_format": "png", "size": body.size}
+    try:
+        for part in ticket.watch(service.model.stream("generate", body.prompt, seed=seed, **options)):
+            if isinstance(part.content, str):
+                continue
+            done[part.index] += 1
+            if done[part.index] == rows:
+                service.safety.check_pictures([part.content])
+                service.meters.pictures.inc()
+                yield event("image_generation.completed", b64_json=png(part.content, body.size), **common)
+            elif done[part.index] in shown and not service.safety.pictures:
+                number = shown[done[part.index]]
+                yield event(
+                    "image_generation.partial_image",
+                    b64_json=png(part.content, body.size),
+                    partial_image_index=number,
+                    **common,
+                )
+    except (Refusal, TooLate) as error:
+        yield event("error", message=str(error) or TROUBLES[type(error)][2])
+
+
+def read_keys(path: Path) -> list[str]:
+    """API keys, one a line. Errors: ValueError for a file with none."""
+    keys = path.read_text(encoding="utf-8").split()
+    if not keys:
+        raise ValueError(f"{path}: there are no keys")
+    return keys

@@ -1,0 +1,187 @@
+"""What the server takes and gives: OpenAI's shapes of images and chat, as far as the model can serve them.
+
+Fields that it does not know are passed over, as OpenAI's clients send many; those it knows are checked.
+"""
+
+import base64
+import binascii
+import io
+import json
+from typing import Annotated, Any, Literal
+
+from PIL import Image as PIL_Image
+from pydantic import BaseModel, Field
+
+from tokenizer_image.pixels import open_image
+
+MAX_PROMPT = 2000  # characters
+MAX_MESSAGES = 64
+MAX_SIDE = 1024  # pixels of a picture that is given back
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
+
+
+class Generation(BaseModel):
+    """POST /v1/images/generations. Besides OpenAI's: seed, guidance, temperature, negative_prompt."""
+
+    prompt: Prompt
+    model: str | None = None
+    n: int = Field(1, ge=1)
+    size: Size = "auto"
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png"] = "png"
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=3)
+    seed: Seed | None = None
+    guidance: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(None, ge=0, le=2)
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
+
+
+class Picture(BaseModel):
+    b64_json: str
+
+
+class Pictures(BaseModel):
+    created: int
+    data: list[Picture]
+    seed: int
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str = Field(max_length=MAX_PROMPT)
+
+
+class Url(BaseModel):
+    url: str
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: Url
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class Chat(BaseModel):
+    """POST /v1/chat/completions. A question about a picture, or with "image" among the modalities a picture: drawn
+    from the words, or the given one changed. Besides OpenAI's: seed up to 2^63."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    model: str | None = None
+    stream: bool = False
+    temperature: float | None = Field(None, ge=0, le=2)
+    seed: Seed | None = None
+    n: Literal[1] = 1
+    modalities: list[Literal["text", "image"]] = ["text"]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "cm3"
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Trouble(BaseModel):
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Error(BaseModel):
+    """What every failure looks like. It repeats nothing that was sent."""
+
+    error: Trouble
+
+
+def completion(id: str, created: int, model: str, message: dict[str, Any]) -> dict[str, Any]:
+    """A whole answer of chat."""
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
+    return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
+
+
+def piece(id: str, created: int, model: str, delta: dict[str, Any], end: bool = False) -> dict[str, Any]:
+    """A part of an answer that is streamed."""
+    choice = {"index": 0, "delta": delta, "finish_reason": "stop" if end else None}
+    return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
+
+
+def png(picture: PIL_Image.Image, size: str) -> str:
+    """base64 of a PNG. size: "auto" = as it is drawn."""
+    if size != "auto":
+        width, height = map(int, size.split("x"))
+        picture = picture.resize((width, height), PIL_Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def check_size(size: str) -> None:
+    if size != "auto" and max(map(int, size.split("x"))) > MAX_SIDE:
+        raise ValueError(f"size: a side has at most {MAX_SIDE} pixels")
+
+
+def picture_of(content: bytes, pixels: int) -> PIL_Image.Image:
+    """Errors: ValueError for what is no picture, or a larger one than allowed."""
+    try:
+        return open_image(content, pixels, None)
+    except ValueError as error:
+        large = "pixels" in str(error)
+        raise ValueError(f"a picture has more than {pixels:,} pixels" if large else "no picture can be read") from error
+
+
+def from_data_url(url: str, pixels: int) -> PIL_Image.Image:
+    head, comma, content = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise ValueError("image_url: only data URLs are taken, data:image/png;base64,...: nothing is fetched")
+    try:
+        return picture_of(base64.b64decode(content, validate=True), pixels)
+    except binascii.Error as error:
+        raise ValueError("image_url: no base64 stands behind the comma") from error
+
+
+def options_of(**given: Any) -> dict[str, Any]:
+    """Those that are said."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def event(kind: str, **content: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
+
+
+def data(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def asked(chat: Chat, pixels: int) -> tuple[list[str], list[PIL_Image.Image]]:
+    """The words of the last message, and the pictures of the conversation. Errors: ValueError."""
+    if chat.messages[-1].role != "user":
+        raise ValueError("messages: the last must be the user's")
+    pictures = [
+        from_data_url(part.image_url.url, pixels)
+        for message in chat.messages
+        if not isinstance(message.content, str)
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]
+    last = chat.messages[-1].content
+    words = [last] if isinstance(last, str) else [part.text for part in last if not isinstance(part, ImagePart)]
+    text = " ".join(words).strip()
+    if not text:
+        raise ValueError("messages: the last says nothing")
+    if len(text) > MAX_PROMPT:
+        raise ValueError(f"messages: the last has more than {MAX_PROMPT:,} characters")
+    return [text], pictures

@@ -1,0 +1,117 @@
+"""The server's work on the model: what is let in, how long it may take, and who is told that it is enough.
+
+Each request is a thread that takes its ids from the engine, whose batch all of them share. A thread asks at each id
+whether its time is over or its client has gone; leaving the stream frees its lanes.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """body: bytes of a request. pictures: of one request. queue: pictures and answers under way or waiting, of all;
+    more are told to come again. seconds: for a request, with its waiting. pixels: of a picture that is sent."""
+
+    body: int = 20_000_000
+    pictures: int = 8
+    queue: int = 64
+    seconds: float = 60.0
+    pixels: int = 4_000_000
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class TooLate(Exception):
+    """The time is over."""
+
+
+class Gone(Exception):
+    """The client has hung up, or the server shuts down."""
+
+
+class Ticket:
+    """A request's right to work."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self.gone = Event()
+
+    def check(self) -> None:
+        """Errors: Gone, TooLate."""
+        if self.gone.is_set():
+            raise Gone
+        if time.monotonic() > self.end:
+            raise TooLate
+
+    def watch(self, items: Iterator[T]) -> Generator[T]:
+        """The items while there is time and somebody to take them."""
+        for item in items:
+            self.check()
+            yield item
+
+
+class Desk:
+    """Lets requests in, and runs them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.taken, self.lock = 0, Lock()
+        self.tickets: set[Ticket] = set()
+        self.threads = CapacityLimiter(limits.queue)
+
+    @contextmanager
+    def admit(self, count: int) -> Generator[Ticket]:
+        """Room for so many pictures or answers. Errors: Busy."""
+        ticket = Ticket(self.limits.seconds)
+        with self.lock:
+            if self.taken + count > self.limits.queue:
+                raise Busy
+            self.taken += count
+            self.tickets.add(ticket)
+        try:
+            yield ticket
+        finally:
+            ticket.gone.set()  # whatever of it still works is to leave
+            with self.lock:
+                self.taken -= count
+                self.tickets.discard(ticket)
+
+    async def run(self, ticket: Ticket, gone: Callable[[], Awaitable[bool]], work: Callable[[], T]) -> T:
+        """work() in a thread. gone: an async function that says whether the client has hung up. Errors: those of
+        work, which calls ticket.check()."""
+
+        async def listen() -> None:
+            while not await gone():
+                await anyio.sleep(0.2)
+            ticket.gone.set()
+
+        done: list[T] = []
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:  # which would wrap what is raised
+            group.start_soon(listen)
+            try:
+                done.append(await to_thread.run_sync(work, limiter=self.threads))
+            except Exception as error:
+                failure = error
+            group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return done[0]
+
+    def stop(self) -> None:
+        """Tell all that work to leave."""
+        with self.lock:
+            for ticket in self.tickets:
+                ticket.gone.set()

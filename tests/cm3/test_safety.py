@@ -1,0 +1,79 @@
+"""Filters: what the block list finds however it is spelled, and what it leaves alone."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cm3.safety import BlockList, Refusal, Safety, plain_words
+
+LIST = BlockList({"weapons": ["gun", "machine gun", "مسدس"], "drugs": ["cocaine"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a gun",
+        "a GUN!",
+        "a g u n on a table",
+        "a g.u.n",
+        "g-u-n",
+        "a guuuun",
+        "a gün",
+        "a ｇｕｎ",
+        "a g\u200bu\u200bn",
+        "a g\u0301u\u0302n",
+        "\u0261un",
+        "المسدس",
+        "مُسَدَّس",
+        "مســدس",
+        "gun.",
+        "(gun)",
+    ],
+)
+def test_tricks_of_spelling_do_not_get_past_it(text: str):
+    assert LIST.refuses(text) == "weapons"
+
+
+@pytest.mark.parametrize("text", ["c0caine", "cocain€", "сосаine", "COCAINE", "c o c a i n e"])
+def test_letters_that_look_alike_are_those_they_look_like(text: str):
+    assert LIST.refuses(text) == "drugs"
+
+
+@pytest.mark.parametrize("text", ["", "a gunner", "begun", "a red apple", "a b", "1 2 3 4 5", "تفاحة", "🍎", "g un"])
+def test_other_words_pass(text: str):
+    assert LIST.refuses(text) is None
+
+
+@given(st.text())
+def test_any_text_can_be_looked_at(text: str):
+    assert LIST.refuses(text) in (None, "weapons", "drugs")
+    assert all(plain_words(text))
+
+
+def test_a_list_is_read_from_a_file(tmp_path: Path):
+    (tmp_path / "list.txt").write_text("# people read this\n\ndrugs: cocaine\nbad word\n", encoding="utf-8")
+    blocked = BlockList.read(tmp_path / "list.txt")
+    assert blocked.refuses("some cocaine") == "drugs"
+    assert blocked.refuses("a bad, bad word") == "blocked"
+    assert blocked.refuses("a bad day, word") is None
+    with pytest.raises(ValueError, match="the block list's term '--' has no letters"):
+        BlockList({"a": ["--"]})
+
+
+def test_a_refusal_names_the_category_and_not_the_text():
+    class Dark:
+        def refuses(self, picture: Image.Image) -> str | None:
+            return "dark" if picture.convert("L").getextrema() == (0, 0) else None
+
+    safety = Safety([LIST], [Dark()])
+    safety.check_prompt("an apple", "a pear")
+    with pytest.raises(Refusal, match="^the prompt is refused: weapons$"):
+        safety.check_prompt("an apple", "my gun")
+    with pytest.raises(Refusal, match="weapons"):
+        safety.check_prompt("a machine", "gun")
+    safety.check_pictures([Image.new("RGB", (2, 2), "white")])
+    with pytest.raises(Refusal, match="^the picture is refused: dark$"):
+        safety.check_pictures([Image.new("RGB", (2, 2), "white"), Image.new("RGB", (2, 2))])

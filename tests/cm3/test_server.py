@@ -1,0 +1,368 @@
+"""The server: OpenAI's client, limits, refusals, and clients that go."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from cm3 import CM3, cli
+from cm3.engine import Engine
+from cm3.safety import BlockList, Safety
+from cm3.server import make_app, read_keys
+from cm3.server_work import Limits
+
+KEY = "a-key-of-the-test"
+SAFETY = Safety([BlockList({"weapons": ["gun"]})])
+
+
+@pytest.fixture
+def fresh(tiny_folder: Path) -> CM3:
+    """A model of its own: tests slow it down."""
+    return CM3.from_pretrained(tiny_folder, device="cpu")
+
+
+def client_of(model: CM3, **options: Any) -> TestClient:
+    return TestClient(make_app(model, "tiny", **options), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def http(tiny: CM3) -> TestClient:
+    return client_of(tiny)
+
+
+def picture_bytes(colour: str = "red", size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def opened(b64: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(b64)))
+
+
+def asking(text: str, url: str | None = None, **more: Any) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if url is not None:
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"messages": [{"role": "user", "content": parts}], **more}
+
+
+class Live:
+    """A server on a port of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def live(fresh: CM3) -> Iterator[tuple[Live, CM3]]:
+    server = Live(make_app(fresh, "tiny", Limits(queue=4, seconds=20), SAFETY, [KEY]))
+    yield server, fresh
+    server.stop()
+
+
+# OpenAI's client
+
+
+def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
+    server, model = live
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+    assert [one.id for one in client.models.list()] == ["tiny"]
+
+    drawn = client.images.generate(prompt="a red apple", model="tiny", n=2, extra_body={"seed": 5})
+    wanted = model.generate("a red apple", n=2, seed=5)
+    assert drawn.data is not None
+    assert [opened(one.b64_json or "").tobytes() for one in drawn.data] == [one.tobytes() for one in wanted]
+    large = client.images.generate(prompt="a cat", size="256x256", n=1)
+    assert large.data is not None and opened(large.data[0].b64_json or "").size == (256, 256)
+
+    source = picture_bytes("blue", (24, 16))
+    edited = client.images.edit(image=source, prompt="make it red", extra_body={"seed": "3"})
+    assert edited.data is not None
+    assert opened(edited.data[0].b64_json or "").tobytes() == model.edit(source, "make it red", seed=3).tobytes()
+    mask = Image.new("RGBA", (24, 16), "white")
+    mask.paste((0, 0, 0, 0), (4, 4, 12, 12))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    filled = client.images.edit(image=source, mask=file.getvalue(), prompt="a dog", n=2, extra_body={"seed": "3"})
+    white = Image.new("L", (24, 16))
+    white.paste(255, (4, 4, 12, 12))
+    assert filled.data is not None
+    assert [opened(one.b64_json or "").tobytes() for one in filled.data] == [
+        one.tobytes() for one in model.infill(source, white, "a dog", n=2, seed=3)
+    ]
+
+    answer = client.chat.completions.create(model="tiny", **asking("What is it?", data_url(source)))
+    assert answer.choices[0].message.content == model.answer(source, "What is it?")
+    parts = client.chat.completions.create(model="tiny", stream=True, **asking("What is it?", data_url(source)))
+    said = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert said.strip() == answer.choices[0].message.content
+    picture = client.chat.completions.create(
+        model="tiny", seed=7, extra_body={"modalities": ["text", "image"]}, **asking("a red apple")
+    )
+    [image] = picture.choices[0].message.model_extra["images"]  # pyright: ignore[reportOptionalSubscript]
+    url = image["image_url"]["url"]
+    assert opened(url.partition(",")[2]).tobytes() == model.generate("a red apple", seed=7)[0].tobytes()
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).models.list()
+
+
+def test_a_drawing_is_streamed(http: TestClient, tiny: CM3):
+    body = {"prompt": "a cat", "n": 2, "seed": 4, "stream": True, "partial_images": 1}
+    with http.stream("POST", "/v1/images/generations", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    kinds = [one["type"].partition(".")[2] for one in events]
+    assert kinds == ["partial_image"] * 2 + ["completed"] * 2
+    pictures = [opened(one["b64_json"]).tobytes() for one in events[2:]]
+    assert pictures == [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4)]
+
+
+def test_health_metrics_and_what_no_key_opens(tiny: CM3):
+    http = client_of(tiny, api_keys=["other", KEY])
+    assert http.get("/health").json() == {"status": "ok"}
+    for path in ("/v1/models", "/v1/images/generations", "/v1/chat/completions"):
+        method = "GET" if path == "/v1/models" else "POST"
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+            answer = http.request(method, path, headers=headers, json={})
+            assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert http.get("/v1/models", headers=headers).status_code == 200
+    assert http.post("/v1/images/generations", headers=headers, json={"prompt": "a"}).status_code == 200
+    page = http.get("/metrics").text
+    assert 'cm3_requests_total{route="/v1/images/generations",status="200"} 1.0' in page
+    assert "cm3_pictures_total 1.0" in page and "cm3_places_taken 0.0" in page and KEY not in page
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("images/generations", {}, 422, "prompt: Field required"),
+        ("images/generations", {"prompt": ""}, 422, "prompt: String should have at least 1 character"),
+        ("images/generations", {"prompt": "  "}, 422, "the prompt is empty"),
+        ("images/generations", {"prompt": "secret " * 400}, 422, "prompt: String should have at most 2000"),
+        ("images/generations", {"prompt": "secret " * 250}, 422, "leaves no room"),
+        ("images/generations", {"prompt": "a", "n": 9}, 422, "n: at most 8 pictures at once"),
+        ("images/generations", {"prompt": "a", "n": 0}, 422, "n: Input should be greater"),
+        ("images/generations", {"prompt": "a", "size": "2000x10"}, 422, "a side has at most 1024 pixels"),
+        ("images/generations", {"prompt": "a", "size": "big"}, 422, "size: String should match"),
+        ("images/generations", {"prompt": "a", "response_format": "url"}, 422, "response_format"),
+        ("images/generations", {"prompt": "a", "seed": -1}, 422, "seed: Input should be greater"),
+        ("images/generations", {"prompt": "a", "model": "gpt"}, 404, "the model here is tiny"),
+        ("images/generations", {"prompt": "secret G U N"}, 400, "the prompt is refused: weapons"),
+        ("chat/completions", {"messages": []}, 422, "messages: List should have at least 1 item"),
+        ("chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 422, "the last must be the user's"),
+        ("chat/completions", asking("secret"), 422, "send a picture"),
+        ("chat/completions", asking("secret", "http://10.0.0.1/a.png"), 422, "nothing is fetched"),
+        ("chat/completions", asking("secret", "file:///etc/passwd"), 422, "nothing is fetched"),
+        ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "no base64 stands behind the comma"),
+        ("chat/completions", asking("secret", "data:image/png;base64,AAAA"), 422, "no picture can be read"),
+        ("chat/completions", asking(" ", data_url(picture_bytes())), 422, "the last says nothing"),
+        ("chat/completions", asking("a gun", modalities=["image"]), 400, "weapons"),
+        ("chat/completions", asking("a gun", modalities=["image"], stream=True), 400, "weapons"),
+        ("chat/completions", asking("a", modalities=["sound"]), 422, "modalities"),
+        ("nothing", {}, 404, "Not Found"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_in_openais_shape_and_repeats_nothing(
+    tiny: CM3, path: str, body: dict[str, Any], status: int, message: str
+):
+    answer = client_of(tiny, safety=SAFETY).post(f"/v1/{path}", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert message in error["message"]
+    assert "secret" not in answer.text and str(Path(__file__).parents[2]) not in answer.text
+
+
+def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
+    http = client_of(tiny, limits=Limits(pixels=500))
+    for content, message in (
+        (b"no picture", "no picture can be read"),
+        (picture_bytes("red", (30, 30)), "more than 500"),
+    ):
+        answer = http.post("/v1/images/edits", files={"image": content}, data={"prompt": "a"})
+        assert answer.status_code == 422 and message in answer.json()["error"]["message"]
+    assert http.post("/v1/images/edits", data={"prompt": "a"}).status_code == 422
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused_before_it_is_read(live: tuple[Live, CM3], chunked: bool):
+    server, _ = live
+    content: Any = (b" " * 1_000_000 for _ in range(400)) if chunked else b" " * 21_000_000
+    began = time.monotonic()
+    try:
+        answer = httpx.post(f"{server.url}/v1/images/generations", content=content, headers={"Authorization": KEY})
+        assert answer.status_code == 413
+        assert "20,000,000 bytes" in answer.json()["error"]["message"]
+    except httpx.TransportError:  # closed while it still sends
+        assert chunked
+    assert time.monotonic() - began < 5
+
+
+def test_a_picture_filter_sees_what_comes_in_and_what_goes_out(tiny: CM3):
+    class All:
+        def refuses(self, picture: Image.Image) -> str | None:
+            return "everything"
+
+    http = client_of(tiny, safety=Safety(pictures=[All()]))
+    for answer in (
+        http.post("/v1/images/generations", json={"prompt": "a"}),
+        http.post("/v1/images/edits", files={"image": picture_bytes()}, data={"prompt": "a"}),
+        http.post("/v1/chat/completions", json=asking("What?", data_url(picture_bytes()))),
+    ):
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "content_policy_violation"
+    streamed = http.post("/v1/images/generations", json={"prompt": "a", "stream": True, "partial_images": 2})
+    assert "b64_json" not in streamed.text and "the picture is refused: everything" in streamed.text
+
+
+def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("/home/somebody/secret")
+
+    monkeypatch.setattr(fresh, "job", broken)
+    answer = client_of(fresh).post("/v1/images/generations", json={"prompt": "a cat"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "something went wrong here"
+    assert "secret" not in answer.text
+    assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "cm3.server")
+
+
+# time, and many at once
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine with 0.2 s for each step."""
+    advance = Engine._advance  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(self: Engine) -> None:
+        time.sleep(0.2)
+        advance(self)
+
+    monkeypatch.setattr(Engine, "_advance", slowly)
+
+
+def until(holds: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("slow")
+def test_time_that_is_over_frees_the_lanes(fresh: CM3):
+    http = client_of(fresh, limits=Limits(seconds=0.7))
+    answer = http.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
+    assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
+    assert not fresh.engine.rows and fresh.engine.cache is None
+    streamed = http.post("/v1/images/generations", json={"prompt": "a cat", "stream": True})
+    assert "it took longer than is allowed" in streamed.text
+    until(lambda: not fresh.engine.rows)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], stream: bool):
+    server, model = live
+    body = {"prompt": "a cat", "stream": stream}
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(
+            f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
+        )
+    until(lambda: not model.engine.rows)
+    page = httpx.get(f"{server.url}/metrics").text
+    assert "cm3_places_taken 0.0" in page
+
+
+@pytest.mark.usefixtures("slow")
+def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(live: tuple[Live, CM3]):
+    server, _ = live
+
+    def post(i: int) -> tuple[int, float]:
+        began = time.monotonic()
+        answer = httpx.post(
+            f"{server.url}/v1/images/generations",
+            json={"prompt": "a cat", "seed": i},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=60,
+        )
+        return answer.status_code, time.monotonic() - began
+
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(post, range(40)))
+    codes = [code for code, _ in answers]
+    assert set(codes) == {200, 429} and codes.count(200) >= 4
+    again = httpx.get(f"{server.url}/health")
+    assert again.status_code == 200
+    for code, seconds in answers:
+        assert code == 200 or seconds < 3
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3):
+    server = Live(make_app(fresh, "tiny"))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{server.url}/v1/images/generations", json={"prompt": "a"}, timeout=30)
+        until(lambda: bool(fresh.engine.running))
+        server.stop()
+        assert answer.result().status_code == 200
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--host", "0.0.0.0"], "on 0.0.0.0 others could use it too: give --api-key-file"),
+        (["--api-key-file", "none.txt"], "none.txt: there is no such file"),
+        (["--block-list", "none.txt"], "none.txt: there is no such file"),
+        (["--api-key-file", "empty.txt"], "empty.txt: there are no keys"),
+    ],
+)
+def test_the_command_refuses_what_is_not_safe(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n")
+    monkeypatch.setattr("sys.argv", ["cm3", "serve", *args])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_keys_are_read(tmp_path: Path):
+    (tmp_path / "keys").write_text("one\n\ntwo\n")
+    assert read_keys(tmp_path / "keys") == ["one", "two"]
