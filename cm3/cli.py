@@ -6,7 +6,6 @@ Help and most mistakes are answered at once: torch and transformers, which take 
 
 import io
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -19,36 +18,20 @@ from rich.table import Table
 from cm3 import __version__
 from cm3.checks import check_choice
 from cm3.cli_caption import caption
-from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
-from cm3.cli_model import MAX_PIXELS, load
+from cm3.cli_draw import edit, generate, infill, tour
+from cm3.cli_files import check_pictures
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, load
 from cm3.cli_serve import serve
-from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
-from cm3.templates import Box, boxed
 
 if TYPE_CHECKING:
     pass
 
-app = typer.Typer(add_completion=False, help="Draw pictures, change them, caption them, and ask about them.")
+app = typer.Typer(
+    help="Draw pictures, change them, caption them, and ask about them.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
-Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
-Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
-Model = Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The picture file to write.")]
-Number = Annotated[int, typer.Option("-n", help="How many pictures.", min=1, max=MAX_PICTURES)]
-Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.", min=0)]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.", min=0)]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest that make up this share.", min=0, max=1)]
-TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 = all.", min=0)]
 INTERRUPTED = 130  # by Ctrl-C, as shells count it
-Scale = Annotated[
-    int,
-    typer.Option(help="Enlarge the pictures so many times; 0 = small ones, to 256 pixels.", min=0, max=MAX_ENLARGEMENT),
-]
-Enlarged = Annotated[
-    int, typer.Option(help="Enlarge the result so many times; 1 = IMAGE's own size.", min=0, max=MAX_ENLARGEMENT)
-]
-MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
 
 
 def show_version(wanted: bool) -> None:
@@ -66,147 +49,24 @@ def options(
     """What stands before the commands."""
 
 
-@app.command()
-def generate(
-    prompt: Prompt = "",
-    n: Number = 4,
-    output: Output = Path("out.png"),
-    seed: Seed = GENERATE.seed,
-    guidance: Guidance = GENERATE.guidance,
-    temperature: Temperature = GENERATE.temperature,
-    top_p: TopP = GENERATE.top_p,
-    top_k: TopK = GENERATE.top_k,
-    best_of: Annotated[
-        int,
-        typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
-    ] = GENERATE.best_of,
-    decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = GENERATE.decoding,
-    guidance_schedule: Annotated[
-        Schedule, typer.Option(help="falling = evenly down to 1 at a drawing's end.")
-    ] = GENERATE.guidance_schedule,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='A thing and its box, left top right bottom from 0 to 1: "a cat 0.1 0.2 0.5 0.9"; repeatable.'
-        ),
-    ] = None,
-    structure: Annotated[str | None, typer.Option(help="A picture file whose edges or segments to follow.")] = None,
-    kind: Annotated[Structure | None, typer.Option(help="What the structure shows; edges if not said.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
-    reference: Annotated[list[str] | None, typer.Option(help="A picture file to draw after; repeatable.")] = None,
-    shape: Annotated[
-        str | None, typer.Option("--grid", help="Rows and columns of codes, one of the model's: 6x10.")
-    ] = None,
-    scale: Scale = 0,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    model: Model = "emoji",
-) -> None:
-    """Draw pictures of PROMPT and save them as one file, side by side."""
-    check_output(output)
-    check_pictures(*(reference or ()))
-    rows_and_columns = None if shape is None else read_grid(shape)
-    boxes = [read_box(words) for words in box] if box else None
-    if boxes:
-        boxed(boxes)  # says now what is wrong with them
-    if structure is not None:
-        check_pictures(structure)
-    elif kind:
-        raise ValueError(f"--kind {kind} says what a structure shows: name its picture with --structure")
-    if not boxes and structure is None:
-        check_words("prompt", prompt)
-    pictures = load(model, max_pixels).generate(
-        prompt,
-        n,
-        guidance,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        best_of=best_of,
-        decoding=decoding,
-        guidance_schedule=guidance_schedule,
-        boxes=boxes,
-        structure=structure,
-        kind=kind or "edges",
-        negative_prompt=negative,
-        references=reference or (),
-        grid=rows_and_columns,
-    )
-    save(grid(pictures, scale), output)
-    print(output)
+for command in (generate, infill, edit, tour, caption, serve):
+    app.command()(command)
 
 
 @app.command()
-def infill(
+def ask(
     image: Picture,
-    mask: Annotated[
-        str, typer.Argument(help="A picture of the same size, white where IMAGE is to be redrawn.", metavar="MASK")
-    ],
-    prompt: Annotated[str | None, typer.Argument(help="What the whole picture shows.")] = None,
-    n: Number = INFILL.n,
-    output: Output = Path("out.png"),
-    seed: Seed = INFILL.seed,
-    guidance: Guidance = INFILL.guidance,
-    temperature: Temperature = INFILL.temperature,
-    top_p: TopP = INFILL.top_p,
-    top_k: TopK = INFILL.top_k,
-    scale: Enlarged = 1,
+    questions: Annotated[list[str], typer.Argument(help="What to answer.", metavar="QUESTION")],
     max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
     model: Model = "emoji",
 ) -> None:
-    """Redraw IMAGE where MASK is white, and save it."""
-    check_output(output)
-    check_pictures(image, mask)
-    cm3 = load(model, max_pixels)
-    pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, seed)
-    save(fit_for(output, grid(pictures, scale)), output)
-    print(output)
-
-
-@app.command()
-def edit(
-    image: Picture,
-    instruction: Annotated[str, typer.Argument(help="How to change it, in English or Arabic.")],
-    output: Output = Path("out.png"),
-    seed: Seed = EDIT.seed,
-    image_guidance: Annotated[float, typer.Option(help="How much IMAGE counts.")] = EDIT.image_guidance,
-    text_guidance: Annotated[float, typer.Option(help="How much INSTRUCTION counts.")] = EDIT.text_guidance,
-    temperature: Temperature = EDIT.temperature,
-    top_p: TopP = EDIT.top_p,
-    top_k: TopK = EDIT.top_k,
-    scale: Enlarged = 1,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    model: Model = "emoji",
-) -> None:
-    """Change IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
-    check_output(output)
+    """Answer each QUESTION about IMAGE, a line each."""
     check_pictures(image)
-    check_words("instruction", instruction)
-    cm3 = load(model, max_pixels)
-    picture = cm3.edit(
-        image,
-        instruction,
-        image_guidance=image_guidance,
-        text_guidance=text_guidance,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-    )
-    save(fit_for(output, grid([picture], scale)), output)
-    print(output)
-
-
-app.command()(caption)
-app.command()(serve)
-
-
-@app.command()
-def ask(image: Picture, question: str, max_pixels: MaxPixels = MAX_PIXELS, model: Model = "emoji") -> None:
-    """Answer QUESTION about IMAGE."""
-    check_pictures(image)
-    check_words("question", question)
-    print(load(model, max_pixels).answer(image, question))
+    for question in questions:
+        check_words("question", question)
+    cm3 = load(model, max_pixels, device)
+    print(*cm3.answer([image] * len(questions), questions), sep="\n")
 
 
 @app.command()
@@ -274,28 +134,6 @@ def convert(
     print(f"{out} is written")
 
 
-@app.command()
-def tour(
-    prompt: Prompt = "a red apple",
-    output: Output = Path("out.png"),
-    seed: Seed = 0,
-    model: Model = "emoji",
-) -> None:
-    """Draw four pictures, caption the first in two languages, and ask about it."""
-    check_output(output)
-    check_words("prompt", prompt)
-    cm3 = load(model)
-    pictures = cm3.generate(prompt, n=4, seed=seed)
-    question = "What is this?"
-    print(f"prompt:   {prompt}")
-    print(f"caption:  {cm3.caption(pictures[0])}")
-    print(f"الوصف:    {cm3.caption(pictures[0], language='ar')}")
-    print(f"question: {question}")
-    print(f"answer:   {cm3.answer(pictures[0], question)}")
-    save(grid(pictures, 0), output)
-    print(f"pictures: {output}")
-
-
 def preset_table() -> Table:
     """The shapes of image tokenizers, a row each; parameters in millions."""
     from tokenizer_image import PRESETS, count_parameters
@@ -315,29 +153,6 @@ def preset_table() -> Table:
             *(f"{number / 1e6:.2f}" for number in count_parameters(config)),
         )
     return table
-
-
-def read_box(words: str) -> tuple[str, Box]:
-    """ "a cat 0.1 0.2 0.5 0.9" """
-    try:
-        name, *sides = words.rsplit(maxsplit=4)
-        left, top, right, bottom = map(float, sides)
-    except ValueError as error:
-        raise ValueError(f'the box {words!r} must be a name and four numbers: "a cat 0.1 0.2 0.5 0.9"') from error
-    return name, (left, top, right, bottom)
-
-
-def read_grid(words: str) -> tuple[int, int]:
-    """ "6x10" """
-    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", words)
-    if not found:
-        raise ValueError(f"--grid is {words!r}, but must be rows and columns: 6x10")
-    return int(found[1]), int(found[2])
-
-
-def check_words(what: str, words: str) -> None:
-    if not words.strip():
-        raise ValueError(f"the {what} is empty: say something")
 
 
 def prepare_streams() -> None:

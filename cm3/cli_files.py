@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 OPAQUE = (".jpg", ".jpeg")
@@ -67,13 +68,22 @@ def followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path, facts: dict[str, str] | None = None) -> None:
     """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
-    one, and leads to the new picture."""
+    one, and leads to the new picture. facts: texts for a PNG file."""
     target = followed(path)
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        image.save(part, Image.registered_extensions()[path.suffix.lower()])
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        image.save(part, kind, **({"pnginfo": png_text(facts)} if facts and kind == "PNG" else {}))
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def png_text(facts: dict[str, str]) -> PngInfo:
+    """Texts that a PNG file holds, by their keywords."""
+    info = PngInfo()
+    for keyword, text in facts.items():
+        info.add_itxt(keyword, text.encode(errors="replace").decode())
+    return info

@@ -1,11 +1,18 @@
-"""The model of the command: loaded last, for it takes seconds."""
+"""What the commands share: the model, loaded last, for it takes seconds, and options of the same name."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
 MAX_PIXELS = 16_000_000  # tokenizer_image's
+
+Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
+Model = Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
 
 
 def load(name: str, max_pixels: int = MAX_PIXELS, device: str = "auto", compile: bool = False) -> "CM3":
@@ -16,3 +23,8 @@ def load(name: str, max_pixels: int = MAX_PIXELS, device: str = "auto", compile:
 
     logging.set_verbosity_error()
     return CM3.from_pretrained(name, device, max_pixels=max_pixels, compile=compile)
+
+
+def check_words(what: str, words: str) -> None:
+    if not words.strip():
+        raise ValueError(f"the {what} is empty: say something")

@@ -56,8 +56,8 @@ class Safety:
 
 # Letters of other alphabets, digits and signs that are taken for Latin ones
 LOOK_ALIKE = str.maketrans(
-    "авекмнорстухіјѕԁһɡοαενικρτυχ0134578@$!|€",
-    "abekmhopctyxijsdhgoaevikptuxoleastbasile",
+    "авекмнорстухіјѕԁһɡοαενικρτυχ0134578@$!|€i",
+    "abekmhopctyxljsdhgoaevlkptuxoleastbasllel",
 )
 ARABIC = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه", "ـ": None})
 ARTICLE = "ال"
@@ -91,7 +91,9 @@ class BlockList:
         return cls(terms)
 
     def refuses(self, text: str) -> str | None:
-        words = plain_words(text)
+        return self._found(plain_words(text)) or self._found(plain_words(JOINS.sub("", text)))
+
+    def _found(self, words: Sequence[str]) -> str | None:
         for start in range(len(words)):
             for length in range(1, self.longest + 1):
                 if (category := self.terms.get(tuple(words[start : start + length]))) is not None:
@@ -103,6 +105,7 @@ class BlockList:
         return None
 
 
+JOINS = re.compile(r"[-‐-―._*'’~+]")  # what may stand inside a word
 UNSEEN = ("Mn", "Me", "Cf", "Cc")  # accents and vowel signs, what has no width
 WORD = re.compile(r"(?:[@$!|€]*[^\W_])+[@$€]*")
 
@@ -114,10 +117,11 @@ def plain_words(text: str) -> list[str]:
 
 
 def plain(word: str) -> str:
-    """With Latin letters for what looks like them, no letter twice in a row, no Arabic article."""
+    """With Latin letters for what looks like them, no letter twice in a row, no plural, no Arabic article."""
     if any(char.isalpha() for char in word):
         word = word.translate(LOOK_ALIKE)
     word = re.sub(r"(.)\1+", r"\1", word)
+    word = word.removesuffix("s") if len(word) > 3 else word
     return word.removeprefix(ARTICLE) if len(word) > len(ARTICLE) + 1 else word
 
 

@@ -1,15 +1,18 @@
 """The `cm3` command, run in this process: what it prints, writes and returns."""
 
+import io
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
-from cm3 import CM3, cli
+from cm3 import CM3, cli, cli_draw
+from cm3.cli_files import grid
 
 
 @pytest.fixture
@@ -20,6 +23,8 @@ def cm3(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
     def run(*args: str, model: bool = True) -> tuple[int, str, str]:
         tail = ["--model", str(tiny_folder)] if model else []
+        if args and args[0] in ("generate", "infill", "edit") and "--seed" not in args:
+            tail += ["--seed", "0"]
         monkeypatch.setattr(sys, "argv", ["cm3", args[0], *tail, *args[1:]] if args else ["cm3"])
         with pytest.raises(SystemExit) as exit:
             cli.main()
@@ -63,13 +68,58 @@ def test_generate_gives_the_same_file_for_the_same_seed(cm3):
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
+def test_without_a_seed_any_is_taken_and_told(tiny_folder: Path, cm3, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(cli_draw.secrets, "randbits", lambda _: 77)
+    monkeypatch.setattr(sys, "argv", ["cm3", "generate", "a cat", "-o", "a.png", "--model", str(tiny_folder)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr() == ("a.png\n", "seed 77\n")
+    cm3("generate", "a cat", "-o", "b.png", "--seed", "77")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_each_picture_in_its_own_file_says_how_it_was_made(cm3, tiny: CM3, tiny_folder: Path):
+    code, out, err = cm3("generate", "تفاحة", "-n", "2", "-o", "out_{i}.png", "--scale", "1", "--seed", "9")
+    assert (code, out, err) == (0, "out_0.png\nout_1.png\n", "")
+    for i, wanted in enumerate(tiny.generate("تفاحة", n=2, seed=9)):
+        saved: Any = Image.open(f"out_{i}.png")
+        assert saved.tobytes() == wanted.tobytes()
+        assert saved.text["prompt"] == "تفاحة" and saved.text["seed"] == "9"
+        assert saved.text["model"] == str(tiny_folder) and saved.text["software"].startswith("cm3 ")
+
+
+def test_what_was_drawn_is_told_as_json_or_not_at_all(cm3, tiny_folder: Path):
+    out = cm3("generate", "a cat", "--json", "--seed", "3")[1]
+    assert json.loads(out) == {"files": ["out.png"], "seed": 3, "prompt": "a cat", "model": str(tiny_folder)}
+    assert cm3("generate", "a cat", "-q") == (0, "", "")
+
+
+def test_a_prompt_may_come_from_stdin(cm3, tiny: CM3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a red apple\n"))
+    assert cm3("generate", "-", "-n", "1", "--scale", "1")[0] == 0
+    assert Image.open("out.png").tobytes() == tiny.generate("a red apple", n=1)[0].tobytes()
+
+
+def test_several_pictures_are_edited_into_as_many_files(cm3, tiny: CM3, picture: str):
+    Image.new("RGB", (20, 20), "blue").save("blue.png")
+    assert cm3("edit", picture, "blue.png", "make it green", "-o", "out_{i}.png")[1] == "out_0.png\nout_1.png\n"
+    for i, edited in enumerate(tiny.edit([picture, "blue.png"], "make it green")):
+        assert Image.open(f"out_{i}.png").tobytes() == edited.tobytes()
+    refused(cm3("edit", picture, "blue.png", "make it green"), "2 pictures need as many names: put {i} into that of -o")
+
+
+def test_several_questions_have_a_line_each(cm3, tiny: CM3, picture: str):
+    questions = ["What is this?", "What colour is it?"]
+    assert cm3("ask", picture, *questions)[1] == "".join(f"{tiny.answer(picture, one)}\n" for one in questions)
+
+
 def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, picture: str):
     boxes = [("a cat", (0.1, 0.2, 0.5, 0.9)), ("a dog", (0.6, 0.2, 0.9, 0.9))]
     args = ["--box", "a cat 0.1 0.2 0.5 0.9", "--box", " a dog  .6 .2 .9 .9 ", "--decoding", "both"]
     more = ["--structure", picture, "--kind", "segments", "-n", "2", "--scale", "1"]
     assert cm3("generate", *args, *more)[0] == 0
     drawn = tiny.generate("", n=2, decoding="both", boxes=boxes, structure=picture, kind="segments")
-    assert Image.open("out.png").tobytes() == cli.grid(drawn, 1).tobytes()
+    assert Image.open("out.png").tobytes() == grid(drawn, 1).tobytes()
 
 
 def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):
@@ -78,7 +128,7 @@ def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask
     args = ["a cat", "-n", "2", "--seed", "5", "--guidance", "2", "--temperature", "1", "--top-k", "9", "--scale", "1"]
     assert cm3("infill", picture, mask, *args)[0] == 0
     expected = tiny.infill(picture, mask, "a cat", n=2, seed=5, guidance=2, temperature=1, top_k=9)
-    assert Image.open("out.png").tobytes() == cli.grid(expected, 1).tobytes()
+    assert Image.open("out.png").tobytes() == grid(expected, 1).tobytes()
 
 
 def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
@@ -88,9 +138,9 @@ def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
     assert Image.open("a.png").tobytes() == expected.tobytes()
     assert Image.open("a.png").size == Image.open(picture).size
     assert cm3("edit", picture, *args, "--scale", "3")[0] == 0
-    assert Image.open("out.png").tobytes() == cli.grid([expected], 3).tobytes()
+    assert Image.open("out.png").tobytes() == grid([expected], 3).tobytes()
     assert cm3("edit", picture, *args, "--scale", "0")[0] == 0
-    assert Image.open("out.png").tobytes() == cli.grid([expected], 0).tobytes()
+    assert Image.open("out.png").tobytes() == grid([expected], 0).tobytes()
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.webp", "RGBA"), ("a.jpg", "RGB")])
@@ -206,7 +256,7 @@ def test_no_such_model(cm3):
 def test_a_failed_save_keeps_the_old_file(cm3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "out.png").write_text("old")
 
-    def full(self: Image.Image, file: Path, format: str) -> None:
+    def full(self: Image.Image, file: Path, format: str, **_: Any) -> None:
         Path(file).write_text("half")
         raise OSError(28, "No space left on device")
 
@@ -217,7 +267,7 @@ def test_a_failed_save_keeps_the_old_file(cm3, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("n", "size"), [(1, (10, 10)), (2, (20, 10)), (3, (20, 20)), (5, (30, 20)), (64, (80, 80))])
 def test_grid_is_about_square(n: int, size: tuple[int, int]):
-    assert cli.grid([Image.new("RGB", (5, 5))] * n, 2).size == size
+    assert grid([Image.new("RGB", (5, 5))] * n, 2).size == size
 
 
 @pytest.mark.parametrize(
@@ -225,7 +275,7 @@ def test_grid_is_about_square(n: int, size: tuple[int, int]):
     [((64, 64), (256, 256)), ((5, 3), (80, 48)), ((128, 100), (256, 200)), ((129, 8), (129, 8)), ((800, 9), (800, 9))],
 )
 def test_only_small_pictures_are_enlarged(size: tuple[int, int], shown: tuple[int, int]):
-    assert cli.grid([Image.new("RGB", size)], 0).size == shown
+    assert grid([Image.new("RGB", size)], 0).size == shown
 
 
 def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: str, tmp_path: Path):
@@ -237,9 +287,9 @@ def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: s
 
 
 def test_the_limits_of_the_command_are_those_of_the_packages():
-    from cm3.options import Language
+    from cm3.options import Language, Structure
     from cm3.templates import LANGUAGES, STRUCTURES
     from tokenizer_image.pixels import MAX_PIXELS
 
     assert cli.MAX_PIXELS == MAX_PIXELS
-    assert get_args(Language) == LANGUAGES and {*get_args(cli.Structure)} == {*STRUCTURES}
+    assert get_args(Language) == LANGUAGES and {*get_args(Structure)} == {*STRUCTURES}

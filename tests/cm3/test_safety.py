@@ -30,6 +30,9 @@ LIST = BlockList({"weapons": ["gun", "machine gun", "مسدس"], "drugs": ["coca
         "مُسَدَّس",
         "مســدس",
         "gun.",
+        "guns",
+        "g-un",
+        "gu.n",
         "(gun)",
     ],
 )
@@ -37,7 +40,7 @@ def test_tricks_of_spelling_do_not_get_past_it(text: str):
     assert LIST.refuses(text) == "weapons"
 
 
-@pytest.mark.parametrize("text", ["c0caine", "cocain€", "сосаine", "COCAINE", "c o c a i n e"])
+@pytest.mark.parametrize("text", ["c0caine", "cocain€", "сосаine", "COCAINE", "coca1ne", "cocain3", "c o c a i n e"])
 def test_letters_that_look_alike_are_those_they_look_like(text: str):
     assert LIST.refuses(text) == "drugs"
 

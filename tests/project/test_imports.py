@@ -22,7 +22,7 @@ FLOORS = (
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
     ("captioning", "cli_files", "cli_model", "server_work", "server_http", "server_types", "server"),
-    ("cli_caption", "cli_serve", "cli"),
+    ("cli_draw", "cli_caption", "cli_serve", "cli"),
     ("__main__",),
 )
 SEE_PICTURES = (

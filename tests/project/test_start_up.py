@@ -153,14 +153,14 @@ def test_arabic_reaches_a_terminal_that_says_it_knows_ascii_only(tmp_path: Path,
 def test_a_linked_output_stays_a_link(tmp_path: Path, tiny_folder: Path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "out.png").symlink_to("pictures/apple.png")
-    done = run("from cm3.cli import main; main()", "generate", "a", "--model", str(tiny_folder), cwd=tmp_path)
+    done = run("from cm3.cli import main; main()", "generate", "a", "-q", "--model", str(tiny_folder), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.png").is_symlink()
     assert Image.open(tmp_path / "pictures" / "apple.png").width == 512
 
 
 def test_two_runs_with_one_output_do_not_share_the_unfinished_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from cm3.cli import save
+    from cm3.cli_files import save
 
     parts: set[Path] = set()
     whole = Image.Image.save
