@@ -180,8 +180,9 @@ class GenerateOptions(TypedDict, total=False):
 
 
 class TellOptions(TypedDict, total=False):
-    """long: say also where, and on what."""
+    """long: say also where, and on what. batch: pictures of an iterator at once."""
 
     temperature: float
     seed: int
     long: bool
+    batch: int

@@ -16,6 +16,7 @@ Letters in shapes: T tokens, h x w codes of a picture.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -23,7 +24,7 @@ import torch
 from PIL import Image as PIL_Image
 
 from cm3.carried import carry
-from cm3.checks import bound, check_text, is_many, named
+from cm3.checks import bound, check_text, check_whole, is_many, named
 from cm3.document import Document, check_document
 from cm3.flat_tokenizer import load_text, save_flat
 from cm3.jobs import Job, listed
@@ -262,12 +263,26 @@ class CM3(Runner):
     @overload
     def caption(self, image: Picture, language: str = ..., **options: Unpack[TellOptions]) -> str: ...
     @overload
+    def caption(
+        self, image: Iterator[Picture], language: str = ..., **options: Unpack[TellOptions]
+    ) -> Iterator[str]: ...
+    @overload
     def caption(self, image: Sequence[Picture], language: str = ..., **options: Unpack[TellOptions]) -> list[str]: ...
-    def caption(self, image, language="en", temperature=CAPTION.temperature, seed=CAPTION.seed, long=False):
+    def caption(self, image, language="en", temperature=CAPTION.temperature, seed=CAPTION.seed, long=False, batch=32):
         """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
-        str. temperature 0 = greedy."""
+        str; an iterator or a generator of them gives an iterator, which takes `batch` of them at a time. temperature
+        0 = greedy. For folders of files see cm3.captioning."""
+        if isinstance(image, Iterator) and not hasattr(image, "read"):  # an open file is one picture
+            check_whole("batch", batch)
+            if batch < 1:
+                raise ValueError(f"batch must be at least 1, but is {batch}")
+            return self._captions(image, batch, language, temperature, seed, long)
         texts = self.texts(self.job("caption", image, language, temperature, seed, long).requests)
         return texts if is_many(image) else texts[0]
+
+    def _captions(self, pictures: Iterator[Picture], batch: int, *options: Any) -> Iterator[str]:
+        while some := list(islice(pictures, batch)):
+            yield from self.texts(self.job("caption", some, *options).requests)
 
     @overload
     def answer(self, image: Picture, question: str, temperature: float = ..., seed: int = ...) -> str: ...

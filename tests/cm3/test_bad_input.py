@@ -321,10 +321,11 @@ def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Ima
 
 def test_pictures_that_are_none(tiny: CM3, pictures: list[PIL_Image.Image]):
     white = PIL_Image.new("L", (32, 24), 255)
-    wrongs: list[Any] = [None, 5, {"a": 1}, (picture for picture in pictures), [None], [pictures], [pictures[0], [1]]]
+    several = (picture for picture in pictures)  # which caption alone takes
+    wrongs: list[Any] = [None, 5, {"a": 1}, several, [None], [pictures], [pictures[0], [1]]]
     for wrong in wrongs:
         for task in (
-            tiny.caption,
+            tiny.caption if wrong is not several else lambda picture: tiny.caption([picture]),
             lambda picture: tiny.answer(picture, "What?"),
             lambda picture: tiny.edit(picture, "make it blue"),
             lambda picture: tiny.infill(picture, white),

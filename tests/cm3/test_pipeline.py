@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,6 +235,25 @@ def test_a_structure_stands_behind_the_words(tiny: CM3, pictures: list[PIL_Image
         assert tiny.vocab.id_to_code(codes) == tiny.image_tokenizer.encode(pictures[0]).flatten().tolist()
     some = [tiny.generate("a cat", structure=picture, seed=1)[0] for picture in pictures[:2]]
     assert len(set(bytes_of([*some, *tiny.generate("a cat", seed=1)]))) == 3
+
+
+def test_an_iterator_of_pictures_is_captioned_as_it_comes(tiny: CM3, pictures: list[PIL_Image.Image]):
+    taken: list[int] = []
+
+    def endless():
+        for i in count():
+            taken.append(i)
+            yield pictures[i % len(pictures)]
+
+    captions = tiny.caption(endless(), batch=2, language="ar")
+    assert taken == []
+    wanted = tiny.caption(pictures, language="ar")
+    assert [next(captions) for _ in range(5)] == [wanted[i % len(wanted)] for i in range(5)]
+    assert len(taken) == 6
+    assert list(tiny.caption(iter(pictures), batch=64)) == tiny.caption(pictures)
+    assert list(tiny.caption(iter([]))) == []
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        tiny.caption(iter(pictures), batch=0)
 
 
 def test_falling_guidance_ends_at_none(tiny: CM3):
