@@ -10,7 +10,6 @@ import csv
 import glob
 import json
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast
 
 from PIL import Image as PIL_Image
 
-from cm3.checks import check_choice
+from cm3.cli_files import whole
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -139,12 +138,8 @@ class Beside:
 
 def write_whole(path: Path, text: str) -> None:
     """The whole file or nothing."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass
@@ -226,12 +221,8 @@ class Table:
         if self.file is not None:
             self.file.close()
             return
-        part = self.path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
+        with whole(self.path) as part:
             parquet().write_table(import_module("pyarrow").Table.from_pylist(list(self.rows.values())), part)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def parquet() -> Any:
@@ -272,20 +263,12 @@ class Asks:
 
     def tell(self, model: "CM3", pictures: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
         """The texts of each picture, by column."""
-        from cm3.options import ANSWER
-        from cm3.templates import WORDS, prompt
-
-        form = model.vocab.form
-        captions = WORDS[form]["describe" if self.long else "caption"]
-        for language in self.languages:
-            check_choice("language", language, captions)
-        words = [captions[language] for language in self.languages]
-        words += [prompt("answer", question, form) for question in self.questions]
-        images = [model.processor.image(picture) for picture in pictures]
-        requests = [model.prompts.text(one, image, ANSWER.sampling, 0) for image in images for one in words]
-        said = (" ".join(text.split()) for text in model.texts(requests))  # each is a line
+        words = [model.jobs.caption_words(language, self.long) for language in self.languages]
+        words += [model.jobs.answer_words(question) for question in self.questions]
+        job = model.jobs.tell([(picture, one) for picture in pictures for one in words])
+        said = (" ".join(text.split()) for text in model.texts(job.requests))  # each is a line
         told: list[dict[str, str]] = []
-        for _ in images:
+        for _ in pictures:
             texts = [f"{self.prefix}{next(said)}{self.suffix}" for _ in self.languages]
             told.append(dict(zip(self.columns, [*texts, *(next(said) for _ in self.questions)], strict=True)))
         return told

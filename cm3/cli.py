@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ from cm3.cli_draw import edit, generate, infill, tour
 from cm3.cli_files import check_pictures
 from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, load
 from cm3.cli_serve import serve
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Draw pictures, change them, caption them, and ask about them.",

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from cm3.captioning import Asks, Beside, Existing, Nowhere, Sink, Table, caption_files, find, is_many
 from cm3.checks import check_choice
 from cm3.cli_files import check_pictures
-from cm3.cli_model import MAX_PIXELS, load
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, load
 from cm3.options import Language
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def caption(
     prefix: Annotated[str, typer.Option(help="Before each caption, such as a trigger word.")] = "",
     suffix: Annotated[str, typer.Option(help="Behind each caption.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each picture.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    max_pixels: Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)] = MAX_PIXELS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    model: Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")] = "emoji",
+    quiet: Quiet = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    model: Model = "emoji",
 ) -> None:
     """Say what pictures show, a line each. A folder, a pattern or a list is captioned like a data set: a .txt beside
     each picture (--extension), or one table (--out); what has a text is skipped, so that the same command goes on

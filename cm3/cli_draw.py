@@ -12,7 +12,7 @@ from PIL import Image
 
 from cm3 import __version__
 from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
-from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, load
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, Quiet, check_words, load
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
 from cm3.templates import Box, boxed
 
@@ -37,7 +37,6 @@ Enlarged = Annotated[
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object: files, seed, and what was asked.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 EACH = "{i}"  # in the name of a file: the number of the picture
 

@@ -3,6 +3,8 @@
 import os
 import secrets
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -68,17 +70,23 @@ def followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Where to write what becomes the file when all went well, and nothing otherwise: a name that no other run has."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def save(image: Image.Image, path: Path, facts: dict[str, str] | None = None) -> None:
     """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
     one, and leads to the new picture. facts: texts for a PNG file."""
-    target = followed(path)
-    part = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        kind = Image.registered_extensions()[path.suffix.lower()]
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with whole(followed(path)) as part:
         image.save(part, kind, **({"pnginfo": png_text(facts)} if facts and kind == "PNG" else {}))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def png_text(facts: dict[str, str]) -> PngInfo:

@@ -12,6 +12,7 @@ MAX_PIXELS = 16_000_000  # tokenizer_image's
 Picture = Annotated[str, typer.Argument(help="A picture file.", metavar="IMAGE")]
 Model = Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 MaxPixels = Annotated[int, typer.Option(help="Refuse pictures with more pixels than these.", min=1)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cm3.cli_model import load
+from cm3.cli_model import Device, Model, load
 
 EXTRA = "cm3 serve needs fastapi, uvicorn and prometheus-client: pip install 'cm3leon[serve]'"
 
@@ -24,8 +24,8 @@ def serve(
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the decoding step: faster, after seconds.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    model: Annotated[str, typer.Option(help="An embedded model, a model folder, or a hub id.")] = "emoji",
+    device: Device = "auto",
+    model: Model = "emoji",
 ) -> None:
     """Serve the model over HTTP with OpenAI's interface: /v1/images/generations, /v1/images/edits,
     /v1/chat/completions, /v1/models; /health and /metrics."""

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
+from cm3.grammar import Legal
 from cm3.memory import lane_bytes, lanes_that_fit
-from cm3.request import Request, Row, choose, codes_alone
+from cm3.request import Request, Row, choose
 from cm3.transformer import CM3ForCausalLM, Linear, project
 from cm3.vocab import Vocab
 
@@ -133,14 +134,12 @@ class Engine:
         """What these rows wrote since they were asked last."""
         rows = [self.rows[number] for number in numbers if number in self.rows]
         new = [(row.number, id) for row in rows for id in row.fetch()]
+        failures = [row.failure for row in rows if row.failure is not None]
         for row in rows:
-            if row.done:
+            if row.done or row.failure is not None:
                 del self.rows[row.number]
-        failed = [row for row in rows if row.failure is not None]
-        for row in failed:
-            del self.rows[row.number]
-        if failed and failed[0].failure is not None:
-            raise failed[0].failure
+        if failures:
+            raise failures[0]
         return new
 
     def _advance(self) -> None:
@@ -218,13 +217,13 @@ class Engine:
 
     def _draw(self, hidden: Tensor, rows: Sequence[Row]) -> None:  # [their lanes, D]
         """The next id of each row. Where all draw an image code, the head is asked for these alone."""
-        head = self.model.lm_head
-        codes = codes_alone(rows) and type(head) is Linear and type(head.weight) is nn.Parameter
+        head, legal = self.model.lm_head, [row.grammar.legal() for row in rows]
+        codes = set(legal) == {Legal(codes=True)} and type(head) is Linear and type(head.weight) is nn.Parameter
         logits = project(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
         if not bool(logits.isfinite().all()):
             row = rows[0]
             raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))
-        for row, id in zip(rows, choose(logits, rows, self.vocab, codes), strict=True):
+        for row, id in zip(rows, choose(logits, rows, legal, self.vocab, codes), strict=True):
             row.take(id)
 
     def _join(self) -> list[Row]:
@@ -293,7 +292,7 @@ def generate_naive(
                 model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
                 for prompt in row.prompts
             ]
-            row.take(choose(torch.stack(lanes), [row], vocab)[0])
+            row.take(choose(torch.stack(lanes), [row], [row.grammar.legal()], vocab)[0])
             read = row.read(len(row.unread))
             for prompt in row.prompts:
                 prompt += read

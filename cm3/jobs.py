@@ -181,9 +181,13 @@ class Jobs:
         """What each picture shows."""
         if not isinstance(long, bool):
             raise TypeError(f"long must be True or False, but is {long!r:.60}")
+        return self.tell(paired(image, self.caption_words(language, long), "prompt"), options)
+
+    def caption_words(self, language: str, long: bool) -> str:
+        """What asks for a caption. Errors: ValueError for a language that is not known."""
         words = WORDS[self.form]["describe" if long else "caption"]
         check_choice("language", language, words)
-        return self.tell(paired(image, words[language], "prompt"), options)
+        return words[language]
 
     def answer(
         self,
@@ -193,15 +197,20 @@ class Jobs:
     ) -> Job:
         """The answer to each picture's question."""
         pairs = paired(image, question, "question")
-        return self.tell([(picture, worded("answer", text, self.form)) for picture, text in pairs], options)
+        return self.tell([(picture, self.answer_words(text)) for picture, text in pairs], options)
+
+    def answer_words(self, question: str) -> str:
+        """What asks a question."""
+        return worded("answer", question, self.form)
 
     def tell(self, pairs: Sequence[tuple[Picture, str]], options: GenerationOptions = ANSWER) -> Job:
-        """A text for each picture and prompt."""
+        """A text for each picture and prompt. A picture that stands in several pairs is encoded once."""
+        images: dict[int, Image] = {}  # by the identity of what was given
+        for picture, _ in pairs:
+            if id(picture) not in images:
+                images[id(picture)] = self.processor.image(picture)
         return self._plain(
-            [
-                self.prompts.text(words, self.processor.image(picture), options.sampling, options.seed)
-                for picture, words in pairs
-            ]
+            [self.prompts.text(words, images[id(one)], options.sampling, options.seed) for one, words in pairs]
         )
 
     def _plain(self, requests: list[Request]) -> Job:

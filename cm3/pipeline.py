@@ -14,7 +14,7 @@ Letters in shapes: T tokens, h x w codes of a picture.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -318,7 +318,7 @@ class CM3(Runner):
         check_document(document)
         return self.score_ids(self.prompts.ids(document, to_ids))
 
-    def stream(self, task: str, *args: Any, **kwargs: Any) -> Iterator[Piece]:
+    def stream(self, task: str, *args: Any, **kwargs: Any) -> Generator[Piece]:
         """ "generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
         as it is written, a picture after each row of its codes with the rest still blank. The pieces of "complete" are
         numbered as the pictures and texts that it writes, holes first."""

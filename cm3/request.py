@@ -141,18 +141,15 @@ class Row:
         self.unread += ids
 
 
-def codes_alone(rows: Sequence[Row]) -> bool:
-    """Whether all are about to draw an image code, and may draw any."""
-    return all(row.grammar.legal() == Legal(codes=True) for row in rows)
-
-
-def choose(logits: Tensor, rows: Sequence[Row], vocab: Vocab, codes: bool = False) -> list[int]:  # [lanes, V] -> [B]
+def choose(
+    logits: Tensor, rows: Sequence[Row], legal: Sequence[Legal], vocab: Vocab, codes: bool = False
+) -> list[int]:  # [lanes, V] -> [B]
     """The next id of each row: guidance, grammar, sampling.
 
-    logits: of the rows' lanes, in their order. codes: whether they are of the image codes alone (codes_alone)."""
+    logits: of the rows' lanes, in their order. legal: of each row's grammar. codes: whether the logits are of the image
+    codes alone, of which every row may draw any."""
     first = vocab.first_code if codes else 0
     logits = logits[:, : len(vocab) - first].float()  # a head may have rows beyond the vocabulary
-    legal = [row.grammar.legal() for row in rows]
     allowed = None if codes else legal_ids(legal, vocab).to(logits.device)  # [B, V]
     groups: dict[tuple[Guide | None, bool, float], list[int]] = {}  # rows that are guided together
     for i, row in enumerate(rows):

@@ -7,7 +7,7 @@ Letters in shapes: T tokens, h x w codes of a picture.
 # torch and transformers are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,7 +101,7 @@ class Runner:
         new: Iterator[tuple[int, int]],
         show: Callable[[int, Tensor], PIL_Image.Image],
         grids: Sequence[Grid | None] = (),
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         """Of ids with the numbers of what they belong to; what a picture lacks is white. grids: of the pictures by
         their numbers, None = the usual one; what the ids say of themselves counts more."""
         blanks: dict[Grid | None, list[int]] = {}

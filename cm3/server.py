@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from PIL import Image as PIL_Image
+from PIL import ImageChops
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
@@ -50,6 +51,7 @@ from cm3.server_types import (
     png,
 )
 from cm3.server_work import Desk, Limits, Ticket, TooLate
+from cm3.streaming import Piece
 
 log = logging.getLogger("cm3.server")
 
@@ -75,12 +77,8 @@ class Service:
         """Pictures of a task, while there is time."""
         job = self.model.job(task, *args, **options)
         ids: list[list[int]] = [[] for _ in job.requests]
-        stream = self.model.engine.stream(job.requests)
-        try:
-            for place, id in ticket.watch(stream):
-                ids[place].append(id)
-        finally:
-            stream.close()
+        for place, id in ticket.watch(self.model.engine.stream(job.requests)):
+            ids[place].append(id)
         pictures = [job.show(i, self.model.processor.codes(one)) for i, one in enumerate(ids)]
         self.safety.check_pictures(pictures)
         self.meters.pictures.inc(len(pictures))
@@ -172,8 +170,8 @@ def make_app(
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(body.n))
             if body.stream:
-                model.job("generate", body.prompt, seed=seed, **options)  # what is wrong is said before the stream
-                events = drawing(service, ticket, body, seed, options)
+                parts = model.stream("generate", body.prompt, seed=seed, **options)  # says at once what is wrong
+                events = drawing(service, ticket, body, parts)
                 return Streamed(iterate_in_threadpool(events), stack.pop_all().close)
             pictures = await desk.run(
                 ticket,
@@ -208,9 +206,7 @@ def make_app(
             if hole is None:
                 drawn = [one for i in range(n) for one in service.draw(ticket, "edit", picture, prompt, seed=first + i)]
             else:
-                painted = PIL_Image.eval(
-                    picture_of(hole, most.pixels).convert("RGBA").getchannel("A"), lambda a: 255 - a
-                )
+                painted = ImageChops.invert(picture_of(hole, most.pixels).convert("RGBA").getchannel("A"))
                 drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first)
             return [png(one, size) for one in drawn]
 
@@ -226,15 +222,14 @@ def make_app(
         options = options_of(temperature=body.temperature, seed=body.seed)
 
         def prepared() -> tuple[str, list[PIL_Image.Image]]:
-            [words], pictures = asked(body, most.pixels)
+            words, pictures = asked(body, most.pixels)
             if not draws and not pictures:
                 raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
             service.safety.check_prompt(words)
             service.safety.check_pictures(pictures)
             return words, pictures
 
-        def drawn(ticket: Ticket) -> dict[str, Any]:
-            words, pictures = prepared()
+        def drawn(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> dict[str, Any]:
             if pictures:
                 [picture] = service.draw(ticket, "edit", pictures[-1], words, **options)
             else:
@@ -242,15 +237,14 @@ def make_app(
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
-        def written(ticket: Ticket) -> dict[str, Any]:
-            words, pictures = prepared()
+        def written(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> dict[str, Any]:
             return {"content": "".join(service.write(ticket, pictures[-1], words, **options)).strip()}
 
         def events(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> Iterator[str]:
             try:
                 yield data(piece(id, created, name, {"role": "assistant", "content": ""}))
                 if draws:
-                    yield data(piece(id, created, name, drawn(ticket)))
+                    yield data(piece(id, created, name, drawn(ticket, words, pictures)))
                 else:
                     for text in service.write(ticket, pictures[-1], words, **options):
                         yield data(piece(id, created, name, {"content": text}))
@@ -266,7 +260,8 @@ def make_app(
                 words, pictures = await desk.run(ticket, request.is_disconnected, prepared)
                 return Streamed(iterate_in_threadpool(events(ticket, words, pictures)), stack.pop_all().close)
             work = drawn if draws else written
-            return completion(id, created, name, await desk.run(ticket, request.is_disconnected, lambda: work(ticket)))
+            message = await desk.run(ticket, request.is_disconnected, lambda: work(ticket, *prepared()))
+            return completion(id, created, name, message)
 
     @app.get("/v1/models", response_model=Models, **secured)
     async def models() -> Models:
@@ -283,14 +278,14 @@ def make_app(
     return app
 
 
-def drawing(service: Service, ticket: Ticket, body: Generation, seed: int, options: dict[str, Any]) -> Iterator[str]:
+def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator[Piece]) -> Iterator[str]:
     """OpenAI's events of a drawing: pictures half done as many as are wanted, then the whole."""
     rows = service.model.grid[0]
     shown = {round(rows * (i + 1) / (body.partial_images + 1)): i for i in range(body.partial_images)}
     done = [0] * body.n
     common = {"created_at": int(time.time()), "output_format": "png", "size": body.size}
     try:
-        for part in ticket.watch(service.model.stream("generate", body.prompt, seed=seed, **options)):
+        for part in ticket.watch(parts):
             if isinstance(part.content, str):
                 continue
             done[part.index] += 1

@@ -166,7 +166,7 @@ def data(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def asked(chat: Chat, pixels: int) -> tuple[list[str], list[PIL_Image.Image]]:
+def asked(chat: Chat, pixels: int) -> tuple[str, list[PIL_Image.Image]]:
     """The words of the last message, and the pictures of the conversation. Errors: ValueError."""
     if chat.messages[-1].role != "user":
         raise ValueError("messages: the last must be the user's")
@@ -184,4 +184,4 @@ def asked(chat: Chat, pixels: int) -> tuple[list[str], list[PIL_Image.Image]]:
         raise ValueError("messages: the last says nothing")
     if len(text) > MAX_PROMPT:
         raise ValueError(f"messages: the last has more than {MAX_PROMPT:,} characters")
-    return [text], pictures
+    return text, pictures

@@ -4,14 +4,14 @@ Each request is a thread that takes its ids from the engine, whose batch all of 
 whether its time is over or its client has gone; leaving the stream frees its lanes.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import TypeVar
 
-import anyio
 from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
@@ -55,11 +55,12 @@ class Ticket:
         if time.monotonic() > self.end:
             raise TooLate
 
-    def watch(self, items: Iterator[T]) -> Generator[T]:
-        """The items while there is time and somebody to take them."""
-        for item in items:
-            self.check()
-            yield item
+    def watch(self, items: Generator[T]) -> Generator[T]:
+        """The items while there is time and somebody to take them; then what gives them is closed."""
+        with closing(items):
+            for item in items:
+                self.check()
+                yield item
 
 
 class Desk:
@@ -94,21 +95,14 @@ class Desk:
 
         async def listen() -> None:
             while not await gone():
-                await anyio.sleep(0.2)
+                await asyncio.sleep(0.2)
             ticket.gone.set()
 
-        done: list[T] = []
-        failure: Exception | None = None
-        async with anyio.create_task_group() as group:  # which would wrap what is raised
-            group.start_soon(listen)
-            try:
-                done.append(await to_thread.run_sync(work, limiter=self.threads))
-            except Exception as error:
-                failure = error
-            group.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return done[0]
+        listening = asyncio.ensure_future(listen())
+        try:
+            return await to_thread.run_sync(work, limiter=self.threads)
+        finally:
+            listening.cancel()
 
     def stop(self) -> None:
         """Tell all that work to leave."""

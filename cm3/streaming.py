@@ -1,6 +1,6 @@
 """What is being written, piece by piece: text once its characters are whole, a picture after each row of codes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import NamedTuple
 
 from PIL import Image
@@ -22,7 +22,7 @@ def pieces(
     grids: Mapping[int, Grid],
     text: Callable[[list[int]], str],
     picture: Callable[[int, list[int], Grid], Image.Image],
-) -> Iterator[Piece]:
+) -> Generator[Piece]:
     """pairs: (number of a text or picture, id) as they come. grids: of the pictures by their numbers, where they are
     not the usual one and the ids do not say so. text: of ids of text. picture: of a number, the ids of the codes so
     far, whole rows, and the grid."""

@@ -25,25 +25,6 @@ LEET = str.maketrans("aeiost", "431057")
 WIDE = {ord(char): chr(ord(char) + 0xFEE0) for char in map(chr, range(33, 127))}
 Disguise = Callable[[str, random.Random], str]
 
-DISGUISES: dict[str, Disguise] = {
-    "as it is": lambda term, _: term,
-    "upper case": lambda term, _: term.upper(),
-    "random case": lambda term, rng: "".join(rng.choice((char.upper(), char.lower())) for char in term),
-    "letters set apart by spaces": lambda term, _: " ".join(term),
-    "letters set apart by dots": lambda term, _: ".".join(term),
-    "one space inside": lambda term, rng: split(term, " ", rng),
-    "one hyphen inside": lambda term, rng: split(term, "-", rng),
-    "a letter drawn out": lambda term, rng: (lambda i: term[:i] + term[i] * 4 + term[i:])(rng.randrange(len(term))),
-    "an accent on each letter": lambda term, _: "".join(f"{char}\u0301" if char.isalpha() else char for char in term),
-    "invisible characters": lambda term, _: "\u200b".join(term),
-    "letters that look alike": lambda term, _: term.translate(ALIKE),
-    "digits for letters": lambda term, _: term.translate(LEET),
-    "full-width letters": lambda term, _: term.translate(WIDE),
-    "a letter left out": lambda term, rng: (lambda i: term[:i] + term[i + 1 :])(rng.randrange(len(term))),
-    "two letters swapped": lambda term, rng: swapped(term, rng),
-    "the plural": lambda term, _: f"{term}s",
-}
-
 
 def split(term: str, mark: str, rng: random.Random) -> str:
     place = rng.randrange(1, max(2, len(term)))
@@ -53,6 +34,32 @@ def split(term: str, mark: str, rng: random.Random) -> str:
 def swapped(term: str, rng: random.Random) -> str:
     place = rng.randrange(max(1, len(term) - 1))
     return term[:place] + term[place : place + 2][::-1] + term[place + 2 :]
+
+
+def repeated(term: str, times: int, rng: random.Random) -> str:
+    """With one of its letters so many times."""
+    place = rng.randrange(len(term))
+    return term[:place] + term[place] * times + term[place + 1 :]
+
+
+DISGUISES: dict[str, Disguise] = {
+    "as it is": lambda term, _: term,
+    "upper case": lambda term, _: term.upper(),
+    "random case": lambda term, rng: "".join(rng.choice((char.upper(), char.lower())) for char in term),
+    "letters set apart by spaces": lambda term, _: " ".join(term),
+    "letters set apart by dots": lambda term, _: ".".join(term),
+    "one space inside": lambda term, rng: split(term, " ", rng),
+    "one hyphen inside": lambda term, rng: split(term, "-", rng),
+    "a letter drawn out": lambda term, rng: repeated(term, 5, rng),
+    "an accent on each letter": lambda term, _: "".join(f"{char}\u0301" if char.isalpha() else char for char in term),
+    "invisible characters": lambda term, _: "\u200b".join(term),
+    "letters that look alike": lambda term, _: term.translate(ALIKE),
+    "digits for letters": lambda term, _: term.translate(LEET),
+    "full-width letters": lambda term, _: term.translate(WIDE),
+    "a letter left out": lambda term, rng: repeated(term, 0, rng),
+    "two letters swapped": swapped,
+    "the plural": lambda term, _: f"{term}s",
+}
 
 
 def past(blocked: BlockList, terms: list[str], disguise: Disguise, seed: int = 0) -> float:

@@ -10,20 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3.cache import SlotCache
-from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
+from tests.helpers.models import build
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=4)
 
 
 @pytest.fixture(scope="module")
 def model() -> CM3ForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny"))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return build()
 
 
 def read(model: CM3ForCausalLM, cache: SlotCache, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from cm3.options import GREEDY, SamplingConfig
 from cm3.request import Request
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
+from tests.helpers.models import build
 
 GRID = (2, 2)
 VARIANTS = {"rope": {}, "learned": dict(position="learned", norm="layernorm", qk_norm=False, activation="relu")}
@@ -23,12 +24,7 @@ VARIANTS = {"rope": {}, "learned": dict(position="learned", norm="layernorm", qk
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def model(request: pytest.FixtureRequest) -> CM3ForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny", **VARIANTS[request.param]))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return build(**VARIANTS[request.param])
 
 
 VOCAB = Vocab.from_config(CM3Config.preset("tiny"))

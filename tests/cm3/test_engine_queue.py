@@ -16,6 +16,7 @@ from cm3.options import GREEDY, SamplingConfig
 from cm3.request import Request
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
+from tests.helpers.models import build
 
 GRID = (2, 3)
 VOCAB = Vocab.from_config(CM3Config.preset("tiny"))
@@ -32,15 +33,6 @@ REQUESTS = [
     Request([1, T, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 2.0), extra_prompts=[[1, *PICTURE, 3], [1, 3]]),
     Request([1, T], "image", given=[C] * 6),  # nothing is left to draw
 ]
-
-
-def build() -> CM3ForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny"))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

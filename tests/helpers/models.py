@@ -8,11 +8,11 @@ from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 
 
-def build(**overrides: Any) -> Any:
+def build(std: float = 0.3, **overrides: Any) -> Any:
     """A CM3ForCausalLM of the preset "tiny", the same each time. (transformers types its models in part only.)"""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CM3ForCausalLM(CM3Config.preset("tiny", **overrides))
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=std)
     return model.eval()

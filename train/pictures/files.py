@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 from PIL import Image
 from rich.progress import track
 
+from cm3.captioning import PICTURES
 from tokenizer_image.pixels import open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar
@@ -145,6 +146,3 @@ def decode(data: bytes, least: int) -> Image.Image:
         picture = picture.convert("RGB" if opaque else "RGBa")
     factor = min(picture.size) // least
     return picture.reduce(factor) if factor > 1 else picture
-
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")

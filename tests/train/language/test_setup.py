@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cm3 import CM3
-from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from documents import write_shards
+from tests.helpers.models import build
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import finish, layout, read_meta
 from train.language.config import LMConfig
@@ -35,12 +35,7 @@ def ids() -> Tensor:
 
 
 def model_of(**fields: object) -> CM3ForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CM3ForCausalLM(CM3Config.preset("tiny", **fields))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        return model.eval()
+    return build(std=0.2, **fields)
 
 
 def with_adapters(lora: Lora, **fields: object) -> tuple[CM3ForCausalLM, peft.LoraConfig]:
