@@ -73,6 +73,13 @@ class Service:
         if n > self.limits.pictures:
             raise ValueError(f"n: at most {self.limits.pictures} pictures at once")
 
+    def told(self, error: Exception) -> str:
+        """What is said of a mistake, a refusal, or time that is over; refusals are counted."""
+        if isinstance(error, Refusal):
+            self.meters.refusals.labels(error.category).inc()
+            log.info("refused: %s", error.category)
+        return TROUBLES[type(error)][2] if type(error) in TROUBLES else " ".join(str(error).split())[:300]
+
     def draw(self, ticket: Ticket, task: str, *args: Any, **options: Any) -> list[PIL_Image.Image]:
         """Pictures of a task, while there is time."""
         job = self.model.job(task, *args, **options)
@@ -133,12 +140,10 @@ def make_app(
 
     @app.exception_handler(Refusal)
     async def filtered(_: Request, error: Refusal) -> JSONResponse:
-        meters.refusals.labels(error.category).inc()
-        log.info("refused: %s", error.category)
-        return trouble(400, "invalid_request_error", str(error), "content_policy_violation")
+        return trouble(400, "invalid_request_error", service.told(error), "content_policy_violation")
 
     async def mistaken(_: Request, error: Exception) -> JSONResponse:
-        return trouble(422, "invalid_request_error", " ".join(str(error).split())[:300])
+        return trouble(422, "invalid_request_error", service.told(error))
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         return trouble(*TROUBLES[type(error)])
@@ -250,9 +255,8 @@ def make_app(
                         yield data(piece(id, created, name, {"content": text}))
                 yield data(piece(id, created, name, {}, end=True))
                 yield "data: [DONE]\n\n"
-            except (Refusal, TooLate) as error:
-                message = str(error) or TROUBLES[type(error)][2]
-                yield data({"error": {"message": message, "type": "server_error"}})
+            except (ValueError, TooLate) as error:
+                yield data({"error": {"message": service.told(error), "type": "server_error"}})
 
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(1))
@@ -301,8 +305,8 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
                     partial_image_index=number,
                     **common,
                 )
-    except (Refusal, TooLate) as error:
-        yield event("error", message=str(error) or TROUBLES[type(error)][2])
+    except (ValueError, TooLate) as error:
+        yield event("error", message=service.told(error))
 
 
 def read_keys(path: Path) -> list[str]:

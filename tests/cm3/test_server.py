@@ -244,6 +244,16 @@ def test_a_picture_filter_sees_what_comes_in_and_what_goes_out(tiny: CM3):
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "content_policy_violation"
     streamed = http.post("/v1/images/generations", json={"prompt": "a", "stream": True, "partial_images": 2})
     assert "b64_json" not in streamed.text and "the picture is refused: everything" in streamed.text
+    assert 'cm3_refusals_total{category="everything"} 4.0' in http.get("/metrics").text
+
+
+def test_what_turns_out_wrong_in_a_stream_is_told_in_it(http: TestClient):
+    long = "secret " * 250
+    drawn = http.post("/v1/images/generations", json={"prompt": long, "stream": True})
+    asked = http.post("/v1/chat/completions", json=asking(long, data_url(picture_bytes()), stream=True))
+    for answer in (drawn, asked):
+        assert "leaves no room" in answer.text and "secret" not in answer.text
+    assert "cm3_places_taken 0.0" in http.get("/metrics").text
 
 
 def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
