@@ -87,6 +87,28 @@ def end_to_end(batch: Batch) -> dict[str, Any]:
     }
 
 
+def cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z: float, chunk: int, first_code: int = 0
+) -> tuple[Tensor, Tensor]:
+    """hidden [N, D], head [V, D], targets [N], weights [N] -> the weighted total, and each target's error, [N].
+
+    first_code: 0, or where the image codes begin: codes then compete with codes alone, all other ids with each other.
+    """
+    if not first_code:
+        return ChunkedCrossEntropy.apply(hidden, head, targets, weights, z, chunk)
+    total, errors = hidden.new_zeros((), dtype=torch.float32), hidden.new_empty(len(targets), dtype=torch.float32)
+    codes = targets >= first_code  # [N]
+    for chosen, first, matrix in (codes, first_code, head[first_code:]), (~codes, 0, head[:first_code]):
+        places = chosen.nonzero()[:, 0]
+        # Even without a target: under FSDP all ranks must do the same.
+        part, of_part = ChunkedCrossEntropy.apply(
+            hidden[places], matrix, targets[places] - first, weights[places], z, chunk
+        )
+        total = total + part
+        errors[places] = of_part
+    return total, errors
+
+
 class LMLearner(nn.Module):
     """A causal language model with its loss, as one module: DDP and FSDP work at the borders of `forward`.
 
@@ -94,12 +116,13 @@ class LMLearner(nn.Module):
         model: CM3ForCausalLM, or any with `.model` (ids -> hidden) and `.lm_head`.
         z: weight of the z-loss.
         chunk: targets whose logits are held at once.
+        first_code: as for cross_entropy.
     """
 
-    def __init__(self, model: Any, z: float = 0.0, chunk: int = 1024):
+    def __init__(self, model: Any, z: float = 0.0, chunk: int = 256, first_code: int = 0):
         super().__init__()
         self.model: Any = model
-        self.z, self.chunk = z, chunk
+        self.z, self.chunk, self.first_code = z, chunk, first_code
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)
@@ -108,8 +131,7 @@ class LMLearner(nn.Module):
         hidden = states[:, :-1].flatten(0, 1)  # [N, D]
         targets, kinds = batch.ids[:, 1:].flatten(), batch.kinds[:, 1:].flatten()  # [N]
         head = self.model.lm_head.weight
-        total, errors = ChunkedCrossEntropy.apply(
-            hidden, head, targets, batch.weights[:, 1:].flatten(), self.z, self.chunk
-        )
+        weights = batch.weights[:, 1:].flatten()
+        total, errors = cross_entropy(hidden, head, targets, weights, self.z, self.chunk, self.first_code)
         sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
         return LMLosses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

@@ -83,7 +83,8 @@ def learner_of(
     if config.compile:
         for block in model.model.layers:
             block.compile()
-    return Trainee(LMLearner(model, config.z_loss, config.chunk).train(), adapter)
+    first_code = Vocab.from_config(model.config).first_code if config.softmax == "modality" else 0
+    return Trainee(LMLearner(model, config.z_loss, config.chunk, first_code).train(), adapter)
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:

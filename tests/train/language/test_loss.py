@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from largest import Largest
-from train.language.loss import ChunkedCrossEntropy, LMLearner
+from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy
 from train.language.objective import KINDS
 from train.language.packing import Batch
 
@@ -66,6 +66,24 @@ def test_the_loss_in_chunks_is_cross_entropy_with_z_loss(inputs, chunk: int, z: 
 def test_the_z_loss_counts(inputs):
     totals = [ChunkedCrossEntropy.apply(*inputs, z, 8)[0].item() for z in (0.0, 1e-2)]
     assert totals[1] > totals[0] + 0.01
+
+
+@pytest.mark.parametrize("shares", [(0, V), (20, V), (0, 20)], ids=["both", "codes alone", "text alone"])
+def test_by_modality_each_target_competes_with_its_own_alone(inputs, shares: tuple[int, int]):
+    hidden, head, _, weights = inputs
+    first_code = 20
+    targets = torch.randint(*shares, (N,), generator=torch.Generator().manual_seed(1))
+    total, errors = cross_entropy(hidden, head, targets, weights, 1e-2, 8, first_code)
+    codes = (targets >= first_code)[:, None] == (torch.arange(V) >= first_code)[None]  # [N, V]
+    logits = (hidden @ head.T).masked_fill(~codes, -torch.inf)
+    each = F.cross_entropy(logits, targets, reduction="none")
+    want = (weights * (each + 1e-2 * logits.logsumexp(-1).square())).sum()
+    assert_close(total, want, rtol=1e-5, atol=1e-5)
+    assert_close(errors, each, rtol=1e-5, atol=1e-5)
+    for slope, expected in zip(
+        torch.autograd.grad(total, (hidden, head)), torch.autograd.grad(want, (hidden, head)), strict=True
+    ):
+        assert_close(slope, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_head_or_a_frozen_body_has_no_gradient_and_the_other_is_the_same(inputs):
