@@ -23,6 +23,11 @@ ci:
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
+# The page in Debian's or another Chromium (CHROMIUM=/usr/bin/chromium); it is not downloaded.
+test-browser: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group browser
+	$(BIN)/python -m pytest tests/browser -m browser
+
 test-faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults -m faults
 
@@ -105,5 +110,5 @@ bump: newest
 	echo "# The releases that the tests passed with; \`make bump\` writes this file." > constraints.txt
 	sed 's/+[[:alnum:].]*$$//' .venv-newest/frozen.txt >> constraints.txt  # torch's "+cpu" is not everywhere
 
-.PHONY: run test ci test-slow test-faults test-newest test-oldest format format-check lint types demo data train-emoji \
+.PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types demo data train-emoji \
 	wheel clean .venv newest oldest bump

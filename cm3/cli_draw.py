@@ -124,7 +124,10 @@ def generate(
         prompt = delivery.facts["prompt"] = sys.stdin.read().strip()
     if not boxes and structure is None:
         check_words("prompt", prompt)
-    pictures = load(model, max_pixels, device).generate(
+    loaded = load(model, max_pixels, device)
+    if (unknown := loaded.unknown_words(prompt)) and not (quiet or as_json):
+        print(f"the model has never read {', '.join(unknown)}: its drawing will be of something else", file=sys.stderr)
+    pictures = loaded.generate(
         prompt,
         n,
         guidance,

@@ -47,6 +47,7 @@ OURS = (
     INDEX,
     "image_tokenizer",  # with all that lies in it
     "scorer",
+    "known_words.txt",  # known_words.py
 )
 UNFINISHED, OLD = ".unfinished", ".old"
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # no code from elsewhere

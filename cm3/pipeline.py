@@ -28,6 +28,7 @@ from cm3.checks import bound, check_text, check_whole, is_many, named
 from cm3.document import Document, check_document
 from cm3.flat_tokenizer import load_text, save_flat
 from cm3.jobs import Job, listed
+from cm3.known_words import KnownWords
 from cm3.model_files import (
     check_files,
     check_finite,
@@ -104,7 +105,7 @@ class CM3(Runner):
         text = load_text(folder, Vocab.from_config(model.config))
         image = load_image_tokenizer(folder, model.config, image_tokenizer)
         scorer = Scorer.from_pretrained(folder / "scorer") if (folder / "scorer").is_dir() else None
-        return cls(model, text, image, scorer, max_pixels, compile).to(device)
+        return cls(model, text, image, scorer, max_pixels, compile, KnownWords.load(folder)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that needs nothing outside it."""
@@ -116,6 +117,8 @@ class CM3(Runner):
             self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")
             if self.scorer:
                 self.scorer.save_pretrained(fresh / "scorer")
+            if self.known_words.words:
+                self.known_words.save(fresh)
             carry(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
 
@@ -312,6 +315,12 @@ class CM3(Runner):
         ids: list[int] = []
         deque(self.completion.write(ids, **asked), maxlen=0)
         return from_ids(ids, self.vocab, self.text_tokenizer, self.grid)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that the model never read while it was trained: what they name it cannot draw. None
+        where the model's folder does not say what it read (cm3/known_words.py)."""
+        check_text("the prompt", prompt)
+        return self.known_words.unknown(prompt)
 
     def score(self, document: Document) -> Score:
         """How likely the model finds each token of a finished document."""

@@ -18,6 +18,7 @@ from cm3 import ranking
 from cm3.completion import Completion
 from cm3.engine import Engine
 from cm3.jobs import Job, Jobs
+from cm3.known_words import KnownWords
 from cm3.processor import Processor
 from cm3.prompts import Prompts
 from cm3.request import Request
@@ -49,6 +50,7 @@ class Runner:
         scorer: Scorer | None = None,
         max_pixels: int = MAX_PIXELS,
         compile: bool = False,
+        known_words: KnownWords | None = None,
     ) -> None:
         config = model.config
         for what, has, wants in (
@@ -68,6 +70,7 @@ class Runner:
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.scorer = scorer
+        self.known_words = known_words or KnownWords()
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
         self.context: int = config.max_position_embeddings

@@ -58,6 +58,16 @@ class UploadedImage(gr.Image):
         return None if payload is None else opened(uploaded(payload.path))
 
 
+class UploadedFiles(gr.File):
+    """Files that a visitor chose, as paths in the folder of uploads."""
+
+    def get_block_name(self) -> str:
+        return "file"
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
+        return str(uploaded(url_or_file_path))
+
+
 class PaintedImage(gr.ImageMask):
     """A picture and what a visitor painted on it: {"background": picture, "layers": [paint ...], "composite": None}."""
 

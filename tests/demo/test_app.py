@@ -1,13 +1,13 @@
-"""The page: what it holds, what its buttons do, and that it is served to this machine."""
+"""How the page is served: to whom, and what a request can make it do."""
 
+import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -20,7 +20,8 @@ from PIL import Image
 
 from checkout import ROOT
 from cm3 import CM3
-from demo.app import build, clicked, handed_over, serve
+from demo.app import USER, main, serve
+from demo.page import build
 from demo.uploads import PaintedImage
 from tests.tokenizer_image.test_pixels import png_that_claims
 
@@ -31,11 +32,6 @@ BLANK = Image.new("RGBA", (20, 20))
 @pytest.fixture(scope="module")
 def page(tiny: CM3) -> gr.Blocks:
     return build(tiny)
-
-
-@pytest.fixture
-def handlers(page: gr.Blocks) -> dict[str, Callable]:
-    return {str(function.name): function.fn for function in page.fns.values() if function.fn is not None}
 
 
 @pytest.fixture
@@ -59,87 +55,6 @@ def uploads() -> Path:
     return folder
 
 
-def last(results: Iterator[Any]) -> Any:
-    return list(results)[-1]
-
-
-def test_the_page_has_five_tabs(page: gr.Blocks):
-    tabs = [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
-    assert tabs == ["Draw", "Edit", "Fill in", "Describe", "Ask"]
-
-
-def test_buttons_do_what_the_pipeline_does(handlers: dict[str, Callable], tiny: CM3, picture: str, painting: dict):
-    drawn = list(handlers["draw"]("a red apple", 2, 1, 3, 1, 0.95, 7))
-    expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7)
-    assert [len(images) for images in drawn] == [2] * 4  # row by row
-    assert [image.tobytes() for image in drawn[-1]] == [image.tobytes() for image in expected]
-    edited = tiny.edit(picture, "make it blue", 2, 4, 1, seed=7)
-    assert last(handlers["edit"](picture, "make it blue", 2, 4, 1, 7)).tobytes() == edited.tobytes()
-    mask = Image.new("L", (20, 20))
-    mask.paste(255, (4, 4, 8, 8))
-    for words in ("", "a cat"):
-        filled = tiny.infill(picture, mask, words, 1, 2, 1, seed=7)[0]
-        assert last(handlers["fill"](painting, words, 2, 1, 7)).tobytes() == filled.tobytes()
-    assert handlers["describe"](picture, "ar", True) == tiny.caption(picture, "ar", long=True)
-    assert handlers["ask"](picture, "What is this?") == tiny.answer(picture, "What is this?")
-
-
-def test_the_best_of_several_is_drawn(tiny: CM3):
-    draw = next(function.fn for function in build(tiny).fns.values() if function.name == "draw")
-    assert draw is not None
-    expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7, best_of=3)
-    assert [one.tobytes() for one in last(draw("a red apple", 2, 3, 3, 1, 0.95, 7))] == [
-        one.tobytes() for one in expected
-    ]
-
-
-def test_a_clicked_drawing_goes_to_the_other_tabs(uploads: Path):
-    path = str(uploads / "a.png")
-    Image.new("RGB", (4, 4)).save(path)
-    assert clicked(SimpleNamespace(value={"image": {"path": path}})) == (path,) * 4  # pyright: ignore
-    assert handed_over("a.png") == ("a.png", None)
-    assert handed_over(None) == gr.skip()
-
-
-@pytest.mark.parametrize("value", [{"image": {"path": "/etc/hostname"}}, {"image": {"path": None}}, {}, None, "a.png"])
-def test_what_was_clicked_is_not_taken_from_the_disk(value: Any):
-    with pytest.raises(gr.Error, match="not uploaded here"):
-        clicked(SimpleNamespace(value=value))  # pyright: ignore
-
-
-def test_what_the_model_sees_is_shown(handlers: dict[str, Callable], tiny: CM3):
-    wide = Image.new("RGB", (300, 100), "red")
-    wide.paste("blue", (50, 0, 250, 100))
-    middle = Image.new("RGB", (100, 100), "blue")
-    assert handlers["look"](wide).size == (16, 16)
-    assert handlers["look"](wide).tobytes() == handlers["look"](middle).tobytes()
-    assert handlers["look"](wide).tobytes() != handlers["look"](Image.new("RGB", (9, 9), "red")).tobytes()
-    assert handlers["look"](None) is None
-
-
-@pytest.mark.parametrize(
-    ("button", "values", "message"),
-    [
-        ("draw", (" ", 1, 1, 3, 1, 0.95, 0), "prompt is empty"),
-        ("draw", ("apple " * 500, 1, 1, 3, 1, 0.95, 0), "leaves no room"),
-        ("edit", (None, "make it blue", 2, 3, 1, 0), "Choose a picture first"),
-        ("edit", ("red.png", " ", 2, 3, 1, 0), "instruction is empty"),
-        ("fill", (None, "", 3, 1, 0), "Choose a picture first"),
-        ("fill", ({"background": None, "layers": []}, "", 3, 1, 0), "Choose a picture first"),
-        ("fill", ({"background": BLANK, "layers": []}, "", 3, 1, 0), "Paint over what is to be redrawn first"),
-        ("fill", ({"background": BLANK, "layers": [BLANK]}, "", 3, 1, 0), "Paint over what is to be redrawn first"),
-        ("describe", (None, "en", False), "Choose a picture first"),
-        ("ask", (None, "What?"), "Choose a picture first"),
-        ("ask", ("red.png", ""), "question is empty"),
-    ],
-)
-def test_a_mistake_is_a_message_on_the_page(handlers, picture, monkeypatch, button: str, values: tuple, message: str):
-    monkeypatch.chdir(Path(picture).parent)
-    with pytest.raises(gr.Error) as error:
-        list(handlers[button](*values))
-    assert message in error.value.message
-
-
 @pytest.fixture(scope="module")
 def url(page: gr.Blocks) -> Iterator[str]:
     _, url, _ = serve(page, prevent_thread_lock=True, quiet=True)
@@ -149,11 +64,12 @@ def url(page: gr.Blocks) -> Iterator[str]:
 
 def test_it_answers_on_this_machine(url: str, tiny: CM3, picture: str):
     client = Client(url, verbose=False)
-    assert client.predict(handle_file(picture), "en", False, api_name="/describe") == tiny.caption(picture)
-    drawn = client.submit("a red apple", 2, 1, 3, 1, 0.95, 7, api_name="/draw")
+    _, table = client.predict(handle_file(picture), None, "en", False, api_name="/describe")
+    assert table["data"] == [["1", tiny.caption(picture)]]
+    drawn = client.submit(prompt="a red apple", n=2, dice=False, seed=7, api_name="/draw")
     drawn.result()
     drawn = drawn.outputs()[-1]
-    assert [Image.open(item["image"]).size for item in drawn] == [(16, 16)] * 2
+    assert [Image.open(item["image"]).size for item in drawn[1]["value"]] == [(16, 16)] * 2
 
 
 def test_a_painting_is_filled_over_the_wire(url: str, tiny: CM3, painting: dict, tmp_path: Path):
@@ -162,7 +78,7 @@ def test_a_painting_is_filled_over_the_wire(url: str, tiny: CM3, painting: dict,
         part.save(tmp_path / f"{i}.png")
         files.append(handle_file(str(tmp_path / f"{i}.png")))
     sent = {"background": files[0], "layers": files[1:], "composite": None}
-    filled = Client(url, verbose=False).predict(sent, "a cat", 2, 1, 7, api_name="/fill")
+    filled = Client(url, verbose=False).predict(sent, "a cat", 2, 1, False, 7, api_name="/fill")[1]
     mask = painting["layers"][0].getchannel("A")
     expected = tiny.infill(painting["background"], mask, "a cat", 1, 2, 1, seed=7)[0]
     assert Image.open(filled).convert("RGBA").tobytes() == expected.tobytes()
@@ -203,15 +119,20 @@ def shapes(path: str, uploads: Path) -> list[Any]:
 
 def test_no_file_of_the_disk_is_read(url: str, tiny: CM3, secret: str, uploads: Path):
     caption = tiny.caption(secret)
-    for shape in shapes(secret, uploads):
-        for name, data in (
-            ("describe", [shape, "en", False]),
-            ("ask", [shape, "What is this?"]),
-            ("edit", [shape, "make it blue", 2, 3, 1, 0]),
-            ("look", [shape]),
-            ("fill", [{"background": shape, "layers": [shape], "composite": shape}, "", 3, 1, 0]),
-            ("fill", [{"background": None, "layers": [], "composite": None, "id": secret}, "", 3, 1, 0]),
-        ):
+    for i, shape in enumerate(shapes(secret, uploads)):
+        asked = [("describe", [shape, None, "en", False]), ("describe", [None, [shape], "en", False])]
+        painted = {"background": shape, "layers": [shape], "composite": shape}
+        others = [
+            ("ask", [shape, "What is this?", []]),
+            ("edit", [shape, "make it blue", 2, 3, 1, False, 0]),
+            ("look", [shape, ""]),
+            ("write", ["a cat", shape, 1, False, 0]),
+            ("draw", ["a cat", 1, "", 1, 3, False, 1, 0.95, False, 0, "", shape, "edges", []]),
+            ("fill", [painted, "", 3, 1, False, 0]),
+            ("fill", [{"background": None, "layers": [], "composite": None, "id": secret}, "", 3, 1, False, 0]),
+        ]
+        # All shapes at one door; at the others, which are of the same classes, one shape each.
+        for name, data in (*asked, others[i % len(others)]):
             said = ask(url, name, data)
             assert "event: error" in said or '"detail"' in said or "Choose a picture" in said, (name, shape, said)
             assert caption not in said
@@ -224,7 +145,11 @@ def test_nothing_is_fetched_for_a_visitor(url: str):
         server.settimeout(0.5)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
         for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
-            assert "event: error" in ask(url, "describe", [{"path": address, "url": address, **meta}, "en", False])
+            assert "event: error" in ask(
+                url, "describe", [{"path": address, "url": address, **meta}, None, "en", False]
+            )
+            file = {"path": address, "url": address, **meta}
+            assert "event: error" in ask(url, "describe", [None, [file], "en", False])
         with pytest.raises(TimeoutError):
             server.accept()
 
@@ -238,9 +163,9 @@ def test_other_names_are_refused(url: str, host: str):
     "origin", ["http://evil.example", "null", "https://localhost.evil.example", "http://127.0.0.1:1"]
 )
 def test_pages_from_elsewhere_are_refused(url: str, origin: str):
-    assert "refused" in ask(url, "ask", [None, "What?"], Origin=origin)
+    assert "refused" in ask(url, "ask", [None, "What?", []], Origin=origin)
     own = url.removesuffix("/")
-    assert "refused" not in ask(url, "ask", [None, "What?"], Origin=own)
+    assert "refused" not in ask(url, "ask", [None, "What?", []], Origin=own)
 
 
 def upload(url: str, data: bytes) -> dict:
@@ -253,10 +178,12 @@ def test_a_huge_picture_is_refused_before_it_is_decoded_in_every_tab(url: str):
     painted = {"background": bomb, "layers": [bomb], "composite": bomb}
     started = time.process_time()
     for name, data in (
-        ("describe", [bomb, "en", False]),
-        ("ask", [bomb, "What is this?"]),
-        ("edit", [bomb, "make it blue", 2, 3, 1, 0]),
-        ("fill", [painted, "", 3, 1, 0]),
+        ("describe", [bomb, None, "en", False]),
+        ("describe", [None, [bomb], "en", False]),
+        ("look", [bomb, ""]),
+        ("ask", [bomb, "What is this?", []]),
+        ("edit", [bomb, "make it blue", 2, 3, 1, False, 0]),
+        ("fill", [painted, "", 3, 1, False, 0]),
     ):
         assert "too large: 13000 x 13000 pixels" in ask(url, name, data)
     assert time.process_time() - started < 2
@@ -266,7 +193,7 @@ def test_layers_are_counted(url: str):
     buffer = BytesIO()
     BLANK.save(buffer, "PNG")
     blank = upload(url, buffer.getvalue())
-    said = ask(url, "fill", [{"background": blank, "layers": [blank] * 9, "composite": None}, "", 3, 1, 0])
+    said = ask(url, "fill", [{"background": blank, "layers": [blank] * 9, "composite": None}, "", 3, 1, False, 0])
     assert "9 layers of paint: at most 8" in said
 
 
@@ -293,14 +220,52 @@ def test_parts_of_paintings_do_not_fill_the_memory(page: gr.Blocks):
     [
         (["--model", "nothing"], "demo: there is no model 'nothing'"),
         (["--port", "99999"], "demo: "),
-        (["--port", "1x"], "argument --port: invalid int value: '1x'"),
+        (["--host", "0.0.0.0"], "give --password, at least 8 characters"),
+        (["--share", "--password", "short"], "give --password, at least 8 characters"),
     ],
 )
-def test_a_bad_model_or_port_is_one_line(options: list[str], message: str, tiny_folder: Path):
+def test_what_cannot_be_served_is_one_line(options: list[str], message: str, tiny_folder: Path, monkeypatch):
     model = [] if "--model" in options else ["--model", str(tiny_folder)]
-    command = [sys.executable, "-m", "demo.app", *model, *options]
+    monkeypatch.setattr(sys, "argv", ["demo.app", *model, *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)
+
+
+def test_the_command_tells_a_mistake_in_one_line():
+    command = [sys.executable, "-m", "demo.app", "--port", "1x"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
-    assert done.returncode in (1, 2)
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if not line.startswith("usage")]) == 1
+    assert done.returncode == 2
+    *usage, line = done.stderr.splitlines()
+    assert "argument --port: invalid int value: '1x'" in line
+    assert all(one.startswith(("usage", " ")) for one in usage)
+
+
+def test_others_need_the_password(tiny: CM3):
+    page = build(tiny)
+    _, url, _ = serve(page, prevent_thread_lock=True, quiet=True, auth=(USER, "long enough"))
+    try:
+        assert httpx.get(f"{url}gradio_api/info").status_code == 401
+        with httpx.Client(base_url=url) as visitor:
+            assert visitor.post("/login", data={"username": USER, "password": "wrong one"}).status_code == 400
+            assert visitor.post("/login", data={"username": USER, "password": "long enough"}).status_code == 200
+            assert visitor.get("/gradio_api/info").status_code == 200
+    finally:
+        page.close()
+
+
+def test_the_work_is_served_as_mcp_tools(tiny: CM3):
+    page = build(tiny)
+    _, url, _ = serve(page, prevent_thread_lock=True, quiet=True, mcp_server=True)
+    try:
+        headers = {"Accept": "application/json, text/event-stream"}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        said = httpx.post(f"{url}gradio_api/mcp/", json=asked, headers=headers, timeout=60).text
+        tools = json.loads(said.partition("data: ")[2] or said)["result"]["tools"]
+        assert {tool["name"] for tool in tools} == {"draw", "edit", "fill", "describe", "ask", "write", "look"}
+        assert all(tool["description"].strip() for tool in tools)
+        draw = next(tool for tool in tools if tool["name"] == "draw")
+        assert "1 to 16" in draw["inputSchema"]["properties"]["n"]["description"]
+    finally:
+        page.close()

@@ -1,0 +1,119 @@
+"""The page in two languages: the English one, and its mirror image in Arabic at /ar."""
+
+import io
+import json
+import tarfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Navbar
+from PIL import Image
+
+from cm3.pipeline import CM3
+from demo import parts
+from demo.tabs import ask, describe, draw, edit, fill, look, write
+from demo.uploads import NOT_UPLOADED, uploaded
+from demo.words import Say
+
+TITLE = "CM3leon"
+KEPT_SECONDS = 3600  # files of finished pictures; drawn on the way, they leave none
+LANES, WAITING = 8, 64  # pieces of work under way, and waiting
+SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train" / "shard-00000.tar"
+EXAMPLES = 8  # pictures
+CSS = """
+.picture img, .preview img { width: 100%; height: 100%; object-fit: contain; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
+.preview .sheet, .drawings .grid-container { max-width: 390px; margin: auto; grid-template-columns: 1fr 1fr; }
+.preview .sheet:has(img:only-child) { grid-template-columns: 1fr; max-width: 340px; }
+.described .sheet { grid-template-columns: repeat(auto-fill, 64px); }
+.document img { width: 192px; display: block; margin: 8px 0; }
+.examples-row .grid-wrap { max-height: 110px; }
+.codes td { width: 40px; height: 40px; text-align: center; font-size: 11px; border: 1px solid #ddd; }
+.tokens span { padding: 2px; border-radius: 3px; white-space: pre; }
+.ar { direction: rtl; text-align: right; }
+.ar textarea, .ar input { text-align: start; }
+"""
+
+
+@cache
+def example_pictures() -> list[Image.Image]:
+    """Some of the sample data's; none in a checkout without it."""
+    if not SAMPLE.is_file():
+        return []
+    with tarfile.open(SAMPLE) as shard:
+        names = sorted(shard.getnames())
+        stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        facts = {stem: json.loads(shard.extractfile(f"{stem}.json").read()) for stem in stems}  # pyright: ignore
+        plain = [stem for stem in stems if facts[stem].get("group") in ("animals-nature", "food-drink")]
+        taken = plain[:: max(1, len(plain) // EXAMPLES)][:EXAMPLES]
+        return [Image.open(io.BytesIO(shard.extractfile(f"{stem}.png").read())).copy() for stem in taken]  # pyright: ignore
+
+
+def build(model: CM3) -> gr.Blocks:
+    """Both pages; nothing is served yet."""
+    with gr.Blocks(title=TITLE, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
+        Navbar(main_page_name="English")
+        fill_page(model, Say("en"))
+    with page.route("العربية", "ar"):
+        Navbar(main_page_name="English")
+        fill_page(model, Say("ar"))
+    page.queue(max_size=WAITING, default_concurrency_limit=LANES)
+    return page
+
+
+def fill_page(model: CM3, say: Say) -> None:
+    with gr.Column(elem_classes=["page", say.language]):
+        taken = gr.State()  # a picture that was clicked and is not yet in the editor
+        gr.Markdown(say("about"))
+        with gr.Tabs() as tabs:
+            made: dict[str, Any] = {}
+            items: dict[str, gr.Tab] = {}
+            for name, room in (
+                *(("draw", draw), ("edit", edit), ("fill", fill), ("describe", describe)),
+                *(("ask", ask), ("write", write), ("look", look)),
+            ):
+                with gr.Tab(say(name), id=name) as items[name]:
+                    made[name] = room.build(model, say)
+        sources = [made[name].source for name in ("edit", "describe", "ask", "write", "look")]
+        results = [(made[name].result, made[name].use) for name in ("edit", "fill")]
+        with gr.Row(elem_classes="use"):
+            gr.Markdown(say("use"))
+            targets = ("edit", "fill", "describe", "ask", "write", "look")
+            buttons = [gr.Button(say(name), size="sm", elem_classes=f"use-{name}") for name in targets]
+        shown = [*made["draw"].galleries]
+        if pictures := example_pictures():
+            with gr.Row(elem_classes="examples-row"):
+                shown.append(
+                    parts.gallery(
+                        say("example_pictures"),
+                        value=pictures,
+                        columns=EXAMPLES,
+                        height=130,
+                        allow_preview=False,
+                        elem_classes="example-pictures",
+                    )
+                )
+        for one in shown:
+            one.select(clicked, None, [*sources, taken], api_visibility="private", show_progress="hidden")
+        for result, button in results:
+            button.click(lambda picture: (picture,) * 6, result, [*sources, taken], api_visibility="private")
+        for name, button in zip(targets, buttons, strict=True):
+            button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, api_visibility="private")
+        # The editor takes a picture only while it is seen.
+        items["fill"].select(handed_over, taken, [made["fill"].painting, taken], api_visibility="private")
+
+
+def clicked(event: gr.SelectData) -> tuple[str, ...]:
+    """A picture that was clicked goes to all tabs. What was clicked is what the request says: it is looked at."""
+    try:
+        path = event.value["image"]["path"]
+    except (KeyError, TypeError):
+        raise gr.Error(NOT_UPLOADED, print_exception=False) from None
+    return (str(uploaded(path)),) * 6
+
+
+def handed_over(picture: Any) -> Any:
+    """A clicked picture goes to the editor once, and what was painted there stays else."""
+    return gr.skip() if picture is None else (picture, None)

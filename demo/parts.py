@@ -1,0 +1,158 @@
+"""What several tabs are made of: pictures in and out, seeds, stop buttons, and a user's mistakes as messages."""
+
+import html
+import random
+import time
+from base64 import b64encode
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, NoReturn
+
+import gradio as gr
+from PIL import Image
+
+from cm3.options import GENERATE
+from cm3.server_work import Ticket, TooLate
+from cm3.streaming import Piece
+from demo.uploads import UploadedImage
+from demo.words import Say
+
+HEIGHT = 340  # of a picture that is worked on, in pixels
+MAX_TEXT = 500  # characters
+MAX_SECONDS = 60.0  # of one piece of work
+MAX_SEED = 2**31
+
+
+def mistake(say: Say, key: str, **values: object) -> NoReturn:
+    raise gr.Error(say(key, **values), print_exception=False)
+
+
+@contextmanager
+def friendly(say: Say) -> Iterator[None]:
+    """What the pipeline refuses becomes a message on the page."""
+    try:
+        yield
+    except TooLate:
+        mistake(say, "too_slow", n=int(MAX_SECONDS))
+    except (ValueError, TypeError) as error:
+        raise gr.Error(say("failed", error=error), print_exception=False) from error
+
+
+def timed(pieces: Generator[Piece]) -> Generator[Piece]:
+    """They, for at most MAX_SECONDS; the model stops working when whoever reads them stops."""
+    return Ticket(MAX_SECONDS).watch(pieces)
+
+
+def checked_text(say: Say, text: str | None, empty: str = "") -> str:
+    """The text. empty: key of the message for none; "" = there may be none."""
+    if len(text or "") > MAX_TEXT:
+        mistake(say, "too_long", n=MAX_TEXT)
+    if empty and not (text or "").strip():
+        mistake(say, empty)
+    return text or ""
+
+
+def chosen(say: Say, picture: Image.Image | None) -> Image.Image:
+    if picture is None:
+        mistake(say, "no_picture")
+    return picture
+
+
+def seed_of(dice: bool, seed: float | None) -> int:
+    return random.randrange(MAX_SEED) if dice else int(seed or 0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+def tag(picture: Image.Image) -> str:
+    """An <img> that holds the picture itself: what is drawn on the way leaves no file."""
+    data = BytesIO()
+    picture.save(data, "PNG", compress_level=1)
+    return f'<img alt="" src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
+
+
+def sheet(pictures: Iterable[Image.Image]) -> str:
+    return f'<div class="sheet">{"".join(map(tag, pictures))}</div>'
+
+
+def paragraphs(items: Iterable[str | Image.Image]) -> str:
+    """Texts and pictures in their order."""
+    parts = (tag(item) if isinstance(item, Image.Image) else f"<p>{html.escape(item)}</p>" for item in items)
+    return f'<div class="document">{"".join(parts)}</div>'
+
+
+def picture_input(label: str) -> UploadedImage:
+    """The picture as it is: the pipeline crops and scales it."""
+    return UploadedImage(
+        label=label,
+        type="pil",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=HEIGHT,
+        elem_classes="picture",
+    )
+
+
+def picture_output(label: str, **options: Any) -> gr.Image:
+    return gr.Image(
+        label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="picture", **options
+    )
+
+
+def gallery(label: str, **options: Any) -> gr.Gallery:
+    settings: dict[str, Any] = {"format": "png", "interactive": False, "object_fit": "contain", **options}
+    return gr.Gallery(label=label, **settings)
+
+
+def preview() -> gr.HTML:
+    return gr.HTML(visible=False, elem_classes="preview")
+
+
+def temperature_input(say: Say, value: float = GENERATE.temperature) -> gr.Slider:
+    return gr.Slider(0, 2, value, step=0.05, label=say("temperature"), info=say("temperature_info"))
+
+
+def seed_inputs(say: Say) -> tuple[gr.Checkbox, gr.Number]:
+    """Whether a seed is drawn, and the one that counts if not."""
+    dice = gr.Checkbox(True, label=say("dice"))
+    return dice, gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label=say("seed"), info=say("seed_info"))
+
+
+def examples(say: Say, texts: Sequence[str], box: gr.Textbox) -> None:
+    gr.Examples([[text] for text in texts], box, label=say("examples"))
+
+
+def stop_button(say: Say) -> gr.Button:
+    return gr.Button("■ " + say("stop"), variant="stop", size="sm", scale=0, min_width=120)
+
+
+def connect(
+    say: Say,
+    triggers: Sequence[Any],
+    work: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    name: str,
+    stop: gr.Button | None = None,
+    status: Any = None,
+) -> None:
+    """work runs at the triggers until it is done or stop is pressed. name: of the endpoint; the English page has it."""
+    event = gr.on(
+        triggers,
+        work,
+        list(inputs),
+        list(outputs),
+        api_name=name,
+        show_progress_on=outputs[0],
+        api_visibility="public" if say.language == "en" else "private",
+    )
+    if stop is not None:
+        stop.click(lambda: say("stopped"), None, status, cancels=[event], queue=False, api_visibility="private")

@@ -1,0 +1,72 @@
+"""Describe: one picture or several, in one language or both."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cm3.pipeline import CM3
+from demo import parts
+from demo.uploads import UploadedFiles, UploadedImage, opened, uploaded
+from demo.words import LANGUAGES, Say
+
+MAX_FILES = 32
+
+
+@dataclass(frozen=True)
+class DescribeTab:
+    source: UploadedImage
+
+
+def describer(model: CM3, say: Say) -> Any:
+    def describe(
+        picture: Image.Image | None, files: list[str] | None = None, languages: str = "en", long: bool = False
+    ) -> tuple[Any, list[list[str]]]:
+        """Describe a picture, or several.
+
+        Args:
+            picture: one of them.
+            files: further pictures.
+            languages: "en", "ar" or "both".
+            long: say also where things stand, and on what.
+        """
+        if len(files or []) > MAX_FILES:
+            parts.mistake(say, "too_many", n=MAX_FILES)
+        pictures = [] if picture is None else [picture]
+        pictures += [opened(uploaded(file)) for file in files or []]
+        if not pictures:
+            parts.mistake(say, "no_picture")
+        wanted = LANGUAGES if languages == "both" else (languages,)
+        with parts.friendly(say):
+            told = [model.caption(pictures, language, long=bool(long)) for language in wanted]
+        return parts.sheet(pictures), [[str(i + 1), *texts] for i, texts in enumerate(zip(*told, strict=True))]
+
+    return describe
+
+
+def build(model: CM3, say: Say) -> DescribeTab:
+    with gr.Row():
+        with gr.Column(min_width=260):
+            source = parts.picture_input(say("source"))
+            files = UploadedFiles(
+                label=say("files"), file_count="multiple", file_types=["image"], height=120, elem_classes="files"
+            )
+        with gr.Column(min_width=300):
+            choices = [("English", "en"), ("العربية", "ar"), (say("both"), "both")]
+            languages = gr.Radio(choices, value=say.language, label=say("language"))
+            long = gr.Checkbox(label=say("long"), info=say("long_info"))
+            button = gr.Button(say("describe"), variant="primary", elem_classes="describe-button")
+            shown = gr.HTML(elem_classes="described")
+            table = gr.Dataframe(
+                label=say("description"),
+                headers=["", say("description"), say("description")],
+                wrap=True,
+                interactive=False,
+                column_count=3,
+                elem_classes="descriptions",
+            )
+    parts.connect(
+        say, [button.click], describer(model, say), [source, files, languages, long], [shown, table], "describe"
+    )
+    return DescribeTab(source)

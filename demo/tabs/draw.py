@@ -1,0 +1,145 @@
+"""Draw: pictures from words, row by row; things in boxes; after the edges or areas of another picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cm3.options import GENERATE
+from cm3.pipeline import CM3
+from demo import parts
+from demo.boxes import Boxes
+from demo.words import PROMPTS, Say
+
+MAX_PICTURES, MAX_BEST = 16, 4
+KEPT = 24  # drawings of the history
+
+
+@dataclass(frozen=True)
+class DrawTab:
+    galleries: tuple[gr.Gallery, ...]  # whose pictures can be taken elsewhere
+
+
+def drawer(model: CM3, say: Say) -> Any:
+    def draw(
+        prompt: str,
+        n: float = 4,
+        negative: str = "",
+        best_of: float = 1,
+        guidance: float = GENERATE.guidance,
+        falling: bool = False,
+        temperature: float = GENERATE.temperature,
+        top_p: float = GENERATE.top_p,
+        dice: bool = True,
+        seed: float = 0,
+        boxes: list[tuple[str, tuple[float, ...]]] | None = None,
+        structure: Image.Image | None = None,
+        kind: str = "edges",
+        history: list[Image.Image] | None = None,
+    ) -> Iterator[list[Any]]:
+        """Draw n pictures of what the prompt says.
+
+        Args:
+            prompt: what to draw, in English or Arabic.
+            n: how many pictures, 1 to 16.
+            negative: what to keep away from.
+            best_of: draw so many for each picture and keep what fits the words best.
+            guidance: how much the words count; 1 = off.
+            falling: whether guidance falls from row to row.
+            temperature: 0 = the likeliest.
+            top_p: draw from the likeliest codes that together reach this probability.
+            dice: whether a new seed is drawn.
+            seed: the one that counts if not.
+            boxes: JSON, [{"name": "a cat", "box": [0.1, 0.2, 0.5, 0.6]}]: left, top, right, bottom as shares.
+            structure: a picture whose edges or areas the drawing follows.
+            kind: "edges" or "segments".
+            history: earlier drawings.
+        """
+        prompt = parts.checked_text(say, prompt, "" if boxes else "no_prompt")
+        negative = parts.checked_text(say, negative)
+        n, best_of = int(n), int(best_of)
+        if not 1 <= n <= MAX_PICTURES or not 1 <= best_of <= MAX_BEST:
+            parts.mistake(say, "too_many", n=MAX_PICTURES)
+        seed, clock = parts.seed_of(dice, seed), parts.Clock()
+        options: dict[str, Any] = {
+            "guidance": guidance,
+            "temperature": temperature,
+            "top_p": top_p,
+            "guidance_schedule": "falling" if falling else "constant",
+            "boxes": boxes or None,
+            "structure": structure,
+            "kind": kind,
+            "negative_prompt": negative.strip() or None,
+        }
+        with parts.friendly(say):
+            if best_of > 1:
+                finished = model.generate(prompt, n, seed=seed, best_of=best_of, **options)
+            else:
+                pictures: dict[int, Image.Image] = {}
+                for index, picture in parts.timed(model.stream("generate", prompt, n, seed=seed, **options)):
+                    pictures[index] = picture  # pyright: ignore[reportArgumentType]  # a drawing has no text
+                    if index == n - 1:  # all have one more row
+                        show = gr.update(value=parts.sheet(pictures.values()), visible=True)
+                        yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
+                finished = list(pictures.values())
+        kept = [*finished, *(history or [])][:KEPT]
+        status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
+        if unknown := model.unknown_words(prompt):
+            status += " ⚠️ " + say("unknown", words=", ".join(unknown))
+        shown = gr.update(value=finished, visible=True, selected_index=None)
+        yield [gr.update(visible=False), shown, status, kept, kept, seed]
+
+    return draw
+
+
+def build(model: CM3, say: Say) -> DrawTab:
+    history = gr.State([])
+    prompt = gr.Textbox(
+        label=say("prompt"),
+        value=PROMPTS[say.language][0],
+        submit_btn=say("draw"),
+        max_length=parts.MAX_TEXT,
+        elem_classes="draw-prompt",
+    )
+    parts.examples(say, PROMPTS[say.language], prompt)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            preview = parts.preview()
+            drawings = parts.gallery(say("pictures"), columns=2, elem_classes="drawings")
+            with gr.Row():
+                stop = parts.stop_button(say)
+                status = gr.Markdown(elem_classes="status")
+            earlier = parts.gallery(say("history"), columns=8, height=160, elem_classes="history")
+        with gr.Column(scale=3, min_width=300):
+            n = gr.Slider(1, MAX_PICTURES, 4, step=1, label=say("how_many"))
+            dice, seed = parts.seed_inputs(say)
+            with gr.Accordion(say("boxes"), open=False):
+                boxes = Boxes(say)
+            with gr.Accordion(say("more"), open=False):
+                negative = gr.Textbox("", label=say("negative"), max_length=parts.MAX_TEXT)
+                best_of = gr.Slider(1, MAX_BEST, 1, step=1, label=say("best_of"), info=say("best_of_info"))
+                guidance = gr.Slider(
+                    1, 10, GENERATE.guidance, step=0.5, label=say("guidance"), info=say("guidance_info")
+                )
+                falling = gr.Checkbox(False, label=say("falling"))
+                temperature = parts.temperature_input(say)
+                top_p = gr.Slider(0.05, 1, GENERATE.top_p, step=0.05, label=say("top_p"))
+                structure = parts.picture_input(say("structure"))
+                kinds = [(say("edges"), "edges"), (say("segments"), "segments")]
+                kind = gr.Radio(kinds, value="edges", label=say("structure_kind"))
+    parts.connect(
+        say,
+        [prompt.submit],
+        drawer(model, say),
+        [
+            *(prompt, n, negative, best_of, guidance, falling, temperature, top_p, dice, seed, boxes),
+            *(structure, kind, history),
+        ],
+        [preview, drawings, status, history, earlier, seed],
+        "draw",
+        stop,
+        status,
+    )
+    return DrawTab((drawings, earlier))

@@ -1,0 +1,107 @@
+"""Edit: a picture changed as words ask, with what was and what is under one slider."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cm3.options import EDIT
+from cm3.pipeline import CM3
+from demo import parts
+from demo.uploads import UploadedImage
+from demo.words import INSTRUCTIONS, Say
+
+
+@dataclass(frozen=True)
+class EditTab:
+    source: UploadedImage
+    result: gr.Image
+    use: gr.Button
+
+
+def editor(model: CM3, say: Say) -> Any:
+    def edit(
+        picture: Image.Image | None,
+        instruction: str,
+        image_guidance: float = EDIT.image_guidance,
+        text_guidance: float = EDIT.text_guidance,
+        temperature: float = EDIT.temperature,
+        dice: bool = True,
+        seed: float = 0,
+    ) -> Iterator[list[Any]]:
+        """Change a picture as the instruction asks.
+
+        Args:
+            picture: to be changed.
+            instruction: what to change, in English or Arabic.
+            image_guidance: how much stays as it is.
+            text_guidance: how much the instruction counts.
+            temperature: 0 = the likeliest.
+            dice: whether a new seed is drawn.
+            seed: the one that counts if not.
+        """
+        source = parts.chosen(say, picture)
+        parts.checked_text(say, instruction, "no_instruction")
+        settings = (image_guidance, text_guidance, temperature)
+        seed, clock, edited = parts.seed_of(dice, seed), parts.Clock(), None
+        with parts.friendly(say):
+            for piece in parts.timed(model.stream("edit", source, instruction, *settings, seed=seed)):
+                edited = piece.content
+                yield [gr.update(value=parts.sheet([edited]), visible=True), gr.skip(), gr.skip(), gr.skip(), seed]  # pyright: ignore
+        before = model.image_tokenizer.decode(model.image_tokenizer.encode(source)).resize(edited.size)  # pyright: ignore
+        done = say("done", seconds=clock.seconds, seed=seed)
+        yield [gr.update(visible=False), (before, edited), edited, done, seed]
+
+    return edit
+
+
+def build(model: CM3, say: Say) -> EditTab:
+    with gr.Row():
+        with gr.Column(min_width=260):
+            source = parts.picture_input(say("source"))
+        with gr.Column(min_width=260):
+            preview = parts.preview()
+            slider = gr.ImageSlider(
+                label=say("edited"),
+                type="pil",
+                format="png",
+                interactive=False,
+                height=parts.HEIGHT,
+                elem_classes="picture",
+            )
+            result = gr.Image(visible="hidden", type="pil", format="png")  # what other tabs take
+    instruction = gr.Textbox(
+        label=say("instruction"),
+        value=INSTRUCTIONS[say.language][0],
+        submit_btn=say("edit"),
+        max_length=parts.MAX_TEXT,
+        elem_classes="edit-words",
+    )
+    with gr.Row():
+        stop = parts.stop_button(say)
+        use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
+        status = gr.Markdown(elem_classes="status")
+    parts.examples(say, INSTRUCTIONS[say.language], instruction)
+    with gr.Row():
+        image_guidance = gr.Slider(
+            0, 5, EDIT.image_guidance, step=0.25, label=say("image_guidance"), info=say("image_guidance_info")
+        )
+        text_guidance = gr.Slider(
+            0, 10, EDIT.text_guidance, step=0.5, label=say("text_guidance"), info=say("text_guidance_info")
+        )
+    with gr.Accordion(say("more"), open=False), gr.Row():
+        temperature = parts.temperature_input(say, EDIT.temperature)
+        dice, seed = parts.seed_inputs(say)
+    parts.connect(
+        say,
+        [instruction.submit],
+        editor(model, say),
+        [source, instruction, image_guidance, text_guidance, temperature, dice, seed],
+        [preview, slider, result, status, seed],
+        "edit",
+        stop,
+        status,
+    )
+    return EditTab(source, result, use)

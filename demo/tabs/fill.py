@@ -1,0 +1,101 @@
+"""Fill in: what was painted over is drawn anew."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageChops
+
+from cm3.options import INFILL
+from cm3.pipeline import CM3
+from demo import parts
+from demo.uploads import PaintedImage
+from demo.words import Say
+
+
+@dataclass(frozen=True)
+class FillTab:
+    painting: PaintedImage
+    result: gr.Image
+    use: gr.Button
+
+
+def taken_apart(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
+    """The picture below the paint, and a mask: white where there is paint."""
+    if not painting or painting["background"] is None:
+        parts.mistake(say, "no_picture")
+    picture = painting["background"]
+    mask = Image.new("L", picture.size)
+    for layer in painting["layers"]:
+        mask = ImageChops.lighter(mask, layer.getchannel("A"))
+    if not mask.getbbox():
+        parts.mistake(say, "no_paint")
+    return picture, mask
+
+
+def filler(model: CM3, say: Say) -> Any:
+    def fill(
+        painting: dict[str, Any] | None,
+        words: str = "",
+        guidance: float = INFILL.guidance,
+        temperature: float = INFILL.temperature,
+        dice: bool = True,
+        seed: float = 0,
+    ) -> Iterator[list[Any]]:
+        """Draw what was painted over anew.
+
+        Args:
+            painting: the picture as background, and layers of paint.
+            words: what the picture shows; may be empty.
+            guidance: how much the words count; 1 = off.
+            temperature: 0 = the likeliest.
+            dice: whether a new seed is drawn.
+            seed: the one that counts if not.
+        """
+        picture, mask = taken_apart(say, painting)
+        words = parts.checked_text(say, words)
+        seed, clock, filled = parts.seed_of(dice, seed), parts.Clock(), None
+        with parts.friendly(say):
+            for piece in parts.timed(model.stream("infill", picture, mask, words, 1, guidance, temperature, seed=seed)):
+                filled = piece.content
+                yield [gr.update(value=parts.sheet([filled]), visible=True), gr.skip(), gr.skip(), seed]  # pyright: ignore
+        yield [gr.update(visible=False), filled, say("done", seconds=clock.seconds, seed=seed), seed]
+
+    return fill
+
+
+def build(model: CM3, say: Say) -> FillTab:
+    with gr.Row():
+        with gr.Column(min_width=300):
+            painting = PaintedImage(
+                label=say("painting"),
+                type="pil",
+                format="png",
+                height=parts.HEIGHT + 100,
+                sources=["upload", "clipboard"],
+                brush=gr.Brush(default_size=6, colors=["#ff2d95"], color_mode="fixed"),
+            )
+        with gr.Column(min_width=260):
+            preview = parts.preview()
+            result = parts.picture_output(say("filled"))
+    words = gr.Textbox(label=say("shows"), submit_btn=say("fill"), max_length=parts.MAX_TEXT, elem_classes="fill-words")
+    with gr.Row():
+        stop = parts.stop_button(say)
+        use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
+        status = gr.Markdown(elem_classes="status")
+    with gr.Accordion(say("more"), open=False), gr.Row():
+        guidance = gr.Slider(0, 10, INFILL.guidance, step=0.5, label=say("guidance"), info=say("guidance_info"))
+        temperature = parts.temperature_input(say, INFILL.temperature)
+        dice, seed = parts.seed_inputs(say)
+    parts.connect(
+        say,
+        [words.submit],
+        filler(model, say),
+        [painting, words, guidance, temperature, dice, seed],
+        [preview, result, status, seed],
+        "fill",
+        stop,
+        status,
+    )
+    return FillTab(painting, result, use)

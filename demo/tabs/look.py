@@ -1,0 +1,77 @@
+"""Look inside: the codes that stand for a picture, and how likely the model finds each token of words and picture."""
+
+import html
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cm3.document import Document, Text
+from cm3.pipeline import CM3
+from demo import parts
+from demo.uploads import UploadedImage
+from demo.words import Say
+
+
+@dataclass(frozen=True)
+class LookTab:
+    source: UploadedImage
+
+
+def cell(label: str, log_prob: float | None, way: str = "td") -> str:
+    """A token on its colour: white = the model was sure of it, dark = it was surprised."""
+    if log_prob is None:
+        return f"<{way}>{html.escape(label)}</{way}>"
+    surprise = min(1.0, -log_prob / 12)
+    style = f"background: rgb({255 - int(200 * surprise)}, {255 - int(150 * surprise)}, 255); color: black"
+    title = f"{math.exp(log_prob):.2%} ({log_prob:.2f} nats)"
+    return f'<{way} style="{style}" title="{title}">{html.escape(label)}</{way}>'
+
+
+def looker(model: CM3, say: Say) -> Any:
+    def look(picture: Image.Image | None, words: str = "") -> tuple[Any, str, str]:
+        """What the model sees of a picture, its codes, and how likely it finds each token of the words and the codes.
+
+        Args:
+            picture: what is looked at.
+            words: that stand before it; may be empty.
+        """
+        shown = parts.chosen(say, picture)
+        words = parts.checked_text(say, words)
+        vocab = model.vocab
+        with parts.friendly(say):
+            image = model.processor.image(shown)
+            score = model.score(Document((*([Text(words)] if words.strip() else []), image)))
+        text, codes = [], []
+        for id, log_prob in zip(score.ids.tolist(), score.log_probs.tolist(), strict=True):
+            if vocab.is_text(id):
+                text.append(cell(model.text_tokenizer.decode([id - vocab.first_text]), log_prob, "span"))
+            elif vocab.is_code(id):
+                codes.append((id - vocab.first_code, log_prob))
+        columns = image.grid[1]
+        rows = [codes[i : i + columns] for i in range(0, len(codes), columns)]
+        table = "".join(f"<tr>{''.join(cell(str(code), log_prob) for code, log_prob in row)}</tr>" for row in rows)
+        seen = model.image_tokenizer.decode(image.codes)
+        return seen, f'<p class="tokens">{"".join(text)}</p>', f'<table class="codes" dir="ltr">{table}</table>'
+
+    return look
+
+
+def build(model: CM3, say: Say) -> LookTab:
+    with gr.Row():
+        with gr.Column(min_width=260):
+            source = parts.picture_input(say("source"))
+            words = gr.Textbox(
+                label=say("words"), submit_btn=say("look"), max_length=parts.MAX_TEXT, elem_classes="look-words"
+            )
+        with gr.Column(min_width=260):
+            seen = parts.picture_output(say("seen"))
+        with gr.Column(min_width=340):
+            gr.Markdown(say("score"))
+            tokens = gr.HTML()
+            gr.Markdown(say("codes"))
+            codes = gr.HTML(elem_classes="code-grid")
+    parts.connect(say, [words.submit], looker(model, say), [source, words], [seen, tokens, codes], "look")
+    return LookTab(source)

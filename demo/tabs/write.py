@@ -1,0 +1,97 @@
+"""Document: text and pictures in one stream, filled in where it has gaps, else written on."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from cm3.document import Document, Item, Mask, Text
+from cm3.options import COMPLETE
+from cm3.pipeline import CM3
+from demo import parts
+from demo.uploads import UploadedImage
+from demo.words import STARTS, Say
+
+GAP = re.compile(r"_{3,}")
+
+
+@dataclass(frozen=True)
+class WriteTab:
+    source: UploadedImage
+
+
+def started(model: CM3, text: str, picture: Image.Image | None) -> Document:
+    """The text with its gaps, then the picture."""
+    items: list[Item] = []
+    for i, words in enumerate(GAP.split(text)):
+        items += [*([Mask()] if i else []), *([Text(words)] if words else [])]
+    return Document((*items, *([] if picture is None else [model.processor.image(picture)])))
+
+
+def writer(model: CM3, say: Say) -> Any:
+    def write(
+        text: str,
+        picture: Image.Image | None = None,
+        temperature: float = COMPLETE.temperature,
+        dice: bool = True,
+        seed: float = 0,
+    ) -> Iterator[tuple[str, str, int]]:
+        """Fill in or continue a document of text and pictures.
+
+        Args:
+            text: its start; ___ where words are to be filled in.
+            picture: that stands behind the text, or none.
+            temperature: 0 = the likeliest.
+            dice: whether a new seed is drawn.
+            seed: the one that counts if not.
+        """
+        text = parts.checked_text(say, text)
+        if not text.strip() and picture is None:
+            parts.mistake(say, "no_start")
+        seed, clock = parts.seed_of(dice, seed), parts.Clock()
+        before: list[str | Image.Image] = [*([text] if text.strip() else []), *([picture] if picture else [])]
+        written: dict[int, str | Image.Image] = {}
+        with parts.friendly(say):
+            document = started(model, text, picture)
+            for index, content in parts.timed(model.stream("complete", document, temperature, seed=seed)):
+                so_far = written.get(index, "")
+                written[index] = so_far + content if isinstance(content, str) and isinstance(so_far, str) else content
+                yield parts.paragraphs([*before, *written.values()]), "", seed
+        yield parts.paragraphs([*before, *written.values()]), say("done", seconds=clock.seconds, seed=seed), seed
+
+    return write
+
+
+def build(model: CM3, say: Say) -> WriteTab:
+    with gr.Row():
+        with gr.Column(min_width=260):
+            text = gr.Textbox(
+                label=say("start"),
+                info=say("start_info"),
+                value=STARTS[say.language][0],
+                submit_btn=say("go_on"),
+                max_length=parts.MAX_TEXT,
+                elem_classes="write-words",
+            )
+            parts.examples(say, STARTS[say.language], text)
+            source = parts.picture_input(say("then_picture"))
+            temperature = parts.temperature_input(say, COMPLETE.temperature)
+            dice, seed = parts.seed_inputs(say)
+        with gr.Column(min_width=260):
+            stop = parts.stop_button(say)
+            written = gr.HTML(elem_classes="written")
+            status = gr.Markdown(elem_classes="status")
+    parts.connect(
+        say,
+        [text.submit],
+        writer(model, say),
+        [text, source, temperature, dice, seed],
+        [written, status, seed],
+        "write",
+        stop,
+        status,
+    )
+    return WriteTab(source)

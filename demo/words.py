@@ -1,0 +1,131 @@
+"""All that the page says, in English and in Arabic."""
+
+from dataclasses import dataclass
+
+WORDS = {  # key: English, Arabic
+    "about": (
+        "### CM3leon\nOne small transformer draws pictures, changes them, describes them and answers questions about "
+        "them, in English and Arabic. It has seen emoji art only.",
+        "### CM3leon\nمحوّل صغير واحد يرسم الصور ويغيّرها ويصفها ويجيب عن أسئلة عنها، بالعربية والإنجليزية. لم ير سوى "
+        "رسوم الإيموجي.",
+    ),
+    "draw": ("Draw", "ارسم"),
+    "edit": ("Edit", "عدّل"),
+    "fill": ("Fill in", "املأ"),
+    "describe": ("Describe", "صف"),
+    "ask": ("Ask", "اسأل"),
+    "write": ("Document", "مستند"),
+    "look": ("Look inside", "انظر داخله"),
+    "stop": ("Stop", "توقف"),
+    "stopped": ("Stopped.", "توقف."),
+    "examples": ("Examples", "أمثلة"),
+    "example_pictures": ("Example pictures: click one", "صور للتجربة: انقر واحدة"),
+    "more": ("More", "المزيد"),
+    "picture": ("Picture", "صورة"),
+    "pictures": ("Pictures", "صور"),
+    "how_many": ("How many", "كم صورة"),
+    "prompt": ("What to draw", "ماذا أرسم؟"),
+    "negative": ("What to keep away from", "ما الذي أبتعد عنه؟"),
+    "best_of": ("Best of", "الأفضل من"),
+    "best_of_info": (
+        "Draw so many for each picture, keep what fits the words best",
+        "ارسم هذا العدد لكل صورة واحتفظ بأقربها إلى الكلمات",
+    ),
+    "guidance": ("Guidance", "التوجيه"),
+    "guidance_info": ("How much the text counts; 1 = off", "مقدار تأثير النص؛ 1 = بلا توجيه"),
+    "falling": ("Guidance falls from row to row", "يقل التوجيه صفا بعد صف"),
+    "temperature": ("Temperature", "درجة العشوائية"),
+    "temperature_info": ("0 = the likeliest", "0 = الأرجح"),
+    "top_p": ("Top-p", "Top-p"),
+    "seed": ("Seed", "البذرة"),
+    "seed_info": ("The same seed, the same picture", "البذرة نفسها تعطي الصورة نفسها"),
+    "dice": ("A new seed each time", "بذرة جديدة كل مرة"),
+    "boxes": ("Place things: draw boxes with the mouse", "ضع الأشياء: ارسم مربعات بالفأرة"),
+    "boxes_info": (
+        "Drag on the square, then say what stands in the box.",
+        "اسحب فوق المربع، ثم اكتب ما بداخله.",
+    ),
+    "box_name": ("what stands here", "ماذا هنا؟"),
+    "clear": ("Clear", "امسح"),
+    "structure": ("Follow a picture", "اتبع صورة"),
+    "structure_kind": ("What of it", "ماذا منها"),
+    "edges": ("edges", "حواف"),
+    "segments": ("areas of colour", "مساحات اللون"),
+    "history": ("What you drew", "ما رسمته"),
+    "use": ("Use this picture in", "استعمل هذه الصورة في"),
+    "use_result": ("Take the result to all tabs", "خذ النتيجة إلى كل الصفحات"),
+    "source": ("Picture", "الصورة"),
+    "seen": ("What the model sees", "ما يراه النموذج"),
+    "edited": ("Before and after", "قبل وبعد"),
+    "instruction": ("What to change", "ماذا أغيّر؟"),
+    "image_guidance": ("Guidance by the picture", "التوجيه بالصورة"),
+    "image_guidance_info": ("How much stays as it is", "مقدار ما يبقى كما هو"),
+    "text_guidance": ("Guidance by the words", "التوجيه بالكلمات"),
+    "text_guidance_info": ("How much the instruction counts", "مقدار تأثير التعليمات"),
+    "painting": ("Picture: paint over what is to be redrawn", "الصورة: لوّن ما تريد إعادة رسمه"),
+    "filled": ("Filled in", "بعد الملء"),
+    "shows": ("What the picture shows (may be empty)", "ماذا تُظهر الصورة (قد يكون فارغا)"),
+    "files": ("Pictures, one or several", "صورة أو عدة صور"),
+    "language": ("Language", "اللغة"),
+    "both": ("English and Arabic", "العربية والإنجليزية"),
+    "long": ("At length", "بإسهاب"),
+    "long_info": ("Say also where, and on what", "اذكر أيضا المكان والخلفية"),
+    "description": ("Description", "الوصف"),
+    "question": ("Question", "السؤال"),
+    "chat": ("Questions and answers", "أسئلة وأجوبة"),
+    "start": ("Start of the document", "بداية المستند"),
+    "start_info": (
+        "Write ___ where the model is to fill in words. Without, it goes on with text and pictures.",
+        "اكتب ___ حيث يملأ النموذج الكلمات. ومن دونها يواصل بالنص والصور.",
+    ),
+    "then_picture": ("A picture behind it (may be empty)", "صورة بعدها (قد تكون فارغة)"),
+    "document": ("The document", "المستند"),
+    "go_on": ("Go on", "تابع"),
+    "codes": ("The codes that the model reads", "الرموز التي يقرؤها النموذج"),
+    "score": ("How likely the model finds each token: dark = surprised", "مدى توقع النموذج لكل رمز: الداكن = مفاجأة"),
+    "words": ("Words for the picture", "كلمات للصورة"),
+    "no_picture": (
+        "Choose a picture first: upload one, or click a drawing.",
+        "اختر صورة أولا: ارفع واحدة أو انقر رسما.",
+    ),
+    "no_paint": ("Paint over what is to be redrawn first.", "لوّن أولا ما تريد إعادة رسمه."),
+    "no_prompt": ("The prompt is empty: say what to draw.", "الطلب فارغ: قل ماذا أرسم."),
+    "no_instruction": ("The instruction is empty: say what to change.", "التعليمات فارغة: قل ماذا أغيّر."),
+    "no_question": ("The question is empty: ask something.", "السؤال فارغ: اسأل شيئا."),
+    "no_start": ("Give the document a text or a picture.", "أعط المستند نصا أو صورة."),
+    "too_long": ("At most {n} characters.", "{n} حرف على الأكثر."),
+    "too_many": ("At most {n} pictures at once.", "{n} صورة على الأكثر في المرة."),
+    "too_slow": ("This took longer than {n} seconds and was stopped.", "استغرق هذا أكثر من {n} ثانية فأوقف."),
+    "box_unnamed": ("Say what stands in each box.", "اكتب ما بداخل كل مربع."),
+    "failed": ("{error}", "تعذّر ذلك: {error}"),
+    "unknown": (
+        "The model has never read: {words}. Its drawing will be of something else.",
+        "لم يقرأ النموذج قط: {words}. سيرسم شيئا آخر.",
+    ),
+    "drawn": ("{n} pictures in {seconds:.1f} s, seed {seed}.", "{n} صور في {seconds:.1f} ث، البذرة {seed}."),
+    "done": ("Done in {seconds:.1f} s, seed {seed}.", "تم في {seconds:.1f} ث، البذرة {seed}."),
+}
+PROMPTS = {
+    "en": ["a red apple", "a yellow taxi", "a sunflower on a blue background", "broccoli, noto style", "قطة"],
+    "ar": ["تفاحة حمراء", "قطة", "سيارة أجرة", "دوار الشمس", "a red apple"],
+}
+INSTRUCTIONS = {
+    "en": ["make it blue", "make the background yellow", "add a cat at the top left", "اجعل الخلفية زرقاء"],
+    "ar": ["اجعل الخلفية زرقاء", "make it blue", "add a cat at the top left"],
+}
+QUESTIONS = {
+    "en": ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"],
+    "ar": ["ما هذا؟", "ما لونه؟", "What is this?"],
+}
+STARTS = {"en": ["a red apple", "a ___ apple", "a cat"], "ar": ["تفاحة حمراء", "قطة"]}
+LANGUAGES = ("en", "ar")
+
+
+@dataclass(frozen=True)
+class Say:
+    """The words of one language: say("draw"), say("too_long", n=500)."""
+
+    language: str
+
+    def __call__(self, key: str, **values: object) -> str:
+        return WORDS[key][LANGUAGES.index(self.language)].format(**values)

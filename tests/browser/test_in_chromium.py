@@ -1,0 +1,278 @@
+"""The page as people use it, in Chromium: `make test-browser`. CHROMIUM names one that is not /usr/bin/chromium."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from cm3 import CM3
+from demo.app import serve
+from demo.page import build
+from demo.words import Say
+from tests.tokenizer_image.test_pixels import png_that_claims
+
+pytestmark = pytest.mark.browser
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+WAIT = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def model() -> CM3:
+    return CM3.from_pretrained("emoji")
+
+
+@pytest.fixture(scope="module")
+def url(model: CM3) -> Iterator[str]:
+    page = build(model)
+    _, url, _ = serve(page, prevent_thread_lock=True, quiet=True)
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A person with a window of their own, and what the browser complained of."""
+
+    def __init__(self, browser: Any, url: str, language: str = "en", size: str = "desktop"):
+        width, height = SIZES[size]
+        self.context = browser.new_context(viewport={"width": width, "height": height})
+        self.page, self.say = self.context.new_page(), Say(language)
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.set_default_timeout(WAIT)
+        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", self.seen)
+        self.url = url if language == "en" else f"{url}ar"
+        self.page.goto(self.url)
+        self.page.wait_for_selector(".draw-prompt textarea")
+
+    def seen(self, request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def find(self, selector: str) -> Any:
+        return self.page.locator(selector)
+
+    def send(self, box: str, words: str | None = None) -> None:
+        """Write into a text field and press its button."""
+        if words is not None:
+            self.find(f"{box} textarea").fill(words)
+        self.find(f"{box} button").click()
+
+    def take_example(self, number: int = 0) -> None:
+        self.find(".example-pictures img").nth(number).click()
+
+    def leave(self) -> None:
+        self.context.close()
+        assert not self.elsewhere, "something was asked of another machine"
+        assert not self.errors
+
+
+@pytest.fixture(params=[("en", "desktop"), ("en", "phone"), ("ar", "desktop"), ("ar", "phone")], ids="-".join)
+def visitor(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Visitor]:
+    visitor = Visitor(browser, url, *request.param)
+    yield visitor
+    visitor.leave()
+
+
+@pytest.fixture
+def reader(browser: Any, url: str) -> Iterator[Visitor]:
+    """Of the English page on a desktop."""
+    visitor = Visitor(browser, url)
+    yield visitor
+    visitor.leave()
+
+
+def expect(locator: Any) -> Any:
+    return sync_api.expect(locator)
+
+
+def test_four_drawings_appear_and_fit_on_the_screen(visitor: Visitor):
+    visitor.send(".draw-prompt")
+    expect(visitor.find(".drawings img")).to_have_count(4, timeout=WAIT)
+    expect(visitor.find(".status").first).to_contain_text(visitor.say("seed").split()[0], ignore_case=True)
+    boxes = [visitor.find(".drawings img").nth(i).bounding_box() for i in range(4)]
+    tall, wide = max(box["y"] + box["height"] for box in boxes), max(box["x"] + box["width"] for box in boxes)
+    assert tall - min(box["y"] for box in boxes) < visitor.page.viewport_size["height"]
+    assert min(box["x"] for box in boxes) >= 0
+    assert wide <= visitor.page.viewport_size["width"]
+    if visitor.page.viewport_size["width"] > 1000:
+        assert tall <= visitor.page.viewport_size["height"]  # without scrolling
+
+
+def test_the_arabic_page_is_a_mirror_image(browser: Any, url: str):
+    centres = {}
+    for language in ("en", "ar"):
+        visitor = Visitor(browser, url, language)
+        box = visitor.find(".drawings").bounding_box()
+        centres[language] = box["x"] + box["width"] / 2
+        assert visitor.find(f".page.{language}").evaluate("node => getComputedStyle(node).direction") == (
+            "ltr" if language == "en" else "rtl"
+        )
+        visitor.leave()
+    assert abs(centres["en"] + centres["ar"] - 1280) < 20
+    assert centres["en"] < 640 < centres["ar"]
+
+
+def test_every_tab_works_as_a_person_would_use_it(visitor: Visitor, model: CM3):
+    visitor.take_example(2)
+    visitor.find(".use-edit").click()
+    visitor.send(".edit-words")
+    expect(visitor.find(".status:visible").first).to_contain_text("1", timeout=WAIT)
+    assert visitor.find(".page img:visible").count() >= 3  # the picture, before, after
+
+    visitor.find(".use-describe").click()
+    visitor.find(".describe-button").click()
+    expect(visitor.find(".described img")).to_have_count(1, timeout=WAIT)
+    expect(visitor.find(".descriptions td").nth(1)).not_to_be_empty()
+
+    visitor.find(".use-ask").click()
+    for turn in (1, 2):
+        visitor.send(".ask-words", "What is this?")
+        expect(visitor.find(".chat .bot")).to_have_count(turn, timeout=WAIT)
+
+    visitor.find(".use-write").click()
+    visitor.send(".write-words", "a red ___")
+    expect(visitor.find(".written .document")).to_be_visible(timeout=WAIT)
+
+    visitor.find(".use-look").click()
+    visitor.send(".look-words", "a cat")
+    expect(visitor.find(".codes td")).to_have_count(model.grid[0] * model.grid[1], timeout=WAIT)
+
+
+def test_what_is_painted_over_is_drawn_anew(reader: Visitor):
+    reader.take_example(2)
+    reader.find(".use-fill").click()
+    canvas = reader.find("canvas").last
+    canvas.wait_for(state="visible")
+    time.sleep(2)  # the editor loads the picture
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    reader.page.mouse.move(x - 20, y)
+    reader.page.mouse.down()
+    reader.page.mouse.move(x + 20, y, steps=8)
+    reader.page.mouse.up()
+    reader.send(".fill-words", "a cat")
+    expect(reader.find(".status:visible").first).to_contain_text("Done", timeout=WAIT)
+
+
+def test_boxes_are_drawn_with_the_mouse(reader: Visitor):
+    reader.find(
+        "button",
+    ).filter(has_text=reader.say("boxes")).click()
+    area = reader.find(".area")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    reader.page.mouse.move(box["x"] + 25, box["y"] + 25)
+    reader.page.mouse.down()
+    reader.page.mouse.move(box["x"] + 128, box["y"] + 128, steps=5)
+    reader.page.mouse.up()
+    reader.find(".names input").fill("a cat")
+    expect(reader.find(".area .box")).to_have_count(1)
+    reader.send(".draw-prompt")
+    expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
+    reader.find("button.clear").click()
+    expect(reader.find(".area .box")).to_have_count(0)
+
+
+def test_a_word_that_is_not_known_is_named(reader: Visitor):
+    reader.send(".draw-prompt", "zzzz")
+    expect(reader.find(".status").first).to_contain_text("never read: zzzz", timeout=WAIT)
+
+
+def test_a_mistake_is_a_toast(visitor: Visitor):
+    visitor.send(".draw-prompt", " ")
+    expect(visitor.find(".toast-body")).to_contain_text(visitor.say("no_prompt"), timeout=WAIT)
+    visitor.errors.clear()
+
+
+def test_stop_stops_the_work(reader: Visitor, model: CM3, monkeypatch: pytest.MonkeyPatch):
+    step = type(model.engine).step
+
+    def slowly(engine: Any) -> Any:
+        time.sleep(0.2)
+        return step(engine)
+
+    monkeypatch.setattr(type(model.engine), "step", slowly)
+    reader.send(".draw-prompt")
+    expect(reader.find(".preview img").first).to_be_visible(timeout=WAIT)
+    assert model.engine.rows
+    reader.find("button").filter(has_text=reader.say("stop")).first.click()
+    expect(reader.find(".status").first).to_contain_text("Stopped", timeout=WAIT)
+    for _ in range(50):
+        if not model.engine.rows:
+            break
+        time.sleep(0.2)
+    assert not model.engine.rows
+    monkeypatch.undo()
+    reader.send(".draw-prompt")
+    expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
+
+
+def test_after_a_reload_it_draws_again(reader: Visitor):
+    reader.send(".draw-prompt")
+    reader.page.reload()
+    reader.page.wait_for_selector(".draw-prompt textarea")
+    reader.send(".draw-prompt", "a cat")
+    expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
+    reader.errors.clear()  # what was under way is broken off
+
+
+def test_two_people_do_not_see_each_others_drawings(browser: Any, url: str):
+    two = [Visitor(browser, url) for _ in range(2)]
+    two[0].send(".draw-prompt", "a red apple")
+    two[1].send(".draw-prompt", "a cat")
+    shown = []
+    for one in two:
+        expect(one.find(".drawings img")).to_have_count(4, timeout=WAIT)
+        expect(one.find(".history img")).to_have_count(4)
+        shown.append({one.find(".history img").nth(i).get_attribute("src") for i in range(4)})
+    assert not shown[0] & shown[1]
+    for one in two:
+        one.leave()
+
+
+def test_hostile_and_huge_files_are_told_about(reader: Visitor, tmp_path: Path):
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(13_000, 13_000))
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG" + bytes(21_000_000))
+    reader.find(".use-describe").click()
+    for name in ("bomb.png", "text.png", "huge.png"):
+        reader.find(".files input[type=file]").set_input_files(tmp_path / name)
+        time.sleep(1)
+        if name != "huge.png":
+            reader.find(".describe-button").click()
+        expect(reader.find(".toast-body").last).to_be_visible(timeout=WAIT)
+        reader.page.reload()
+        reader.page.wait_for_selector(".draw-prompt textarea")
+        reader.find(".use-describe").click()
+    reader.take_example(0)
+    reader.find(".describe-button").click()
+    expect(reader.find(".described img")).to_have_count(1, timeout=WAIT)
+    reader.errors.clear()  # the browser tells of refused requests
+
+
+def test_drawing_on_the_way_leaves_no_files(reader: Visitor):
+    folder = Path(get_upload_folder())
+    before = set(folder.rglob("*.png"))
+    reader.send(".draw-prompt")
+    expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
+    new = set(folder.rglob("*.png")) - before
+    sizes = [Image.open(path).size for path in new]
+    assert len(sizes) <= 8  # the four drawings, and the same for the history
