@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
+from cm3.engine_thread import EngineThread
 from cm3.grammar import Legal
 from cm3.memory import lane_bytes, lanes_that_fit
 from cm3.request import Request, Row, choose
@@ -45,7 +46,8 @@ class Engine:
     """A model at work on a queue of requests.
 
     submit() takes a request, step() gives each running row its next ids, cancel() forgets one; stream() and generate()
-    do all of it for several. Several threads may call it: their requests share the batch.
+    do all of it for several. Several threads may call it: their requests share the batch, and whoever waits takes the
+    steps, or an EngineThread for all.
 
     max_lanes: rows wait until there are lanes for them, or memory. compile: make one function of a decoding step with
     torch.compile, for any number of lanes: it takes a C++ compiler, and seconds at the first request.
@@ -67,6 +69,7 @@ class Engine:
         self.cache: SlotCache | None = None  # while there are running rows
         self.submitted = 0
         self.lock = RLock()
+        self.thread: EngineThread | None = None  # that takes the steps for all
 
     def submit(self, request: Request) -> int:
         """A number for the request, which joins at the next step. Errors: ValueError for one that is too long, spells
@@ -96,16 +99,19 @@ class Engine:
         Errors: FloatingPointError for a model that gives no numbers, MemoryError where one lane is too large, and what
         torch says of a device; the rows that ran are lost then, those that wait are not."""
         with self.lock:
-            new = self._fetch(list(self.rows))
+            new = self.fetch(list(self.rows))
             while not new and (self.running or self.waiting):
-                self._advance()
-                new = self._fetch(list(self.rows))
+                self.advance()
+                new = self.fetch(list(self.rows))
             return new
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
         """Each new id as soon as it is known: (place of the request, id). Who stops listening cancels the rest.
 
         Errors: as submit, before anything is drawn, and as step."""
+        if self.thread is not None:
+            yield from self.thread.stream(requests)
+            return
         numbers: list[int] = []
         try:
             with self.lock:
@@ -114,9 +120,9 @@ class Engine:
             first = numbers[0] if numbers else 0
             while any(number in self.rows for number in numbers):
                 with self.lock:
-                    new = self._fetch(numbers)
+                    new = self.fetch(numbers)
                     if not new:
-                        self._advance()
+                        self.advance()
                 yield from ((number - first, id) for number, id in new)
         finally:
             for number in numbers:
@@ -130,7 +136,7 @@ class Engine:
             new[place].append(id)
         return new
 
-    def _fetch(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    def fetch(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
         """What these rows wrote since they were asked last."""
         rows = [self.rows[number] for number in numbers if number in self.rows]
         new = [(row.number, id) for row in rows for id in row.fetch()]
@@ -142,7 +148,7 @@ class Engine:
             raise failures[0]
         return new
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """The next id of all rows that are ready, with those that join."""
         try:
             with torch.inference_mode():

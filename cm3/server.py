@@ -26,6 +26,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 
 from cm3 import __version__
+from cm3.engine_thread import EngineThread
 from cm3.pipeline import CM3
 from cm3.safety import Refusal, Safety
 from cm3.server_http import TROUBLES, BodyLimit, Measured, Meters, Streamed, trouble
@@ -111,8 +112,9 @@ def make_app(
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
-        yield
-        desk.stop()
+        with EngineThread(model.engine):
+            yield
+            desk.stop()
 
     app = FastAPI(title="cm3", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service

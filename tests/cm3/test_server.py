@@ -274,13 +274,13 @@ def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine with 0.2 s for each step."""
-    advance = Engine._advance  # pyright: ignore[reportPrivateUsage]
+    advance = Engine.advance
 
     def slowly(self: Engine) -> None:
         time.sleep(0.2)
         advance(self)
 
-    monkeypatch.setattr(Engine, "_advance", slowly)
+    monkeypatch.setattr(Engine, "advance", slowly)
 
 
 def until(holds: Any, seconds: float = 10) -> None:
