@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import cm3
+from cm3 import transformer
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM, project
 from tests.helpers.models import build
@@ -48,9 +49,11 @@ def test_a_position_does_not_see_what_follows(model: CM3ForCausalLM):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 24), (2, 24), (8, 24), (9, 24), (1, 1, 24), (2, 3, 24), (0, 24), (24,)])
-def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torch.dtype):
+def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torch.dtype, few: int, monkeypatch):
+    monkeypatch.setattr(transformer, "FEW", few)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*size, generator=generator).to(dtype) for size in (shape, (40, 24)))
     out = project(x, weight)
@@ -58,6 +61,15 @@ def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torc
     torch.testing.assert_close(out, F.linear(x, weight), atol=1e-5, rtol=1e-5)
     if out.numel():
         assert out.view(*shape[:-1], 4, 10).shape[-1] == 10  # heads are looked at without a copy
+
+
+@pytest.mark.parametrize(("facts", "few"), [("vendor_id: AuthenticAMD", 8), ("vendor_id: GenuineIntel", 0), (None, 0)])
+def test_the_maker_of_the_processor_decides(facts: str | None, few: int, tmp_path, monkeypatch):
+    if facts:
+        (tmp_path / "cpuinfo").write_text(facts)
+    monkeypatch.setattr(transformer, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert transformer._few() == few  # pyright: ignore[reportPrivateUsage]
 
 
 def test_few_rows_have_their_gradients():
