@@ -21,6 +21,7 @@ ci:
 	$(MAKE) --no-print-directory test
 
 test-slow: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group slow
 	$(BIN)/python -m pytest -m slow
 
 # The page in Debian's or another Chromium (CHROMIUM=/usr/bin/chromium); it is not downloaded.

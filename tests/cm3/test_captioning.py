@@ -132,6 +132,13 @@ def test_image_folder_reads_what_was_written(cm3, tiny: CM3, tmp_path: Path):
     assert sorted(row["text"] for row in rows) == sorted(said(tiny, *COLOURS[:4], "deep/black"))
 
 
+def test_datasets_map_captions_a_column_of_pictures(tiny: CM3):
+    pictures = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "green")]
+    column = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+    told = column.map(lambda batch: {"text": tiny.caption(batch["image"])}, batched=True, batch_size=2)
+    assert told["text"][:] == tiny.caption(pictures)
+
+
 def test_a_table_cut_off_in_a_line_goes_on(cm3):
     assert cm3("in", "--out", "a.jsonl")[0] == 0
     whole = Path("a.jsonl").read_text()

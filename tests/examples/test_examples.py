@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +91,68 @@ def test_every_cell_of_the_notebook_runs():
 def test_every_example_is_tested():
     tests = Path(__file__).read_text(encoding="utf-8")
     assert all(path.name in tests for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
+
+
+def webdataset(folder: Path, pictures: dict[str, bytes], per_shard: int) -> Path:
+    """Shards of so many samples each."""
+    folder.mkdir()
+    names = sorted(pictures)
+    for start in range(0, len(names), per_shard):
+        with tarfile.open(folder / f"{start:05}.tar", "w") as shard:
+            for name in names[start : start + per_shard]:
+                member = tarfile.TarInfo(f"{name}.png")
+                member.size = len(pictures[name])
+                shard.addfile(member, BytesIO(pictures[name]))
+    return folder
+
+
+@pytest.mark.slow  # a local cluster is started
+def test_caption_with_ray(tmp_path: Path):
+    pq, psutil = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("psutil")
+    pytest.importorskip("ray")
+    cm3, pictures = CM3.from_pretrained("emoji", device="cpu"), dict[str, bytes]()
+    for i, picture in enumerate(cm3.generate("a red apple", n=32, seed=1)):
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        pictures[f"apple{i:02}"] = buffer.getvalue()
+    pictures["broken"] = b"no picture"
+    shards, out = webdataset(tmp_path / "shards", pictures, 8), tmp_path / "captions"
+    command = [sys.executable, str(EXAMPLES / "caption_with_ray.py"), str(shards), "--out", str(out), "--batch", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        killed, end = None, time.monotonic() + 300
+        while run.poll() is None and time.monotonic() < end:
+            if killed is None:
+                actors = [one for one in psutil.Process(run.pid).children(recursive=True) if "Captioner" in title(one)]
+                if actors:
+                    killed = actors[0]
+                    killed.kill()
+            time.sleep(0.05)
+        run.kill()  # if it has not ended
+        said = run.stdout.read() if run.stdout else ""
+    assert run.returncode == 0
+    assert killed is not None, "no worker was seen"
+    assert said.split()[-2:] == ["33", "captioned"]
+    rows = [row for file in out.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert {row["__key__"] for row in rows} == set(pictures)
+    assert len(rows) == len(pictures)  # each once
+    expected = dict(
+        zip(sorted(pictures)[:32], cm3.caption([pictures[key] for key in sorted(pictures)[:32]]), strict=True)
+    )
+    assert {row["__key__"]: row["text"] for row in rows if not row["error"]} == expected
+    assert [row["__key__"] for row in rows if row["error"]] == ["broken"]
+    for file in sorted(out.glob("*.parquet"))[:1]:
+        lost = pq.read_table(file).num_rows
+        file.unlink()
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert again.stdout.split()[-2:] == [str(lost), "captioned"]
+
+
+def title(process: Any) -> str:
+    """What a process calls itself; nothing if it has gone."""
+    psutil = pytest.importorskip("psutil")
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
