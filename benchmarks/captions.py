@@ -1,0 +1,92 @@
+"""Captions of pictures a second: one by one, in batches, and by transformers' pipeline on the same weights.
+
+    python -m benchmarks.captions [--pictures 64] [--repeats 3] [--out benchmarks/results/captions-NAME.json]
+
+The pictures are those of data/sample, again from the start if they do not suffice; all ways give greedy captions, in
+turn, and say how many are the same. Prints a table, and one JSON line last.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import transformers
+import typer
+from PIL import Image
+from transformers import pipeline
+from transformers.utils import logging
+
+from benchmarks.report import device_name, finish
+from cm3 import CM3
+from cm3.templates import prompt
+from train.emoji.dataset import read_split
+
+SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+
+Way = Callable[[list[Image.Image]], list[str]]
+
+
+def ours(model: CM3, batch: int) -> Way:
+    return lambda pictures: [
+        text for i in range(0, len(pictures), batch) for text in model.caption(pictures[i : i + batch])
+    ]
+
+
+def theirs(pipe: Any, batch: int) -> Way:
+    """transformers' image-text-to-text pipeline, asked as the model was taught."""
+    words = {"type": "text", "text": prompt("caption", "")}
+
+    def way(pictures: list[Image.Image]) -> list[str]:
+        chats = [[{"role": "user", "content": [words, {"type": "image", "image": picture}]}] for picture in pictures]
+        said = pipe(text=chats, batch_size=batch, return_full_text=False, generate_kwargs={"generation_mode": "text"})
+        return [str(one[0]["generated_text"]).strip() for one in said]
+
+    return way
+
+
+def main(
+    pictures: Annotated[int, typer.Option(min=1)] = 64,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="JSON file")] = None,
+) -> None:
+    logging.set_verbosity_error()
+    model = CM3.from_pretrained("emoji", device="cpu")
+    some = [picture.convert("RGBA") for _, picture, _ in read_split(SAMPLE / "train")]
+    shown = [Image.alpha_composite(Image.new("RGBA", one.size, "white"), one).convert("RGB") for one in some]
+    chosen = list(islice(cycle(shown), pictures))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True, device="cpu")
+        ways: dict[str, Way] = {
+            "one by one": ours(model, 1),
+            "batches of 8": ours(model, 8),
+            "batches of 32": ours(model, 32),
+            "transformers' pipeline, one by one": theirs(pipe, 1),
+            "transformers' pipeline, batches of 8": theirs(pipe, 8),
+            "transformers' pipeline, batches of 32": theirs(pipe, 32),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        told: dict[str, list[str]] = {}
+        for way in ways.values():
+            way(chosen[:2])  # warm
+        for _ in range(repeats):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                told[name] = way(chosen)
+                times[name].append(time.perf_counter() - began)
+    speeds = {name: pictures / statistics.median(some) for name, some in times.items()}
+    same = {name: sum(a == b for a, b in zip(texts, told["one by one"], strict=True)) for name, texts in told.items()}
+    print(f"{device_name()}, {pictures} pictures, transformers {transformers.__version__}")
+    print("| way | pictures/s | times as fast as one by one | same captions |\n|---|---|---|---|")
+    for name, speed in speeds.items():
+        print(f"| {name} | {speed:.1f} | {speed / speeds['one by one']:.2f} | {same[name]} |")
+    figures = [{"way": name, "pictures_per_second": round(speeds[name], 2), "same": same[name]} for name in ways]
+    finish("captions", out, transformers=transformers.__version__, pictures=pictures, ways=figures)
+
+
+if __name__ == "__main__":
+    typer.run(main)
