@@ -6,7 +6,9 @@ The pictures are those of data/sample, again from the start if they do not suffi
 turn, and say how many are the same. Prints a table, and one JSON line last.
 """
 
+import io
 import statistics
+import tarfile
 import time
 from collections.abc import Callable
 from itertools import cycle, islice
@@ -23,11 +25,16 @@ from transformers.utils import logging
 from benchmarks.report import device_name, finish
 from cm3 import CM3
 from cm3.templates import prompt
-from train.emoji.dataset import read_split
 
-SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "train" / "shard-00000.tar"
 
 Way = Callable[[list[Image.Image]], list[str]]
+
+
+def read(shard: Path) -> list[Image.Image]:
+    with tarfile.open(shard) as tar:
+        members = [member for member in tar if member.name.endswith(".png")]
+        return [Image.open(io.BytesIO(tar.extractfile(member).read())) for member in members]  # pyright: ignore
 
 
 def ours(model: CM3, batch: int) -> Way:
@@ -55,7 +62,7 @@ def main(
 ) -> None:
     logging.set_verbosity_error()
     model = CM3.from_pretrained("emoji", device="cpu")
-    some = [picture.convert("RGBA") for _, picture, _ in read_split(SAMPLE / "train")]
+    some = [picture.convert("RGBA") for picture in read(SAMPLE)]
     shown = [Image.alpha_composite(Image.new("RGBA", one.size, "white"), one).convert("RGB") for one in some]
     chosen = list(islice(cycle(shown), pictures))
     with TemporaryDirectory() as folder:

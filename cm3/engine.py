@@ -17,14 +17,13 @@ no cache, no batch, one id after the other.
 from collections import deque
 from collections.abc import Generator, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
-from cm3.engine_thread import EngineThread
 from cm3.grammar import Legal
 from cm3.memory import lane_bytes, lanes_that_fit
 from cm3.request import Request, Row, choose
@@ -40,6 +39,12 @@ ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several 
 def room(tokens: int) -> int:
     """Slots that are taken for a lane of so many tokens."""
     return -(-tokens // SLOTS) * SLOTS
+
+
+class Streams(Protocol):
+    """What an engine may have in its place: see Engine.stream."""
+
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]: ...
 
 
 class Engine:
@@ -69,7 +74,7 @@ class Engine:
         self.cache: SlotCache | None = None  # while there are running rows
         self.submitted = 0
         self.lock = RLock()
-        self.thread: EngineThread | None = None  # that takes the steps for all
+        self.thread: Streams | None = None  # that takes the steps for all (engine_thread.py)
 
     def submit(self, request: Request) -> int:
         """A number for the request, which joins at the next step. Errors: ValueError for one that is too long, spells

@@ -7,17 +7,14 @@ interpreter's lock with the thread that answers the network.
 from collections.abc import Generator, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
 
+from cm3.engine import Engine
 from cm3.request import Request
-
-if TYPE_CHECKING:
-    from cm3.engine import Engine
 
 New = list[tuple[int, int]]  # (place of the request, id)
 
 
-class Order:
+class Listener:
     """What one caller asked for, and the box where what is written of it arrives: new ids, and whether those are the
     last; or an error."""
 
@@ -34,10 +31,12 @@ class EngineThread:
         ...
     """
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.inbox: SimpleQueue[Order | None] = SimpleQueue()  # an order that comes again is taken back; None = the end
-        self.orders: list[Order] = []
+        self.inbox: SimpleQueue[Listener | None] = (
+            SimpleQueue()
+        )  # an order that comes again is taken back; None = the end
+        self.orders: list[Listener] = []
         self.thread = Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def __enter__(self) -> "EngineThread":
@@ -55,7 +54,7 @@ class EngineThread:
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
         """As Engine.stream."""
-        order, last = Order(requests), not requests
+        order, last = Listener(requests), not requests
         try:
             if not last:
                 self.inbox.put(order)
@@ -87,15 +86,15 @@ class EngineThread:
         with engine.lock:
             self._take_back(self.orders + self._unread(), RuntimeError("the engine has been stopped"))
 
-    def _unread(self) -> list[Order]:
+    def _unread(self) -> list[Listener]:
         """Orders that came behind the end."""
-        left: list[Order] = []
+        left: list[Listener] = []
         while not self.inbox.empty():
             if (order := self.inbox.get()) is not None:
                 left.append(order)
         return left
 
-    def _take(self, order: Order) -> None:
+    def _take(self, order: Listener) -> None:
         """A new order, or one that is taken back."""
         if order.numbers:
             self._take_back([order])
@@ -107,7 +106,7 @@ class EngineThread:
         except Exception as error:
             self._take_back([order], error)
 
-    def _take_back(self, orders: Sequence[Order], error: Exception | None = None) -> None:
+    def _take_back(self, orders: Sequence[Listener], error: Exception | None = None) -> None:
         for order in orders:
             for number in order.numbers:
                 self.engine.cancel(number)
@@ -115,7 +114,7 @@ class EngineThread:
                 order.box.put(error)
         self.orders = [order for order in self.orders if order not in orders]
 
-    def _deliver(self, order: Order) -> bool:
+    def _deliver(self, order: Listener) -> bool:
         """Give the caller what is new; whether there was anything."""
         try:
             new = self.engine.fetch(order.numbers)

@@ -17,7 +17,7 @@ FLOORS = (
     ("safety", "known_words", "registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
     ("memory", "diagnosis"),
     ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar", "chameleon"),
-    ("model_files", "inpainting", "streaming", "masking", "request", "engine_thread", "engine", "prompts", "processor"),
+    ("model_files", "inpainting", "streaming", "masking", "request", "engine", "engine_thread", "prompts", "processor"),
     ("multimodal", "processing"),
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
