@@ -6,7 +6,6 @@ The pictures are those of data/sample, again from the start if they do not suffi
 turn, and say how many are the same. Prints a table, and one JSON line last.
 """
 
-import io
 import statistics
 import tarfile
 import time
@@ -25,6 +24,7 @@ from transformers.utils import logging
 from benchmarks.report import device_name, finish
 from cm3 import CM3
 from cm3.templates import prompt
+from tokenizer_image.pixels import open_image
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "train" / "shard-00000.tar"
 
@@ -34,7 +34,7 @@ Way = Callable[[list[Image.Image]], list[str]]
 def read(shard: Path) -> list[Image.Image]:
     with tarfile.open(shard) as tar:
         members = [member for member in tar if member.name.endswith(".png")]
-        return [Image.open(io.BytesIO(tar.extractfile(member).read())) for member in members]  # pyright: ignore
+        return [open_image(tar.extractfile(member).read()) for member in members]  # pyright: ignore
 
 
 def ours(model: CM3, batch: int) -> Way:
@@ -62,9 +62,7 @@ def main(
 ) -> None:
     logging.set_verbosity_error()
     model = CM3.from_pretrained("emoji", device="cpu")
-    some = [picture.convert("RGBA") for picture in read(SAMPLE)]
-    shown = [Image.alpha_composite(Image.new("RGBA", one.size, "white"), one).convert("RGB") for one in some]
-    chosen = list(islice(cycle(shown), pictures))
+    chosen = list(islice(cycle(read(SAMPLE)), pictures))
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True, device="cpu")

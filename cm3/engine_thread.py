@@ -33,10 +33,9 @@ class EngineThread:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.inbox: SimpleQueue[Listener | None] = (
-            SimpleQueue()
-        )  # an order that comes again is taken back; None = the end
-        self.orders: list[Listener] = []
+        # One that comes again has stopped listening; None = the end.
+        self.inbox: SimpleQueue[Listener | None] = SimpleQueue()
+        self.listeners: list[Listener] = []
         self.thread = Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def __enter__(self) -> "EngineThread":
@@ -54,12 +53,12 @@ class EngineThread:
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
         """As Engine.stream."""
-        order, last = Listener(requests), not requests
+        listener, last = Listener(requests), not requests
         try:
             if not last:
-                self.inbox.put(order)
+                self.inbox.put(listener)
             while not last:
-                said = order.box.get()
+                said = listener.box.get()
                 if isinstance(said, BaseException):
                     last = True
                     raise said
@@ -67,65 +66,65 @@ class EngineThread:
                 yield from new
         finally:
             if not last:
-                self.inbox.put(order)
+                self.inbox.put(listener)
 
     def _work(self) -> None:
         engine = self.engine
         while True:
             try:
-                order = self.inbox.get(block=not self.orders)
+                listener = self.inbox.get(block=not self.listeners)
             except Empty:
                 with engine.lock:
-                    if not any(self._deliver(one) for one in list(self.orders)):
+                    if not any(self._deliver(one) for one in list(self.listeners)):
                         engine.advance()
                 continue
-            if order is None:
+            if listener is None:
                 break
             with engine.lock:
-                self._take(order)
+                self._take(listener)
         with engine.lock:
-            self._take_back(self.orders + self._unread(), RuntimeError("the engine has been stopped"))
+            self._take_back(self.listeners + self._unread(), RuntimeError("the engine has been stopped"))
 
     def _unread(self) -> list[Listener]:
-        """Orders that came behind the end."""
+        """Those that came behind the end."""
         left: list[Listener] = []
         while not self.inbox.empty():
-            if (order := self.inbox.get()) is not None:
-                left.append(order)
+            if (listener := self.inbox.get()) is not None:
+                left.append(listener)
         return left
 
-    def _take(self, order: Listener) -> None:
-        """A new order, or one that is taken back."""
-        if order.numbers:
-            self._take_back([order])
+    def _take(self, listener: Listener) -> None:
+        """A new one, or one that has stopped listening."""
+        if listener.numbers:
+            self._take_back([listener])
             return
         try:
-            for request in order.requests:
-                order.numbers.append(self.engine.submit(request))
-            self.orders.append(order)
+            for request in listener.requests:
+                listener.numbers.append(self.engine.submit(request))
+            self.listeners.append(listener)
         except Exception as error:
-            self._take_back([order], error)
+            self._take_back([listener], error)
 
-    def _take_back(self, orders: Sequence[Listener], error: Exception | None = None) -> None:
-        for order in orders:
-            for number in order.numbers:
+    def _take_back(self, listeners: Sequence[Listener], error: Exception | None = None) -> None:
+        for listener in listeners:
+            for number in listener.numbers:
                 self.engine.cancel(number)
             if error is not None:
-                order.box.put(error)
-        self.orders = [order for order in self.orders if order not in orders]
+                listener.box.put(error)
+        self.listeners = [listener for listener in self.listeners if listener not in listeners]
 
-    def _deliver(self, order: Listener) -> bool:
+    def _deliver(self, listener: Listener) -> bool:
         """Give the caller what is new; whether there was anything."""
         try:
-            new = self.engine.fetch(order.numbers)
+            new = self.engine.fetch(listener.numbers)
         except BaseException as error:
-            self._take_back([order])
-            order.box.put(error)
+            self._take_back([listener])
+            listener.box.put(error)
             return True
-        last = not any(number in self.engine.rows for number in order.numbers)
+        last = not any(number in self.engine.rows for number in listener.numbers)
         if last:
-            self.orders.remove(order)
+            self.listeners.remove(listener)
         if new or last:
-            first = order.numbers[0]
-            order.box.put(([(number - first, id) for number, id in new], last))
+            first = listener.numbers[0]
+            listener.box.put(([(number - first, id) for number, id in new], last))
         return bool(new) or last

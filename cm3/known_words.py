@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from cm3.safety import ARABIC, ARTICLE
+
 WORD = re.compile(r"[^\W\d_]+")
-ARABIC = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه", "ـ": None})
 VOWEL_SIGNS = re.compile("[\u064b-\u0652]")
-NAME = "known_words.txt"  # of the file in a model folder, a word a line
+KNOWN_WORDS = "known_words.txt"  # the file in a model folder, a word a line
 
 
 def words_of(text: str) -> list[str]:
@@ -24,11 +25,11 @@ class KnownWords:
     @classmethod
     def load(cls, folder: Path) -> "KnownWords":
         """Of a model folder; one without the file knows nothing about words."""
-        file = folder / NAME
+        file = folder / KNOWN_WORDS
         return cls(file.read_text("utf-8").splitlines()) if file.is_file() else cls()
 
     def save(self, folder: Path) -> None:
-        (folder / NAME).write_text("".join(f"{word}\n" for word in sorted(self.words)), "utf-8")
+        (folder / KNOWN_WORDS).write_text("".join(f"{word}\n" for word in sorted(self.words)), "utf-8")
 
     def unknown(self, text: str) -> list[str]:
         """The words of the text that were never read, in their order; none where nothing is known."""
@@ -40,7 +41,7 @@ class KnownWords:
             word,
             f"{word}s",
             *(word.removesuffix(end) for end in ("s", "es")),
-            word.removeprefix("ال"),
-            f"ال{word}",
+            word.removeprefix(ARTICLE),
+            ARTICLE + word,
         ]
         return any(form in self.words for form in forms)

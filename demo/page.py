@@ -22,6 +22,11 @@ KEPT_SECONDS = 3600  # files of finished pictures; drawn on the way, they leave 
 LANES, WAITING = 8, 64  # pieces of work under way, and waiting
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train" / "shard-00000.tar"
 EXAMPLES = 8  # pictures
+TABS = {
+    **{"draw": draw, "edit": edit, "fill": fill, "describe": describe},
+    **{"ask": ask, "write": write, "look": look},
+}
+PLACES = len(TABS) - 1  # where a picture goes: all tabs but the first, to the editor by way of a state
 CSS = """
 .picture img, .preview img { width: 100%; height: 100%; object-fit: contain; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
@@ -68,20 +73,17 @@ def fill_page(model: CM3, say: Say) -> None:
         taken = gr.State()  # a picture that was clicked and is not yet in the editor
         gr.Markdown(say("about"))
         with gr.Tabs() as tabs:
-            made: dict[str, Any] = {}
+            made: dict[str, parts.Tab] = {}
             items: dict[str, gr.Tab] = {}
-            for name, room in (
-                *(("draw", draw), ("edit", edit), ("fill", fill), ("describe", describe)),
-                *(("ask", ask), ("write", write), ("look", look)),
-            ):
+            for name, room in TABS.items():
                 with gr.Tab(say(name), id=name) as items[name]:
                     made[name] = room.build(model, say)
-        sources = [made[name].source for name in ("edit", "describe", "ask", "write", "look")]
-        results = [(made[name].result, made[name].use) for name in ("edit", "fill")]
+        places = [*(made[name].source for name in TABS if name not in ("draw", "fill")), taken]
         with gr.Row(elem_classes="use"):
             gr.Markdown(say("use"))
-            targets = ("edit", "fill", "describe", "ask", "write", "look")
-            buttons = [gr.Button(say(name), size="sm", elem_classes=f"use-{name}") for name in targets]
+            buttons = {
+                name: gr.Button(say(name), size="sm", elem_classes=f"use-{name}") for name in TABS if name != "draw"
+            }
         shown = [*made["draw"].galleries]
         if pictures := example_pictures():
             with gr.Row(elem_classes="examples-row"):
@@ -96,13 +98,14 @@ def fill_page(model: CM3, say: Say) -> None:
                     )
                 )
         for one in shown:
-            one.select(clicked, None, [*sources, taken], api_visibility="private", show_progress="hidden")
-        for result, button in results:
-            button.click(lambda picture: (picture,) * 6, result, [*sources, taken], api_visibility="private")
-        for name, button in zip(targets, buttons, strict=True):
+            one.select(clicked, None, places, api_visibility="private", show_progress="hidden")
+        for one in made.values():
+            if one.use is not None:
+                one.use.click(lambda picture: (picture,) * PLACES, one.result, places, api_visibility="private")
+        for name, button in buttons.items():
             button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, api_visibility="private")
         # The editor takes a picture only while it is seen.
-        items["fill"].select(handed_over, taken, [made["fill"].painting, taken], api_visibility="private")
+        items["fill"].select(handed_over, taken, [made["fill"].source, taken], api_visibility="private")
 
 
 def clicked(event: gr.SelectData) -> tuple[str, ...]:
@@ -111,7 +114,7 @@ def clicked(event: gr.SelectData) -> tuple[str, ...]:
         path = event.value["image"]["path"]
     except (KeyError, TypeError):
         raise gr.Error(NOT_UPLOADED, print_exception=False) from None
-    return (str(uploaded(path)),) * 6
+    return (str(uploaded(path)),) * PLACES
 
 
 def handed_over(picture: Any) -> Any:

@@ -6,6 +6,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NoReturn
 
@@ -63,6 +64,17 @@ def seed_of(dice: bool, seed: float | None) -> int:
     return random.randrange(MAX_SEED) if dice else int(seed or 0)
 
 
+@dataclass(frozen=True)
+class Tab:
+    """What other tabs have to do with one: where a picture may be put, what it made and the button to take that
+    elsewhere, and galleries to take from."""
+
+    source: Any = None
+    result: gr.Image | None = None
+    use: gr.Button | None = None
+    galleries: tuple[gr.Gallery, ...] = ()
+
+
 class Clock:
     def __init__(self) -> None:
         self.start = time.monotonic()
@@ -101,9 +113,14 @@ def picture_input(label: str) -> UploadedImage:
     )
 
 
-def picture_output(label: str, **options: Any) -> gr.Image:
-    return gr.Image(
-        label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="picture", **options
+def picture_output(label: str) -> gr.Image:
+    return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="picture")
+
+
+def words_input(label: str, button: str, name: str, value: str = "", info: str | None = None) -> gr.Textbox:
+    """Words with the button that sends them. name: its class on the page."""
+    return gr.Textbox(
+        value, label=label, info=info, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words"
     )
 
 
@@ -136,7 +153,7 @@ def stop_button(say: Say) -> gr.Button:
 
 def connect(
     say: Say,
-    triggers: Sequence[Any],
+    trigger: Callable[..., Any],
     work: Callable[..., Any],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
@@ -144,9 +161,8 @@ def connect(
     stop: gr.Button | None = None,
     status: Any = None,
 ) -> None:
-    """work runs at the triggers until it is done or stop is pressed. name: of the endpoint; the English page has it."""
-    event = gr.on(
-        triggers,
+    """work runs at the trigger until it is done or stop is pressed. name: of the endpoint; the English page has it."""
+    event = trigger(
         work,
         list(inputs),
         list(outputs),

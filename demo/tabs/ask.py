@@ -1,6 +1,5 @@
 """Ask: questions about a picture; what was asked before stays in sight."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -8,15 +7,9 @@ from PIL import Image
 
 from cm3.pipeline import CM3
 from demo import parts
-from demo.uploads import UploadedImage
 from demo.words import QUESTIONS, Say
 
 MAX_TURNS = 50
-
-
-@dataclass(frozen=True)
-class AskTab:
-    source: UploadedImage
 
 
 def asker(model: CM3, say: Say) -> Any:
@@ -40,20 +33,14 @@ def asker(model: CM3, say: Say) -> Any:
     return ask
 
 
-def build(model: CM3, say: Say) -> AskTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
             source = parts.picture_input(say("source"))
         with gr.Column(scale=2, min_width=300):
             chat = gr.Chatbot(label=say("chat"), height=parts.HEIGHT, render_markdown=False, elem_classes="chat")
-            question = gr.Textbox(
-                label=say("question"),
-                value=QUESTIONS[say.language][0],
-                submit_btn=say("ask"),
-                max_length=parts.MAX_TEXT,
-                elem_classes="ask-words",
-            )
+            question = parts.words_input(say("question"), say("ask"), "ask", QUESTIONS[say.language][0])
             parts.examples(say, QUESTIONS[say.language], question)
-    parts.connect(say, [question.submit], asker(model, say), [source, question, chat], [question, chat], "ask")
+    parts.connect(say, question.submit, asker(model, say), [source, question, chat], [question, chat], "ask")
     source.change(lambda: [], None, chat, api_visibility="private")  # another picture, another conversation
-    return AskTab(source)
+    return parts.Tab(source)

@@ -1,6 +1,5 @@
 """Describe: one picture or several, in one language or both."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -8,15 +7,10 @@ from PIL import Image
 
 from cm3.pipeline import CM3
 from demo import parts
-from demo.uploads import UploadedFiles, UploadedImage, opened, uploaded
+from demo.uploads import UploadedFiles, opened, uploaded
 from demo.words import LANGUAGES, Say
 
 MAX_FILES = 32
-
-
-@dataclass(frozen=True)
-class DescribeTab:
-    source: UploadedImage
 
 
 def describer(model: CM3, say: Say) -> Any:
@@ -45,7 +39,7 @@ def describer(model: CM3, say: Say) -> Any:
     return describe
 
 
-def build(model: CM3, say: Say) -> DescribeTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
             source = parts.picture_input(say("source"))
@@ -67,6 +61,6 @@ def build(model: CM3, say: Say) -> DescribeTab:
                 elem_classes="descriptions",
             )
     parts.connect(
-        say, [button.click], describer(model, say), [source, files, languages, long], [shown, table], "describe"
+        say, button.click, describer(model, say), [source, files, languages, long], [shown, table], "describe"
     )
-    return DescribeTab(source)
+    return parts.Tab(source)

@@ -1,7 +1,6 @@
 """Draw: pictures from words, row by row; things in boxes; after the edges or areas of another picture."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -15,11 +14,6 @@ from demo.words import PROMPTS, Say
 
 MAX_PICTURES, MAX_BEST = 16, 4
 KEPT = 24  # drawings of the history
-
-
-@dataclass(frozen=True)
-class DrawTab:
-    galleries: tuple[gr.Gallery, ...]  # whose pictures can be taken elsewhere
 
 
 def drawer(model: CM3, say: Say) -> Any:
@@ -94,15 +88,9 @@ def drawer(model: CM3, say: Say) -> Any:
     return draw
 
 
-def build(model: CM3, say: Say) -> DrawTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     history = gr.State([])
-    prompt = gr.Textbox(
-        label=say("prompt"),
-        value=PROMPTS[say.language][0],
-        submit_btn=say("draw"),
-        max_length=parts.MAX_TEXT,
-        elem_classes="draw-prompt",
-    )
+    prompt = parts.words_input(say("prompt"), say("draw"), "draw", PROMPTS[say.language][0])
     parts.examples(say, PROMPTS[say.language], prompt)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -131,7 +119,7 @@ def build(model: CM3, say: Say) -> DrawTab:
                 kind = gr.Radio(kinds, value="edges", label=say("structure_kind"))
     parts.connect(
         say,
-        [prompt.submit],
+        prompt.submit,
         drawer(model, say),
         [
             *(prompt, n, negative, best_of, guidance, falling, temperature, top_p, dice, seed, boxes),
@@ -142,4 +130,4 @@ def build(model: CM3, say: Say) -> DrawTab:
         stop,
         status,
     )
-    return DrawTab((drawings, earlier))
+    return parts.Tab(galleries=(drawings, earlier))

@@ -1,7 +1,6 @@
 """Edit: a picture changed as words ask, with what was and what is under one slider."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -10,15 +9,7 @@ from PIL import Image
 from cm3.options import EDIT
 from cm3.pipeline import CM3
 from demo import parts
-from demo.uploads import UploadedImage
 from demo.words import INSTRUCTIONS, Say
-
-
-@dataclass(frozen=True)
-class EditTab:
-    source: UploadedImage
-    result: gr.Image
-    use: gr.Button
 
 
 def editor(model: CM3, say: Say) -> Any:
@@ -57,7 +48,7 @@ def editor(model: CM3, say: Say) -> Any:
     return edit
 
 
-def build(model: CM3, say: Say) -> EditTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
             source = parts.picture_input(say("source"))
@@ -72,13 +63,7 @@ def build(model: CM3, say: Say) -> EditTab:
                 elem_classes="picture",
             )
             result = gr.Image(visible="hidden", type="pil", format="png")  # what other tabs take
-    instruction = gr.Textbox(
-        label=say("instruction"),
-        value=INSTRUCTIONS[say.language][0],
-        submit_btn=say("edit"),
-        max_length=parts.MAX_TEXT,
-        elem_classes="edit-words",
-    )
+    instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
     with gr.Row():
         stop = parts.stop_button(say)
         use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
@@ -96,7 +81,7 @@ def build(model: CM3, say: Say) -> EditTab:
         dice, seed = parts.seed_inputs(say)
     parts.connect(
         say,
-        [instruction.submit],
+        instruction.submit,
         editor(model, say),
         [source, instruction, image_guidance, text_guidance, temperature, dice, seed],
         [preview, slider, result, status, seed],
@@ -104,4 +89,4 @@ def build(model: CM3, say: Say) -> EditTab:
         stop,
         status,
     )
-    return EditTab(source, result, use)
+    return parts.Tab(source, result, use)

@@ -1,7 +1,6 @@
 """Fill in: what was painted over is drawn anew."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,13 +11,6 @@ from cm3.pipeline import CM3
 from demo import parts
 from demo.uploads import PaintedImage
 from demo.words import Say
-
-
-@dataclass(frozen=True)
-class FillTab:
-    painting: PaintedImage
-    result: gr.Image
-    use: gr.Button
 
 
 def taken_apart(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
@@ -65,7 +57,7 @@ def filler(model: CM3, say: Say) -> Any:
     return fill
 
 
-def build(model: CM3, say: Say) -> FillTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=300):
             painting = PaintedImage(
@@ -79,7 +71,7 @@ def build(model: CM3, say: Say) -> FillTab:
         with gr.Column(min_width=260):
             preview = parts.preview()
             result = parts.picture_output(say("filled"))
-    words = gr.Textbox(label=say("shows"), submit_btn=say("fill"), max_length=parts.MAX_TEXT, elem_classes="fill-words")
+    words = parts.words_input(say("shows"), say("fill"), "fill")
     with gr.Row():
         stop = parts.stop_button(say)
         use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
@@ -90,7 +82,7 @@ def build(model: CM3, say: Say) -> FillTab:
         dice, seed = parts.seed_inputs(say)
     parts.connect(
         say,
-        [words.submit],
+        words.submit,
         filler(model, say),
         [painting, words, guidance, temperature, dice, seed],
         [preview, result, status, seed],
@@ -98,4 +90,4 @@ def build(model: CM3, say: Say) -> FillTab:
         stop,
         status,
     )
-    return FillTab(painting, result, use)
+    return parts.Tab(painting, result, use)

@@ -2,7 +2,6 @@
 
 import html
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -11,19 +10,11 @@ from PIL import Image
 from cm3.document import Document, Text
 from cm3.pipeline import CM3
 from demo import parts
-from demo.uploads import UploadedImage
 from demo.words import Say
 
 
-@dataclass(frozen=True)
-class LookTab:
-    source: UploadedImage
-
-
-def cell(label: str, log_prob: float | None, way: str = "td") -> str:
+def cell(label: str, log_prob: float, way: str = "td") -> str:
     """A token on its colour: white = the model was sure of it, dark = it was surprised."""
-    if log_prob is None:
-        return f"<{way}>{html.escape(label)}</{way}>"
     surprise = min(1.0, -log_prob / 12)
     style = f"background: rgb({255 - int(200 * surprise)}, {255 - int(150 * surprise)}, 255); color: black"
     title = f"{math.exp(log_prob):.2%} ({log_prob:.2f} nats)"
@@ -59,13 +50,11 @@ def looker(model: CM3, say: Say) -> Any:
     return look
 
 
-def build(model: CM3, say: Say) -> LookTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
             source = parts.picture_input(say("source"))
-            words = gr.Textbox(
-                label=say("words"), submit_btn=say("look"), max_length=parts.MAX_TEXT, elem_classes="look-words"
-            )
+            words = parts.words_input(say("words"), say("look"), "look")
         with gr.Column(min_width=260):
             seen = parts.picture_output(say("seen"))
         with gr.Column(min_width=340):
@@ -73,5 +62,5 @@ def build(model: CM3, say: Say) -> LookTab:
             tokens = gr.HTML()
             gr.Markdown(say("codes"))
             codes = gr.HTML(elem_classes="code-grid")
-    parts.connect(say, [words.submit], looker(model, say), [source, words], [seen, tokens, codes], "look")
-    return LookTab(source)
+    parts.connect(say, words.submit, looker(model, say), [source, words], [seen, tokens, codes], "look")
+    return parts.Tab(source)

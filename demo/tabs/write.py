@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,15 +11,9 @@ from cm3.document import Document, Item, Mask, Text
 from cm3.options import COMPLETE
 from cm3.pipeline import CM3
 from demo import parts
-from demo.uploads import UploadedImage
 from demo.words import STARTS, Say
 
 GAP = re.compile(r"_{3,}")
-
-
-@dataclass(frozen=True)
-class WriteTab:
-    source: UploadedImage
 
 
 def started(model: CM3, text: str, picture: Image.Image | None) -> Document:
@@ -65,17 +58,10 @@ def writer(model: CM3, say: Say) -> Any:
     return write
 
 
-def build(model: CM3, say: Say) -> WriteTab:
+def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            text = gr.Textbox(
-                label=say("start"),
-                info=say("start_info"),
-                value=STARTS[say.language][0],
-                submit_btn=say("go_on"),
-                max_length=parts.MAX_TEXT,
-                elem_classes="write-words",
-            )
+            text = parts.words_input(say("start"), say("go_on"), "write", STARTS[say.language][0], say("start_info"))
             parts.examples(say, STARTS[say.language], text)
             source = parts.picture_input(say("then_picture"))
             temperature = parts.temperature_input(say, COMPLETE.temperature)
@@ -86,7 +72,7 @@ def build(model: CM3, say: Say) -> WriteTab:
             status = gr.Markdown(elem_classes="status")
     parts.connect(
         say,
-        [text.submit],
+        text.submit,
         writer(model, say),
         [text, source, temperature, dice, seed],
         [written, status, seed],
@@ -94,4 +80,4 @@ def build(model: CM3, say: Say) -> WriteTab:
         stop,
         status,
     )
-    return WriteTab(source)
+    return parts.Tab(source)

@@ -60,7 +60,7 @@ class Visitor:
         self.page.on("request", self.seen)
         self.url = url if language == "en" else f"{url}ar"
         self.page.goto(self.url)
-        self.page.wait_for_selector(".draw-prompt textarea")
+        self.page.wait_for_selector(".draw-words textarea")
 
     def seen(self, request: Any) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
@@ -104,7 +104,7 @@ def expect(locator: Any) -> Any:
 
 
 def test_four_drawings_appear_and_fit_on_the_screen(visitor: Visitor):
-    visitor.send(".draw-prompt")
+    visitor.send(".draw-words")
     expect(visitor.find(".drawings img")).to_have_count(4, timeout=WAIT)
     expect(visitor.find(".status").first).to_contain_text(visitor.say("seed").split()[0], ignore_case=True)
     boxes = [visitor.find(".drawings img").nth(i).bounding_box() for i in range(4)]
@@ -185,19 +185,19 @@ def test_boxes_are_drawn_with_the_mouse(reader: Visitor):
     reader.page.mouse.up()
     reader.find(".names input").fill("a cat")
     expect(reader.find(".area .box")).to_have_count(1)
-    reader.send(".draw-prompt")
+    reader.send(".draw-words")
     expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
     reader.find("button.clear").click()
     expect(reader.find(".area .box")).to_have_count(0)
 
 
 def test_a_word_that_is_not_known_is_named(reader: Visitor):
-    reader.send(".draw-prompt", "zzzz")
+    reader.send(".draw-words", "zzzz")
     expect(reader.find(".status").first).to_contain_text("never read: zzzz", timeout=WAIT)
 
 
 def test_a_mistake_is_a_toast(visitor: Visitor):
-    visitor.send(".draw-prompt", " ")
+    visitor.send(".draw-words", " ")
     expect(visitor.find(".toast-body")).to_contain_text(visitor.say("no_prompt"), timeout=WAIT)
     visitor.errors.clear()
 
@@ -210,7 +210,7 @@ def test_stop_stops_the_work(reader: Visitor, model: CM3, monkeypatch: pytest.Mo
         return step(engine)
 
     monkeypatch.setattr(type(model.engine), "step", slowly)
-    reader.send(".draw-prompt")
+    reader.send(".draw-words")
     expect(reader.find(".preview img").first).to_be_visible(timeout=WAIT)
     assert model.engine.rows
     reader.find("button").filter(has_text=reader.say("stop")).first.click()
@@ -221,23 +221,23 @@ def test_stop_stops_the_work(reader: Visitor, model: CM3, monkeypatch: pytest.Mo
         time.sleep(0.2)
     assert not model.engine.rows
     monkeypatch.undo()
-    reader.send(".draw-prompt")
+    reader.send(".draw-words")
     expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
 
 
 def test_after_a_reload_it_draws_again(reader: Visitor):
-    reader.send(".draw-prompt")
+    reader.send(".draw-words")
     reader.page.reload()
-    reader.page.wait_for_selector(".draw-prompt textarea")
-    reader.send(".draw-prompt", "a cat")
+    reader.page.wait_for_selector(".draw-words textarea")
+    reader.send(".draw-words", "a cat")
     expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
     reader.errors.clear()  # what was under way is broken off
 
 
 def test_two_people_do_not_see_each_others_drawings(browser: Any, url: str):
     two = [Visitor(browser, url) for _ in range(2)]
-    two[0].send(".draw-prompt", "a red apple")
-    two[1].send(".draw-prompt", "a cat")
+    two[0].send(".draw-words", "a red apple")
+    two[1].send(".draw-words", "a cat")
     shown = []
     for one in two:
         expect(one.find(".drawings img")).to_have_count(4, timeout=WAIT)
@@ -260,9 +260,10 @@ def test_hostile_and_huge_files_are_told_about(reader: Visitor, tmp_path: Path):
             reader.find(".describe-button").click()
         expect(reader.find(".toast-body").last).to_be_visible(timeout=WAIT)
         reader.page.reload()
-        reader.page.wait_for_selector(".draw-prompt textarea")
+        reader.page.wait_for_selector(".draw-words textarea")
         reader.find(".use-describe").click()
     reader.take_example(0)
+    expect(reader.find(".picture:visible img").first).to_be_visible()
     reader.find(".describe-button").click()
     expect(reader.find(".described img")).to_have_count(1, timeout=WAIT)
     reader.errors.clear()  # the browser tells of refused requests
@@ -271,7 +272,7 @@ def test_hostile_and_huge_files_are_told_about(reader: Visitor, tmp_path: Path):
 def test_drawing_on_the_way_leaves_no_files(reader: Visitor):
     folder = Path(get_upload_folder())
     before = set(folder.rglob("*.png"))
-    reader.send(".draw-prompt")
+    reader.send(".draw-words")
     expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)
     new = set(folder.rglob("*.png")) - before
     sizes = [Image.open(path).size for path in new]

@@ -14,7 +14,6 @@ import gradio as gr
 import httpx
 import pytest
 from gradio.components.image_editor import AcceptBlobs
-from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -29,30 +28,10 @@ CHECKOUT = ROOT
 BLANK = Image.new("RGBA", (20, 20))
 
 
-@pytest.fixture(scope="module")
-def page(tiny: CM3) -> gr.Blocks:
-    return build(tiny)
-
-
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
     Image.new("RGBA", (20, 20), "red").save(tmp_path / "red.png")
     return str(tmp_path / "red.png")
-
-
-@pytest.fixture
-def painting() -> dict[str, Any]:
-    """What the editor gives: a picture, and a layer of paint on nothing."""
-    layer = Image.new("RGBA", (20, 20))
-    layer.paste((255, 45, 149, 255), (4, 4, 8, 8))
-    return {"background": Image.new("RGBA", (20, 20), "red"), "layers": [layer], "composite": layer}
-
-
-@pytest.fixture
-def uploads() -> Path:
-    folder = Path(get_upload_folder()) / "tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -93,19 +93,6 @@ def test_every_example_is_tested():
     assert all(path.name in tests for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
 
 
-def webdataset(folder: Path, pictures: dict[str, bytes], per_shard: int) -> Path:
-    """Shards of so many samples each."""
-    folder.mkdir()
-    names = sorted(pictures)
-    for start in range(0, len(names), per_shard):
-        with tarfile.open(folder / f"{start:05}.tar", "w") as shard:
-            for name in names[start : start + per_shard]:
-                member = tarfile.TarInfo(f"{name}.png")
-                member.size = len(pictures[name])
-                shard.addfile(member, BytesIO(pictures[name]))
-    return folder
-
-
 @pytest.mark.slow  # a local cluster is started
 def test_caption_with_ray(tmp_path: Path):
     pq, psutil = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("psutil")
@@ -116,7 +103,11 @@ def test_caption_with_ray(tmp_path: Path):
         picture.save(buffer, "PNG")
         pictures[f"apple{i:02}"] = buffer.getvalue()
     pictures["broken"] = b"no picture"
-    shards, out = webdataset(tmp_path / "shards", pictures, 8), tmp_path / "captions"
+    shards, out = tmp_path / "shards", tmp_path / "captions"
+    shards.mkdir()
+    with webdataset.ShardWriter(str(shards / "%05d.tar"), maxcount=8, verbose=0) as writer:
+        for key in sorted(pictures):
+            writer.write({"__key__": key, "png": pictures[key]})
     command = [sys.executable, str(EXAMPLES / "caption_with_ray.py"), str(shards), "--out", str(out), "--batch", "4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
