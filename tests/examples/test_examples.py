@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import webdataset
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from webdataset.writer import ShardWriter
 
 from checkout import ROOT
 from cm3 import CM3
@@ -105,7 +105,7 @@ def test_caption_with_ray(tmp_path: Path):
     pictures["broken"] = b"no picture"
     shards, out = tmp_path / "shards", tmp_path / "captions"
     shards.mkdir()
-    with webdataset.ShardWriter(str(shards / "%05d.tar"), maxcount=8, verbose=0) as writer:
+    with ShardWriter(str(shards / "%05d.tar"), maxcount=8, verbose=0) as writer:
         for key in sorted(pictures):
             writer.write({"__key__": key, "png": pictures[key]})
     command = [sys.executable, str(EXAMPLES / "caption_with_ray.py"), str(shards), "--out", str(out), "--batch", "4"]
