@@ -11,6 +11,7 @@ from threading import Thread
 from cm3.engine import Engine
 from cm3.request import Request
 
+ENDED = "the engine has been stopped"
 New = list[tuple[int, int]]  # (place of the request, id)
 
 
@@ -36,6 +37,7 @@ class EngineThread:
         # One that comes again has stopped listening; None = the end.
         self.inbox: SimpleQueue[Listener | None] = SimpleQueue()
         self.listeners: list[Listener] = []
+        self.ended = False
         self.thread = Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def __enter__(self) -> "EngineThread":
@@ -48,8 +50,10 @@ class EngineThread:
     def __exit__(self, *_: object) -> None:
         """What is under way ends with a RuntimeError for those who wait for it."""
         self.engine.thread = None
+        self.ended = True  # before what is left is read: who comes later sees it
         self.inbox.put(None)
         self.thread.join()
+        self._take_back(self.listeners + self._unread(), RuntimeError(ENDED))
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
         """As Engine.stream."""
@@ -57,6 +61,8 @@ class EngineThread:
         try:
             if not last:
                 self.inbox.put(listener)
+                if self.ended and not self.thread.is_alive():
+                    raise RuntimeError(ENDED)
             while not last:
                 said = listener.box.get()
                 if isinstance(said, BaseException):
@@ -82,8 +88,6 @@ class EngineThread:
                 break
             with engine.lock:
                 self._take(listener)
-        with engine.lock:
-            self._take_back(self.listeners + self._unread(), RuntimeError("the engine has been stopped"))
 
     def _unread(self) -> list[Listener]:
         """Those that came behind the end."""

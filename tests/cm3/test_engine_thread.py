@@ -115,6 +115,15 @@ def test_who_waits_when_the_thread_ends_is_told(model: CM3ForCausalLM, expected:
     assert engine.generate(REQUESTS) == expected  # by its callers again
 
 
+def test_who_comes_when_the_thread_has_ended_does_not_wait(model: CM3ForCausalLM):
+    engine = Engine(model, VOCAB, GRID)
+    with EngineThread(engine) as thread:
+        late = thread.stream(REQUESTS)  # asked of it before, begun after
+    with pytest.raises(RuntimeError, match="has been stopped"):
+        next(late)
+    check_idle(engine)
+
+
 def test_an_engine_has_one_thread(engine: Engine):
     with pytest.raises(RuntimeError, match="has a thread already"), EngineThread(engine):
         pass
