@@ -1,6 +1,6 @@
 """The training loss: cross-entropy in chunks that never hold the logits of a whole batch, with z-loss.
 
-Letters in shapes: R rows, T tokens a row, N = R (T - 1) targets, D width, V vocabulary.
+Letters in shapes: R rows, T tokens a row, N targets that count, D width, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from train.language.packing import Batch
 
 
 class LMLosses(NamedTuple):
-    """Of some rows: total, the weighted sum to be minimised; and without gradient, for each of KINDS behind "nothing",
-    the plain sum of the cross-entropies and how many targets it has, [1 + len(KINDS)]."""
+    """Of some rows: total, the weighted sum to be minimised; and without gradient, for each of KINDS behind "nothing"
+    (not computed, 0), the plain sum of the cross-entropies and how many targets it has, [1 + len(KINDS)]."""
 
     total: Tensor
     sums: Tensor
@@ -128,10 +128,12 @@ class LMLearner(nn.Module):
         flash = "flash" in str(self.model.config._attn_implementation)
         inputs = end_to_end(batch) if flash else {"input_ids": batch.ids, "position_ids": batch.positions}
         states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [R, T, D]
-        hidden = states[:, :-1].flatten(0, 1)  # [N, D]
-        targets, kinds = batch.ids[:, 1:].flatten(), batch.kinds[:, 1:].flatten()  # [N]
+        counted = batch.kinds[:, 1:].flatten().nonzero()[:, 0]  # [N]: the head is half of the work where codes are many
+        hidden = states[:, :-1].flatten(0, 1)[counted]  # [N, D]
+        targets, kinds, weights = (
+            field[:, 1:].flatten()[counted] for field in (batch.ids, batch.kinds, batch.weights)
+        )  # [N]
         head = self.model.lm_head.weight
-        weights = batch.weights[:, 1:].flatten()
         total, errors = cross_entropy(hidden, head, targets, weights, self.z, self.chunk, self.first_code)
         sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
         return LMLosses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

@@ -45,6 +45,8 @@ class Objective:
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
         asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
+
+    Targets of weight 0 are not computed, and no figure counts them.
     """
 
     free: float = 0.15
@@ -183,6 +185,7 @@ def training_row(
     out = weights[kinds]
     if form in (ASK, TELL):
         out[is_code] *= np.float32(objective.asked)
+    kinds[out == 0] = 0
     return Row(row, out, kinds)
 
 

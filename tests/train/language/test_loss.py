@@ -238,7 +238,8 @@ def test_sums_and_counts_are_those_of_the_kinds(chunk: int):
     logits = learner.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).logits[:, :-1]
     errors = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0]
     assert_close(losses.total, (errors * batch.weights[:, 1:]).sum(), rtol=1e-5, atol=1e-4)
-    for kind in range(len(KINDS) + 1):
+    assert losses.counts[0] == losses.sums[0] == 0  # what does not count is not computed
+    for kind in range(1, len(KINDS) + 1):
         here = batch.kinds[:, 1:] == kind
         assert losses.counts[kind] == here.sum()
         assert_close(losses.sums[kind], errors[here].sum(), rtol=1e-5, atol=1e-3)

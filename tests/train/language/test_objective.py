@@ -240,5 +240,7 @@ def test_pictures_that_are_asked_about_count_as_much_as_is_wished():
         codes = whole.ids >= VOCAB.first_code
         assert np.allclose(less.weights[codes], 0.1 * whole.weights[codes]) and whole.weights[codes].any()
         assert (less.weights[~codes] == whole.weights[~codes]).all()
+        none = row(ASKING, SPANS, form, objective=Objective(asked=0))
+        np.testing.assert_array_equal(none.kinds, np.where(codes, 0, whole.kinds))  # nor are they computed
     drawn = [row(DRAWING, [], DRAW, objective=Objective(asked=asked)).weights for asked in (1.0, 0.1)]
     assert (drawn[0] == drawn[1]).all()
