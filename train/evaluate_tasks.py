@@ -198,6 +198,7 @@ def evaluate(
     splits: Sequence[str] = SPLITS[:2],
     options: GenerationOptions = GENERATE,
     names: Sequence[str] = THINGS,
+    aligned: bool = False,
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
     without the things of scenes."""
@@ -214,12 +215,14 @@ def evaluate(
         language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
         for language in LANGUAGES
     }
-    blind = blind_scene_answers(studio_of("familiar", seen, unseen, size, names), called)
+    stages = {"aligned": float(aligned), "cells": model.grid[0]}
+    blind = blind_scene_answers(studio_of("familiar", seen, unseen, size, names, **stages), called)
     bench = TaskBench(
         model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, options
     )
     result: dict[str, Any] = {
         "sample": sample,
+        "aligned": aligned,
         "decoding": asdict(options) | {"hole": INFILL.guidance},
         "splits": {},
         "things": len({thing.code for thing in things}),
@@ -227,7 +230,8 @@ def evaluate(
     }
     rows: list[list[Any]] = []
     for split in splits:
-        result["splits"][split], more = measure(bench, split, studio_of(split, seen, unseen, size, names), sample)
+        studio = studio_of(split, seen, unseen, size, names, **stages)
+        result["splits"][split], more = measure(bench, split, studio, sample)
         rows += more
     result["holes"] = holes(model, seen, unseen, judge, sample, options)
     result["seconds"] = round(time.time() - started, 1)
@@ -249,6 +253,7 @@ def main(
     guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = GENERATE.guidance,
     temperature: Annotated[float, typer.Option(help="of every picture")] = GENERATE.temperature,
     top_p: Annotated[float, typer.Option(help="of every picture")] = GENERATE.top_p,
+    aligned: Annotated[bool, typer.Option(help="scenes whose things are aligned with the cells of codes")] = False,
 ) -> None:
     options = replace(
         GENERATE,
@@ -259,7 +264,7 @@ def main(
         top_p=top_p,
     )
     try:
-        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], options)
+        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], options, aligned=aligned)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_tasks: {error}") from None
     print(task_table(result))

@@ -78,22 +78,24 @@ class StageWith(Stage):
                 return scene
 
 
-def studio_of(split: str, seen: Sequence[Thing], unseen: Sequence[Thing], size: int, names: Sequence[str]) -> Studio:
+def studio_of(
+    split: str, seen: Sequence[Thing], unseen: Sequence[Thing], size: int, names: Sequence[str], **aligned: float
+) -> Studio:
     """What a split's documents are made with, of drawings that training has `seen` and not; scenes of the things called
-    `names`. Raises ValueError where no unseen drawing is of one of them."""
+    `names`; `aligned` and `cells` as a Stage takes them. Raises ValueError where no unseen drawing is of one of them."""
     others = [thing for thing in seen if thing.name["en"] not in names]
     some = [others[i] for i in np.random.default_rng(1005).permutation(len(others))[:ALONE]]
     some += [thing for thing in seen if thing.name["en"] in names]
     novel = split == "compositional"
     words = {language: sign_words(seen, language, novel) for language in LANGUAGES}
-    studio = replace(Studio.of(some, names, size, novel), words=words)
+    studio = replace(Studio.of(some, names, size, novel, **aligned), words=words)
     if split != "unseen cell":
         return studio
     if not any(thing.name["en"] in names for thing in unseen):
         raise ValueError("the unseen_cell split has no drawing of the things that scenes are made of")
     keys, every = {thing.key for thing in unseen}, [*some, *list(unseen) * OFTEN]
-    scenes = StageWith(keys, [thing for thing in every if thing.name["en"] in names], size)
-    return Studio(scenes, StageWith(keys, every, size, alone=studio.solo.shares[1], most=1), words)
+    scenes = StageWith(keys, [thing for thing in every if thing.name["en"] in names], size, **aligned)
+    return Studio(scenes, StageWith(keys, every, size, alone=studio.solo.shares[1], most=1, **aligned), words)
 
 
 def examples(image_tokenizer: ImageTokenizer, studio: Studio, task: str, count: int) -> list[EditCase]:

@@ -20,7 +20,7 @@ from train.evaluation.task_cases import WRONG, EditCase, HoleCase, PictureQuesti
 from train.pictures.loader import to_pixels
 from train.pictures.views import GROUNDS
 from train.scenes.scene import SEEN, Box, Placed, Scene, Thing, differs, render, touched_cells
-from train.scenes.signs import BOARDS, sign
+from train.scenes.signs import BOARDS, board_rows, sign
 
 LOOKS = 2  # of each drawing, that a thing in a box is compared with
 
@@ -261,17 +261,18 @@ def mark_signs(
     """Share of signs that are nearest to their word, or have it among the five nearest, of all words of the language on
     the board whose colour they have."""
     order, size = [], len(pictures[0])
-    known: dict[tuple[str, tuple[int, int, int]], np.ndarray] = {}
+    known: dict[tuple[str, tuple[int, int, int], int], np.ndarray] = {}
     for one, picture in zip(some, pictures, strict=True):
-        word = re.findall('"(.*)"', one.made.words)[0]
-        rim = np.concatenate([picture[row, size // 12 : -size // 12] for row in (size // 6 + 3, size * 4 // 6 - 3)])
+        word, step = re.findall('"(.*)"', one.made.words)[0], one.view.scene.step
+        top, bottom = board_rows(size, step)
+        rim = np.concatenate([picture[row, size // 12 : -size // 12] for row in (top + 3, bottom - 3)])
         middle = np.median(rim, 0)
         board = min(BOARDS, key=lambda colour: float(np.abs(middle - colour).sum()))
         for other in words[one.view.language]:
-            if (other, board) not in known:
-                known[other, board] = sign(other, board, size)
-        others = [known[other, board] for other in words[one.view.language] if other != word]
-        order.append(rank(picture, known[word, board], others))
+            if (other, board, step) not in known:
+                known[other, board, step] = sign(other, board, size, step)
+        others = [known[other, board, step] for other in words[one.view.language] if other != word]
+        order.append(rank(picture, known[word, board, step], others))
     ranked = np.array(order)
     return {"top1": float((ranked < 1).mean()), "top5": float((ranked < 5).mean())}
 

@@ -142,10 +142,15 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands where, on a ground of train.pictures.views.GROUNDS; later things lie above earlier ones."""
+    """What stands where, on a ground of train.pictures.views.GROUNDS; later things lie above earlier ones.
+
+    step: of an aligned scene, the side of a cell of codes in pixels: its things stand at multiples of it and have such
+    sides, not mirrored, so that a thing is spelled with the same codes wherever it stands. 0 = anywhere.
+    """
 
     placed: tuple[Placed, ...]
     ground: str = "white"
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,14 +236,20 @@ def overlap(a: Placed, b: Placed) -> bool:
 
 
 def settle(
-    thing: Thing, others: Sequence[Placed], size: int, sides: tuple[int, int], rng: np.random.Generator, paint: str = ""
+    thing: Thing,
+    others: Sequence[Placed],
+    size: int,
+    sides: tuple[int, int],
+    rng: np.random.Generator,
+    paint: str = "",
+    aligned: int = 0,
 ) -> Placed | None:
-    """The thing at a free place, or None where none is found soon."""
+    """The thing at a free place, or None where none is found soon; `aligned` as a scene's step."""
+    unit, step = aligned or 1, aligned or max(1, size // STEP * 2)
     for _ in range(30):
-        side = int(rng.integers(sides[0], sides[1] + 1))
-        step = max(1, size // STEP * 2)
+        side = unit * int(rng.integers(round(sides[0] / unit), sides[1] // unit + 1))
         left, top = (int(rng.integers(0, (size - side) // step + 1)) * step for _ in "xy")
-        placed = Placed(thing, side, left, top, bool(rng.random() < 0.5), paint)
+        placed = Placed(thing, side, left, top, bool(rng.random() < 0.5) and not aligned, paint)
         if not any(overlap(placed, other) for other in others):
             return placed
     return None
@@ -256,6 +267,8 @@ class Stage:
         novel: scenes with a held-out combination, in place of scenes without.
         alone: smallest and largest share of the picture's side for a thing that stands alone.
         most: things in a scene, at most three.
+        aligned: share of scenes whose things are aligned with the cells of codes.
+        cells: a side of the picture has.
     """
 
     def __init__(
@@ -268,7 +281,10 @@ class Stage:
         novel: bool = False,
         alone: tuple[float, float] = (0.5, 0.8),
         most: int = 3,
+        aligned: float = 0.0,
+        cells: int = 8,
     ):
+        self.aligned, self.step = aligned, size // cells
         self.size, self.white, self.paints, self.doubles, self.novel = size, white, paints, doubles, novel
         self.shares, self.most = {1: alone, 2: (0.38, 0.5), 3: (0.34, 0.46)}, most
         self.by_style: dict[str, list[Thing]] = {}
@@ -303,6 +319,7 @@ class Stage:
             wanted = count or min(self.most, int(rng.choice(3, p=(0.15, 0.45, 0.4))) + 1)
             style = self.styles[rng.choice(len(self.styles), p=self.share / self.share.sum())]
             ground = "white" if rng.random() < self.white else list(GROUNDS)[1 + rng.integers(len(GROUNDS) - 1)]
+            step = self.step if self.aligned and rng.random() < self.aligned else 0
             alike = 1 if wanted == 1 or rng.random() >= self.doubles else int(rng.integers(2, wanted + 1))
             first = self.pick(style, rng)
             things = [first] * alike
@@ -311,9 +328,9 @@ class Stage:
             placed: list[Placed] = []
             for thing in things:
                 paint = self.paint(thing, rng) if rng.random() < self.paints else ""
-                if one := settle(thing, placed, self.size, self.sides(wanted), rng, paint):
+                if one := settle(thing, placed, self.size, self.sides(wanted), rng, paint, step):
                     placed.append(one)
-            scene = Scene(tuple(placed), ground)
+            scene = Scene(tuple(placed), ground, step)
             if len(placed) == wanted and self.allowed(scene):
                 return scene
 

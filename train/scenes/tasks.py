@@ -241,7 +241,7 @@ def add(view: SceneView) -> TaskDocument | None:
     if len(names) == 3:
         return None
     thing = view.stage.pick(view.scene.placed[0].thing.style, view.rng, names)
-    one = settle(thing, view.scene.placed, view.stage.size, view.stage.sides(3), view.rng)
+    one = settle(thing, view.scene.placed, view.stage.size, view.stage.sides(3), view.rng, aligned=view.scene.step)
     if one is None:
         return None
     there, name = place(one, view.stage.size), thing.name[view.language]
@@ -301,7 +301,7 @@ def move(view: SceneView) -> TaskDocument | None:
         return None
     one = view.scene.placed[i]
     others = [other for j, other in enumerate(view.scene.placed) if j != i]
-    new = settle(one.thing, others, view.stage.size, (one.side, one.side), view.rng)
+    new = settle(one.thing, others, view.stage.size, (one.side, one.side), view.rng, aligned=view.scene.step)
     if new is None or place(new, view.stage.size) == place(one, view.stage.size):
         return None
     there = place(new, view.stage.size)
@@ -328,7 +328,7 @@ def reground(view: SceneView) -> TaskDocument | None:
 
 def signed(view: SceneView) -> tuple[str, np.ndarray]:
     word = view.one(*view.words)
-    return word, sign(word, BOARDS[view.rng.integers(len(BOARDS))], view.stage.size)
+    return word, sign(word, BOARDS[view.rng.integers(len(BOARDS))], view.stage.size, view.scene.step)
 
 
 def write_sign(view: SceneView) -> TaskDocument | None:

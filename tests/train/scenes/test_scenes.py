@@ -1,6 +1,7 @@
 """Scenes: what is said of them is what the pixels show, and held-out combinations stay out."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,23 @@ def test_nothing_overlaps_or_leaves_the_picture(scenes: list[Scene]):
 def test_touching_squares_do_not_overlap():
     assert overlap(placed(0, 0, 10), placed(9, 9, 10))
     assert not overlap(placed(0, 0, 10), placed(10, 0, 10))
+
+
+def test_things_of_aligned_scenes_fill_whole_cells_and_look_the_same_in_each_place(things: list[Thing]):
+    step, looks = 6, {}
+    for scene in some(Stage(things, SIZE, paints=0, aligned=1.0, cells=SIZE // step)):
+        assert scene.step == step
+        picture = render(replace(scene, ground="white"), SIZE).picture
+        for one in scene.placed:
+            assert one.left % step == one.top % step == one.side % step == 0 and not one.mirror
+            look = picture[one.top : one.top + one.side, one.left : one.left + one.side].tobytes()
+            assert looks.setdefault((one.thing.key, one.side), look) == look
+    assert len(looks) < 16 * 5  # sides of three to six cells or so
+
+
+def test_a_share_of_the_scenes_is_aligned(things: list[Thing]):
+    steps = [scene.step for scene in some(Stage(things, SIZE, aligned=0.5, cells=8), 200)]
+    assert 60 < steps.count(6) < 140 and steps.count(6) + steps.count(0) == 200
 
 
 def test_a_full_picture_has_no_place_left(things: list[Thing]):

@@ -40,6 +40,21 @@ def test_a_word_fits_its_board_and_stands_in_its_middle(word: str, board: tuple[
     assert columns.max() - columns.min() > size // 2 or rows.max() - rows.min() > size // 4  # as large as fits
 
 
+@pytest.mark.parametrize("step", [8, 16])
+def test_aligned_letters_have_a_column_of_cells_each(step: int):
+    """The same letter is the same pixels wherever it stands, and joined letters end where their cell ends."""
+    size = 8 * step
+    cells = [
+        sign(word, BOARDS[0], size, step)[2 * step : 4 * step, column * step : (column + 1) * step]
+        for word, column in (("FOX", 3), ("OX", 3), ("OOOOOO", 1), ("OOOOOO", 6))
+    ]
+    assert all(np.array_equal(cells[0], cell) for cell in cells[1:]) and cells[0].min() < 100
+    for word, columns in (("BANANA", (1, 7)), ("FOX", (2, 5)), ("قطة", (2, 5)), ("ثعلب", (2, 6))):
+        rows, at = np.nonzero((sign(word, BOARDS[0], size, step) != sign("", BOARDS[0], size, step)).any(-1))
+        assert columns[0] * step <= at.min() and at.max() < columns[1] * step
+        assert 2 * step <= rows.min() and rows.max() < 4 * step + step // 4  # tails of Arabic letters
+
+
 def test_letters_stand_out_from_every_board():
     for board in BOARDS:
         picture = sign("FOX", board, 64).astype(int)

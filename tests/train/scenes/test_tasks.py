@@ -414,6 +414,14 @@ def without_ground(view: SceneView, words: str) -> str:
     return words.removesuffix(end)
 
 
+@pytest.mark.parametrize("task", ["add", "move", "replace"])
+def test_edits_of_aligned_scenes_stay_aligned(edits, studio: Studio, monkeypatch: pytest.MonkeyPatch, task: str):
+    monkeypatch.setitem(studio.stages, False, Stage(drawn_things(), SIZE, aligned=1.0, cells=8))
+    for edit in edits(task, "en"):
+        for one in edit.scene.placed:
+            assert one.left % 6 == one.top % 6 == one.side % 6 == 0 and not one.mirror
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_drawings_are_asked_for_by_what_is_there_and_how_it_lies(studio: Studio, language: str):
     relations = 0
