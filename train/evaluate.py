@@ -12,12 +12,11 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from PIL import Image
 from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -28,12 +27,12 @@ from train.documents.shards import Shards, Target, read_meta
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
-from train.evaluation.concepts import SplitPicture, judged_concepts, load_split, plain, reference_of, settings
-from train.evaluation.judge import Judge, ranks
+from train.evaluation.concepts import SplitPicture, load_split, plain
+from train.evaluation.drawings import drawings
+from train.evaluation.judge import JUDGES, Judge
 from train.evaluation.report import concept_table
 from train.pictures.loader import to_pixels
 from train.pictures.metrics import psnr
-from train.pictures.sheet import contact_sheet
 
 
 def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
@@ -145,41 +144,6 @@ def blind_concept_answers(tokens: Path) -> dict[str, str]:
     return {prompt: counts.most_common(1)[0][0] for prompt, counts in seen.items()}
 
 
-def drawings(
-    model: CM3, train: list[SplitPicture], judge: Judge, options: GenerationOptions
-) -> tuple[dict[str, Any], Image.Image]:
-    """Judge's top-1 and top-5 of one drawing a concept, among `JUDGED` concepts; and a contact sheet.
-
-    Each concept is asked for by its English name and a style that it has; the judge compares with other styles.
-    """
-    by_concept = judged_concepts(train)
-    chosen = list(by_concept)
-    reference = reference_of([sample for members in by_concept.values() for sample in members], judge)
-    asked = [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(chosen)]
-    styles = [sample.facts["style"] for sample in asked]
-    figures: dict[str, Any] = {"concepts": len(chosen), **settings(options)}
-
-    def record(name: str, shown: list[Image.Image]) -> None:
-        rank = ranks(judge.features(shown), chosen, styles, reference)
-        figures[name] = {"top1": (rank < 1).float().mean().item(), "top5": (rank < 5).float().mean().item()}
-
-    record("real pictures (ceiling)", [sample.picture for sample in asked])
-    codes = [model.image_tokenizer.encode(sample.picture) for sample in asked]
-    record(
-        "real pictures through the image tokenizer",
-        [cast(Image.Image, model.image_tokenizer.decode(code)) for code in codes],
-    )
-    names = [sample.facts["name"]["en"] for sample in asked]
-    prompts = [f"{name} in the {style} style" for name, style in zip(names, styles, strict=True)]
-    drawn = model.pictures(model.jobs.generate(prompts, options=options))
-    record("drawings", drawn)
-    picks = range(0, len(asked), max(1, len(asked) // 24))
-    free = model.pictures(model.jobs.generate([names[i] for i in picks], options=replace(options, n=6)))
-    labels = [f"{names[i]} ({styles[i]})" for i in picks]
-    rows = [[asked[i].picture, drawn[i], *free[6 * k : 6 * k + 6]] for k, i in enumerate(picks)]
-    return figures, contact_sheet(labels, rows)
-
-
 def evaluate(
     model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerationOptions = GENERATE
 ) -> dict[str, Any]:
@@ -211,7 +175,8 @@ def evaluate(
         }
     share = reconstruction(model, all_cells + all_concepts)
     result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
-    result["drawings"], sheet = drawings(model, train, Judge(), options)
+    judges = {name: Judge(name) for name in JUDGES}
+    result["drawings"], sheet = drawings(model, train, unseen_cell, judges, options)
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(concept_table(result))

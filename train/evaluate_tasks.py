@@ -215,8 +215,11 @@ def evaluate(
         language: sorted({*sign_words(seen, language, False), *sign_words(seen, language, True)})
         for language in LANGUAGES
     }
-    stages = {"aligned": float(aligned), "cells": model.grid[0]}
-    blind = blind_scene_answers(studio_of("familiar", seen, unseen, size, names, **stages), called)
+    studios = {
+        split: studio_of(split, seen, unseen, size, names, float(aligned), model.grid[0])
+        for split in dict.fromkeys(("familiar", *splits))
+    }
+    blind = blind_scene_answers(studios["familiar"], called)
     bench = TaskBench(
         model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, options
     )
@@ -230,8 +233,7 @@ def evaluate(
     }
     rows: list[list[Any]] = []
     for split in splits:
-        studio = studio_of(split, seen, unseen, size, names, **stages)
-        result["splits"][split], more = measure(bench, split, studio, sample)
+        result["splits"][split], more = measure(bench, split, studios[split], sample)
         rows += more
     result["holes"] = holes(model, seen, unseen, judge, sample, options)
     result["seconds"] = round(time.time() - started, 1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +49,15 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s-]", "", text.lower()).split())
 
 
-def judged_concepts(train: list[SplitPicture]) -> dict[str, list[SplitPicture]]:
-    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures."""
+def judged_concepts(train: list[SplitPicture], first: Collection[str] = ()) -> dict[str, list[SplitPicture]]:
+    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures; those of `first` come before
+    others."""
     by_concept: dict[str, list[SplitPicture]] = defaultdict(list)
     for sample in train:
         by_concept[sample.facts["code"]].append(sample)
     many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
-    order = np.random.default_rng(0).permutation(len(many))[:JUDGED]
+    order = np.random.default_rng(0).permutation(len(many))
+    order = sorted(order, key=lambda i: many[i] not in first)[:JUDGED]
     return {many[i]: by_concept[many[i]] for i in sorted(order)}
 
 

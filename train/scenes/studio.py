@@ -37,14 +37,29 @@ class Studio:
 
     @classmethod
     def of(
-        cls, things: list[Thing], names: Sequence[str], size: int, novel: bool = False, **aligned: float
+        cls,
+        things: list[Thing],
+        names: Sequence[str],
+        size: int,
+        novel: bool = False,
+        aligned: float = 0.0,
+        cells: int = 8,
     ) -> "Studio":
-        """aligned: `aligned` and `cells` of train.scenes.scene.Stage."""
+        """Stages of train.scenes.scene for the things called `names`, and for all of them."""
         some = [thing for thing in things if thing.name["en"] in names]
         words = {language: sign_words(things, language, novel) for language in LANGUAGES}
         # A thing alone has no combination but its paint: only painted ones can be novel.
-        solo = Stage(things, size, paints=1.0 if novel else 0.15, novel=novel, alone=(0.75, 1.0), most=1, **aligned)
-        return cls(Stage(some, size, novel=novel, **aligned), solo, words)
+        solo = Stage(
+            things,
+            size,
+            paints=1.0 if novel else 0.15,
+            novel=novel,
+            alone=(0.75, 1.0),
+            most=1,
+            aligned=aligned,
+            cells=cells,
+        )
+        return cls(Stage(some, size, novel=novel, aligned=aligned, cells=cells), solo, words)
 
     def make(self, task: str, language: str, rng: np.random.Generator) -> tuple[TaskDocument, Scene]:
         """One document of a task, and its scene."""

@@ -1,0 +1,140 @@
+"""How well drawings show what was asked for, in the opinion of judges, and how many of them are near copies.
+
+A concept is asked for by its name with a style, or by its bare name in a language; or as an unseen cell, a style that
+training never showed of it. Each judge has its ceiling beside it: real pictures, and what the image tokenizer makes of
+them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cm3.options import GenerationOptions
+from cm3.pipeline import CM3
+from train.emoji.phrases import STYLED
+from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings
+from train.evaluation.judge import Judge, ranks
+from train.pictures.sheet import contact_sheet
+
+EACH = 4  # drawings of a prompt
+COPY = 0.95  # share of codes that a near copy has of a training picture
+
+
+class Asked(NamedTuple):
+    """Prompts, and the picture that each asks for; `styled`: whether the prompts name its style."""
+
+    prompts: list[str]
+    wanted: list[SplitPicture]
+    styled: bool
+
+
+def asked(wanted: list[SplitPicture], language: str = "en", styled: bool = True) -> Asked:
+    names = [one.facts["name"][language] for one in wanted]
+    spelled = [STYLED[language][0].format(name, one.facts["style"]) for name, one in zip(names, wanted, strict=True)]
+    return Asked(spelled if styled else names, wanted, styled)
+
+
+def nearest(codes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """codes [N, L] and known [M, L] -> share of codes that the nearest has too, and which that is, [N]."""
+    found = [(part[:, None] == known).float().mean(-1).max(-1) for part in codes.split(16)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+
+class Gallery:
+    """Training pictures to compare with.
+
+    Args:
+        model: whose tokenizer spells them.
+        train: all of them.
+        unseen: pictures of unseen cells; their concepts are among the judged.
+        judges: name -> judge.
+    """
+
+    def __init__(self, model: CM3, train: list[SplitPicture], unseen: list[SplitPicture], judges: dict[str, Judge]):
+        self.model, self.train, self.judges = model, train, judges
+        self.codes = self.spelled([one.picture for one in train])
+        first = {one.facts["code"] for one in unseen}
+        self.by_concept = judged_concepts(train)
+        among = judged_concepts(train, first)
+        self.unseen = [one for one in unseen if one.facts["code"] in among]
+        self.references = {
+            held: {
+                name: reference_of([one for members in concepts.values() for one in members], judge)
+                for name, judge in judges.items()
+            }
+            for held, concepts in ((False, self.by_concept), (True, among))
+        }
+
+    def spelled(self, pictures: list[Image.Image]) -> Tensor:
+        """Codes, [N, L]."""
+        codes = [self.model.image_tokenizer.encode(pictures[i : i + 64]) for i in range(0, len(pictures), 64)]
+        return torch.cat([torch.as_tensor(part) for part in codes]).flatten(1).cpu()
+
+    def judged(
+        self, pictures: list[Image.Image], concepts: Sequence[str], styles: Sequence[str], unseen: bool = False
+    ) -> dict[str, Any]:
+        """Top-1 and top-5 of each judge, who compares with other styles than the picture's own."""
+        out: dict[str, Any] = {"pictures": len(pictures)}
+        for name, judge in self.judges.items():
+            rank = ranks(judge.features(pictures), concepts, styles, self.references[unseen][name])
+            out[name] = {"top1": (rank < 1).float().mean().item(), "top5": (rank < 5).float().mean().item()}
+        return out
+
+    def drawn(
+        self, some: Asked, options: GenerationOptions, unseen: bool = False
+    ) -> tuple[dict[str, Any], list[Image.Image]]:
+        """EACH drawings of each prompt: what the judges say, the share of near copies, and the drawings. Where the
+        prompt names no style, the style is that of the nearest training picture."""
+        job = self.model.jobs.generate(some.prompts, options=replace(options, n=EACH))
+        pictures = self.model.pictures(job)
+        wanted = [one for one in some.wanted for _ in range(EACH)]
+        share, index = nearest(self.spelled(pictures), self.codes)
+        styles = [
+            one.facts["style"] if some.styled else self.train[i].facts["style"]
+            for one, i in zip(wanted, index.tolist(), strict=True)
+        ]
+        figures = self.judged(pictures, [one.facts["code"] for one in wanted], styles, unseen)
+        return figures | {"near copies": (share >= COPY).float().mean().item()}, pictures
+
+
+def drawings(
+    model: CM3,
+    train: list[SplitPicture],
+    unseen: list[SplitPicture],
+    judges: dict[str, Judge],
+    options: GenerationOptions,
+) -> tuple[dict[str, Any], Image.Image]:
+    """The figures of each way to ask, and a contact sheet: the real picture, then drawings by name and style, then by
+    the bare name."""
+    gallery = Gallery(model, train, unseen, judges)
+    cells = [members[i % len(members)] for i, members in enumerate(gallery.by_concept.values())]
+    facts = [cell.facts for cell in cells]
+    concepts, styles = [one["code"] for one in facts], [one["style"] for one in facts]
+    figures: dict[str, Any] = {"concepts": len(cells), "each": EACH, **settings(options)}
+    figures["real pictures (ceiling)"] = gallery.judged([cell.picture for cell in cells], concepts, styles)
+    codes = [model.image_tokenizer.encode(cell.picture) for cell in cells]
+    through = [cast(Image.Image, model.image_tokenizer.decode(code)) for code in codes]
+    figures["real pictures through the image tokenizer"] = gallery.judged(through, concepts, styles)
+    shown: dict[str, list[Image.Image]] = {}
+    for name, some in {
+        "drawings by name and style": asked(cells),
+        "drawings by name": asked(cells, styled=False),
+        "drawings by name in Arabic": asked(cells, "ar", styled=False),
+    }.items():
+        figures[name], shown[name] = gallery.drawn(some, options)
+    if gallery.unseen:
+        figures["drawings of unseen cells"], _ = gallery.drawn(asked(gallery.unseen), options, unseen=True)
+    picks = range(0, len(cells), max(1, len(cells) // 24))
+    labels = [f"{facts[i]['name']['en']} ({styles[i]})" for i in picks]
+    rows = [
+        [
+            cells[i].picture,
+            *(picture for pictures in list(shown.values())[:2] for picture in pictures[EACH * i :][:EACH]),
+        ]
+        for i in picks
+    ]
+    return figures, contact_sheet(labels, rows)
