@@ -16,6 +16,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with API keys, one a line.")] = None,
     block_list: Annotated[Path | None, typer.Option(help='Terms that prompts may not have: "category: term".')] = None,
+    no_nudity: Annotated[
+        bool, typer.Option("--no-nudity", help="Refuse pictures in which NudeNet finds any (extra nudenet).")
+    ] = False,
     pictures: Annotated[int, typer.Option(help="Pictures of one request, at most.", min=1, max=64)] = 8,
     queue: Annotated[int, typer.Option(help="Pictures under way or waiting, of all; more get 429.", min=1)] = 64,
     seconds: Annotated[float, typer.Option(help="For a request, with its waiting.", min=0.1)] = 60.0,
@@ -37,13 +40,17 @@ def serve(
     try:
         import uvicorn
 
-        from cm3.safety import BlockList, Safety
+        from cm3.safety import BlockList, NudityFilter, Safety
         from cm3.server import make_app, read_keys
         from cm3.server_work import Limits
     except ImportError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
     keys = [] if api_key_file is None else read_keys(api_key_file)
-    safety = Safety([] if block_list is None else [BlockList.read(block_list)])
+    try:
+        seen = [NudityFilter()] if no_nudity else []
+    except ImportError as error:
+        raise ValueError(f"--no-nudity needs nudenet: pip install 'cm3leon[nudenet]' ({error})") from error
+    safety = Safety([] if block_list is None else [BlockList.read(block_list)], seen)
     pipeline = load(model, max_pixels, device, compile)
     limits = Limits(body, pictures, queue, seconds, max_pixels)
     app = make_app(pipeline, Path(model).name, limits, safety, keys)

@@ -11,8 +11,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 
@@ -129,3 +130,29 @@ def set_apart(words: Sequence[str]) -> list[str]:
     """Letters that stand alone, three or more in a row, put together."""
     runs = "".join(word if len(word) == 1 else " " for word in words).split()
     return [re.sub(r"(.)\1+", r"\1", run) for run in runs if len(run) > 2]
+
+
+class NudityFilter:
+    """Refuses pictures in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
+    photographs; its code is under the AGPL) finds exposed private parts or breasts.
+
+    threshold: of the detector's confidence, above 0 and below 1. detector: another with NudeNet's `detect`.
+    Errors: ImportError without the extra; ValueError for a threshold outside its limits."""
+
+    CATEGORY = "nudity"
+    PARTS = ("BUTTOCKS", "FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "ANUS")
+
+    def __init__(self, threshold: float = 0.4, detector: Any = None) -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be above 0 and below 1, but is {threshold}")
+        if detector is None:
+            from nudenet import NudeDetector  # pyright: ignore[reportMissingImports, reportMissingTypeStubs, reportUnknownVariableType]
+
+            detector = NudeDetector()
+        self.threshold, self.detector = threshold, detector
+
+    def refuses(self, picture: Image.Image) -> str | None:
+        pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])  # as OpenCV has them: BGR
+        found = self.detector.detect(pixels)
+        shown = {f"{part}_EXPOSED" for part in self.PARTS}
+        return self.CATEGORY if any(one["class"] in shown and one["score"] >= self.threshold for one in found) else None

@@ -1,13 +1,16 @@
 """Filters: what the block list finds however it is spelled, and what it leaves alone."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
 
-from cm3.safety import BlockList, Refusal, Safety, plain_words
+from cm3.safety import BlockList, NudityFilter, Refusal, Safety, plain_words
 
 LIST = BlockList({"weapons": ["gun", "machine gun", "مسدس"], "drugs": ["cocaine"]})
 
@@ -80,3 +83,49 @@ def test_a_refusal_names_the_category_and_not_the_text():
     safety.check_pictures([Image.new("RGB", (2, 2), "white")])
     with pytest.raises(Refusal, match="^the picture is refused: dark$"):
         safety.check_pictures([Image.new("RGB", (2, 2), "white"), Image.new("RGB", (2, 2))])
+
+
+class Detector:
+    """Finds what it is told to, and remembers what it saw."""
+
+    def __init__(self, *found: tuple[str, float]):
+        self.found, self.seen = found, []
+
+    def detect(self, pixels: np.ndarray) -> list[dict[str, Any]]:
+        self.seen.append(pixels)
+        return [{"class": name, "score": score, "box": [0, 0, 1, 1]} for name, score in self.found]
+
+
+@pytest.mark.parametrize(
+    ("found", "category"),
+    [
+        ((), None),
+        ((("FEMALE_GENITALIA_EXPOSED", 0.9),), "nudity"),
+        ((("FACE_MALE", 0.9), ("BUTTOCKS_EXPOSED", 0.4)), "nudity"),
+        ((("BUTTOCKS_EXPOSED", 0.39),), None),
+        ((("FEMALE_BREAST_COVERED", 0.9), ("BELLY_EXPOSED", 0.9), ("MALE_BREAST_EXPOSED", 0.9)), None),
+    ],
+)
+def test_exposed_parts_that_are_seen_surely_are_refused(found: tuple, category: str | None):
+    assert NudityFilter(detector=Detector(*found)).refuses(Image.new("RGB", (8, 8))) == category
+
+
+def test_the_detector_sees_the_picture_as_opencv_has_it():
+    detector = Detector()
+    NudityFilter(detector=detector).refuses(Image.new("RGBA", (6, 4), (10, 20, 30, 255)))
+    assert detector.seen[0].shape == (4, 6, 3) and detector.seen[0][0, 0].tolist() == [30, 20, 10]
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 2])
+def test_a_threshold_outside_its_limits_is_an_error(threshold: float):
+    with pytest.raises(ValueError, match="threshold must be above 0"):
+        NudityFilter(threshold, Detector())
+
+
+@pytest.mark.slow
+def test_nudenet_lets_a_photograph_of_a_dressed_person_and_a_drawing_pass():
+    pytest.importorskip("nudenet")
+    nudity, astronaut = NudityFilter(), Image.fromarray(data.astronaut())
+    classes = {one["class"] for one in nudity.detector.detect(np.asarray(astronaut)[..., ::-1].copy())}
+    assert classes and not any("EXPOSED" in name and "BREAST" in name for name in classes)  # it sees something
+    assert nudity.refuses(astronaut) is None and nudity.refuses(Image.new("RGB", (64, 64), "pink")) is None

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -359,6 +360,7 @@ def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3):
         (["--api-key-file", "none.txt"], "none.txt: there is no such file"),
         (["--block-list", "none.txt"], "none.txt: there is no such file"),
         (["--api-key-file", "empty.txt"], "empty.txt: there are no keys"),
+        (["--no-nudity"], "--no-nudity needs nudenet: pip install 'cm3leon[nudenet]'"),
     ],
 )
 def test_the_command_refuses_what_is_not_safe(
@@ -366,6 +368,7 @@ def test_the_command_refuses_what_is_not_safe(
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
+    monkeypatch.setitem(sys.modules, "nudenet", None)
     monkeypatch.setattr("sys.argv", ["cm3", "serve", *args])
     with pytest.raises(SystemExit) as exit:
         cli.main()
