@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -242,6 +243,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     refused(cm3(*args), message)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("cm3 capt", {"caption"}), ("cm3 generate --guid", {"--guidance", "--guidance-schedule"})]
+)
+def test_the_shell_completes_commands_and_options(words: str, expected: set[str]):
+    asked = {"_CM3_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    shell = [sys.executable, "-c", "import sys; sys.argv[0] = 'cm3'; from cm3.cli import main; main()"]
+    out = subprocess.run(shell, env=os.environ | asked, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert set(out.split()) == expected
 
 
 @pytest.mark.parametrize("args", [[], ["draw", "a"]])
