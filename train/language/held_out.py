@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from train.language.objective import KINDS
-from train.language.packing import Batch, Rows, Steps
+from train.language.packing import Rows, Steps
 from train.runtime.distributed import summed
 from train.runtime.precision import autocast
 
@@ -40,7 +40,7 @@ def held_out_loss(
         part.kinds[max(0, count - before) :] = 0
         before += len(part.kinds)
         with autocast(precision, device):
-            losses = learner(Batch(*(array.to(device) for array in part)))
+            losses = learner(part.to(device))
         totals += torch.stack([losses.sums, losses.counts])
     learner.train()
     summed(totals)

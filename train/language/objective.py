@@ -45,6 +45,8 @@ class Objective:
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
         asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
+        noise: share of the codes that are read as others, at random, while the targets stay: who draws reads own
+            mistakes, and must go by the words nevertheless (the aim of scheduled sampling, Bengio et al. 2015).
 
     Targets of weight 0 are not computed, and no figure counts them.
     """
@@ -60,10 +62,11 @@ class Objective:
     code: float = 1.0
     source: float = 0.1
     asked: float = 1.0
+    noise: float = 0.0
 
     def plain(self) -> "Objective":
         """Every document as it reads, answers last: what evaluation sees. The weights stay."""
-        return replace(self, free=0.0, cm3=0.0, holes=0.0)
+        return replace(self, free=0.0, cm3=0.0, holes=0.0, noise=0.0)
 
 
 class Forms(NamedTuple):

@@ -39,13 +39,17 @@ START = Position()
 
 
 class Batch(NamedTuple):
-    """ids, weights (of each id as a target), kinds, positions: [R, T]. See train/language/objective.py for weights and
-    kinds."""
+    """ids, weights (of each id as a target), kinds, positions, and what is read in place of ids: [R, T].
+    See train/language/objective.py for weights and kinds."""
 
     ids: Tensor
     weights: Tensor
     kinds: Tensor
     positions: Tensor
+    read: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        return Batch(*(one.to(device, non_blocking=non_blocking) for one in self))
 
 
 class Step(NamedTuple):
@@ -201,6 +205,14 @@ class Rows:
         positions[at:] = np.arange(self.length - at)  # padding is a document of its own
         return ids, weights, kinds, positions, bad
 
+    def read(self, window: int, number: int, ids: np.ndarray) -> np.ndarray:
+        """The ids of a row with `objective.noise` of its codes replaced by others at random, [T]."""
+        if not self.objective.noise:
+            return ids
+        rng = np.random.default_rng((self.seed, 3, window, number))
+        wrong = (ids >= self.vocab.first_code) & (rng.random(len(ids)) < self.objective.noise)
+        return np.where(wrong, rng.integers(self.vocab.first_code, len(self.vocab), len(ids)), ids)
+
     def places(self, position: Position, count: int) -> tuple[list[tuple[int, int]], Position]:
         """(window, row) of the next `count` rows, and the position after them."""
         out, (window, row, documents) = [], position
@@ -252,13 +264,18 @@ class Steps(Dataset):
             plan = self.rows.plan(window)
             digest = zlib.crc32(plan.documents[plan.rows[row]].tobytes(), digest)
         share = self.per_step // self.world
-        made = [self.rows.row(*place) for place in places[self.rank * share : (self.rank + 1) * share]]
-        return Step(collate(made, self.micro), self.position, digest, [number for row in made for number in row[4]])
+        mine = places[self.rank * share : (self.rank + 1) * share]
+        made = [self.rows.row(*place) for place in mine]
+        read = [self.rows.read(*place, row[0]) for place, row in zip(mine, made, strict=True)]
+        return Step(
+            collate(made, read, self.micro), self.position, digest, [number for row in made for number in row[4]]
+        )
 
 
-def collate(rows: Sequence[tuple], micro: int) -> list[Batch]:
-    """Rows [T] to batches of at most `micro` rows."""
-    arrays = [torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(4)]
+def collate(rows: Sequence[tuple], read: Sequence[np.ndarray], micro: int) -> list[Batch]:
+    """Rows [T], and what is read in place of their ids, to batches of at most `micro` rows."""
+    fields = *zip(*(row[:4] for row in rows), strict=True), read
+    arrays = [torch.from_numpy(np.stack(field)) for field in fields]
     return [Batch(*(array[i : i + micro] for array in arrays)) for i in range(0, len(rows), micro)]
 
 

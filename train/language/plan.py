@@ -141,7 +141,7 @@ def plan_run(config: LMConfig, find: bool) -> dict[str, Any]:
     for micro in choices:
         part = Steps(rows, micro, micro)[0].parts[0]
         try:
-            speed = measure(learner, Batch(*(array.to(device) for array in part)), config, device)
+            speed = measure(learner, part.to(device), config, device)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

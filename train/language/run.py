@@ -227,7 +227,7 @@ class LMRun:
 
         Raises ValueError, in every process, after too many skipped steps or bad documents."""
         config = self.config
-        batches = [Batch(*(array.to(self.device, non_blocking=True) for array in part)) for part in data.parts]
+        batches = [part.to(self.device, non_blocking=True) for part in data.parts]
         weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
         stuck = self.skipper.in_a_row > config.most_skipped
         news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (asked, len(data.bad), stuck))]))

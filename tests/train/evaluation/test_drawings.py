@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,10 @@ from train.evaluation.judge import Judge
 
 STYLES = ("noto", "blob", "twemoji")
 SHADES = {"apple": 0, "cat": 90, "dog": 180}
+
+
+def shade_of(picture: Image.Image) -> int:
+    return int(np.asarray(picture)[0, 0, 0])
 
 
 def picture(shade: int) -> Image.Image:
@@ -34,7 +39,7 @@ class Shades:
     """A judge that sees how light a picture is."""
 
     def features(self, pictures: list[Image.Image]) -> torch.Tensor:
-        angles = torch.tensor([one.getpixel((0, 0))[0] / 2 for one in pictures]).deg2rad()
+        angles = torch.tensor([shade_of(one) / 2 for one in pictures]).deg2rad()
         return torch.stack([angles.cos(), angles.sin()], -1)
 
 
@@ -45,7 +50,7 @@ class Painter:
         self.jobs = SimpleNamespace(generate=lambda prompts, options: [p for p in prompts for _ in range(options.n)])
         self.pictures = lambda job: [picture(shades[prompt]) for prompt in job]
         self.image_tokenizer = SimpleNamespace(
-            encode=lambda some: torch.stack([torch.full((2, 2), one.getpixel((0, 0))[0]) for one in some])
+            encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some])
         )
 
 

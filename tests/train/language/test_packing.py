@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -156,6 +157,21 @@ def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(sha
     assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
 
 
+def test_a_share_of_the_codes_is_read_as_others_and_nothing_else_changes(shards: Shards):
+    quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.3).plain())
+    for part in (*Steps(quiet, 4, 4)[0].parts, *Steps(noisy, 4, 4)[0].parts):
+        assert (part.read == part.ids).all()  # in evaluations too
+    noisy = rows_of(shards, replace(PLAIN, noise=0.3))
+    for step in range(5):
+        [plain], [part], [again] = (Steps(rows, 8, 8)[step].parts for rows in (quiet, noisy, noisy))
+        assert (part.read == again.read).all()
+        for field in ("ids", "weights", "kinds", "positions"):
+            assert (getattr(part, field) == getattr(plain, field)).all()
+        codes, wrong = part.ids >= quiet.vocab.first_code, part.read != part.ids
+        assert not (wrong & ~codes).any() and 0.2 < wrong[codes].float().mean() < 0.4
+        assert (part.read[wrong] >= quiet.vocab.first_code).all() and int(part.read.max()) < len(quiet.vocab)
+
+
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
     rows = rows_of(shards, Objective(free=0.0, cm3=1.0), window=COUNT)
 
@@ -230,7 +246,7 @@ def test_micro_batches_hold_the_rows_of_the_step_in_order(shards: Shards, micro:
     step = Steps(rows, 8, micro)[0]
     assert [len(part.ids) for part in step.parts] == sizes
     assert all(torch.equal(a, b) for a, b in zip(whole_rows(step), whole_rows(Steps(rows, 8, 8)[0]), strict=True))
-    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64]
+    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64, torch.int64, torch.int64]
     assert [array.dtype for array in step.parts[0]] == dtypes and step.parts[0].ids.shape[1] == rows.length
 
 
