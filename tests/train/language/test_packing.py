@@ -246,7 +246,7 @@ def test_micro_batches_hold_the_rows_of_the_step_in_order(shards: Shards, micro:
     step = Steps(rows, 8, micro)[0]
     assert [len(part.ids) for part in step.parts] == sizes
     assert all(torch.equal(a, b) for a, b in zip(whole_rows(step), whole_rows(Steps(rows, 8, 8)[0]), strict=True))
-    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64, torch.int64, torch.int64]
+    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64, torch.int64]
     assert [array.dtype for array in step.parts[0]] == dtypes and step.parts[0].ids.shape[1] == rows.length
 
 
