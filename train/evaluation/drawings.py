@@ -90,9 +90,10 @@ class Gallery:
         """EACH drawings of each prompt: what the judges say, the share of near copies, and the drawings. Where the
         prompt names no style, the style is that of the nearest training picture."""
         job = self.model.jobs.generate(some.prompts, options=replace(options, n=EACH))
-        pictures = self.model.pictures(job)
+        codes = self.model.draw_codes(job.requests)
+        pictures = [cast(Image.Image, self.model.image_tokenizer.decode(one)) for one in codes]
         wanted = [one for one in some.wanted for _ in range(EACH)]
-        share, index = nearest(self.spelled(pictures), self.codes)
+        share, index = nearest(torch.stack([one.flatten().cpu() for one in codes]), self.codes)
         styles = [
             one.facts["style"] if some.styled else self.train[i].facts["style"]
             for one, i in zip(wanted, index.tolist(), strict=True)

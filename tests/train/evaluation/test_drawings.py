@@ -47,10 +47,13 @@ class Painter:
     """Draws what `shades` says of each prompt; a picture's codes are its pixels."""
 
     def __init__(self, shades: dict[str, int]):
-        self.jobs = SimpleNamespace(generate=lambda prompts, options: [p for p in prompts for _ in range(options.n)])
-        self.pictures = lambda job: [picture(shades[prompt]) for prompt in job]
+        self.jobs = SimpleNamespace(
+            generate=lambda prompts, options: SimpleNamespace(requests=[p for p in prompts for _ in range(options.n)])
+        )
+        self.draw_codes = lambda requests: [torch.full((2, 2), shades[prompt]) for prompt in requests]
         self.image_tokenizer = SimpleNamespace(
-            encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some])
+            encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some]),
+            decode=lambda codes: picture(int(codes[0, 0])),
         )
 
 
