@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -132,6 +132,12 @@ def set_apart(words: Sequence[str]) -> list[str]:
     return [re.sub(r"(.)\1+", r"\1", run) for run in runs if len(run) > 2]
 
 
+class NudeDetector(Protocol):
+    """What NudityFilter asks of NudeNet: pixels [H, W, 3] uint8, blue first -> class and score of each part seen."""
+
+    def detect(self, image_path: Any) -> list[dict[str, Any]]: ...
+
+
 class NudityFilter:
     """Refuses pictures in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
     photographs; its code is under the AGPL) finds exposed private parts or breasts.
@@ -142,13 +148,13 @@ class NudityFilter:
     CATEGORY = "nudity"
     PARTS = ("BUTTOCKS", "FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "ANUS")
 
-    def __init__(self, threshold: float = 0.4, detector: Any = None) -> None:
+    def __init__(self, threshold: float = 0.4, detector: NudeDetector | None = None) -> None:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be above 0 and below 1, but is {threshold}")
         if detector is None:
-            from nudenet import NudeDetector  # pyright: ignore[reportMissingImports, reportMissingTypeStubs, reportUnknownVariableType]
+            from nudenet import NudeDetector as Detector  # pyright: ignore
 
-            detector = NudeDetector()
+            detector = cast(NudeDetector, Detector())
         self.threshold, self.detector = threshold, detector
 
     def refuses(self, picture: Image.Image) -> str | None:

@@ -91,8 +91,8 @@ class Detector:
     def __init__(self, *found: tuple[str, float]):
         self.found, self.seen = found, []
 
-    def detect(self, pixels: np.ndarray) -> list[dict[str, Any]]:
-        self.seen.append(pixels)
+    def detect(self, image_path: np.ndarray) -> list[dict[str, Any]]:
+        self.seen.append(image_path)
         return [{"class": name, "score": score, "box": [0, 0, 1, 1]} for name, score in self.found]
 
 
