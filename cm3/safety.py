@@ -140,13 +140,15 @@ class NudeDetector(Protocol):
 
 class NudityFilter:
     """Refuses pictures in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
-    photographs; its code is under the AGPL) finds exposed private parts or breasts.
+    photographs; of its licence see docs/server.md) finds exposed private parts or breasts.
 
     threshold: of the detector's confidence, above 0 and below 1. detector: another with NudeNet's `detect`.
     Errors: ImportError without the extra; ValueError for a threshold outside its limits."""
 
     CATEGORY = "nudity"
-    PARTS = ("BUTTOCKS", "FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "ANUS")
+    EXPOSED = {
+        f"{part}_EXPOSED" for part in ("BUTTOCKS", "FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "ANUS")
+    }
 
     def __init__(self, threshold: float = 0.4, detector: NudeDetector | None = None) -> None:
         if not 0 < threshold < 1:
@@ -160,5 +162,5 @@ class NudityFilter:
     def refuses(self, picture: Image.Image) -> str | None:
         pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])  # as OpenCV has them: BGR
         found = self.detector.detect(pixels)
-        shown = {f"{part}_EXPOSED" for part in self.PARTS}
-        return self.CATEGORY if any(one["class"] in shown and one["score"] >= self.threshold for one in found) else None
+        sure = {one["class"] for one in found if one["score"] >= self.threshold}
+        return self.CATEGORY if sure & self.EXPOSED else None

@@ -53,6 +53,7 @@ from train.evaluation.task_metrics import (
     mark_signs,
     thing_reference,
 )
+from train.pictures.codes import decode
 from train.pictures.loader import to_pixels
 from train.pictures.sheet import contact_sheet
 from train.pictures.views import PLAIN, place
@@ -70,12 +71,7 @@ def grids(model: CM3, codes: Sequence[np.ndarray]) -> list[Tensor]:
 
 def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
     """[S, S, 3] of each [h, w]."""
-    out: list[np.ndarray] = []
-    for i in range(0, len(codes), 64):
-        decoded = model.image_tokenizer.decode(torch.stack(list(codes[i : i + 64])))
-        assert isinstance(decoded, list)
-        out += map(np.asarray, decoded)
-    return out
+    return [np.asarray(picture) for picture in decode(model.image_tokenizer, torch.stack(list(codes)))]
 
 
 def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions) -> list[Request]:

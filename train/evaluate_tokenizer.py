@@ -28,6 +28,7 @@ from tokenizer_image.pixels import open_image, to_tensor
 from train.emoji.dataset import read_split
 from train.evaluation.judge import Judge
 from train.pictures.codecs import compress
+from train.pictures.codes import decode
 from train.pictures.metrics import frechet, psnr
 from train.pictures.sheet import contact_sheet
 from train.pictures.views import PLAIN, place
@@ -187,12 +188,6 @@ class TokenizerBench:
 def budget(tokenizer: ImageTokenizer) -> float:
     """Bytes of a picture's codes, each at full length."""
     return math.prod(tokenizer.grid) * math.log2(tokenizer.num_codes) / 8
-
-
-def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
-    pictures = tokenizer.decode(codes)
-    assert isinstance(pictures, list)
-    return pictures
 
 
 def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:

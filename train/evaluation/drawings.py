@@ -7,7 +7,7 @@ them.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,8 +16,9 @@ from torch import Tensor
 from cm3.options import GenerationOptions
 from cm3.pipeline import CM3
 from train.emoji.phrases import STYLED
-from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings
+from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings, shares
 from train.evaluation.judge import Judge, ranks
+from train.pictures.codes import decode
 from train.pictures.sheet import contact_sheet
 
 EACH = 4  # drawings of a prompt
@@ -61,11 +62,10 @@ class Gallery:
         self.by_concept = judged_concepts(train)
         among = judged_concepts(train, first)
         self.unseen = [one for one in unseen if one.facts["code"] in among]
+        known = [one for one in train if one.facts["code"] in self.by_concept or one.facts["code"] in among]
+        seen = {name: reference_of(known, judge) for name, judge in judges.items()}
         self.references = {
-            held: {
-                name: reference_of([one for members in concepts.values() for one in members], judge)
-                for name, judge in judges.items()
-            }
+            held: {name: seen[name].only(concepts) for name in judges}
             for held, concepts in ((False, self.by_concept), (True, among))
         }
 
@@ -77,11 +77,11 @@ class Gallery:
     def judged(
         self, pictures: list[Image.Image], concepts: Sequence[str], styles: Sequence[str], unseen: bool = False
     ) -> dict[str, Any]:
-        """Top-1 and top-5 of each judge, who compares with other styles than the picture's own."""
+        """`shares` of each judge, who compares with other styles than the picture's own."""
         out: dict[str, Any] = {"pictures": len(pictures)}
         for name, judge in self.judges.items():
             rank = ranks(judge.features(pictures), concepts, styles, self.references[unseen][name])
-            out[name] = {"top1": (rank < 1).float().mean().item(), "top5": (rank < 5).float().mean().item()}
+            out[name] = shares(rank)
         return out
 
     def drawn(
@@ -90,10 +90,10 @@ class Gallery:
         """EACH drawings of each prompt: what the judges say, the share of near copies, and the drawings. Where the
         prompt names no style, the style is that of the nearest training picture."""
         job = self.model.jobs.generate(some.prompts, options=replace(options, n=EACH))
-        codes = self.model.draw_codes(job.requests)
-        pictures = [cast(Image.Image, self.model.image_tokenizer.decode(one)) for one in codes]
+        codes = torch.stack(self.model.draw_codes(job.requests)).cpu()  # [N, h, w]
+        pictures = decode(self.model.image_tokenizer, codes)
         wanted = [one for one in some.wanted for _ in range(EACH)]
-        share, index = nearest(torch.stack([one.flatten().cpu() for one in codes]), self.codes)
+        share, index = nearest(codes.flatten(1), self.codes)
         styles = [
             one.facts["style"] if some.styled else self.train[i].facts["style"]
             for one, i in zip(wanted, index.tolist(), strict=True)
@@ -117,8 +117,9 @@ def drawings(
     concepts, styles = [one["code"] for one in facts], [one["style"] for one in facts]
     figures: dict[str, Any] = {"concepts": len(cells), "each": EACH, **settings(options)}
     figures["real pictures (ceiling)"] = gallery.judged([cell.picture for cell in cells], concepts, styles)
-    codes = [model.image_tokenizer.encode(cell.picture) for cell in cells]
-    through = [cast(Image.Image, model.image_tokenizer.decode(code)) for code in codes]
+    place = {id(one): i for i, one in enumerate(train)}
+    codes = gallery.codes[[place[id(cell)] for cell in cells]].view(-1, *model.grid)
+    through = decode(model.image_tokenizer, codes)
     figures["real pictures through the image tokenizer"] = gallery.judged(through, concepts, styles)
     shown: dict[str, list[Image.Image]] = {}
     for name, some in {

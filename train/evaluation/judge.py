@@ -4,7 +4,7 @@ It says which of many concepts a drawing looks most like, by comparing it with r
 neither FID nor CLIP score, and its own ceiling (real pictures judged the same way) must stand beside every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,11 @@ class Reference(NamedTuple):
     features: Tensor
     concepts: list[str]
     styles: list[str]
+
+    def only(self, concepts: Container[str]) -> "Reference":
+        """The pictures of these concepts."""
+        kept = [i for i, concept in enumerate(self.concepts) if concept in concepts]
+        return Reference(self.features[kept], *([field[i] for i in kept] for field in self[1:]))
 
 
 class Judge:

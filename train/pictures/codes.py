@@ -241,3 +241,10 @@ def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer
         pixels = to_pixels(pictures)
         out.append(torch.cat([tokenizer.model.encode(part) for part in pixels.to(tokenizer.device).split(128)]).cpu())
     return torch.cat(out).view(len(drawings), len(views[0]), *tokenizer.grid)
+
+
+def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
+    """The picture of each [h, w] of codes [N, h, w]."""
+    pictures = tokenizer.decode(codes)
+    assert isinstance(pictures, list)
+    return pictures

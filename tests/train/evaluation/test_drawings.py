@@ -53,7 +53,7 @@ class Painter:
         self.draw_codes = lambda requests: [torch.full((2, 2), shades[prompt]) for prompt in requests]
         self.image_tokenizer = SimpleNamespace(
             encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some]),
-            decode=lambda codes: picture(int(codes[0, 0])),
+            decode=lambda codes: [picture(int(one[0, 0])) for one in codes],
         )
 
 
@@ -80,7 +80,7 @@ def test_right_drawings_are_found_and_copies_are_counted():
     shades = {"cat in the noto style": 90, "dog in the noto style": 184}  # one is a copy, one is not
     figures, shown = gallery(shades).drawn(asked(wanted), GENERATE)
     assert len(shown) == figures["pictures"] == 2 * EACH
-    assert figures["shades"] == {"top1": 1.0, "top5": 1.0} and figures["near copies"] == 0.5
+    assert figures["shades"] == {"top1": 1.0, "top5": 1.0, "place": 1.0} and figures["near copies"] == 0.5
 
 
 def test_a_drawing_of_another_thing_is_not_found(monkeypatch: pytest.MonkeyPatch):
