@@ -45,8 +45,9 @@ class Objective:
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
         asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
-        noise: share of the codes that are read as others, at random, while the targets stay: who draws reads own
-            mistakes, and must go by the words nevertheless (the aim of scheduled sampling, Bengio et al. 2015).
+        noise: share of the drawn pictures that are read with mistakes, while the targets stay: who draws reads own
+            mistakes, and must go by the words nevertheless (the aim of scheduled sampling, Bengio et al. 2015). Half of
+            them begin as another picture, up to half of it; in the others up to half of the codes are another's.
 
     Targets of weight 0 are not computed, and no figure counts them.
     """
@@ -87,6 +88,7 @@ class Row(NamedTuple):
 
 
 KINDS = ("prompt", "answer", "first codes", "other codes", "source codes")
+DRAWN = (3, 4)  # kinds of the codes that words or holes ask for
 
 
 def choose_forms(

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cm3.spelling import picture_spans
 from cm3.vocab import Vocab
 from train.documents.shards import Shards
-from train.language.objective import Forms, Objective, choose_forms, training_row
+from train.language.objective import DRAWN, Forms, Objective, choose_forms, training_row
 
 
 class Position(NamedTuple):
@@ -205,13 +206,24 @@ class Rows:
         positions[at:] = np.arange(self.length - at)  # padding is a document of its own
         return ids, weights, kinds, positions, bad
 
-    def read(self, window: int, number: int, ids: np.ndarray) -> np.ndarray:
-        """The ids of a row with `objective.noise` of its codes replaced by others at random, [T]."""
-        if not self.objective.noise:
-            return ids
+    def read(self, window: int, number: int, ids: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+        """The ids of a row, [T], with mistakes in `objective.noise` of the pictures that are drawn as a whole."""
+        out, vocab = ids.copy(), self.vocab
         rng = np.random.default_rng((self.seed, 3, window, number))
-        wrong = (ids >= self.vocab.first_code) & (rng.random(len(ids)) < self.objective.noise)
-        return np.where(wrong, rng.integers(self.vocab.first_code, len(self.vocab), len(ids)), ids)
+        for span in picture_spans(ids.tolist(), vocab) if self.objective.noise else ():
+            places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
+            if not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
+                continue
+            try:
+                other = np.array(self.shards.document(int(rng.integers(len(self.shards)))).ids)
+            except (ValueError, IndexError, AssertionError):  # damaged: it is named where its own turn comes
+                continue
+            other = other[other >= vocab.first_code][-len(places) :]
+            if len(other) == len(places):
+                order, begun = np.arange(len(places)), rng.integers(1, len(places) // 2 + 1)
+                wrong = order < begun if rng.random() < 0.5 else rng.random(len(places)) < 0.5 * rng.random()
+                out[places] = np.where(wrong, other, ids[places])
+        return out
 
     def places(self, position: Position, count: int) -> tuple[list[tuple[int, int]], Position]:
         """(window, row) of the next `count` rows, and the position after them."""
@@ -266,7 +278,7 @@ class Steps(Dataset):
         share = self.per_step // self.world
         mine = places[self.rank * share : (self.rank + 1) * share]
         made = [self.rows.row(*place) for place in mine]
-        read = [self.rows.read(*place, row[0]) for place, row in zip(mine, made, strict=True)]
+        read = [self.rows.read(*place, row[0], row[2]) for place, row in zip(mine, made, strict=True)]
         return Step(
             collate(made, read, self.micro), self.position, digest, [number for row in made for number in row[4]]
         )

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.masking import unrotate
+from cm3.spelling import picture_spans
 from cm3.vocab import Vocab
 from documents import write_shards
 from train.documents.shards import Shards
-from train.language.objective import CM3, HOLES, Objective
+from train.language.objective import CM3, DRAWN, HOLES, KINDS, Objective
 from train.language.packing import Position, Rows, Step, Steps, load, pack
 
 PLAIN = Objective().plain()
@@ -157,19 +158,38 @@ def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(sha
     assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
 
 
-def test_a_share_of_the_codes_is_read_as_others_and_nothing_else_changes(shards: Shards):
-    quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.3).plain())
+def test_a_share_of_the_drawn_pictures_is_read_with_mistakes_and_nothing_else_changes(shards: Shards):
+    quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.5).plain())
     for part in (*Steps(quiet, 4, 4)[0].parts, *Steps(noisy, 4, 4)[0].parts):
         assert (part.read == part.ids).all()  # in evaluations too
-    noisy = rows_of(shards, replace(PLAIN, noise=0.3))
-    for step in range(5):
+    noisy = rows_of(shards, replace(PLAIN, noise=0.5))
+    touched, begun = Counter[bool](), Counter[bool]()
+    for step in range(20):
         [plain], [part], [again] = (Steps(rows, 8, 8)[step].parts for rows in (quiet, noisy, noisy))
         assert (part.read == again.read).all()
         for field in ("ids", "weights", "kinds", "positions"):
             assert (getattr(part, field) == getattr(plain, field)).all()
         codes, wrong = part.ids >= quiet.vocab.first_code, part.read != part.ids
-        assert not (wrong & ~codes).any() and 0.2 < wrong[codes].float().mean() < 0.4
-        assert (part.read[wrong] >= quiet.vocab.first_code).all() and int(part.read.max()) < len(quiet.vocab)
+        assert not (wrong & ~codes).any() and (part.read[codes] >= quiet.vocab.first_code).all()
+        assert int(part.read.max()) < len(quiet.vocab)
+        for ids, mistakes in zip(part.ids.tolist(), wrong, strict=True):
+            for start, end in picture_spans(ids, quiet.vocab):
+                inside = mistakes[start + 1 : end - 1].nonzero().flatten().tolist()
+                touched[bool(inside)] += 1
+                if inside:
+                    begun[inside[0] == 0 and inside[-1] < len(inside) + 2] += 1  # but for codes equal by chance
+                    assert len(inside) <= 0.75 * (end - start)
+    assert 0.3 < touched[True] / touched.total() < 0.6
+    assert 0.25 < begun[True] / begun.total() < 0.75
+
+
+def test_pictures_that_are_asked_about_are_read_as_they_are(shards: Shards):
+    rows = rows_of(shards, replace(PLAIN, noise=1.0))
+    ids, _, kinds, _, _ = rows.row(0, 0)
+    drawn = np.isin(kinds, DRAWN)
+    assert drawn.any() and (rows.read(0, 0, ids, kinds) != ids).any()
+    for shown in (0, KINDS.index("source codes") + 1):  # codes without weight, and those of a picture to be edited
+        assert (rows.read(0, 0, ids, np.where(drawn, shown, kinds)) == ids).all()
 
 
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
