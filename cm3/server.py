@@ -29,7 +29,7 @@ from cm3 import __version__
 from cm3.engine_thread import EngineThread
 from cm3.pipeline import CM3
 from cm3.safety import Refusal, Safety
-from cm3.server_http import TROUBLES, BodyLimit, Measured, Meters, Streamed, trouble
+from cm3.server_http import TROUBLES, BodyLimit, Door, Measured, Meters, Streamed, trouble
 from cm3.server_types import (
     MAX_PROMPT,
     Chat,
@@ -120,12 +120,13 @@ def make_app(
     app.state.service = service
     bearer = HTTPBearer(auto_error=False)
 
-    def authorised(key: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    async def authorised(key: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         said = key.credentials.encode() if key else b""
         right = [secrets.compare_digest(said, one.encode()) for one in api_keys]  # all, in equal time
         if right and not any(right):
             raise HTTPException(401, "an API key is needed, and this is none")
 
+    app.add_middleware(Door, desk=desk)
     app.add_middleware(BodyLimit, most=most.body)
     app.add_middleware(Measured, meters=meters)
 

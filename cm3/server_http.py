@@ -60,6 +60,21 @@ class BodyLimit:
         await self.app(scope, counted, sent)
 
 
+class Door:
+    """Sends work away while all places are taken, before anything of it is understood: under overload that has to be
+    cheap. The body is taken in, as a connection that is closed before can lose the answer."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self.app, self.desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and self.desk.full:
+            while (await receive()).get("more_body"):
+                pass
+            return await trouble(*TROUBLES[Busy])(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
 class Measured:
     """Counts requests by their route and status, and how long their whole answers took."""
 

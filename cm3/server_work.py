@@ -72,6 +72,11 @@ class Desk:
         self.tickets: set[Ticket] = set()
         self.threads = CapacityLimiter(limits.queue)
 
+    @property
+    def full(self) -> bool:
+        """Whether not even one more is let in."""
+        return self.taken >= self.limits.queue
+
     @contextmanager
     def admit(self, count: int) -> Generator[Ticket]:
         """Room for so many pictures or answers. Errors: Busy."""

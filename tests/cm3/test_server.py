@@ -340,6 +340,24 @@ def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_fin
         assert code == 200 or seconds < 3
 
 
+def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
+    app = make_app(fresh, "tiny", Limits(queue=2, body=2_000_000), SAFETY, [KEY])
+    server = Live(app)
+    keyed = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server.url) as client:
+        with app.state.service.desk.admit(2):
+            for content in (b"no json", bytes(1_500_000), b'{"prompt": "a cat"}'):
+                answer = client.post("/v1/images/generations", content=content, headers=keyed)
+                assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
+                assert answer.json()["error"]["type"] == "rate_limit_error"
+            assert client.post("/v1/images/edits", content=bytes(2_000_001)).status_code == 413
+            assert client.get("/health").status_code == client.get("/v1/models", headers=keyed).status_code == 200
+        assert client.post("/v1/images/generations", content=b"no json", headers=keyed).status_code == 422
+        assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 401
+    assert 'route="none",status="429"} 3.0' in httpx.get(f"{server.url}/metrics").text
+    server.stop()
+
+
 @pytest.mark.usefixtures("slow")
 def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3):
     server = Live(make_app(fresh, "tiny"))
