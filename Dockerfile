@@ -15,7 +15,7 @@ FROM python:3.11-slim
 COPY --from=build /opt/cm3 /opt/cm3
 RUN useradd --no-create-home --uid 10001 cm3
 USER cm3
-ENV PATH=/opt/cm3/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=passive
+ENV PATH=/opt/cm3/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8000
 HEALTHCHECK --start-period=30s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health')"]
 ENTRYPOINT ["cm3", "serve", "--host", "0.0.0.0", "--api-key-file", "/keys.txt"]

@@ -38,6 +38,7 @@ def serve(
         if path is not None and not path.is_file():
             raise ValueError(f"{path}: there is no such file")
     try:
+        import torch
         import uvicorn
 
         from cm3.safety import BlockList, NudityFilter, Safety
@@ -51,9 +52,11 @@ def serve(
     except ImportError as error:
         raise ValueError(f"--no-nudity needs nudenet: pip install 'cm3leon[nudenet]' ({error})") from error
     safety = Safety([] if block_list is None else [BlockList.read(block_list)], seen)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the engine's thread alone has more
     pipeline = load(model, max_pixels, device, compile)
     limits = Limits(body, pictures, queue, seconds, max_pixels)
-    app = make_app(pipeline, Path(model).name, limits, safety, keys)
+    app = make_app(pipeline, Path(model).name, limits, safety, keys, threads)
     print(f"{Path(model).name} on http://{host}:{port}", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=round(seconds))
 

@@ -6,7 +6,9 @@ interpreter's lock with the thread that answers the network.
 
 from collections.abc import Generator, Sequence
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
+
+import torch
 
 from cm3.engine import Engine
 from cm3.request import Request
@@ -30,21 +32,28 @@ class EngineThread:
 
     with EngineThread(model.engine):
         ...
+
+    threads: of torch's, for the steps; None = as torch has it. Let all other threads have one (torch.set_num_threads(1)
+    before the model is loaded): where they have helpers too, helpers outnumber the cores, and OpenMP's go to sleep after
+    every operation. A picture drawn alone then takes twice as long.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+        self.engine, self.threads = engine, threads
         # One that comes again has stopped listening; None = the end.
         self.inbox: SimpleQueue[Listener | None] = SimpleQueue()
         self.listeners: list[Listener] = []
-        self.ended = False
+        self.ended, self.begun = False, Event()
         self.thread = Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def __enter__(self) -> "EngineThread":
         if self.engine.thread is not None:
             raise RuntimeError("the engine has a thread already")
         self.engine.thread = self
+        others = torch.get_num_threads()
         self.thread.start()
+        self.begun.wait()
+        torch.set_num_threads(others)  # for this thread and those to come; the engine's keeps its own
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,6 +85,10 @@ class EngineThread:
 
     def _work(self) -> None:
         engine = self.engine
+        if self.threads is not None:
+            torch.get_num_threads()  # a thread takes over the process's number once: now, and not later
+            torch.set_num_threads(self.threads)
+        self.begun.set()
         while True:
             try:
                 listener = self.inbox.get(block=not self.listeners)

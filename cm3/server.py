@@ -105,14 +105,16 @@ def make_app(
     limits: Limits | None = None,
     safety: Safety | None = None,
     api_keys: Sequence[str] = (),
+    threads: int | None = None,
 ) -> FastAPI:
-    """The application. api_keys: one of them must come with each request to /v1; none = everybody may."""
+    """The application. api_keys: one of them must come with each request to /v1; none = everybody may. threads: see
+    EngineThread."""
     service = Service(model, name, limits or Limits(), safety or Safety())
     desk, meters, most = service.desk, service.meters, service.limits
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
-        with EngineThread(model.engine):
+        with EngineThread(model.engine, threads):
             yield
             desk.stop()
 

@@ -42,6 +42,27 @@ def wait_until_idle(engine: Engine) -> None:
     check_idle(engine)
 
 
+def test_its_thread_may_have_more_of_torchs_threads_than_all_others(
+    model: CM3ForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+):
+    engine, had, before = Engine(model, VOCAB, GRID), set[int](), torch.get_num_threads()
+    advance = engine.advance
+
+    def watched() -> None:
+        had.add(torch.get_num_threads())
+        advance()
+
+    monkeypatch.setattr(engine, "advance", watched)
+    torch.set_num_threads(1)
+    try:
+        with EngineThread(engine, threads=3), ThreadPoolExecutor(1) as pool:
+            assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 1
+            assert engine.generate(REQUESTS[:1]) == expected[:1]
+        assert had == {3}
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("lanes", [3, 192])
 def test_many_callers_get_what_they_would_get_alone(
     model: CM3ForCausalLM, expected: list[list[int]], lanes: int, monkeypatch: pytest.MonkeyPatch
