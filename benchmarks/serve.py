@@ -55,8 +55,8 @@ def serving(*options: str) -> Iterator[str]:
 
 
 async def post(port: int, body: dict[str, Any], streams: Streams | None) -> tuple[int, float, Streams | None]:
-    """The answer's status, its Retry-After, and the connection where it stays open. By hand: on the same machine an HTTP library would
-    cost more than the refusals that are to be measured."""
+    """The answer's status, its Retry-After, and the connection where it stays open. By hand: on the same machine an
+    HTTP library would cost more than the refusals that are to be measured."""
     reader, writer = streams or await asyncio.open_connection("127.0.0.1", port)
     content = json.dumps(body).encode()
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

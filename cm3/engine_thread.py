@@ -34,7 +34,7 @@ class EngineThread:
         ...
 
     threads: of torch's, for the steps; None = as torch has it. Let all other threads have one (torch.set_num_threads(1)
-    before the model is loaded): where they have helpers too, helpers outnumber the cores, and OpenMP's go to sleep after
+    before the model is loaded): where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after
     every operation. A picture drawn alone then takes twice as long.
     """
 
