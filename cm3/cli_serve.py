@@ -38,9 +38,9 @@ def serve(
         if path is not None and not path.is_file():
             raise ValueError(f"{path}: there is no such file")
     try:
-        import torch
         import uvicorn
 
+        from cm3.engine_thread import reserve_threads
         from cm3.safety import BlockList, NudityFilter, Safety
         from cm3.server import make_app, read_keys
         from cm3.server_work import Limits
@@ -52,8 +52,7 @@ def serve(
     except ImportError as error:
         raise ValueError(f"--no-nudity needs nudenet: pip install 'cm3leon[nudenet]' ({error})") from error
     safety = Safety([] if block_list is None else [BlockList.read(block_list)], seen)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the engine's thread alone has more
+    threads = reserve_threads()
     pipeline = load(model, max_pixels, device, compile)
     limits = Limits(body, pictures, queue, seconds, max_pixels)
     app = make_app(pipeline, Path(model).name, limits, safety, keys, threads)

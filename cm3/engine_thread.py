@@ -17,6 +17,14 @@ ENDED = "the engine has been stopped"
 New = list[tuple[int, int]]  # (place of the request, id)
 
 
+def reserve_threads() -> int:
+    """Let this thread and those to come have one of torch's threads each. Returns how many there were, for
+    EngineThread. Call it before the model is loaded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return threads
+
+
 class Listener:
     """What one caller asked for, and the box where what is written of it arrives: new ids, and whether those are the
     last; or an error."""
@@ -33,9 +41,9 @@ class EngineThread:
     with EngineThread(model.engine):
         ...
 
-    threads: of torch's, for the steps; None = as torch has it. Let all other threads have one (torch.set_num_threads(1)
-    before the model is loaded): where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after
-    every operation. A picture drawn alone then takes twice as long.
+    threads: of torch's, for the steps; None = as torch has it. All other threads should have one (reserve_threads):
+    where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after every operation. A picture
+    drawn alone then takes twice as long.
     """
 
     def __init__(self, engine: Engine, threads: int | None = None) -> None:

@@ -12,6 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
+from cm3.engine_thread import EngineThread, reserve_threads
 from cm3.pipeline import CM3
 from demo.doors import HOSTS, doors
 from demo.page import CSS, build
@@ -32,15 +33,17 @@ def main() -> None:
     options = parser.parse_args()
     try:
         checked(options)
-        page = build(CM3.from_pretrained(options.model))
-        serve(
-            page,
-            options.port,
-            options.host,
-            share=options.share,
-            auth=(USER, options.password) if options.password else None,
-            mcp_server=options.mcp,
-        )
+        threads = reserve_threads()
+        model = CM3.from_pretrained(options.model)
+        with EngineThread(model.engine, threads):
+            serve(
+                build(model),
+                options.port,
+                options.host,
+                share=options.share,
+                auth=(USER, options.password) if options.password else None,
+                mcp_server=options.mcp,
+            )
     except (OSError, ValueError, OverflowError) as error:
         raise SystemExit(f"demo: {' '.join(str(error).split())}") from None
 
