@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from PIL import Image as PIL_Image
 from PIL import ImageChops
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -120,15 +120,7 @@ def make_app(
 
     app = FastAPI(title="cm3", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
-    bearer = HTTPBearer(auto_error=False)
-
-    async def authorised(key: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        said = key.credentials.encode() if key else b""
-        right = [secrets.compare_digest(said, one.encode()) for one in api_keys]  # all, in equal time
-        if right and not any(right):
-            raise HTTPException(401, "an API key is needed, and this is none")
-
-    app.add_middleware(Door, desk=desk)
+    app.add_middleware(Door, desk=desk, keys=api_keys)
     app.add_middleware(BodyLimit, most=most.body)
     app.add_middleware(Measured, meters=meters)
 
@@ -140,8 +132,7 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
-        return trouble(error.status_code, kind, error.detail)
+        return trouble(error.status_code, "invalid_request_error", error.detail)
 
     @app.exception_handler(Refusal)
     async def filtered(_: Request, error: Refusal) -> JSONResponse:
@@ -165,7 +156,10 @@ def make_app(
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": Error} for status in (400, 401, 404, 413, 422, 429, 500, 504)
     }
-    secured: dict[str, Any] = {"dependencies": [Depends(authorised)], "responses": errors}
+    secured: dict[str, Any] = {
+        "dependencies": [Depends(HTTPBearer(auto_error=False))],
+        "responses": errors,
+    }  # Door checks
 
     @app.post("/v1/images/generations", response_model=Pictures, **secured)
     async def generations(request: Request, body: Generation) -> Any:

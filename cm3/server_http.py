@@ -1,7 +1,8 @@
 """The server's outermost layer: errors in OpenAI's shape, bodies of bounded size, what is counted, streams that end."""
 
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cm3.server_work import Busy, Desk, Gone, TooLate
 
+OPEN = ("/health", "/metrics", "/openapi.json")  # to everybody
 CLOSED = 499  # nginx's, for a client that has gone
 TROUBLES: dict[type[Exception], tuple[int, str, str]] = {
     Busy: (429, "rate_limit_error", "all places are taken: come again in a moment"),
@@ -61,18 +63,29 @@ class BodyLimit:
 
 
 class Door:
-    """Sends work away while all places are taken, before anything of it is understood: under overload that has to be
-    cheap. The body is taken in, as a connection that is closed before can lose the answer."""
+    """Sends away who has none of the keys (none = everybody may come), and work while all places are taken, before
+    anything of it is understood: a stranger's JSON is not parsed, and under overload a refusal has to be cheap. OPEN is
+    open to all. The body is taken in, as a connection that is closed before can lose the answer."""
 
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self.app, self.desk = app, desk
+    def __init__(self, app: ASGIApp, desk: Desk, keys: Sequence[str]) -> None:
+        self.app, self.desk, self.keys = app, desk, [key.encode() for key in keys]
+
+    def refusal(self, scope: Scope) -> JSONResponse | None:
+        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+            return None
+        scheme, _, said = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        right = [secrets.compare_digest(said.strip(), key) for key in self.keys]  # all, in equal time
+        if self.keys and not (scheme.lower() == b"bearer" and any(right)):
+            return trouble(401, "authentication_error", "an API key is needed, and this is none")
+        return trouble(*TROUBLES[Busy]) if scope["method"] == "POST" and self.desk.full else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and self.desk.full:
-            while (await receive()).get("more_body"):
-                pass
-            return await trouble(*TROUBLES[Busy])(scope, receive, send)
-        await self.app(scope, receive, send)
+        refusal = self.refusal(scope)
+        if refusal is None:
+            return await self.app(scope, receive, send)
+        while (await receive()).get("more_body"):
+            pass
+        await refusal(scope, receive, send)
 
 
 class Measured:

@@ -340,6 +340,18 @@ def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_fin
         assert code == 200 or seconds < 3
 
 
+def test_a_strangers_body_is_not_parsed_and_only_health_and_figures_are_open(fresh: CM3):
+    client = TestClient(make_app(fresh, "tiny", api_keys=[KEY]))
+    for path, method in (("images/generations", "POST"), ("chat/completions", "POST"), ("models", "GET"), ("x", "GET")):
+        for header in ({}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer "}):
+            answer = client.request(method, f"/v1/{path}", content=b"{no json", headers=header)
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+    assert client.get("/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
+    assert {client.get(path).status_code for path in ("/health", "/metrics", "/openapi.json")} == {200}
+    behind = TestClient(make_app(fresh, "tiny", api_keys=[KEY]), root_path="/api")  # of a proxy
+    assert behind.get("/api/v1/models").status_code == 401 and behind.get("/api/health").status_code == 200
+
+
 def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
     app = make_app(fresh, "tiny", Limits(queue=2, body=2_000_000), SAFETY, [KEY])
     server = Live(app)
@@ -351,9 +363,9 @@ def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
                 assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
                 assert answer.json()["error"]["type"] == "rate_limit_error"
             assert client.post("/v1/images/edits", content=bytes(2_000_001)).status_code == 413
+            assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 401
             assert client.get("/health").status_code == client.get("/v1/models", headers=keyed).status_code == 200
         assert client.post("/v1/images/generations", content=b"no json", headers=keyed).status_code == 422
-        assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 401
     assert 'route="none",status="429"} 3.0' in httpx.get(f"{server.url}/metrics").text
     server.stop()
 
