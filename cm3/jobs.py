@@ -16,7 +16,7 @@ from cm3.guidance import ThreeWay
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
 from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, GenerationOptions
 from cm3.processor import Processor
-from cm3.prompts import Prompts
+from cm3.prompts import History, Prompts
 from cm3.request import Request
 from cm3.templates import STRUCTURES, WORDS, Box, boxed
 from cm3.templates import prompt as worded
@@ -66,6 +66,19 @@ def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
     if len(each) != len(images):
         raise ValueError(f"{len(images)} pictures and {len(each)} {what}s: give one {what}, or as many")
     return list(zip(images, each, strict=True))
+
+
+def turns_of(history: Any) -> list[tuple[str, str]]:
+    """Errors: TypeError for what is no list of questions and answers, ValueError for one without words."""
+    turns = list(history) if is_many(history) else None
+    if turns is None or not all(is_many(turn) and [type(text) for text in turn] == [str, str] for turn in turns):
+        raise TypeError(
+            f"history must be a list of questions and answers, such as [('What is this?', 'a cat')], but is "
+            f"{history!r:.60}"
+        )
+    if not all(text.strip() for turn in turns for text in turn):
+        raise ValueError("the history has a question or an answer without words")
+    return [(question, answer.strip()) for question, answer in turns]
 
 
 @dataclass(frozen=True)
@@ -193,24 +206,31 @@ class Jobs:
         self,
         image: Picture | Sequence[Picture],
         question: str | Sequence[str],
+        history: History = (),
         options: GenerationOptions = ANSWER,
     ) -> Job:
-        """The answer to each picture's question."""
+        """The answer to each picture's question. history: earlier questions and answers about the one picture."""
         pairs = paired(image, question, "question")
-        return self.tell([(picture, self.answer_words(text)) for picture, text in pairs], options)
+        before = [(self.answer_words(asked), answer) for asked, answer in turns_of(history)]
+        if before and len(pairs) != 1:
+            raise ValueError(f"a history belongs to one picture, but there are {len(pairs)}")
+        return self.tell([(picture, self.answer_words(text)) for picture, text in pairs], options, before)
 
     def answer_words(self, question: str) -> str:
         """What asks a question."""
         return worded("answer", question, self.form)
 
-    def tell(self, pairs: Sequence[tuple[Picture, str]], options: GenerationOptions = ANSWER) -> Job:
-        """A text for each picture and prompt. A picture that stands in several pairs is encoded once."""
+    def tell(
+        self, pairs: Sequence[tuple[Picture, str]], options: GenerationOptions = ANSWER, before: History = ()
+    ) -> Job:
+        """A text for each picture and prompt, behind the same prompts and texts. A picture that stands in several pairs
+        is encoded once."""
         images: dict[int, Image] = {}  # by the identity of what was given
         for picture, _ in pairs:
             if id(picture) not in images:
                 images[id(picture)] = self.processor.image(picture)
         return self._plain(
-            [self.prompts.text(words, images[id(one)], options.sampling, options.seed) for one, words in pairs]
+            [self.prompts.text(words, images[id(one)], options.sampling, options.seed, before) for one, words in pairs]
         )
 
     def _plain(self, requests: list[Request]) -> Job:

@@ -54,6 +54,7 @@ from cm3.options import (
     Schedule,
     TellOptions,
 )
+from cm3.prompts import History
 from cm3.runner import Runner, Score
 from cm3.scorer import Scorer
 from cm3.spelling import from_ids, grid_behind, to_ids
@@ -288,15 +289,18 @@ class CM3(Runner):
             yield from self.texts(self.job("caption", some, *options).requests)
 
     @overload
-    def answer(self, image: Picture, question: str, temperature: float = ..., seed: int = ...) -> str: ...
+    def answer(
+        self, image: Picture, question: str, temperature: float = ..., seed: int = ..., history: History = ...
+    ) -> str: ...
     @overload
     def answer(
         self, image: Sequence[Picture], question: str | Sequence[str], temperature: float = ..., seed: int = ...
     ) -> list[str]: ...
-    def answer(self, image, question, temperature=ANSWER.temperature, seed=ANSWER.seed):
+    def answer(self, image, question, temperature=ANSWER.temperature, seed=ANSWER.seed, history=()):
         """The answer to a question about the picture. A list of pictures gives a list of str, from one question for
-        all or a list of as many."""
-        texts = self.texts(self.job("answer", image, question, temperature, seed).requests)
+        all or a list of as many. history: what was asked about the one picture before, with the answers, oldest first;
+        the last ones are read (cm3/prompts.py)."""
+        texts = self.texts(self.job("answer", image, question, temperature, seed, history).requests)
         return texts if is_many(image) else texts[0]
 
     def complete(

@@ -12,17 +12,21 @@ hole is filled by drawing the whole picture anew with its other codes fixed, and
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
 from cm3.request import Request
-from cm3.spelling import draw_ids, nothing, prompt_ids, reply_ids
+from cm3.spelling import draw_ids, next_span_ids, nothing, prompt_ids, reply_ids, text_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Grid, Vocab
 
+History = Sequence[tuple[str, str]]  # what was asked, and what was said
+
 MAX_TEXT = 64  # tokens of a caption or an answer
+MOST_BEFORE = 2  # earlier questions: documents with masks are taught with three answers at most
 CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
 
 
@@ -138,12 +142,26 @@ class Prompts:
         ids, untold = self.ids(document, reply_ids), self.ids(self.untold(document), reply_ids)
         return Request(ids, "document", room, sampling, guide, [untold], seed=check_seed(seed))
 
-    def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int) -> Request:
-        """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both."""
-        return Request(self.asked(words, picture), "text", MAX_TEXT, sampling, seed=check_seed(seed))
+    def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int, before: History = ()) -> Request:
+        """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both. before: words and
+        texts that came before, of which the last count: MOST_BEFORE with masks, else those that leave room."""
+        before = before[-MOST_BEFORE:] if self.vocab.has_masks else before
+        while len(ids := self.asked(words, picture, before)) + MAX_TEXT > self.context and before:
+            before = before[1:]
+        return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed))
 
-    def asked(self, words: str, picture: Image) -> list[int]:
+    def asked(self, words: str, picture: Image, before: History = ()) -> list[int]:
         """The prompt of text."""
-        if self.vocab.has_masks:
-            return self.ids(Document((Text(words), Mask(), picture)), prompt_ids)
-        return self.ids(Document((picture, Text(words))), reply_ids)
+        asked = [*(one for one, _ in before), words]
+        spelled = [text_ids(text, self.vocab, self.text_tokenizer) for _, text in before]
+        if not self.vocab.has_masks:
+            ids = self.ids(Document((picture, Text(asked[0]))), reply_ids)
+            for text, following in zip(spelled, asked[1:], strict=True):
+                ids += [*text, *text_ids(following, self.vocab, self.text_tokenizer), self.vocab.end_turn]
+            return ids
+        # As documents with several answers are learnt: a mask for each, and the texts behind the picture.
+        questions = [(Text((" " if i else "") + one), Mask()) for i, one in enumerate(asked)]
+        ids = self.ids(Document((*chain.from_iterable(questions), picture)), prompt_ids)
+        for k, text in enumerate(spelled, 1):
+            ids += [*text, *next_span_ids(k, self.vocab)]
+        return ids

@@ -32,6 +32,7 @@ from cm3.safety import Refusal, Safety
 from cm3.server_http import TROUBLES, BodyLimit, Door, Measured, Meters, Streamed, trouble
 from cm3.server_types import (
     MAX_PROMPT,
+    Asked,
     Chat,
     Error,
     Generation,
@@ -92,9 +93,10 @@ class Service:
         self.meters.pictures.inc(len(pictures))
         return pictures
 
-    def write(self, ticket: Ticket, picture: PIL_Image.Image, question: str, **options: Any) -> Generator[str]:
+    def write(self, ticket: Ticket, wanted: Asked, **options: Any) -> Generator[str]:
         """The answer, piece by piece."""
-        for part in ticket.watch(self.model.stream("answer", picture, question, **options)):
+        picture, history = wanted.pictures[-1], wanted.history
+        for part in ticket.watch(self.model.stream("answer", picture, wanted.words, history=history, **options)):
             yield str(part.content)
         self.meters.texts.inc()
 
@@ -225,32 +227,32 @@ def make_app(
         draws = "image" in body.modalities
         options = options_of(temperature=body.temperature, seed=body.seed)
 
-        def prepared() -> tuple[str, list[PIL_Image.Image]]:
-            words, pictures = asked(body, most.pixels)
-            if not draws and not pictures:
+        def prepared() -> Asked:
+            wanted = asked(body, most.pixels)
+            if not draws and not wanted.pictures:
                 raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
-            service.safety.check_prompt(words)
-            service.safety.check_pictures(pictures)
-            return words, pictures
+            service.safety.check_prompt(wanted.words, *(question for question, _ in wanted.history))
+            service.safety.check_pictures(wanted.pictures)
+            return wanted
 
-        def drawn(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> dict[str, Any]:
-            if pictures:
-                [picture] = service.draw(ticket, "edit", pictures[-1], words, **options)
+        def drawn(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
+            if wanted.pictures:
+                [picture] = service.draw(ticket, "edit", wanted.pictures[-1], wanted.words, **options)
             else:
-                [picture] = service.draw(ticket, "generate", words, **options)
+                [picture] = service.draw(ticket, "generate", wanted.words, **options)
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
-        def written(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> dict[str, Any]:
-            return {"content": "".join(service.write(ticket, pictures[-1], words, **options)).strip()}
+        def written(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
+            return {"content": "".join(service.write(ticket, wanted, **options)).strip()}
 
-        def events(ticket: Ticket, words: str, pictures: list[PIL_Image.Image]) -> Iterator[str]:
+        def events(ticket: Ticket, wanted: Asked) -> Iterator[str]:
             try:
                 yield data(piece(id, created, name, {"role": "assistant", "content": ""}))
                 if draws:
-                    yield data(piece(id, created, name, drawn(ticket, words, pictures)))
+                    yield data(piece(id, created, name, drawn(ticket, wanted)))
                 else:
-                    for text in service.write(ticket, pictures[-1], words, **options):
+                    for text in service.write(ticket, wanted, **options):
                         yield data(piece(id, created, name, {"content": text}))
                 yield data(piece(id, created, name, {}, end=True))
                 yield "data: [DONE]\n\n"
@@ -260,10 +262,10 @@ def make_app(
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(1))
             if body.stream:
-                words, pictures = await desk.run(ticket, request.is_disconnected, prepared)
-                return Streamed(iterate_in_threadpool(events(ticket, words, pictures)), stack.pop_all().close)
+                wanted = await desk.run(ticket, request.is_disconnected, prepared)
+                return Streamed(iterate_in_threadpool(events(ticket, wanted)), stack.pop_all().close)
             work = drawn if draws else written
-            message = await desk.run(ticket, request.is_disconnected, lambda: work(ticket, *prepared()))
+            message = await desk.run(ticket, request.is_disconnected, lambda: work(ticket, prepared()))
             return completion(id, created, name, message)
 
     @app.get("/v1/models", response_model=Models, **secured)

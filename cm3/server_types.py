@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image as PIL_Image
 from pydantic import BaseModel, Field
@@ -166,22 +166,36 @@ def data(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def asked(chat: Chat, pixels: int) -> tuple[str, list[PIL_Image.Image]]:
-    """The words of the last message, and the pictures of the conversation. Errors: ValueError."""
+class Asked(NamedTuple):
+    """The words of the last message, the pictures of the conversation, and what was said before of the last picture."""
+
+    words: str
+    pictures: list[PIL_Image.Image]
+    history: list[tuple[str, str]]
+
+
+def words_of(content: str | list[TextPart | ImagePart]) -> str:
+    words = (
+        [content] if isinstance(content, str) else [part.text for part in content if not isinstance(part, ImagePart)]
+    )
+    return " ".join(words).strip()
+
+
+def asked(chat: Chat, pixels: int) -> Asked:
+    """What a conversation asks for. Errors: ValueError."""
     if chat.messages[-1].role != "user":
         raise ValueError("messages: the last must be the user's")
-    pictures = [
-        from_data_url(part.image_url.url, pixels)
-        for message in chat.messages
-        if not isinstance(message.content, str)
-        for part in message.content
-        if isinstance(part, ImagePart)
-    ]
-    last = chat.messages[-1].content
-    words = [last] if isinstance(last, str) else [part.text for part in last if not isinstance(part, ImagePart)]
-    text = " ".join(words).strip()
+    pictures, history = list[PIL_Image.Image](), list[tuple[str, str]]()
+    for said, reply in zip(chat.messages, [*chat.messages[1:], None], strict=True):
+        shown = [] if isinstance(said.content, str) else [part for part in said.content if isinstance(part, ImagePart)]
+        pictures += [from_data_url(part.image_url.url, pixels) for part in shown]
+        if shown:
+            history.clear()  # it was about another picture
+        if reply is not None and (said.role, reply.role) == ("user", "assistant"):
+            history.append((words_of(said.content)[:MAX_PROMPT], words_of(reply.content)[:MAX_PROMPT]))
+    text = words_of(chat.messages[-1].content)
     if not text:
         raise ValueError("messages: the last says nothing")
     if len(text) > MAX_PROMPT:
         raise ValueError(f"messages: the last has more than {MAX_PROMPT:,} characters")
-    return text, pictures
+    return Asked(text, pictures, [turn for turn in history if all(turn)])

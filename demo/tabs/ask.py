@@ -1,4 +1,4 @@
-"""Ask: questions about a picture; what was asked before stays in sight."""
+"""Ask: questions about a picture; what was asked before stays in sight, and the model reads the end of it."""
 
 from typing import Any
 
@@ -10,6 +10,14 @@ from demo import parts
 from demo.words import QUESTIONS, Say
 
 MAX_TURNS = 50
+
+
+def said(turn: dict[str, Any]) -> str:
+    """The text of a message, which gradio hands over as a string or in parts."""
+    content = turn.get("content")
+    found = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in found]
+    return " ".join(text for text in texts if isinstance(text, str))[: parts.MAX_TEXT].strip()
 
 
 def asker(model: CM3, say: Say) -> Any:
@@ -25,8 +33,10 @@ def asker(model: CM3, say: Say) -> Any:
         """
         shown = parts.chosen(say, picture)
         parts.checked_text(say, question, "no_question")
+        texts = [said(turn) for turn in (chat or [])[-2 * MAX_TURNS :]]
+        before = [turn for turn in zip(texts[::2], texts[1::2], strict=False) if all(turn)]
         with parts.friendly(say):
-            answer = model.answer(shown, question)
+            answer = model.answer(shown, question, history=before)
         turn = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return "", [*(chat or []), *turn][-2 * MAX_TURNS :]
 

@@ -672,3 +672,16 @@ def test_another_image_tokenizer_than_the_model_was_trained_with(folder: Path):
     ImageTokenizer(VQModel(PRESETS["tiny"])).save_pretrained(folder / "image_tokenizer")
     with pytest.raises(ValueError, match="not the one"):
         CM3.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("history", ["ab", [("a", "b", "c")], [("a", 1)], ["ab"], 3, {"a": "b"}])
+def test_a_history_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image], history: Any):
+    with pytest.raises(TypeError, match="history must be a list of questions and answers"):
+        tiny.answer(pictures[0], "What is this?", history=history)
+
+
+def test_histories_without_words_or_of_several_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
+    with pytest.raises(ValueError, match="without words"):
+        tiny.answer(pictures[0], "What is this?", history=[("a", " ")])
+    with pytest.raises(ValueError, match="belongs to one picture, but there are 2"):
+        tiny.answer(pictures[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportCallIssue]

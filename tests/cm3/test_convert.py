@@ -5,11 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image as PIL_Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer, ChameleonForConditionalGeneration
 
@@ -18,7 +20,7 @@ from cm3.chameleon import Order, code_of, order_of, weights
 from cm3.convert import SOURCE, Stored, convert, convert_back, write_shards
 from cm3.document import Document, Image, Mask, Text
 from cm3.flat_tokenizer import load_text
-from cm3.spelling import draw_ids, from_ids, to_ids
+from cm3.spelling import draw_ids, from_ids, picture_ids, text_ids, to_ids
 from cm3.vocab import Vocab
 from tests.helpers.chameleons import CODES, build_tokenizer, code_names, vocabulary, write_chameleon, write_meta
 from tests.helpers.checkout import ROOT
@@ -115,6 +117,18 @@ def test_text_has_their_ids_and_no_special_tokens(ours: CM3, converted: Path, or
         assert auto(words)["input_ids"] == mine and ours.processor.text(mine) == words
     for spelled in ("<s>", "IMGIMGBZ", "<reserved08706>", "<racm3:break>"):
         assert all(map(ours.vocab.is_text, auto(f"a {spelled}")["input_ids"]))
+
+
+def test_a_conversation_is_turns(ours: CM3):
+    red, vocab = PIL_Image.new("RGB", (32, 32), "red"), ours.vocab
+    spell = partial(text_ids, vocab=vocab, tokenizer=ours.text_tokenizer)
+    asked = ours.job("answer", red, "Why?", history=[("What?", "a cat"), ("Red?", "no")])
+    [request] = asked.requests
+    assert request.prompt == [
+        *(vocab.bos, *picture_ids(ours.processor.image(red), vocab), *spell("What?"), vocab.end_turn, *spell("a cat")),
+        *(*spell("Red?"), vocab.end_turn, *spell("no"), *spell("Why?"), vocab.end_turn),
+    ]
+    assert isinstance(ours.texts([request])[0], str)
 
 
 def test_every_task_runs(ours: CM3):

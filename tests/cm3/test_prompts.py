@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3 import CM3
-from cm3.document import HOLE, Document, Image, Mask, Text
+from cm3.document import HOLE, Answer, Document, Image, Mask, Text
 from cm3.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
+from cm3.masking import rotate
 from cm3.options import MAX_SEED, GenerationOptions, SamplingConfig
-from cm3.prompts import CANDIDATE, Prompts, candidate_seed, ways_of
+from cm3.prompts import CANDIDATE, MAX_TEXT, Prompts, candidate_seed, ways_of
 from cm3.request import Request
-from cm3.spelling import to_ids
+from cm3.spelling import encode, text_ids, to_ids
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 
@@ -102,6 +103,37 @@ def test_a_question_stands_before_its_picture_and_the_answer_comes_last(requests
     one = requests.text("Caption: ", PICTURE, SAMPLING, 0)
     assert lanes(one) == ["<eos>Caption: <mask:0><break><image>16#</image><infill:0>"]
     assert one.mode == "text"
+
+
+EARLIER = [("What is this?", "a cat"), ("Is it red?", "no"), ("What colour is it?", "blue")]
+
+
+def test_a_question_behind_others_reads_as_documents_with_several_answers_are_learnt(tiny: CM3):
+    requests = Prompts(tiny.vocab, tiny.text_tokenizer, (4, 4), context=10_000)
+    asked = requests.text("Which style?", PICTURE, SAMPLING, 3, EARLIER)
+    learnt = encode(
+        Document(
+            (
+                *(item for q, a in EARLIER[1:] for item in (Text(q if q == "Is it red?" else f" {q}"), Answer(a))),
+                *(Text(" Which style?"), Answer("flat"), PICTURE),
+            )
+        ),
+        tiny.vocab,
+        tiny.text_tokenizer,
+    )
+    rotated, _ = rotate(learnt.ids, learnt.spans, tiny.vocab)
+    assert rotated == [*asked.prompt, *text_ids("flat", tiny.vocab, tiny.text_tokenizer), tiny.vocab.eos]
+
+
+def test_of_what_came_before_the_last_that_fits_counts(tiny: CM3):
+    def prompt(context: int, before: Any) -> Any:
+        short = Prompts(tiny.vocab, tiny.text_tokenizer, (4, 4), context)
+        return short.text("Which style?", PICTURE, SAMPLING, 0, before).prompt
+
+    whole, last, none = (prompt(10_000, before) for before in (EARLIER[1:], EARLIER[2:], []))
+    assert len(none) < len(last) < len(whole)
+    for wanted in (whole, last, none):
+        assert prompt(len(wanted) + MAX_TEXT, EARLIER) == wanted
 
 
 def test_more_of_a_document_is_guided_by_its_pictures_alone(requests: Prompts, lanes):

@@ -121,6 +121,14 @@ def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
 
     answer = client.chat.completions.create(model="tiny", **asking("What is it?", data_url(source)))
     assert answer.choices[0].message.content == model.answer(source, "What is it?")
+    said = answer.choices[0].message.content or "-"
+    messages = [*asking("What is it?", data_url(source))["messages"], {"role": "assistant", "content": said}]
+    again = client.chat.completions.create(model="tiny", messages=[*messages, *asking("Why?")["messages"]])
+    assert again.choices[0].message.content == model.answer(source, "Why?", history=[("What is it?", said)])
+    other = client.chat.completions.create(
+        model="tiny", messages=[*messages, *asking("Why?", data_url(picture_bytes("red", (9, 9))))["messages"]]
+    )
+    assert other.choices[0].message.content == model.answer(picture_bytes("red", (9, 9)), "Why?")
     parts = client.chat.completions.create(model="tiny", stream=True, **asking("What is it?", data_url(source)))
     said = "".join(part.choices[0].delta.content or "" for part in parts)
     assert said.strip() == answer.choices[0].message.content

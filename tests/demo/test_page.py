@@ -148,8 +148,11 @@ def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, pi
     empty, chat = handlers["ask"](picture, "What colour?", chat)
     assert empty == ""
     assert [turn["role"] for turn in chat] == ["user", "assistant"] * 2
-    answers = [tiny.answer(picture, question) for question in ("What is this?", "What colour?")]
-    assert [turn["content"] for turn in chat[1::2]] == answers
+    first = tiny.answer(picture, "What is this?")
+    second = tiny.answer(picture, "What colour?", history=[("What is this?", first)] if first else [])
+    assert [turn["content"] for turn in chat[1::2]] == [first, second]
+    parted = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in chat[:2]]
+    assert handlers["ask"](picture, "What colour?", parted)[1][-1] == chat[-1]  # as gradio hands it over
 
 
 def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, picture: Image.Image):
