@@ -684,4 +684,4 @@ def test_histories_without_words_or_of_several_pictures(tiny: CM3, pictures: lis
     with pytest.raises(ValueError, match="without words"):
         tiny.answer(pictures[0], "What is this?", history=[("a", " ")])
     with pytest.raises(ValueError, match="belongs to one picture, but there are 2"):
-        tiny.answer(pictures[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportCallIssue]
+        tiny.answer(pictures[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportArgumentType]
