@@ -88,7 +88,8 @@ class Linear(nn.Linear):
 def project(x: Tensor, weight: Tensor) -> Tensor:  # [..., in], [out, in] -> [..., out]
     """x W^T; of few rows in fp32 on an AMD processor as (W x^T)^T, for one row too if it is there twice."""
     rows = x.shape[:-1].numel()
-    if not 0 < rows <= FEW or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+    plain = type(weight) in (Tensor, nn.Parameter)  # a quantised or sharded one knows F.linear alone
+    if not (plain and 0 < rows <= FEW) or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
         return F.linear(x, weight)
     flat = x.reshape(rows, -1)
     if rows == 1:

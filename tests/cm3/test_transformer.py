@@ -63,6 +63,26 @@ def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torc
         assert out.view(*shape[:-1], 4, 10).shape[-1] == 10  # heads are looked at without a copy
 
 
+class Quantised(torch.Tensor):
+    """A weight that, as torchao's, knows F.linear alone."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func not in (F.linear, torch.Tensor.shape.__get__, torch.Tensor.requires_grad.__get__):  # pyright: ignore
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@torch.inference_mode()
+def test_a_quantised_weight_is_used_as_it_wants(monkeypatch):
+    monkeypatch.setattr(transformer, "FEW", 8)
+    x, weight = torch.randn(2, 24), torch.randn(40, 24)
+    quantised = weight.as_subclass(Quantised)
+    with pytest.raises(NotImplementedError):
+        torch.matmul(quantised, x.t())
+    assert torch.equal(project(x, quantised).as_subclass(torch.Tensor), F.linear(x, weight))
+
+
 @pytest.mark.parametrize(("facts", "few"), [("vendor_id: AuthenticAMD", 8), ("vendor_id: GenuineIntel", 0), (None, 0)])
 def test_the_maker_of_the_processor_decides(facts: str | None, few: int, tmp_path, monkeypatch):
     if facts:
