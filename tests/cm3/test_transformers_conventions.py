@@ -293,7 +293,7 @@ def test_generate_draws_what_the_pipeline_draws(scale: float, processor: Any, mu
         request = emoji.prompts.picture(Document((Text(words),)), [emoji.prompts.nothing], guide, GREEDY, 0)
         assert codes_of(row, emoji) == emoji.draw_codes([request])[0].flatten().tolist()
     pictures = processor.post_process_multimodal_output(multimodal.decode_image_tokens(ids), generation_mode="image")
-    assert [picture.size for picture in pictures] == [(64, 64)] * 2
+    assert [picture.size for picture in pictures] == [emoji.image_tokenizer.size] * 2
 
 
 def test_captions_and_answers_are_those_of_the_pipeline(processor: Any, multimodal: Any, emoji: CM3):
@@ -335,15 +335,15 @@ def test_a_prompt_lookup_draws_what_greedy_decoding_draws(processor: Any, multim
     assert torch.equal(plain, looked_up)
 
 
-def test_interleaved_output_is_texts_and_codes(processor: Any, multimodal: Any):
+def test_interleaved_output_is_texts_and_codes(processor: Any, multimodal: Any, emoji: CM3):
     inputs = processor(text="a red apple", generation_mode="interleaved", return_tensors="pt")
     torch.manual_seed(1)
     ids = multimodal.generate(**inputs, generation_mode="interleaved", do_sample=True, num_return_sequences=4)
     documents = processor.post_process_multimodal_output(ids, generation_mode="interleaved")
     assert all(isinstance(items[0], str) and items[0].startswith("a red apple") for items in documents)
     grids = [item for items in documents for item in items if not isinstance(item, str)]
-    assert grids and all(grid.shape == (8, 8) for grid in grids)
-    assert multimodal.decode_codes(torch.stack(grids)).shape == (len(grids), 3, 64, 64)
+    assert grids and all(grid.shape == emoji.grid for grid in grids)
+    assert multimodal.decode_codes(torch.stack(grids)).shape == (len(grids), 3, *emoji.image_tokenizer.size)
 
 
 def test_text_that_spells_special_tokens_stays_text_in_the_processor(processor: Any, emoji: CM3):
@@ -448,7 +448,8 @@ def test_a_folder_opens_without_this_package_and_runs_in_transformers_pipelines(
     inputs = processor(text="a red apple", generation_mode="image", return_tensors="pt")
     drawn = multimodal.decode_image_tokens(multimodal.generate(**inputs, generation_mode="image", do_sample=False))
     said = emoji.answer(processor.image_processor.postprocess(drawn)[0], "What is this?")
-    lines = ["drawn (64, 64)", f"any-to-any {said}", f"image-text-to-text {said}", "drawn (64, 64)"]
+    size = f"drawn {emoji.image_tokenizer.size}"
+    lines = [size, f"any-to-any {said}", f"image-text-to-text {said}", size]
     assert done.stdout.splitlines() == lines
 
 
