@@ -32,9 +32,9 @@ LIMIT = 48_000_000  # bytes of embedded weights
 
 CARD = """# {name}: the embedded model of cm3
 
-A small model that draws, edits, fills in, captions and answers questions about emoji art at 64 x 64 pixels, in English
-and Arabic. It knows {concepts} concepts ({kinds}), and scenes of up to three of {things} things. It does not know
-photographs, people, or anything outside them, and it cannot write prose.
+A small model that draws, edits, fills in, captions and answers questions about emoji art at {side} x {side} pixels,
+in English and Arabic. It knows {concepts} concepts ({kinds}), and scenes of up to three of {things} things. It does not
+know photographs, people, or anything outside them, and it cannot write prose.
 
 - language model: {lm_parameters:.1f}M parameters, {layers} layers, width {width}
 - vocabulary: {vocabulary} ids, of them {text} of text and {codes} image codes
@@ -54,8 +54,7 @@ same pictures; combinations of a thing with a count, a colour or another thing's
 
 Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_batch} tokens, seed {seed}; then
 instruction tuning, {tuning_hours:.2f} hours, {tuning_steps} steps of {tuning_batch} tokens, seed {tuning_seed}.
-Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts;
-then its decoder alone, {decoder_hours:.2f} hours, {decoder_steps} steps. {note}
+Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts{decoder}. {note}
 
 `make train-emoji` repeats it. Its configs are in train/configs/.
 
@@ -125,6 +124,9 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
     scorer = ""
     if "scorer_parameters" in facts:
         scorer = f"- scorer for the best of n: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
+    decoder = ""
+    if "decoder" in facts:
+        decoder = f";\nthen its decoder alone, {facts['decoder_hours']:.2f} hours, {facts['decoder']['steps']} steps"
     return CARD.format(
         name=name,
         device=device,
@@ -161,8 +163,8 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         vq_hours=facts["vq_hours"],
         vq_steps=vq["steps"],
         vq_batch=vq["batch_size"],
-        decoder_hours=facts["decoder_hours"],
-        decoder_steps=facts["decoder"]["steps"],
+        decoder=decoder,
+        side=facts["side"],
         task_table=task_table(facts["task_evaluation"]),
     )
 
@@ -174,7 +176,7 @@ class Runs(NamedTuple):
         lm: of train.lm, from nothing.
         tuning: of train.lm, on the instructions; its weights are taken.
         image_tokenizer: of train.image_tokenizer.
-        decoder: of its second phase, whose weights are taken.
+        decoder: of its second phase; its weights are taken where there is such a folder.
         scorer: of train.scorer; without it the model has none.
         evaluation: output of train.evaluate.
         task_evaluation: output of train.evaluate_tasks.
@@ -205,16 +207,19 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
         "lm": read_json(runs.lm / "config.json"),
         "tuning": read_json(runs.tuning / "config.json"),
         "vq": read_json(runs.image_tokenizer / "config.json"),
-        "decoder": read_json(runs.decoder / "config.json"),
         "meta": read_json(runs.tokens / "meta.json"),
         "tuning_meta": read_json(runs.tuning_tokens / "meta.json"),
         "model": read_json(runs.tuning / "model" / "config.json"),
         "evaluation": read_json(runs.evaluation / "evaluation.json"),
         "task_evaluation": read_json(runs.task_evaluation / "evaluation.json"),
     }
+    phases = [(runs.image_tokenizer, "vq")]
+    if runs.decoder.is_dir():
+        phases.append((runs.decoder, "decoder"))
+        facts["decoder"] = read_json(runs.decoder / "config.json")
     for run, phase in ((runs.lm, "lm"), (runs.tuning, "tuning")):
         facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_tokens"], "tokens_per_second")
-    for run, phase in ((runs.image_tokenizer, "vq"), (runs.decoder, "decoder")):
+    for run, phase in phases:
         facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_size"], "images_per_second")
     manifest = [json.loads(line) for line in (runs.data / "manifest.jsonl").open(encoding="utf-8")]
     credits = attribution([row for row in manifest if row["split"] == "train"])
@@ -224,13 +229,14 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "ATTRIBUTION.md").write_text(credits, encoding="utf-8")
-    facts["vq_parameters"] = halve(runs.decoder / "model" / "model.safetensors", pictures / "model.safetensors")
-    shutil.copy(runs.decoder / "model" / "config.json", pictures / "config.json")
+    facts["vq_parameters"] = halve(phases[-1][0] / "model" / "model.safetensors", pictures / "model.safetensors")
+    shutil.copy(phases[-1][0] / "model" / "config.json", pictures / "config.json")
+    facts["side"] = VQConfig.load(pictures / "config.json").resolution
     facts["lm_parameters"] = halve(trained / "model" / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
     values = {key: value for key, value in facts["model"].items() if key != "auto_map"}  # no code lies beside it
     (ours / "config.json").write_text(json.dumps(values | named, indent=2) + "\n")
-    write_processor(ours, read_config(ours), VQConfig.load(pictures / "config.json").resolution)
+    write_processor(ours, read_config(ours), facts["side"])
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if (trained / "model" / file).exists():
             shutil.copy(trained / "model" / file, ours / file)

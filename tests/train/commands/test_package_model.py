@@ -1,13 +1,15 @@
 """Packaging: weights in halves that load again, a card with the figures, nothing written when something is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cm3.known_words import words_of
+from checkout import ROOT
+from cm3.known_words import KnownWords, words_of
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
 from train import package_model
@@ -52,6 +54,45 @@ def test_nothing_is_written_when_a_run_is_missing(tmp_path: Path):
     with pytest.raises(OSError, match="config.json"):
         package("x", Runs(*[tmp_path] * 10), "CPU", "", root=tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_model_is_packaged_from_its_runs(
+    decoder: bool, tiny_folder: Path, vq_folder: Path, token_shards: Path, sample: Path, tmp_path: Path
+):
+    runs = Runs(*[tmp_path / name for name in Runs._fields])._replace(tokens=token_shards, data=sample)
+    kinds = [(runs.lm, "tokens"), (runs.tuning, "tokens"), (runs.image_tokenizer, "images")]
+    for run, speed in [*kinds, (runs.decoder, "images")] if decoder else kinds:
+        run.mkdir()
+        sizes = {"steps": 90, "batch_tokens": 36, "batch_size": 36, "seed": 7}
+        (run / "config.json").write_text(json.dumps(sizes))
+        (run / "log.jsonl").write_text(json.dumps({"step": 90, f"{speed}_per_second": 0.5}))
+    shutil.copytree(tiny_folder, runs.tuning / "model")
+    for run in (runs.image_tokenizer, runs.decoder):
+        if run.is_dir():
+            shutil.copytree(vq_folder, run / "model")
+    shutil.copytree(token_shards, runs.tuning_tokens)
+    meta = json.loads((token_shards / "meta.json").read_text())
+    meta["config"]["things"], meta["tasks"] = ["cat", "dog"], {"draw": 5}
+    (runs.tuning_tokens / "meta.json").write_text(json.dumps(meta))
+    measured = ROOT / "cm3" / "models" / "emoji"
+    drawn = {"concepts": 250, "drawings by name": {"pictures": 9, "lite0": {"top1": 0.25, "top5": 0.5}}}
+    for run, name, more in (
+        (runs.evaluation, "evaluation", {"drawings": drawn}),
+        (runs.task_evaluation, "task_evaluation", {}),
+    ):
+        run.mkdir()
+        figures = json.loads((measured / f"{name}.json").read_text())
+        (run / "evaluation.json").write_text(json.dumps(figures | more))
+    root = tmp_path / "root"
+    assert package("small", runs, "a toaster", "It was a test.", root=root) == embedded(root) > 0
+    card = (root / "cm3" / "models" / "small" / "README.md").read_text(encoding="utf-8")
+    assert "16 x 16 pixels" in card and "2 things" in card and "a toaster" in card and "It was a test." in card
+    assert "1.80 hours, 90 steps of 36 tokens, seed 7" in card
+    assert ("then its decoder alone, 1.80 hours, 90 steps" in card) == decoder
+    folder = root / "tokenizer_image" / "models" / "small"
+    assert ImageTokenizer.from_pretrained(folder).num_codes == 32
+    assert KnownWords.load(root / "cm3" / "models" / "small").words
 
 
 @pytest.fixture
