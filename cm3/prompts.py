@@ -18,7 +18,7 @@ from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, with
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
 from cm3.request import Request
-from cm3.spelling import draw_ids, next_span_ids, nothing, prompt_ids, reply_ids, text_ids
+from cm3.spelling import draw_ids, next_span_ids, next_turn_ids, nothing, prompt_ids, reply_ids, text_ids
 from cm3.templates import prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Grid, Vocab
@@ -146,22 +146,24 @@ class Prompts:
         """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both. before: words and
         texts that came before, of which the last count: MOST_BEFORE with masks, else those that leave room."""
         before = before[-MOST_BEFORE:] if self.vocab.has_masks else before
+        most = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
+        while before and len(words) + sum(len(text) for turn in before for text in turn) > most:
+            before = before[1:]
         while len(ids := self.asked(words, picture, before)) + MAX_TEXT > self.context and before:
             before = before[1:]
         return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed))
 
     def asked(self, words: str, picture: Image, before: History = ()) -> list[int]:
         """The prompt of text."""
-        asked = [*(one for one, _ in before), words]
-        spelled = [text_ids(text, self.vocab, self.text_tokenizer) for _, text in before]
+        asked, said = [*(one for one, _ in before), words], [text for _, text in before]
         if not self.vocab.has_masks:
             ids = self.ids(Document((picture, Text(asked[0]))), reply_ids)
-            for text, following in zip(spelled, asked[1:], strict=True):
-                ids += [*text, *text_ids(following, self.vocab, self.text_tokenizer), self.vocab.end_turn]
+            for reply, following in zip(said, asked[1:], strict=True):
+                ids += next_turn_ids(reply, following, self.vocab, self.text_tokenizer)
             return ids
         # As documents with several answers are learnt: a mask for each, and the texts behind the picture.
         questions = [(Text((" " if i else "") + one), Mask()) for i, one in enumerate(asked)]
         ids = self.ids(Document((*chain.from_iterable(questions), picture)), prompt_ids)
-        for k, text in enumerate(spelled, 1):
-            ids += [*text, *next_span_ids(k, self.vocab)]
+        for k, text in enumerate(said, 1):
+            ids += [*text_ids(text, self.vocab, self.text_tokenizer), *next_span_ids(k, self.vocab)]
         return ids

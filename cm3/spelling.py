@@ -179,6 +179,11 @@ def next_span_ids(k: int, vocab: Vocab) -> list[int]:
     return [vocab.infill(k)]
 
 
+def next_turn_ids(reply: str, said: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """What follows a document to be written on in a conversation: the reply, and what is said to it."""
+    return [*text_ids(reply, vocab, tokenizer), *text_ids(said, vocab, tokenizer), vocab.end_turn]
+
+
 class Part(NamedTuple):
     """A run of text, or a picture with its <image> and </image>, at ids[start:end]."""
 

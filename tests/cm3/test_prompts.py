@@ -134,6 +134,7 @@ def test_of_what_came_before_the_last_that_fits_counts(tiny: CM3):
     assert len(none) < len(last) < len(whole)
     for wanted in (whole, last, none):
         assert prompt(len(wanted) + MAX_TEXT, EARLIER) == wanted
+    assert prompt(10_000, [("a" * 9_000_000, "b"), *EARLIER[2:]]) == last  # not tokenised
 
 
 def test_more_of_a_document_is_guided_by_its_pictures_alone(requests: Prompts, lanes):
