@@ -54,10 +54,10 @@ def serving(*options: str) -> Iterator[str]:
             server.wait(60)
 
 
-async def post(port: int, body: dict[str, Any], streams: Streams | None) -> tuple[int, float, Streams | None]:
+async def post(body: dict[str, Any], streams: Streams | None) -> tuple[int, float, Streams | None]:
     """The answer's status, its Retry-After, and the connection where it stays open. By hand: on the same machine an
     HTTP library would cost more than the refusals that are to be measured."""
-    reader, writer = streams or await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = streams or await asyncio.open_connection("127.0.0.1", PORT)
     content = json.dumps(body).encode()
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
@@ -71,13 +71,13 @@ async def post(port: int, body: dict[str, Any], streams: Streams | None) -> tupl
     return status, wait, (reader, writer)
 
 
-async def client(port: int, number: int, end: float, answers: list[Answer]) -> None:
+async def client(number: int, end: float, answers: list[Answer]) -> None:
     await asyncio.sleep(number % 100 / 100)  # who waits as told comes again at the same moment of each second
     seed, streams = number * 100_000, None
     while time.perf_counter() < end:
         began = time.perf_counter()
         body = {"prompt": PROMPTS[seed % len(PROMPTS)], "seed": seed}
-        status, wait, streams = await post(port, body, streams)
+        status, wait, streams = await post(body, streams)
         answers.append(Answer(status, time.perf_counter() - began))
         seed += 1
         await asyncio.sleep(wait)
@@ -85,10 +85,10 @@ async def client(port: int, number: int, end: float, answers: list[Answer]) -> N
         streams[1].close()
 
 
-async def load(port: int, clients: int, seconds: float) -> list[Answer]:
+async def load(clients: int, seconds: float) -> list[Answer]:
     answers: list[Answer] = []
     end = time.perf_counter() + seconds
-    await asyncio.gather(*(client(port, number, end, answers) for number in range(clients)))
+    await asyncio.gather(*(client(number, end, answers) for number in range(clients)))
     return answers
 
 
@@ -119,8 +119,8 @@ def main(
     loads = [(int(count), 64) for count in clients.split(",")] + [(overload, overload // 10)]
     for count, queue in loads:
         with serving("--model", model, "--queue", str(queue)) as address:
-            asyncio.run(load(PORT, 1, 2.0))
-            answers = asyncio.run(load(PORT, count, seconds))
+            asyncio.run(load(1, 2.0))
+            answers = asyncio.run(load(count, seconds))
             previews = [first_preview(address) for _ in range(7)] if count == 1 else []
         drawn = [answer.seconds for answer in answers if answer.status == 200]
         refused = [answer.seconds for answer in answers if answer.status == 429]

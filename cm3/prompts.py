@@ -145,12 +145,16 @@ class Prompts:
     def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int, before: History = ()) -> Request:
         """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both. before: words and
         texts that came before, of which the last count: MOST_BEFORE with masks, else those that leave room."""
-        before = before[-MOST_BEFORE:] if self.vocab.has_masks else before
+        ids, kept = self.asked(words, picture), list[tuple[str, str]]()
         most = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
-        while before and len(words) + sum(len(text) for turn in before for text in turn) > most:
-            before = before[1:]
-        while len(ids := self.asked(words, picture, before)) + MAX_TEXT > self.context and before:
-            before = before[1:]
+        for turn in reversed(before[-MOST_BEFORE:] if self.vocab.has_masks else before):
+            kept = [turn, *kept]
+            if len(words) + sum(len(text) for one in kept for text in one) > most:
+                break
+            longer = self.asked(words, picture, kept)
+            if len(longer) + MAX_TEXT > self.context:
+                break
+            ids = longer
         return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed))
 
     def asked(self, words: str, picture: Image, before: History = ()) -> list[int]:

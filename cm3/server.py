@@ -158,10 +158,8 @@ def make_app(
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": Error} for status in (400, 401, 404, 413, 422, 429, 500, 504)
     }
-    secured: dict[str, Any] = {
-        "dependencies": [Depends(HTTPBearer(auto_error=False))],
-        "responses": errors,
-    }  # Door checks
+    bearer = Depends(HTTPBearer(auto_error=False))  # for the OpenAPI document: Door checks
+    secured: dict[str, Any] = {"dependencies": [bearer], "responses": errors}
 
     @app.post("/v1/images/generations", response_model=Pictures, **secured)
     async def generations(request: Request, body: Generation) -> Any:

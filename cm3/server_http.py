@@ -77,7 +77,7 @@ class Door:
         right = [secrets.compare_digest(said.strip(), key) for key in self.keys]  # all, in equal time
         if self.keys and not (scheme.lower() == b"bearer" and any(right)):
             return trouble(401, "authentication_error", "an API key is needed, and this is none")
-        return trouble(*TROUBLES[Busy]) if scope["method"] == "POST" and self.desk.full else None
+        return trouble(*TROUBLES[Busy]) if scope["method"] == "POST" and not self.desk.has_room() else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self.refusal(scope)

@@ -174,7 +174,7 @@ class Asked(NamedTuple):
     history: list[tuple[str, str]]
 
 
-def words_of(content: str | list[TextPart | ImagePart]) -> str:
+def text_of(content: str | list[TextPart | ImagePart]) -> str:
     words = (
         [content] if isinstance(content, str) else [part.text for part in content if not isinstance(part, ImagePart)]
     )
@@ -192,8 +192,8 @@ def asked(chat: Chat, pixels: int) -> Asked:
         if shown:
             history.clear()  # it was about another picture
         if reply is not None and (said.role, reply.role) == ("user", "assistant"):
-            history.append((words_of(said.content)[:MAX_PROMPT], words_of(reply.content)[:MAX_PROMPT]))
-    text = words_of(chat.messages[-1].content)
+            history.append((text_of(said.content)[:MAX_PROMPT], text_of(reply.content)[:MAX_PROMPT]))
+    text = text_of(chat.messages[-1].content)
     if not text:
         raise ValueError("messages: the last says nothing")
     if len(text) > MAX_PROMPT:

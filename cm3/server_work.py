@@ -72,17 +72,16 @@ class Desk:
         self.tickets: set[Ticket] = set()
         self.threads = CapacityLimiter(limits.queue)
 
-    @property
-    def full(self) -> bool:
-        """Whether not even one more is let in."""
-        return self.taken >= self.limits.queue
+    def has_room(self, count: int = 1) -> bool:
+        """Whether so many more are let in."""
+        return self.taken + count <= self.limits.queue
 
     @contextmanager
     def admit(self, count: int) -> Generator[Ticket]:
         """Room for so many pictures or answers. Errors: Busy."""
         ticket = Ticket(self.limits.seconds)
         with self.lock:
-            if self.taken + count > self.limits.queue:
+            if not self.has_room(count):
                 raise Busy
             self.taken += count
             self.tickets.add(ticket)

@@ -208,9 +208,11 @@ class Rows:
 
     def read(self, window: int, number: int, ids: np.ndarray, kinds: np.ndarray) -> np.ndarray:
         """The ids of a row, [T], with mistakes in `objective.noise` of the pictures that are drawn as a whole."""
+        if not self.objective.noise:
+            return ids
         out, vocab = ids.copy(), self.vocab
         rng = np.random.default_rng((self.seed, 3, window, number))
-        for span in picture_spans(ids.tolist(), vocab) if self.objective.noise else ():
+        for span in picture_spans(ids.tolist(), vocab):
             places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
             if not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
                 continue
