@@ -214,7 +214,7 @@ class Rows:
         rng = np.random.default_rng((self.seed, 3, window, number))
         for span in picture_spans(ids.tolist(), vocab):
             places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
-            if not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
+            if len(places) < 2 or not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
                 continue
             try:
                 other = np.array(self.shards.document(int(rng.integers(len(self.shards)))).ids)

@@ -192,6 +192,17 @@ def test_pictures_that_are_asked_about_are_read_as_they_are(shards: Shards):
         assert (rows.read(0, 0, ids, np.where(drawn, shown, kinds)) == ids).all()
 
 
+def test_a_picture_of_which_a_mask_leaves_one_code_or_none_is_read_as_it_is(shards: Shards):
+    rows = rows_of(shards, replace(PLAIN, noise=1.0))
+    ids, _, kinds, _, _ = rows.row(0, 0)
+    for left in (1, 0):
+        few = ids.copy()
+        for start, end in picture_spans(ids.tolist(), rows.vocab):
+            codes = np.arange(start, end)[ids[start:end] >= rows.vocab.first_code]
+            few[codes[left:]] = rows.vocab.mask(0)
+        assert (rows.read(0, 0, few, kinds) == few).all()
+
+
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
     rows = rows_of(shards, Objective(free=0.0, cm3=1.0), window=COUNT)
 
