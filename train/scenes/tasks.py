@@ -31,15 +31,22 @@ def caption(view: SceneView) -> Target | None:
     return Target("caption", TEMPLATES["caption"][view.language], listing(view))
 
 
+def standing(view: SceneView, name: str, where: str) -> str:
+    """ "a cat at the top left"; where: key of PLACES."""
+    if view.language == "ar":
+        return f"{name} في {PLACES[where]}"
+    return f"{name} in the middle" if where == "middle" else f"{name} at the {where}"
+
+
 def long_caption(view: SceneView) -> Target | None:
     parts = []
     for i, one in enumerate(view.scene.placed):
         where, colour = place(one, view.stage.size), one.colour
         if view.language == "en":
             named = with_article(f"{colour} {view.name(i)}" if colour and colour not in view.name(i) else view.name(i))
-            parts.append(f"{named} at the {where}" if where != "middle" else f"{named} in the middle")
         else:
-            parts.append(f"{view.name(i)} في {PLACES[where]}")
+            named = view.name(i)
+        parts.append(standing(view, named, where))
     english, arabic, _ = GROUNDS[view.scene.ground]
     end = f"on a {english} background" if view.language == "en" else f"على خلفية {arabic}"
     return Target("long caption", TEMPLATES["describe"][view.language], f"{', '.join(parts)}, {end}")
@@ -185,7 +192,10 @@ def related(view: SceneView) -> str:
 
 
 def draw(view: SceneView) -> TaskDocument | None:
-    words = related(view) if view.rng.random() < 0.5 else listing(view)
+    if len(view.scene.placed) == 1:  # its name alone asks for a picture that it fills
+        words = standing(view, view.a(0), place(view.scene.placed[0], view.stage.size))
+    else:
+        words = related(view) if view.rng.random() < 0.5 else listing(view)
     return TaskDocument(on_ground(view, words), (), (view.shown.picture,))
 
 

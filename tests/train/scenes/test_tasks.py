@@ -424,11 +424,17 @@ def test_edits_of_aligned_scenes_stay_aligned(edits, studio: Studio, monkeypatch
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_drawings_are_asked_for_by_what_is_there_and_how_it_lies(studio: Studio, language: str):
-    relations = 0
+    relations = alone = 0
     for view in studio.views(language, 120):
         made = TASKS["draw"].make(view)
         assert made and len(made.pictures) == 1
         words = without_ground(view, made.words)
+        if len(view.scene.placed) == 1:
+            alone += 1
+            name, where = re.fullmatch("(.*) (?:(?:at|in) the|في) (.*)", words).groups()  # pyright: ignore
+            said = ninth(only(view.scene, name))
+            assert where == (said if language == "en" else PLACES[said])
+            continue
         found = re.fullmatch("(.*) (left of|right of|above|below|يسار|يمين|فوق|تحت) (.*)", words)
         if found:
             relations += 1
@@ -437,7 +443,7 @@ def test_drawings_are_asked_for_by_what_is_there_and_how_it_lies(studio: Studio,
         else:
             parts = words.split(" and ") if language == "en" else re.split(r" و(?=\S)", words)
             assert counted(parts) == Counter(names(view.scene))
-    assert relations > 5
+    assert relations > 5 and alone > 5
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
