@@ -4,7 +4,7 @@
 # pyright: reportUnnecessaryIsInstance=false
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from PIL import Image as PIL_Image
@@ -14,7 +14,7 @@ from cm3.checks import check_choice, check_single, check_text, check_whole, is_m
 from cm3.document import HOLE, Document, Image, Item, Text
 from cm3.guidance import ThreeWay
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
-from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, GenerationOptions
+from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, NEGATIVE_GUIDANCE, GenerationOptions
 from cm3.processor import Processor
 from cm3.prompts import History, Prompts
 from cm3.request import Request
@@ -125,9 +125,9 @@ class Jobs:
         instead = None
         if negative_prompt is not None:
             check_text("the negative prompt", negative_prompt)
-            if options.guidance == 1 and options.decoding == "top-p":
-                raise ValueError("a negative prompt counts through guidance, which is off at 1: give more")
-            instead = Document((Text(negative_prompt), *behind)) if negative_prompt.strip() else None
+            if negative_prompt.strip():
+                instead = Document((Text(negative_prompt), *behind))
+                options = replace(options, guidance=NEGATIVE_GUIDANCE) if options.guidance == 1 else options
         if grid is not None:
             grid = grid_of(grid)
             self.prompts.check_grid(grid)

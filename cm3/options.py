@@ -19,6 +19,7 @@ MAX_PICTURES = 64  # of one call of generate, and rows of one batch
 MAX_SEED = 2**63
 MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
 MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
+NEGATIVE_GUIDANCE = 3.0  # of a negative prompt where guidance is off
 Decoding = Literal["top-p", "cd-k", "both"]
 Schedule = Literal["constant", "falling"]
 Structure = Literal["edges", "segments"]
@@ -94,8 +95,9 @@ class GenerationOptions:
     n: how many pictures. best_of: draw so many for each of them, and keep the one that fits the prompt best, in the
     opinion of the model itself and of its scorer, where it has one. seed: of the first picture.
     temperature, top_p, top_k: of sampling.
-    guidance: how much the condition counts where a picture is drawn or filled in; 1 = off. image_guidance,
-    text_guidance: how much the picture and the instruction count in an edit; text_guidance also where text is written.
+    guidance: how much the condition counts where a picture is drawn or filled in; 1 = off, and NEGATIVE_GUIDANCE where
+    there is a negative prompt, which counts through it. image_guidance, text_guidance: how much the picture and the
+    instruction count in an edit; text_guidance also where text is written.
     guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
     decide about a picture's first rows more than about its last.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or

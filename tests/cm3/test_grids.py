@@ -16,7 +16,7 @@ from cm3.document import HOLE, Document, Image, Text
 from cm3.engine import Engine, generate_naive
 from cm3.grammar import Grammar
 from cm3.guidance import ClassifierFree
-from cm3.options import GREEDY, SamplingConfig
+from cm3.options import GREEDY, NEGATIVE_GUIDANCE, SamplingConfig
 from cm3.processor import nearest_grid
 from cm3.request import Request
 from cm3.spelling import draw_ids, from_ids, grid_behind, open_ids, to_ids
@@ -180,6 +180,17 @@ def test_a_negative_prompt_takes_the_place_of_nothing(tiny: CM3):
     assert same.tobytes() == tiny.generate("a cat", seed=3, guidance=1.0, temperature=0.0)[0].tobytes()
 
 
+def test_a_negative_prompt_brings_its_guidance_where_guidance_is_off(tiny: CM3):
+    guided = {
+        scale: tiny.job("generate", "a cat", guidance=scale, negative_prompt="a dog").requests[0].guide
+        for scale in (0.5, 1.0, NEGATIVE_GUIDANCE, 4.0)
+    }
+    assert guided[1.0] == guided[NEGATIVE_GUIDANCE] == ClassifierFree(image=NEGATIVE_GUIDANCE)
+    assert guided[0.5] == ClassifierFree(image=0.5) and guided[4.0] == ClassifierFree(image=4.0)
+    [empty] = tiny.job("generate", "a cat", guidance=1.0, negative_prompt=" ").requests
+    assert empty.guide == ClassifierFree(image=1.0)
+
+
 def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, pictures: list[PIL_Image.Image]):
     [request] = tiny.job("generate", "a cat", references=pictures[:2], guidance=1.0).requests
     shown = [tiny.processor.image(picture) for picture in pictures[:2]]
@@ -192,7 +203,6 @@ def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, pictures:
     ("options", "error"),
     [
         (dict(negative_prompt=3), "the negative prompt must be"),
-        (dict(negative_prompt="a dog", guidance=1.0), "counts through guidance, which is off at 1"),
         (dict(references="a.png"), "references must be a list of pictures"),
         (dict(references=[None]), "each of the references must be one picture"),
         (dict(references=["none.png"]), "none.png: cannot be read"),
