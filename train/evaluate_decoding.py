@@ -28,17 +28,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 PAIR = 2  # drawings of each prompt
-USUAL = {"guidance": 6.0, "temperature": 0.8, "top_p": 0.9}
+USUAL = {"guidance": 1.0, "temperature": 0.8, "top_p": 0.9}
 
 
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
     """Curve -> name of a point -> arguments of CM3.generate."""
     return {
-        "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1, 2, 4, 6, 8)},
+        "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 0.8, 1.0)},
+        "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1.5, 2, 3, 4, 6, 8)},
+        "the same, falling to 1": {
+            f"{s:g}": USUAL | {"guidance": s, "guidance_schedule": "falling"} for s in (1.5, 2, 3, 6)
+        },
+        "guidance, temperature 1, top-p 0.95": {"6": {"guidance": 6, "temperature": 1.0, "top_p": 0.95}},
         "CD-K, k of alpha 0.5": {f"{k}": contrastive(k, 0.5) for k in (2, 8, 32)},
         "CD-K, alpha of k 8": {f"{alpha:g}": contrastive(8, alpha) for alpha in (0.1, 1.0)},
         "half top-p, half CD-K": {"8, 0.5": USUAL | {"decoding": "both", "contrast": (8, 0.5)}},
-        "guidance, temperature 1, top-p 0.95": {"6": {"guidance": 6, "temperature": 1.0, "top_p": 0.95}},
     }
 
 
@@ -56,10 +60,7 @@ def measure(
     model: CM3, asked: JudgedPrompts, judge: Judge, reference: Reference, options: dict[str, Any]
 ) -> dict[str, float]:
     """Top-1, top-5 and diversity of one way, and its standard error of top-5."""
-    drawn: list[Image.Image] = []
-    for i in range(0, len(asked.prompts), 4):
-        drawn += [one for pair in model.generate(asked.prompts[i : i + 4], n=PAIR, **options) for one in pair]
-    features = judge.features(drawn)
+    features = judge.features([one for pair in model.generate(asked.prompts, n=PAIR, **options) for one in pair])
     concepts, styles = ([fact for fact in facts for _ in range(PAIR)] for facts in (asked.concepts, asked.styles))
     rank = ranks(features, concepts, styles, reference).view(-1, PAIR)
     found = shares(rank)
