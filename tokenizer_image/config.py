@@ -144,7 +144,7 @@ PRESETS: dict[str, VQConfig] = {
     "emoji-128-f16": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), n_embed=4096, decoder_ch=96),
     "emoji-128-f8": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2), n_embed=4096, decoder_ch=96),
     "emoji-128-cells": replace(
-        _EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), attn_resolutions=(8,), n_embed=8192, cell_width=384
+        _EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), attn_resolutions=(8,), n_embed=16384, cell_width=384
     ),
     "tiny": VQConfig(
         resolution=16,

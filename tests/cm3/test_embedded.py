@@ -22,9 +22,9 @@ def emoji() -> CM3:
 
 
 @pytest.fixture(scope="module")
-def shown(sample: Path) -> list[SplitPicture]:
+def shown(emoji: CM3, sample: Path) -> list[SplitPicture]:
     """Pictures that it was trained on."""
-    return load_split(sample / "train", 64, None)[:40]
+    return load_split(sample / "train", emoji.image_tokenizer.size[0], None)[:40]
 
 
 def test_its_weights_take_less_than_48_megabytes():

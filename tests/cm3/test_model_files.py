@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from checkout import ROOT
 from cm3 import CM3
 from cm3.model_files import check_files, find_model, write_checksums
-from tokenizer_image import ImageTokenizer, VQConfig
+from tokenizer_image import PRESETS, ImageTokenizer, VQConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
 
@@ -40,7 +40,7 @@ def refused(folder: Path, message: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=message) as error:
         CM3.from_pretrained(folder, **options)
     assert "\n" not in str(error.value)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 6
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "7", '"cm3"', "{", "", "\0", "[" * 100_000])
@@ -216,5 +216,6 @@ def test_a_folder_that_was_left_aside_is_found(tiny_folder: Path, tmp_path: Path
 
 
 def test_presets_and_saved_shapes_pass_the_limits():
-    for preset in ImageTokenizer.from_pretrained("emoji"), ImageTokenizer.from_pretrained("emoji-128"):
-        assert VQConfig.from_dict(vars(preset.model.config)) == preset.model.config
+    embedded = ImageTokenizer.from_pretrained("emoji").model.config
+    for preset in (*PRESETS.values(), embedded):
+        assert VQConfig.from_dict(vars(preset)) == preset

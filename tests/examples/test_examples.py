@@ -33,7 +33,8 @@ def run(script: str, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    for i, picture in enumerate(CM3.from_pretrained("emoji", device="cpu").generate("a red apple", n=3, seed=7)):
+    drawn = CM3.from_pretrained("emoji", device="cpu").generate(["a red apple", "a tulip", "a bus"], seed=7)
+    for i, [picture] in enumerate(drawn):
         picture.save(folder / f"{i}.png")
     return folder
 

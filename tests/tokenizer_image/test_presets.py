@@ -21,7 +21,7 @@ from tokenizer_image import PRESETS, VQConfig, VQModel, count_parameters
         ("emoji-64", 64, 8, 64, (2048, 8)),
         ("emoji-128-f16", 128, 16, 64, (4096, 8)),
         ("emoji-128-f8", 128, 8, 256, (4096, 8)),
-        ("emoji-128-cells", 128, 16, 64, (8192, 8)),
+        ("emoji-128-cells", 128, 16, 64, (16384, 8)),
     ],
 )
 def test_presets_have_their_published_sizes(name: str, pixels: int, f: int, tokens: int, codes: tuple[int, int]):
