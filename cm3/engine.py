@@ -14,6 +14,7 @@ no cache, no batch, one id after the other.
 # torch types some of its functions in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from threading import RLock
@@ -231,7 +232,7 @@ class Engine:
         head, legal = self.model.lm_head, [row.grammar.legal() for row in rows]
         codes = set(legal) == {Legal(codes=True)} and type(head) is Linear and type(head.weight) is nn.Parameter
         logits = project(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
-        if not bool(logits.isfinite().all()):
+        if not math.isfinite(logits.sum(dtype=torch.float32).item()) and not bool(logits.isfinite().all()):
             row = rows[0]
             raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))
         for row, id in zip(rows, choose(logits, rows, legal, self.vocab, codes), strict=True):

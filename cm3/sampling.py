@@ -9,6 +9,7 @@ depend on the rows beside it.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from cm3.options import SamplingConfig
 
 FEW = 128  # ids that top-p looks at before it sorts all
+CLOSE = 1e-6  # sums of probabilities in single precision are not told apart below
 TINY = 1e-20  # below this temperature the division would overflow: it is greedy there, as it is in the limit
 
 
@@ -69,8 +71,8 @@ def top_k(logits: Tensor, k: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
 
 def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
     """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
-    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)) is not None:
-        return few
+    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
+        return torch.full_like(logits, -math.inf).scatter(-1, few.ids, few.logits)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.double().softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
@@ -79,18 +81,27 @@ def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
 
 
-def likeliest_reach(logits: Tensor, p: Tensor) -> Tensor | None:  # [B, V], [B] -> [B, V]
-    """top_p without sorting all: None where the FEW likeliest do not reach p, or equals stand at the border."""
+class Few(NamedTuple):
+    """What top-p keeps: ids [B, FEW] and their logits, the likeliest first, -inf for those that are dropped."""
+
+    ids: Tensor
+    logits: Tensor
+
+
+def likeliest_reach(logits: Tensor, p: Tensor) -> Few | None:  # [B, V], [B]
+    """top_p without sorting all: None where the FEW likeliest do not reach p, where equals stand at the border, or
+    where it is nearer than rounding tells."""
     if logits.shape[-1] <= FEW or bool((p >= 1).any()):
         return None
-    ordered = logits.topk(FEW, dim=-1).values  # [B, FEW]
-    probabilities = (ordered.double() - logits.double().logsumexp(-1, keepdim=True)).exp()
+    ordered, ids = logits.topk(FEW, dim=-1)
+    weights = (logits - ordered[:, :1]).exp().sum(-1, keepdim=True)  # of all, [B, 1]
+    probabilities = (ordered - ordered[:, :1]).exp().double() / weights
     before = probabilities.cumsum(-1) - probabilities
-    kept = (before < p[:, None]).sum(-1).clamp(min=1)  # [B]
-    if int(kept.max()) == FEW:
+    kept = (before < p[:, None]).sum(-1, keepdim=True).clamp(min=1)  # [B, 1]
+    if int(kept.max()) == FEW or bool(((before - p[:, None]).abs() < CLOSE).any()):
         return None
-    last, next_ = ordered.gather(-1, kept[:, None] - 1), ordered.gather(-1, kept[:, None])
-    return logits.masked_fill(logits < last, -math.inf) if bool((next_ < last).all()) else None
+    last, next_ = ordered.gather(-1, kept - 1), ordered.gather(-1, kept)
+    return Few(ids, ordered.masked_fill(ordered < last, -math.inf)) if bool((next_ < last).all()) else None
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:  # [B, V], [B] -> [B]
@@ -115,7 +126,13 @@ def sample(logits: Tensor, configs: Sequence[SamplingConfig], uniforms: Sequence
     logits = temperature(logits[at], column([config.temperature for config in chosen]))
     if any(config.top_k for config in chosen):
         logits = top_k(logits, column([min(int(config.top_k), logits.shape[-1]) for config in chosen]))
+    uniform = torch.tensor([next(uniforms[i]) for i in rows], dtype=torch.float64, device=logits.device)
     if any(config.top_p < 1 for config in chosen):
-        logits = top_p(logits, column([config.top_p for config in chosen]))
-    ids[at] = draw(logits, torch.tensor([next(uniforms[i]) for i in rows], dtype=torch.float64, device=logits.device))
+        p = column([config.top_p for config in chosen])
+        if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
+            some, order = few.ids.sort(-1)  # as they stand among all: the same number draws the same id
+            ids[at] = some.gather(-1, draw(few.logits.gather(-1, order), uniform)[:, None])[:, 0]
+            return ids
+        logits = top_p(logits, p)
+    ids[at] = draw(logits, uniform)
     return ids

@@ -135,6 +135,16 @@ def test_a_row_draws_the_same_alone_as_in_any_batch():
         assert torch.equal(torch.cat(alone), torch.stack(together)[:, i])
 
 
+@given(st.integers(0, 10_000), st.floats(0.05, 0.99), st.floats(0.3, 5.0), st.sampled_from([0.3, 0.8, 1.0]))
+def test_a_row_draws_the_same_beside_one_for_which_all_ids_are_sorted(seed: int, p: float, width: float, heat: float):
+    logits = torch.randn(2, 4 * FEW, generator=torch.Generator().manual_seed(seed)) * width
+    some, all_ids = SamplingConfig(heat, 0, p), SamplingConfig()
+    alone, beside = seeded(seed), seeded(seed, 0)
+    for _ in range(4):
+        both = sample(logits, [some, all_ids], beside)
+        assert sample(logits[:1], [some], alone).item() == both[0]
+
+
 def test_sampling_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     sample(some_logits(), [SamplingConfig()] * 4, seeded(0, 1, 2, 3))
