@@ -232,6 +232,7 @@ class Engine:
         head, legal = self.model.lm_head, [row.grammar.legal() for row in rows]
         codes = set(legal) == {Legal(codes=True)} and type(head) is Linear and type(head.weight) is nn.Parameter
         logits = project(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
+        # The sum is ten times as fast as a look at each, and never finite beside one that is not.
         if not math.isfinite(logits.sum(dtype=torch.float32).item()) and not bool(logits.isfinite().all()):
             row = rows[0]
             raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))

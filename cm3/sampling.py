@@ -69,26 +69,27 @@ def top_k(logits: Tensor, k: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def top_p(logits: Tensor, p: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
-    """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
-    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
-        return torch.full_like(logits, -math.inf).scatter(-1, few.ids, few.logits)
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.double().softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
-    drop = (before >= p[:, None]) & (p[:, None] < 1)
-    drop[:, 0] = False
-    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
-
-
-class Few(NamedTuple):
-    """What top-p keeps: ids [B, FEW] and their logits, the likeliest first, -inf for those that are dropped."""
+class Kept(NamedTuple):
+    """Some ids of each row, rising, and their logits, [B, K] each; -inf for those that are dropped."""
 
     ids: Tensor
     logits: Tensor
 
 
-def likeliest_reach(logits: Tensor, p: Tensor) -> Few | None:  # [B, V], [B]
+def top_p(logits: Tensor, p: Tensor) -> Kept:  # [B, V], [B]
+    """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
+    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
+        return few
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
+    drop = (before >= p[:, None]) & (p[:, None] < 1)
+    drop[:, 0] = False
+    ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+    return Kept(ids, logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf))
+
+
+def likeliest_reach(logits: Tensor, p: Tensor) -> Kept | None:  # [B, V], [B]
     """top_p without sorting all: None where the FEW likeliest do not reach p, where equals stand at the border, or
     where it is nearer than rounding tells."""
     if logits.shape[-1] <= FEW or bool((p >= 1).any()):
@@ -101,7 +102,10 @@ def likeliest_reach(logits: Tensor, p: Tensor) -> Few | None:  # [B, V], [B]
     if int(kept.max()) == FEW or bool(((before - p[:, None]).abs() < CLOSE).any()):
         return None
     last, next_ = ordered.gather(-1, kept - 1), ordered.gather(-1, kept)
-    return Few(ids, ordered.masked_fill(ordered < last, -math.inf)) if bool((next_ < last).all()) else None
+    if not bool((next_ < last).all()):
+        return None
+    ids, order = ids.sort(-1)
+    return Kept(ids, ordered.masked_fill(ordered < last, -math.inf).gather(-1, order))
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:  # [B, V], [B] -> [B]
@@ -128,11 +132,8 @@ def sample(logits: Tensor, configs: Sequence[SamplingConfig], uniforms: Sequence
         logits = top_k(logits, column([min(int(config.top_k), logits.shape[-1]) for config in chosen]))
     uniform = torch.tensor([next(uniforms[i]) for i in rows], dtype=torch.float64, device=logits.device)
     if any(config.top_p < 1 for config in chosen):
-        p = column([config.top_p for config in chosen])
-        if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
-            some, order = few.ids.sort(-1)  # as they stand among all: the same number draws the same id
-            ids[at] = some.gather(-1, draw(few.logits.gather(-1, order), uniform)[:, None])[:, 0]
-            return ids
-        logits = top_p(logits, p)
-    ids[at] = draw(logits, uniform)
+        some = top_p(logits, column([config.top_p for config in chosen]))
+        ids[at] = some.ids.gather(-1, draw(some.logits, uniform)[:, None])[:, 0]
+    else:
+        ids[at] = draw(logits, uniform)
     return ids

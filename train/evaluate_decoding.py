@@ -34,15 +34,15 @@ USUAL = {"guidance": 1.0, "temperature": 0.8, "top_p": 0.9}
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
     """Curve -> name of a point -> arguments of CM3.generate."""
     return {
-        "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 0.8, 1.0)},
-        "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1.5, 2, 3, 4, 6, 8)},
+        "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 1.0)},
+        "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1, 1.5, 2, 3, 4, 6, 8)},
         "the same, falling to 1": {
             f"{s:g}": USUAL | {"guidance": s, "guidance_schedule": "falling"} for s in (1.5, 2, 3, 6)
         },
         "guidance, temperature 1, top-p 0.95": {"6": {"guidance": 6, "temperature": 1.0, "top_p": 0.95}},
         "CD-K, k of alpha 0.5": {f"{k}": contrastive(k, 0.5) for k in (2, 8, 32)},
         "CD-K, alpha of k 8": {f"{alpha:g}": contrastive(8, alpha) for alpha in (0.1, 1.0)},
-        "half top-p, half CD-K": {"8, 0.5": USUAL | {"decoding": "both", "contrast": (8, 0.5)}},
+        "half top-p, half CD-K": {"8, 0.5": USUAL | {"guidance": 6.0, "decoding": "both", "contrast": (8, 0.5)}},
     }
 
 

@@ -52,6 +52,13 @@ def test_of_a_large_seed_torch_goes_through_numpys_mersenne_twister():
     assert ours.tolist() == [number % 2**24 for number in twister.random_raw(1300).tolist()]
 
 
+def likeliest(logits: Tensor, p: Tensor) -> list[list[int]]:
+    """The ids that top_p keeps, as they stand in it."""
+    some = top_p(logits, p)
+    assert torch.equal(some.logits, logits.gather(-1, some.ids).where(some.logits > NEVER, NEVER))
+    return [[ids[i] for i in places] for ids, places in zip(some.ids.tolist(), kept(some.logits), strict=True)]
+
+
 def test_top_k_keeps_the_k_largest_of_each_row():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]] * 4)
     assert kept(top_k(logits, torch.tensor([1, 2, 0, 9]))) == [[1], [1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
@@ -59,14 +66,14 @@ def test_top_k_keeps_the_k_largest_of_each_row():
 
 def test_top_p_keeps_the_likeliest_that_reach_p():
     logits = torch.tensor([[0.2, 0.5, 0.3]] * 4).log()
-    assert kept(top_p(logits, torch.tensor([0.4, 0.6, 0.9, 1.0]))) == [[1], [1, 2], [0, 1, 2], [0, 1, 2]]
+    assert likeliest(logits, torch.tensor([0.4, 0.6, 0.9, 1.0])) == [[1], [1, 2], [0, 1, 2], [0, 1, 2]]
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))
 def test_top_p_keeps_at_least_p_and_no_id_too_many(seed: int, p: float):
     logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(seed)) * 4
     probabilities = logits.double().softmax(-1)[0]
-    stay = torch.tensor(kept(top_p(logits, torch.tensor([p])))[0])
+    stay = torch.tensor(likeliest(logits, torch.tensor([p]))[0])
     assert probabilities[stay].sum() >= p - 1e-6
     if p < 1:
         assert len(stay) == 1 or probabilities[stay].sum() - probabilities[stay].min() < p + 1e-6
@@ -79,7 +86,7 @@ def test_top_p_of_many_ids_is_that_of_all_of_them_sorted(seed: int, p: float, wi
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     sums = logits.double().softmax(-1).gather(-1, order).cumsum(-1)
     wanted = [sorted(ids[: int((total < p).sum()) + 1]) for ids, total in zip(order.tolist(), sums, strict=True)]
-    assert p == 1 or kept(top_p(logits, torch.tensor([p, p]))) == wanted
+    assert p == 1 or likeliest(logits, torch.tensor([p, p])) == wanted
 
 
 @pytest.mark.parametrize("seed", [0, 2**40 + 3])

@@ -254,13 +254,10 @@ def add(view: SceneView) -> TaskDocument | None:
     one = settle(thing, view.scene.placed, view.stage.size, view.stage.sides(3), view.rng, aligned=view.scene.step)
     if one is None:
         return None
-    there, name = place(one, view.stage.size), thing.name[view.language]
-    if view.language == "en":
-        where = "in the middle" if there == "middle" else f"at the {there}"
-        words = view.one("add {} {}", "put {} {}", "draw {} {}").format(with_article(name), where)
-    else:
-        words = view.one("أضف {} في {}", "ضع {} في {}").format(name, PLACES[there])
-    return edited(view, replace(view.scene, placed=(*view.scene.placed, one)), words)
+    name = thing.name[view.language]
+    there = standing(view, with_article(name) if view.language == "en" else name, place(one, view.stage.size))
+    verbs = ("add {}", "put {}", "draw {}") if view.language == "en" else ("أضف {}", "ضع {}")
+    return edited(view, replace(view.scene, placed=(*view.scene.placed, one)), view.one(*verbs).format(there))
 
 
 def remove(view: SceneView) -> TaskDocument | None:
