@@ -45,6 +45,7 @@ class InstructionsConfig:
         documents: new ones, of all tasks.
         held_out: documents of each task with unseen combinations.
         known: documents of what the model knows already, as a share of all.
+        drawn: drawings as a share of those, the others ask.
         up: a set of documents is repeated at most so often.
         down: at least such a share of it is taken.
         things: English names of what scenes are made of.
@@ -58,6 +59,7 @@ class InstructionsConfig:
     documents: int = 80_000
     held_out: int = 40
     known: float = 0.4
+    drawn: float = 0.5
     up: float = 3.0
     down: float = 0.3
     things: tuple[str, ...] = THINGS
@@ -135,7 +137,8 @@ def known_documents(known: Path, model: CM3, out: Path, config: InstructionsConf
         total = config.documents * config.known / (1 - config.known)
         ratios = dict.fromkeys(sizes, 1.0)
         if split == "train":
-            ratios = sampling_ratios(sizes, dict.fromkeys(sizes, total / 2), config.down, config.up)
+            wanted = {"known draw": total * config.drawn, "known ask": total * (1 - config.drawn)}
+            ratios = sampling_ratios(sizes, wanted, config.down, config.up)
         rng = np.random.default_rng((config.seed, 2, number))
         chosen = np.concatenate([sets[name][taken(sizes[name], ratios[name], rng)] for name in ratios])
         writer = ShardWriter(model.text_tokenizer, model.vocab)

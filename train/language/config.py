@@ -27,8 +27,7 @@ class LMConfig:
         batch_tokens: tokens a step, padding included, on all devices; a multiple of row times the devices.
         micro_rows: rows that go through a device at once; 0 = all of a step's. --find-batch looks for it.
         window: documents that are packed together.
-        matrices: optimiser of the matrices inside the blocks: "muon", "adamw", or "auto" = Muon where bf16, in which
-            PyTorch's Muon computes, is fast, and without lora.
+        matrices: optimiser of the matrices inside the blocks: "muon", "adamw", or "auto" = Muon without lora.
         muon_lr: rate of Muon.
         lr: rate of AdamW.
         embedding_lr: its rate for the embeddings; 0 = lr.
@@ -54,6 +53,8 @@ class LMConfig:
         softmax: over "all" ids, or over those of the target's own "modality": a code is then compared with codes, any
             other id with the others. That is cheaper, and what the grammar leaves when the model writes; train at the
             end with "all", so that the probabilities mean something without the grammar too.
+        negatives: with softmax "modality", a code competes with the codes of its batch and a sample of so many others
+            (sampled softmax); 0 = with all. Cheaper where there are many codes; the loss of codes is then an estimate.
         parallel: "ddp", or "fsdp" to shard weights, gradients and optimisers over the devices.
         processes: how many must train together; 0 = as many as were launched.
         local_sgd: steps that each process trains apart before the weights are averaged (LocalSGD); 0 = never apart.
@@ -108,6 +109,7 @@ class LMConfig:
     recompute: bool = False
     chunk: int = 256
     softmax: str = "all"
+    negatives: int = 0
     parallel: str = "ddp"
     processes: int = 0
     local_sgd: int = 0
@@ -148,6 +150,8 @@ class LMConfig:
         for name in ("steps", "row", "batch_tokens", "window", "chunk", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.negatives and self.softmax != "modality":
+            raise ValueError(f"negatives={self.negatives} needs softmax=modality: codes are then compared with codes")
         if (apart := self.local_sgd) and (
             self.parallel == "fsdp" or self.ema or self.save_every % apart or self.steps % apart
         ):

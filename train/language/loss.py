@@ -3,6 +3,7 @@
 Letters in shapes: R rows, T tokens a row, N targets that count, D width, V vocabulary.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class LMLosses(NamedTuple):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """hidden [N, D], head [V, D], targets [N], weights [N], z, chunk -> (total, errors [N]).
+    """hidden [N, D], head [V, D], targets [N], weights [N], z, chunk, bias [V] -> (total, errors [N]).
 
     total = sum of weights * (error + z * logsumexp^2): cross-entropy with z-loss (Chowdhery et al. 2022, PaLM, section
     5). The gradient is computed on the way, chunk by chunk, so that [chunk, V] is all that is ever held. PyTorch's own
@@ -30,7 +31,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z: float, chunk: int):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        z: float,
+        chunk: int,
+        bias: Tensor | None = None,
+    ):
         device = hidden.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -44,6 +54,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 part = slice(start, start + chunk)
                 inputs, wants, counts = hidden[part].to(narrow), targets[part, None], weights[part].float()
                 logits = (inputs @ matrix.T).float()  # [chunk, V]
+                logits = logits if bias is None else logits.add_(bias)
                 log_sum = logits.logsumexp(-1)  # [chunk]
                 errors[part] = log_sum - logits.gather(1, wants)[:, 0]
                 total += (counts * (errors[part] + z * log_sum.square())).sum()
@@ -64,7 +75,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor):
         slope = slopes[0]
         d_hidden, d_head = ctx.saved_tensors
-        return (d_hidden * slope, None if d_head is None else (d_head * slope).to(ctx.head_dtype), *[None] * 4)
+        return (d_hidden * slope, None if d_head is None else (d_head * slope).to(ctx.head_dtype), *[None] * 5)
 
 
 def end_to_end(batch: Batch) -> dict[str, Any]:
@@ -87,12 +98,52 @@ def end_to_end(batch: Batch) -> dict[str, Any]:
     }
 
 
+class Rivals(NamedTuple):
+    """The codes that a batch's codes compete with: ids [S] into the codes, bias [S] of their logits; and the targets as
+    places in ids, [N]."""
+
+    ids: Tensor
+    bias: Tensor
+    targets: Tensor
+
+
+def rivals(targets: Tensor, codes: int, negatives: int) -> Rivals:
+    """Sampled softmax (Jean et al. 2015, arXiv 1412.2007): all codes among the targets, and a sample of the others.
+
+    Each of the sample stands for as many codes as were left out: its logit grows by the logarithm of that, so that the
+    sum over all codes is estimated without bias. The sample is a function of the targets alone: a run that was stopped
+    goes on the same.
+
+    Args:
+        targets: [N], in 0 .. codes - 1.
+        codes: of the vocabulary.
+        negatives: how many of the others, at most.
+    """
+    present, places = targets.unique(return_inverse=True)
+    others = torch.ones(codes, dtype=torch.bool, device=targets.device).index_fill_(0, present, False).nonzero()[:, 0]
+    few = min(negatives, len(others))
+    order = torch.arange(1, len(targets) + 1, device=targets.device)
+    generator = torch.Generator().manual_seed(int((targets * order).sum()))
+    sample = others[torch.randperm(len(others), generator=generator)[:few].to(others.device)]
+    bias = torch.zeros(len(present) + few, device=targets.device)
+    bias[len(present) :] = math.log(len(others) / few) if few else 0.0
+    return Rivals(torch.cat([present, sample]), bias, places)
+
+
 def cross_entropy(
-    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z: float, chunk: int, first_code: int = 0
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z: float,
+    chunk: int,
+    first_code: int = 0,
+    negatives: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """hidden [N, D], head [V, D], targets [N], weights [N] -> the weighted total, and each target's error, [N].
 
     first_code: 0, or where the image codes begin: codes then compete with codes alone, all other ids with each other.
+    negatives: 0, or as for rivals, where first_code is given: the errors of codes are then estimates.
     """
     if not first_code:
         return ChunkedCrossEntropy.apply(hidden, head, targets, weights, z, chunk)
@@ -100,10 +151,12 @@ def cross_entropy(
     codes = targets >= first_code  # [N]
     for chosen, first, matrix in (codes, first_code, head[first_code:]), (~codes, 0, head[:first_code]):
         places = chosen.nonzero()[:, 0]
+        wanted, bias = targets[places] - first, None
+        if first and negatives:
+            ids, bias, wanted = rivals(wanted, len(matrix), negatives)
+            matrix = matrix[ids]
         # Even without a target: under FSDP all ranks must do the same.
-        part, of_part = ChunkedCrossEntropy.apply(
-            hidden[places], matrix, targets[places] - first, weights[places], z, chunk
-        )
+        part, of_part = ChunkedCrossEntropy.apply(hidden[places], matrix, wanted, weights[places], z, chunk, bias)
         total = total + part
         errors[places] = of_part
     return total, errors
@@ -116,13 +169,13 @@ class LMLearner(nn.Module):
         model: CM3ForCausalLM, or any with `.model` (ids -> hidden) and `.lm_head`.
         z: weight of the z-loss.
         chunk: targets whose logits are held at once.
-        first_code: as for cross_entropy.
+        first_code, negatives: as for cross_entropy; without gradients all codes compete.
     """
 
-    def __init__(self, model: Any, z: float = 0.0, chunk: int = 256, first_code: int = 0):
+    def __init__(self, model: Any, z: float = 0.0, chunk: int = 256, first_code: int = 0, negatives: int = 0):
         super().__init__()
         self.model: Any = model
-        self.z, self.chunk, self.first_code = z, chunk, first_code
+        self.z, self.chunk, self.first_code, self.negatives = z, chunk, first_code, negatives
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)
@@ -134,6 +187,7 @@ class LMLearner(nn.Module):
             field[:, 1:].flatten()[counted] for field in (batch.ids, batch.kinds, batch.weights)
         )  # [N]
         head = self.model.lm_head.weight
-        total, errors = cross_entropy(hidden, head, targets, weights, self.z, self.chunk, self.first_code)
+        negatives = self.negatives if torch.is_grad_enabled() else 0
+        total, errors = cross_entropy(hidden, head, targets, weights, self.z, self.chunk, self.first_code, negatives)
         sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
         return LMLosses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

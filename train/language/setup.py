@@ -84,11 +84,11 @@ def learner_of(
         for block in model.model.layers:
             block.compile()
     first_code = Vocab.from_config(model.config).first_code if config.softmax == "modality" else 0
-    return Trainee(LMLearner(model, config.z_loss, config.chunk, first_code).train(), adapter)
+    return Trainee(LMLearner(model, config.z_loss, config.chunk, first_code, config.negatives).train(), adapter)
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:
-    automatic = "muon" if bf16_is_fast(device) and not config.lora.rank else "adamw"
+    automatic = "adamw" if config.lora.rank else "muon"
     matrices = automatic if config.matrices == "auto" else config.matrices
     rates = Rates(
         config.muon_lr if matrices == "muon" else config.lr,
@@ -96,7 +96,7 @@ def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device
         config.head_lr or config.lr,
         config.lr,
     )
-    return optimizers(model, matrices, rates, config.betas, config.weight_decay)
+    return optimizers(model, matrices, rates, config.betas, config.weight_decay, bf16_is_fast(device))
 
 
 def fresh_model(

@@ -30,7 +30,7 @@ from train.language.loss import LMLearner
 from train.language.objective import KINDS, Objective
 from train.language.packing import Rows
 from train.language.setup import attention_of, image_tokenizer_of, optimizers_of, starting_model
-from train.runtime.optim import StepSkipper
+from train.runtime.optim import SinglePrecisionMuon, StepSkipper
 
 
 @pytest.fixture(scope="module")
@@ -352,10 +352,10 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
     model = starting_model(config, meta, image_tokenizer_of(config, meta))
     cpu = torch.device("cpu")
     for matrices, fast, kinds in (
-        ("muon", False, [torch.optim.Muon, torch.optim.AdamW]),
+        ("muon", False, [SinglePrecisionMuon, torch.optim.AdamW]),
         ("adamw", True, [torch.optim.AdamW]),
         ("auto", True, [torch.optim.Muon, torch.optim.AdamW]),
-        ("auto", False, [torch.optim.AdamW]),
+        ("auto", False, [SinglePrecisionMuon, torch.optim.AdamW]),
     ):
         monkeypatch.setattr("train.language.setup.bf16_is_fast", lambda device, fast=fast: fast)
         some = optimizers_of(model, replace(config, matrices=matrices), cpu)

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
+from cm3.vocab import Vocab
 from largest import Largest
-from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy
+from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy, rivals
 from train.language.objective import KINDS
 from train.language.packing import Batch
 
@@ -84,6 +85,44 @@ def test_by_modality_each_target_competes_with_its_own_alone(inputs, shares: tup
         torch.autograd.grad(total, (hidden, head)), torch.autograd.grad(want, (hidden, head)), strict=True
     ):
         assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_code_of_a_batch_competes_and_a_sample_of_the_others_stands_for_them():
+    targets = torch.tensor([7, 3, 7, 49])
+    found = rivals(targets, V, 10)
+    assert found.ids[:3].tolist() == [3, 7, 49] and found.ids[found.targets].equal(targets)
+    assert len({*found.ids.tolist()}) == 13 and found.ids.max() < V
+    assert found.bias[:3].eq(0).all() and found.bias[3:].exp().sum().item() == pytest.approx(47)
+    assert all(map(torch.equal, rivals(targets, V, 10), found)), "a run that goes on must draw the same sample"
+
+
+def test_with_as_many_negatives_as_there_are_codes_nothing_is_sampled(inputs):
+    *given, targets, weights = inputs
+    want, each = cross_entropy(*given, targets, weights, 1e-2, 7, 20)
+    wanted = torch.autograd.grad(want, given)
+    total, errors = cross_entropy(*given, targets, weights, 1e-2, 7, 20, V)
+    assert_close(total, want)
+    assert_close(errors, each)
+    assert_close(torch.autograd.grad(total, given), wanted)
+
+
+def test_the_sum_over_a_sample_estimates_the_sum_over_all_codes_without_bias(inputs):
+    hidden, head, *_ = inputs
+    logits, generator = (hidden @ head.T).detach()[0] / 4, torch.Generator().manual_seed(0)  # [V]
+    estimates = []
+    for _ in range(4000):
+        found = rivals(torch.randint(V, (6,), generator=generator), V, 20)
+        estimates.append((logits[found.ids] + found.bias).exp().sum())
+    assert torch.stack(estimates).mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.02)
+
+
+def test_without_gradients_all_codes_compete():
+    model = CM3ForCausalLM(CM3Config.preset("tiny"))
+    first, (batch, *_) = Vocab.from_config(model.config).first_code, documents()
+    every, few = LMLearner(model, first_code=first), LMLearner(model, first_code=first, negatives=2)
+    assert few(batch).total.item() != every(batch).total.item()
+    with torch.no_grad():
+        assert_close(few(batch).total, every(batch).total)
 
 
 def test_a_frozen_head_or_a_frozen_body_has_no_gradient_and_the_other_is_the_same(inputs):

@@ -11,7 +11,17 @@ from torch.testing import assert_close
 from cm3.config import CM3Config
 from cm3.transformer import CM3ForCausalLM
 from train.language.loss import LMLearner
-from train.runtime.optim import EMA, GROUPS, Rates, StepSkipper, groups, optimizers, rate
+from train.runtime.optim import (
+    EMA,
+    GROUPS,
+    Rates,
+    SinglePrecisionMuon,
+    StepSkipper,
+    groups,
+    optimizers,
+    orthogonal,
+    rate,
+)
 
 RATES = Rates(matrices=0.1, embedding=0.2, head=0.3, rest=0.4)
 FAMILIES = [
@@ -69,6 +79,36 @@ def test_a_step_moves_every_parameter(matrices: str):
     for one in optimizers(model, matrices, RATES, (0.9, 0.95), 0.0):
         one.step()
     assert all((p != old).all() for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_muon_in_fp32_takes_the_steps_of_pytorchs_muon():
+    kinds, moved = (False, SinglePrecisionMuon), []
+    for bf16, kind in (kinds, (True, torch.optim.Muon)):
+        torch.manual_seed(0)
+        model = tiny()
+        start = [p.detach().clone() for p in groups(model)["matrices"]]
+        muon = optimizers(model, "muon", RATES, (0.9, 0.95), 0.1, bf16)[0]
+        assert type(muon) is kind
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for p in groups(model)["matrices"]:
+                p.grad = torch.randn(p.shape, generator=generator)
+            muon.step()
+        moved.append(torch.cat([(p - old).flatten() for p, old in zip(groups(model)["matrices"], start, strict=True)]))
+        assert muon.state_dict()["state"].keys() == {*range(len(start))}
+    # bf16 holds 8 bits, and five iterations add up what it loses.
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.999
+    assert moved[0].norm().item() == pytest.approx(moved[1].norm().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
+def test_newton_schulz_brings_the_singular_values_near_one(shape: tuple[int, int]):
+    some = (
+        torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 1e3])[:, None, None]
+    )
+    made = orthogonal(some, (3.4445, -4.775, 2.0315), 5)
+    assert made.shape == some.shape and torch.linalg.svdvals(made).sub(1).abs().max() < 0.5
+    assert_close(made[0], orthogonal(some[0:1] * 1e6, (3.4445, -4.775, 2.0315), 5)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_parameters_are_left_out_and_a_model_that_is_all_frozen_is_refused():
