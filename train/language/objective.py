@@ -44,6 +44,8 @@ class Objective:
         first: their weight.
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
+        copied: factor of the weights of those codes, in the form with holes, that the picture with holes has too: what
+            an edit leaves alone is copied in the same way.
         asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
         noise: share of the drawn pictures that are read with mistakes, while the targets stay: who draws reads own
             mistakes, and must go by the words nevertheless (the aim of scheduled sampling, Bengio et al. 2015). Half of
@@ -62,6 +64,7 @@ class Objective:
     first: float = 1.5
     code: float = 1.0
     source: float = 0.1
+    copied: float = 0.0
     asked: float = 1.0
     noise: float = 0.0
 
@@ -161,9 +164,10 @@ def training_row(
     if not vocab.has_masks:
         ids, told = in_turns(ids, told, vocab)
     rotated, counted = rotate(ids, spans, vocab)
+    copied: list[int] = []
     if form == HOLES:
         holes = sample_holes(grid_behind(rotated, vocab) or grid, generator).flatten().tolist()
-        rotated, counted = _with_holes(rotated, counted, holes, vocab)
+        rotated, counted, copied = _with_holes(rotated, counted, holes, vocab)
     row, targets, pictures = np.array(rotated), np.array(counted) > 0, picture_spans(rotated, vocab)
     is_code = row >= vocab.first_code
     infills = np.isin(row, vocab.infills)
@@ -190,6 +194,7 @@ def training_row(
     out = weights[kinds]
     if form in (ASK, TELL):
         out[is_code] *= np.float32(objective.asked)
+    out[copied] *= np.float32(objective.copied)
     kinds[out == 0] = 0
     return Row(row, out, kinds)
 
@@ -206,8 +211,10 @@ def _told(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> tuple[list[int
     return out, [(start + move, end + move) for (start, end), move in zip(spans, moves, strict=True)]
 
 
-def _with_holes(ids: list[int], targets: list[int], holes: list[bool], vocab: Vocab) -> tuple[list[int], list[int]]:
-    """Before the one picture the same with a <mask:0> in each hole; of the picture only these codes are targets.
+def _with_holes(
+    ids: list[int], targets: list[int], holes: list[bool], vocab: Vocab
+) -> tuple[list[int], list[int], list[int]]:
+    """Before the one picture the same with a <mask:0> in each hole.
 
     Args:
         ids, targets: of the document, T each.
@@ -215,16 +222,14 @@ def _with_holes(ids: list[int], targets: list[int], holes: list[bool], vocab: Vo
         vocab: the layout.
 
     Returns:
-        ids and targets, T + h w + 2 each.
+        ids and targets, T + h w + 2 each, and the places of the picture's codes that are no holes.
     """
     (start, end), *_ = picture_spans(ids, vocab)
     picture, inside = ids[start:end], iter(holes)
     source = hidden(picture, holes, vocab)
-    wanted = [
-        int(bool(was) and (not vocab.is_code(id) or next(inside)))
-        for id, was in zip(picture, targets[start:end], strict=True)
-    ]
+    copied = [place for place, id in enumerate(picture, start + len(source)) if vocab.is_code(id) and not next(inside)]
     return (
         [*ids[:start], *source, *ids[start:]],
-        [*targets[:start], *map(int, map(vocab.is_code, source)), *wanted, *targets[end:]],
+        [*targets[:start], *map(int, map(vocab.is_code, source)), *targets[start:]],
+        copied,
     )

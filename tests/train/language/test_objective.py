@@ -182,7 +182,7 @@ def test_the_holes_of_a_picture_are_to_be_filled_in_its_second_copy(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_of_a_picture_with_holes_only_what_is_missing_has_its_full_weight(seed: int):
+def test_of_a_picture_with_holes_only_what_is_missing_counts_unless_copies_do_too(seed: int):
     objective = Objective(first_codes=5, first=2.0, code=1.0, source=0.25)
     out = row(DRAWING, [], HOLES, seed, objective)
     start, again = np.flatnonzero(out.ids == VOCAB.image).tolist()
@@ -195,6 +195,11 @@ def test_of_a_picture_with_holes_only_what_is_missing_has_its_full_weight(seed: 
     masks = (out.ids >= VOCAB.first_mask) & (out.ids < VOCAB.first_infill)
     assert not out.weights[masks].any() and ((out.weights == 0) == (out.kinds == 0)).all()
     assert out.kinds[-1] == (ANSWER if seed % 2 else PROMPT)
+    told = row(DRAWING, [], HOLES, seed, replace(objective, copied=0.5))
+    np.testing.assert_array_equal(told.weights[whole], ([2.0] * 5 + [1.0] * 11) * np.where(holes, 1, 0.5))
+    np.testing.assert_array_equal(told.kinds[whole], [FIRST] * 5 + [OTHER] * 11)
+    elsewhere = np.delete(np.arange(len(out.ids)), whole)
+    np.testing.assert_array_equal(told.weights[elsewhere], out.weights[elsewhere])
 
 
 def test_a_picture_that_another_follows_at_once_is_a_source():
