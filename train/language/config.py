@@ -21,6 +21,8 @@ class LMConfig:
         model: fields of CM3Config that replace the preset's.
         lora: adapters in place of all weights, where its rank is not 0.
         objective: which forms documents take, and how much each kind of token counts.
+        bridged: learn how the embeddings of ids add to their rows in the head: what is copied from one picture to
+            another is then learnt for all codes at once. The model that leaves the run has a plain head.
         codebook_init: start the embeddings of image codes from the codebook, so that codes that look alike start alike.
         steps: optimiser steps.
         row: tokens of a packed row; documents longer than that are left out.
@@ -82,6 +84,7 @@ class LMConfig:
     lora: Lora = field(default_factory=Lora)
     objective: Objective = field(default_factory=Objective)
     codebook_init: bool = True
+    bridged: bool = False
     steps: int = 5000
     row: int = 256
     batch_tokens: int = 4096
@@ -152,6 +155,8 @@ class LMConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.negatives and self.softmax != "modality":
             raise ValueError(f"negatives={self.negatives} needs softmax=modality: codes are then compared with codes")
+        if self.bridged and self.lora.rank:
+            raise ValueError("bridged changes the head, which lora leaves as it is: set one of them")
         if (apart := self.local_sgd) and (
             self.parallel == "fsdp" or self.ema or self.save_every % apart or self.steps % apart
         ):

@@ -170,12 +170,30 @@ class LMLearner(nn.Module):
         z: weight of the z-loss.
         chunk: targets whose logits are held at once.
         first_code, negatives: as for cross_entropy; without gradients all codes compete.
+        bridged: learn a matrix by which the embeddings are added to the head (`head`). To copy an id, a model must turn
+            its embedding into its row of the head; where these have nothing in common, each id has to be learnt, and
+            with the bridge all are at once (after Pappas et al. 2018, arXiv 1808.10681). 0 at the start.
     """
 
-    def __init__(self, model: Any, z: float = 0.0, chunk: int = 256, first_code: int = 0, negatives: int = 0):
+    def __init__(
+        self,
+        model: Any,
+        z: float = 0.0,
+        chunk: int = 256,
+        first_code: int = 0,
+        negatives: int = 0,
+        bridged: bool = False,
+    ):
         super().__init__()
         self.model: Any = model
         self.z, self.chunk, self.first_code, self.negatives = z, chunk, first_code, negatives
+        width = model.lm_head.weight.shape[1]
+        self.bridge = nn.Parameter(torch.zeros(width, width)) if bridged else None
+
+    def head(self) -> Tensor:
+        """The head with what the bridge adds, [V, D]: what the model that leaves the run has as its own."""
+        head = self.model.lm_head.weight
+        return head if self.bridge is None else head + self.model.model.embed_tokens.weight @ self.bridge
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)
@@ -186,8 +204,9 @@ class LMLearner(nn.Module):
         targets, kinds, weights = (
             field[:, 1:].flatten()[counted] for field in (batch.ids, batch.kinds, batch.weights)
         )  # [N]
-        head = self.model.lm_head.weight
         negatives = self.negatives if torch.is_grad_enabled() else 0
-        total, errors = cross_entropy(hidden, head, targets, weights, self.z, self.chunk, self.first_code, negatives)
+        total, errors = cross_entropy(
+            hidden, self.head(), targets, weights, self.z, self.chunk, self.first_code, negatives
+        )
         sums = torch.zeros(len(KINDS) + 1, device=errors.device).index_add_(0, kinds, errors)
         return LMLosses(total, sums, torch.bincount(kinds, minlength=len(KINDS) + 1))

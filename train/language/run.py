@@ -328,7 +328,11 @@ class LMRun:
         weights: dict[str, Tensor] = dict(model.named_parameters())
         if self.average:
             weights |= {name.removeprefix("model."): value for name, value in self.average.values.items()}
+        if self.learner.bridge is not None:
+            weights["bridge"] = self.average.values["bridge"] if self.average else self.learner.bridge
         full = whole_state(weights)
+        if "bridge" in full:
+            full["lm_head.weight"] = full["lm_head.weight"] + full["model.embed_tokens.weight"] @ full.pop("bridge")
         if self.accelerator.is_main_process:
             kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
             CM3(kept, self.text_tokenizer, self.image_tokenizer).save_pretrained(self.out / "model")

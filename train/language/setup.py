@@ -84,7 +84,10 @@ def learner_of(
         for block in model.model.layers:
             block.compile()
     first_code = Vocab.from_config(model.config).first_code if config.softmax == "modality" else 0
-    return Trainee(LMLearner(model, config.z_loss, config.chunk, first_code, config.negatives).train(), adapter)
+    if config.bridged and model.config.tie_word_embeddings:
+        raise ValueError("bridged is for a head of its own, but tie_word_embeddings is set: leave bridged out")
+    learner = LMLearner(model, config.z_loss, config.chunk, first_code, config.negatives, config.bridged)
+    return Trainee(learner.to(device).train(), adapter)
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:

@@ -26,7 +26,7 @@ def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "layers." in name:
+        if "layers." in name or "bridge" in name:
             group = "matrices" if parameter.ndim == 2 and "norm" not in name else "rest"
         else:
             group = "embedding" if "embed_" in name else "head" if "lm_head" in name else "rest"

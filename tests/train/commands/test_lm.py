@@ -245,12 +245,16 @@ def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
     assert [(row["step"], row["skipped"]) for row in logged(tmp_path, "skipped")] == [(7, "spike")]
 
 
-def test_held_out_documents_are_evaluated_with_the_averaged_weights(config: LMConfig, tmp_path: Path):
-    config = replace(config, prompts=(), ema=0.5, evaluate_every=3, evaluate_rows=4)
+@pytest.mark.parametrize("bridged", [False, True])
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_held_out_documents_are_evaluated_with_the_weights_that_are_saved(
+    config: LMConfig, tmp_path: Path, ema: float, bridged: bool
+):
+    config = replace(config, prompts=(), ema=ema, bridged=bridged, matrices="muon", evaluate_every=3, evaluate_rows=4)
     folder = lm.train(config, tmp_path)
     rows = logged(tmp_path, "held_out")
     assert [row["step"] for row in rows] == [3, 6]
-    model = CM3.from_pretrained(folder, device="cpu")  # the averaged weights are what is saved
+    model = CM3.from_pretrained(folder, device="cpu")
     held = Rows(Shards(config.data, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6)
     again = held_out_loss(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
     assert again == pytest.approx(rows[-1]["held_out"], abs=1e-4)
@@ -310,6 +314,12 @@ def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_s
         (["objective.answers=3"], "unknown .*answers"),
         (["lora.ranks=3"], "unknown .*ranks"),
         (["stepz=3"], "unknown config keys: stepz"),
+        (["negatives=8"], "negatives=8 needs softmax=modality"),
+        (["bridged=true", "lora.rank=4"], "bridged changes the head, which lora leaves"),
+        (
+            ["bridged=true", "model.tie_word_embeddings=true", "row=128", "batch_tokens=128"],
+            "bridged is for a head of its own",
+        ),
         (["schedule=linear"], "schedule is 'linear': choose wsd, cosine"),
         (["parallel=pipeline"], "parallel is 'pipeline': choose ddp, fsdp"),
         (["row=0"], "row is 0, but must be at least 1"),

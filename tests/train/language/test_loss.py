@@ -116,6 +116,21 @@ def test_the_sum_over_a_sample_estimates_the_sum_over_all_codes_without_bias(inp
     assert torch.stack(estimates).mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.02)
 
 
+def test_the_bridge_adds_nothing_at_first_and_then_what_the_embeddings_say():
+    torch.manual_seed(0)
+    model, (batch, *_) = CM3ForCausalLM(CM3Config.preset("tiny")), documents()
+    plain, bridged = LMLearner(model), LMLearner(model, bridged=True)
+    assert plain.bridge is None and bridged.bridge is not None
+    assert_close(bridged(batch).total, plain(batch).total)
+    bridged(batch).total.backward()
+    assert bridged.bridge.grad is not None and bridged.bridge.grad.abs().max() > 0
+    bridged.bridge.data.normal_()
+    want = bridged(batch).total
+    assert want.item() != pytest.approx(plain(batch).total.item(), rel=1e-3)
+    model.lm_head.weight.data += model.model.embed_tokens.weight.data @ bridged.bridge.data
+    assert_close(plain(batch).total, want)
+
+
 def test_without_gradients_all_codes_compete():
     model = CM3ForCausalLM(CM3Config.preset("tiny"))
     first, (batch, *_) = Vocab.from_config(model.config).first_code, documents()
