@@ -186,6 +186,7 @@ def edit(
     temperature: Temperature = EDIT.temperature,
     top_p: TopP = EDIT.top_p,
     top_k: TopK = EDIT.top_k,
+    keep: Annotated[float, typer.Option(help="How many nats likelier each part is to stay.")] = EDIT.keep,
     scale: Enlarged = 1,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
@@ -209,6 +210,7 @@ def edit(
         top_p=top_p,
         top_k=top_k,
         seed=delivery.seed,
+        keep=keep,
     )
     delivery.give(pictures, scale)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Item, Text
-from cm3.guidance import ThreeWay
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
 from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, NEGATIVE_GUIDANCE, GenerationOptions
 from cm3.processor import Processor
@@ -167,15 +166,11 @@ class Jobs:
         options: GenerationOptions = EDIT,
     ) -> Job:
         """Each picture as its instruction changes it."""
-        guide = ThreeWay(options.image_guidance, options.text_guidance)
         pairs = paired(image, instruction, "instruction")
         own = [open_image(picture, self.processor.max_pixels, None) for picture, _ in pairs]
         squares = [middle_square(picture.size) for picture in own]
         sources = [self.processor.image(picture, usual=True) for picture in own]
-        requests = [
-            self.prompts.edit(text, source, guide, options.sampling, options.seed)
-            for source, (_, text) in zip(sources, pairs, strict=True)
-        ]
+        requests = [self.prompts.edit(text, source, options) for source, (_, text) in zip(sources, pairs, strict=True)]
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
             cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it

@@ -19,6 +19,7 @@ MAX_PICTURES = 64  # of one call of generate, and rows of one batch
 MAX_SEED = 2**63
 MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
 MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
+MAX_BIAS = 100.0  # nats; nothing is left of what is less likely by so many
 NEGATIVE_GUIDANCE = 3.0  # of a negative prompt where guidance is off
 Decoding = Literal["top-p", "cd-k", "both"]
 Schedule = Literal["constant", "falling"]
@@ -41,6 +42,13 @@ def check_scale(what: str, scale: float) -> None:
         raise ValueError(f"the {what} scale of guidance must be 0 or more (1 = off), but is {scale}")
     if scale > MAX_SCALE:
         raise ValueError(f"the {what} scale of guidance must be at most {MAX_SCALE:,.0f}, but is {scale}")
+
+
+def check_bias(name: str, nats: float) -> None:
+    """Of logits."""
+    check_number(name, nats)
+    if not 0 <= nats <= MAX_BIAS:
+        raise ValueError(f"{name} must be 0 to {MAX_BIAS:.0f} nats, but is {nats}")
 
 
 def check_contrast(contrast: tuple[int, float]) -> None:
@@ -97,7 +105,8 @@ class GenerationOptions:
     temperature, top_p, top_k: of sampling.
     guidance: how much the condition counts where a picture is drawn or filled in; 1 = off, and NEGATIVE_GUIDANCE where
     there is a negative prompt, which counts through it. image_guidance, text_guidance: how much the picture and the
-    instruction count in an edit; text_guidance also where text is written.
+    instruction count in an edit; text_guidance also where text is written. keep: in an edit, by how many nats a code of
+    the picture is likelier in its own cell: most of them stay as they are.
     guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
     decide about a picture's first rows more than about its last.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
@@ -114,6 +123,7 @@ class GenerationOptions:
     guidance: float = 6.0
     image_guidance: float = 1.5
     text_guidance: float = 3.0
+    keep: float = 0.0
     decoding: Decoding = "top-p"
     contrast: tuple[int, float] = (8, 0.5)
     guidance_schedule: Schedule = "constant"
@@ -132,6 +142,7 @@ class GenerationOptions:
             ("text", self.text_guidance),
         ):
             check_scale(what, scale)
+        check_bias("keep", self.keep)
         _ = self.sampling  # which checks its own
 
     @property

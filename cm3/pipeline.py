@@ -255,12 +255,14 @@ class CM3(Runner):
         top_p=EDIT.top_p,
         top_k=EDIT.top_k,
         seed=EDIT.seed,
+        keep=EDIT.keep,
     ):
         """The picture as the instruction changes it, with size and transparency as infill gives them. The model sees
         the largest square in its middle: what lies outside stays as it is, and so do the pixels where its codes stay,
         and those around them. A list of pictures gives a list, from one instruction for all or a list of as many.
-        image_guidance: how much the picture counts; text_guidance: how much the instruction does."""
-        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed)
+        image_guidance: how much the picture counts; text_guidance: how much the instruction does; keep: by how many
+        nats what stands in a place is likelier to stay."""
+        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed, keep)
         pictures = self.pictures(self.job("edit", image, instruction, *options))
         return pictures if is_many(image) else pictures[0]
 

@@ -94,12 +94,25 @@ class Prompts:
         seed: int,
         given: list[int | None] | None = None,
         grid: Grid | None = None,
+        keep: float = 0.0,
     ) -> Request:
         """A picture behind the document. others: what stands in its place in the guide's further lanes. grid: its rows
-        and columns, None = the usual ones."""
+        and columns, None = the usual ones. keep: by how many nats the codes of the document's last picture are likelier
+        in their own cells."""
         to = partial(draw_ids, grid=grid)
         ids, *rest = [self.ids(one, to) for one in (document, *others)]
-        return Request(ids, "image", sampling=sampling, guide=guide, extra_prompts=rest, given=given, seed=seed)
+        expected = [self.vocab.code_to_id(code) for code in document[-1].codes.flatten().tolist()] if keep else None
+        return Request(
+            ids,
+            "image",
+            sampling=sampling,
+            guide=guide,
+            extra_prompts=rest,
+            given=given,
+            seed=seed,
+            expected=expected,
+            logit_bias=keep,
+        )
 
     def drawings(
         self,
@@ -119,10 +132,16 @@ class Prompts:
                 requests.append(self.picture(document, [instead], guide, sampling, seed, grid=grid))
         return requests
 
-    def edit(self, instruction: str, source: Image, guide: ThreeWay, sampling: SamplingConfig, seed: int) -> Request:
+    def edit(self, instruction: str, source: Image, options: GenerationOptions) -> Request:
         """The source as the instruction changes it."""
         document = Document((Text(prompt("edit", instruction, self.vocab.form)), source))
-        return self.picture(document, [self.untold(document), self.nothing], guide, sampling, check_seed(seed))
+        return self.edited(document, options, options.seed)
+
+    def edited(self, document: Document, options: GenerationOptions, seed: int) -> Request:
+        """The document's last picture as its words change it."""
+        guide = ThreeWay(options.image_guidance, options.text_guidance)
+        others = [self.untold(document), self.nothing]
+        return self.picture(document, others, guide, options.sampling, seed, keep=options.keep)
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """The document's last picture again, its holes drawn; guidance: how much the text counts."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cm3.grammar import Grammar, Legal, Mode, legal_ids
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, forbid
-from cm3.options import SamplingConfig
+from cm3.options import SamplingConfig, check_bias
 from cm3.sampling import Uniforms, sample
 from cm3.vocab import Vocab
 
@@ -30,6 +30,7 @@ class Request:
     guide: how the extra prompts count (guidance.py). extra_prompts: in the guide's order, each the same with less of a
     condition; a guide that is off needs none.
     given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
+    expected: likewise the ids of codes whose logits grow by logit_bias, each in its own cell, after guidance.
     seed: of this row's own generator, 0 to 2^63 - 1.
     Errors: ValueError for a value outside its limits, or extra_prompts that do not fit the guide.
     """
@@ -42,8 +43,11 @@ class Request:
     extra_prompts: Sequence[list[int]] = ()
     given: Sequence[int | None] | None = None
     seed: int = 0
+    expected: Sequence[int] | None = None
+    logit_bias: float = 0.0
 
     def __post_init__(self) -> None:
+        check_bias("logit_bias", self.logit_bias)
         if not self.prompt:
             raise ValueError("the prompt has no ids: it begins at least with <eos>")
         if self.max_new_tokens < 1:
@@ -103,6 +107,8 @@ class Row:
                 f"a prompt of {longest} tokens leaves no room for the {self.grammar.needed} that must "
                 f"follow: the limit is {limit} tokens, so shorten it by {over}"
             )
+        if request.expected is not None:
+            self._check_expected(request.expected, vocab)
         self._write(take_forced(self.grammar))
         opening, self.unread = self.unread, []
         for prompt, read in zip(self.prompts, (opening, *openings[1:]), strict=True):
@@ -117,6 +123,12 @@ class Row:
     def ready(self) -> bool:
         """Whether the next id is to be drawn."""
         return not self.unread and not self.done
+
+    @property
+    def expected(self) -> int | None:
+        """The id whose logit grows in the next draw."""
+        ids, grammar = self.request.expected, self.grammar
+        return ids[grammar.size - grammar.left] if ids is not None and grammar.state == "codes" else None
 
     def take(self, id: int) -> None:
         """Write a drawn id and all that is forced after it."""
@@ -135,6 +147,10 @@ class Row:
         new = self.new[self.fetched :]
         self.fetched = len(self.new)
         return new
+
+    def _check_expected(self, ids: Sequence[int], vocab: Vocab) -> None:
+        if self.request.mode != "image" or len(ids) != self.grammar.size or not all(map(vocab.is_code, ids)):
+            raise ValueError(f"expected must hold the ids of {self.grammar.size} image codes, in mode 'image'")
 
     def _write(self, ids: list[int]) -> None:
         self.new += ids
@@ -169,5 +185,8 @@ def choose(
             theirs = None if allowed is None else allowed[members]
             each = logits[lanes]  # [lanes of a row, rows, V]
             scores[members] = forbid(each[0], theirs) if guide is None else guide(each, theirs, draws_code, drawn)
+    for i, row in enumerate(rows):
+        if row.request.logit_bias and (expected := row.expected) is not None:
+            scores[i, expected - first] += row.request.logit_bias
     ids = sample(scores, [row.request.sampling for row in rows], [row.uniforms for row in rows])
     return (ids + first).tolist()

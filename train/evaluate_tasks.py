@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from cm3.document import HOLE, Document, Image, Text
-from cm3.guidance import ClassifierFree, Guide, ThreeWay
+from cm3.guidance import ClassifierFree
 from cm3.options import GENERATE, GREEDY, INFILL, GenerationOptions
 from cm3.pipeline import CM3
 from cm3.request import Request
@@ -79,11 +79,11 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions
     out = []
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
-        others, guide = [model.prompts.nothing], cast(Guide, ClassifierFree(image=options.guidance))
         if one.made.kept:
-            others = [model.prompts.untold(document), model.prompts.nothing]
-            guide = ThreeWay(options.image_guidance, options.text_guidance)
-        out.append(model.prompts.picture(document, others, guide, options.sampling, i))
+            out.append(model.prompts.edited(document, options, i))
+        else:
+            guide = ClassifierFree(image=options.guidance)
+            out.append(model.prompts.picture(document, [model.prompts.nothing], guide, options.sampling, i))
     return out
 
 
@@ -248,6 +248,7 @@ def main(
     split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
     image_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.image_guidance,
     text_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.text_guidance,
+    keep: Annotated[float, typer.Option(help="of edits")] = GENERATE.keep,
     guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = GENERATE.guidance,
     temperature: Annotated[float, typer.Option(help="of every picture")] = GENERATE.temperature,
     top_p: Annotated[float, typer.Option(help="of every picture")] = GENERATE.top_p,
@@ -258,6 +259,7 @@ def main(
         guidance=guidance,
         image_guidance=image_guidance,
         text_guidance=text_guidance,
+        keep=keep,
         temperature=temperature,
         top_p=top_p,
     )

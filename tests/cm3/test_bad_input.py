@@ -150,6 +150,9 @@ def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL
         if name not in ("n", "guidance"):
             with pytest.raises(ValueError, match=named):
                 tiny.edit(pictures[0], "make it blue", **{name: value})
+    for keep in (-0.5, 101, float("nan")):
+        with pytest.raises(ValueError, match=f"keep must be 0 to 100 nats, but is {keep}"):
+            tiny.edit(pictures[0], "make it blue", keep=keep)
     for scales in ((-0.5, 1.0), (1.0, -0.5)):
         with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -0.5"):
             tiny.edit(pictures[0], "make it blue", *scales)

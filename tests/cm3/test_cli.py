@@ -134,8 +134,9 @@ def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask
 
 def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
     args = ["make it blue", "--seed", "5", "--image-guidance", "2", "--text-guidance", "4", "--top-p", "0.5"]
+    args += ["--keep", "0.5"]
     assert cm3("edit", picture, *args, "-o", "a.png") == (0, "a.png\n", "")
-    expected = tiny.edit(picture, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5)
+    expected = tiny.edit(picture, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5, keep=0.5)
     assert Image.open("a.png").tobytes() == expected.tobytes()
     assert Image.open("a.png").size == Image.open(picture).size
     assert cm3("edit", picture, *args, "--scale", "3")[0] == 0

@@ -181,7 +181,15 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
         dict(guide=ThreeWay(1.5, 7.5), extra_prompts=[[1, 3, *[C] * 9, 4, 3], [1, 3]]),
     ]
     requests = [
-        Request([1, *[T] * data.draw(st.integers(1, 9))], "image", given=data.draw(codes), seed=seed, **ways[i])
+        Request(
+            [1, *[T] * data.draw(st.integers(1, 9))],
+            "image",
+            given=data.draw(codes),
+            seed=seed,
+            expected=data.draw(st.lists(st.integers(C, len(VOCAB) - 1), min_size=9, max_size=9)),
+            logit_bias=data.draw(st.sampled_from([0.0, 2.0])),
+            **ways[i],
+        )
         for seed, i in enumerate(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4)))
     ]
     requests.append(Request([1, T, T], "document", 9, guide=ClassifierFree(2.0, 2.0), extra_prompts=[[1, 5]]))
@@ -196,11 +204,14 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
 def by_hand(model: CM3ForCausalLM, request: Request, formula) -> list[int]:
     """Greedy codes: each lane whole through the model, put together by a formula in NumPy."""
     lanes = [list(ids) for ids in (request.prompt, *request.extra_prompts)]
-    for fixed in request.given or [None] * 4:
+    for cell, fixed in enumerate(request.given or [None] * 4):
         if fixed is None:
             with torch.inference_mode():
                 logits = [model(torch.tensor([ids])).logits[0, -1, C:].double().numpy() for ids in lanes]
-            fixed = C + int(np.argmax(formula(*logits)))
+            scores = formula(*logits)
+            if request.expected:
+                scores[request.expected[cell] - C] += request.logit_bias
+            fixed = C + int(np.argmax(scores))
         for ids in lanes:
             ids.append(fixed)
     return lanes[0][-4:]
@@ -225,10 +236,23 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("codes", [[None] * 4, [None, C + 9, C + 2, None], [C + 5, None, C + 5, C], [C] * 4])
-def test_guided_and_given_codes_are_those_made_by_hand(model: CM3ForCausalLM, way: str, codes: list[int | None]):
+@pytest.mark.parametrize("bias", [0.0, 0.05, 1.0])
+def test_guided_given_and_expected_codes_are_those_made_by_hand(
+    model: CM3ForCausalLM, way: str, codes: list[int | None], bias: float
+):
     guide, extra_prompts, formula = WAYS[way]
-    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, extra_prompts, codes)
+    expected = [C + 1, C + 9, C + 2, C + 30]
+    request = Request(
+        [1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, extra_prompts, codes, 0, expected, logit_bias=bias
+    )
     assert generate(model, VOCAB, [request], GRID) == [[*by_hand(model, request, formula), VOCAB.end_image]]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("image", [C] * 3), ("image", [C, C, C, T]), ("document", [C] * 4)])
+def test_what_is_expected_is_the_codes_of_one_picture(model: CM3ForCausalLM, mode: Any, expected: list[int]):
+    request = Request([1, T, 2, 3], mode, expected=expected, logit_bias=1.0)
+    with pytest.raises(ValueError, match="expected must hold the ids of 4 image codes, in mode 'image'"):
+        generate(model, VOCAB, [request], GRID)
 
 
 def test_falling_guidance_is_that_made_by_hand(model: CM3ForCausalLM):

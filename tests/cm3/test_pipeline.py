@@ -459,6 +459,17 @@ def test_an_edit_is_guided_by_the_picture_and_by_nothing(tiny: CM3, pictures: li
     assert images[0].size == pictures[0].size
 
 
+def test_what_an_edit_is_to_keep_stays(tiny: CM3, pictures: list[PIL_Image.Image]):
+    source = tiny.image_tokenizer.encode(pictures[0])
+
+    def kept(keep: float) -> int:
+        [one] = tiny.job("edit", pictures[0], "make it blue", temperature=1.0, top_p=1.0, keep=keep).requests
+        return int((tiny.draw_codes([one])[0] == source).sum())
+
+    assert kept(0) < kept(5) < kept(100) == source.numel()
+    assert tiny.edit(pictures[0], "make it blue", keep=100).tobytes() == pictures[0].tobytes()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (300, 100), (100, 300), (301, 100), (256, 256), (7, 5), (1, 1)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_an_edit_gives_back_the_picture_with_its_middle_changed(

@@ -72,14 +72,22 @@ def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests:
 
 
 def test_an_edit_has_three_lanes(requests: Prompts, lanes):
-    one = requests.edit(" make it blue ", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, 5)
+    asked = GenerationOptions(image_guidance=1.5, text_guidance=3.0, temperature=0.7, seed=5)
+    one = requests.edit(" make it blue ", PICTURE, asked)
+    assert (one.guide, one.sampling, one.seed) == (ThreeWay(1.5, 3.0), asked.sampling, 5)
+    assert one.expected is None and one.logit_bias == 0
     assert lanes(one) == [
         "<eos>Edit: make it blue<break><image>16#</image><image>",
         "<eos><mask:0><break><image>16#</image><image>",
         "<eos><mask:0><break><image>",
     ]
-    arabic = requests.edit("اجعل الخلفية زرقاء", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, 5)
+    arabic = requests.edit("اجعل الخلفية زرقاء", PICTURE, asked)
     assert lanes(arabic)[0].startswith("<eos>عدّل: اجعل")
+
+
+def test_an_edit_expects_the_codes_of_its_source(requests: Prompts, tiny: CM3):
+    one = requests.edit("make it blue", PICTURE, GenerationOptions(keep=2.5))
+    assert one.expected == tiny.vocab.code_to_id(PICTURE.codes.flatten().tolist()) and one.logit_bias == 2.5
 
 
 def test_a_hole_is_given_all_other_codes(requests: Prompts, lanes, tiny: CM3):
@@ -172,7 +180,7 @@ def test_seeds_and_ways_out_of_range_are_refused(requests: Prompts):
     for seed in (-1, MAX_SEED):
         for ask in (
             lambda seed=seed: requests.drawings(APPLE, options("top-p", 1, 1, seed)),
-            lambda seed=seed: requests.edit("a", PICTURE, ThreeWay(1.5, 3.0), SAMPLING, seed),
+            lambda seed=seed: requests.edit("a", PICTURE, GenerationOptions(seed=seed)),
             lambda seed=seed: requests.hole(Document((HOLED,)), 1.0, SAMPLING, seed),
             lambda seed=seed: requests.text("a", PICTURE, SAMPLING, seed),
             lambda seed=seed: requests.more(APPLE, ClassifierFree(), SAMPLING, 9, seed),
@@ -226,7 +234,7 @@ def test_guidance_is_checked_where_it_does_not_count_too(requests: Prompts):
 def test_pictures_of_another_grid_are_refused(requests: Prompts):
     small = Image(torch.tensor([[1, HOLE], [3, 4]]))
     for ask in (
-        lambda: requests.edit("a", small, ThreeWay(1.5, 3.0), SAMPLING, 0),
+        lambda: requests.edit("a", small, GenerationOptions()),
         lambda: requests.hole(Document((small,)), 1.0, SAMPLING, 0),
         lambda: requests.text("a", small, SAMPLING, 0),
         lambda: requests.more(Document((small, Mask())), ClassifierFree(), SAMPLING, 9, 0),
