@@ -232,6 +232,7 @@ class CM3(Runner):
         top_p: float = ...,
         top_k: int = ...,
         seed: int = ...,
+        keep: float = ...,
     ) -> PIL_Image.Image: ...
     @overload
     def edit(
@@ -244,6 +245,7 @@ class CM3(Runner):
         top_p: float = ...,
         top_k: int = ...,
         seed: int = ...,
+        keep: float = ...,
     ) -> list[PIL_Image.Image]: ...
     def edit(
         self,

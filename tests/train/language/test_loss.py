@@ -97,13 +97,13 @@ def test_every_code_of_a_batch_competes_and_a_sample_of_the_others_stands_for_th
 
 
 def test_with_as_many_negatives_as_there_are_codes_nothing_is_sampled(inputs):
-    *given, targets, weights = inputs
-    want, each = cross_entropy(*given, targets, weights, 1e-2, 7, 20)
-    wanted = torch.autograd.grad(want, given)
-    total, errors = cross_entropy(*given, targets, weights, 1e-2, 7, 20, V)
+    hidden, head, targets, weights = inputs
+    want, each = cross_entropy(hidden, head, targets, weights, 1e-2, 7, 20)
+    wanted = torch.autograd.grad(want, (hidden, head))
+    total, errors = cross_entropy(hidden, head, targets, weights, 1e-2, 7, 20, V)
     assert_close(total, want)
     assert_close(errors, each)
-    assert_close(torch.autograd.grad(total, given), wanted)
+    assert_close(torch.autograd.grad(total, (hidden, head)), wanted)
 
 
 def test_the_sum_over_a_sample_estimates_the_sum_over_all_codes_without_bias(inputs):
