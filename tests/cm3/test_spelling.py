@@ -8,8 +8,7 @@ import torch
 
 from cm3 import CM3, spelling
 from cm3.document import Answer, Document, Image, Text
-from cm3.guidance import ThreeWay
-from cm3.options import SamplingConfig
+from cm3.options import GenerationOptions, SamplingConfig
 from cm3.spelling import encode, parts, picture_spans
 from cm3.vocab import Vocab
 from tests.project.test_imports import named, sources
@@ -60,7 +59,7 @@ def test_a_new_special_token_is_one_edit(tiny: CM3):
         "drawn documents": writer.ids[writer.offsets[0] : writer.offsets[1]].tolist(),
         "asked documents": writer.ids[writer.offsets[1] :].tolist(),
         "captions": tiny.prompts.text("Caption: ", image, sampling, 0).prompt,
-        "edits": tiny.prompts.edit("red", image, ThreeWay(1.5, 3.0), sampling, 0).prompt,
+        "edits": tiny.prompts.edit("red", image, GenerationOptions()).prompt,
         "benchmark": with_hole(view, torch.ones(4, 4), "left", tiny).ids,
         "benchmark, captions": caption_prompt(view, "en", True, tiny),
     }
