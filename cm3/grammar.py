@@ -100,7 +100,7 @@ class Grammar:
         """What may come next; not to be asked when done."""
         v, state = self.vocab, self.state
         if state == "codes":
-            given = self.given[self.size - self.left] if self.given else None
+            given = self.given[self.cell] if self.given else None
             grids = self._grids() if self.fresh and self.mode == "document" else ()
             return Legal(codes=True, special=grids) if given is None else Legal(special=(given,))
         if state == "end":
@@ -128,6 +128,11 @@ class Grammar:
         """The next id if only one is legal: it needs no model."""
         legal = self.legal()
         return legal.special[0] if len(legal.special) == 1 and not (legal.text or legal.codes) else None
+
+    @property
+    def cell(self) -> int:
+        """Of the open picture, where the next code stands: how many it has."""
+        return self.size - self.left
 
     @property
     def drawn(self) -> float:
@@ -177,7 +182,7 @@ class Grammar:
                     f"given holds {self.vocab.name(id)}, but must hold ids of image codes, "
                     f"{self.vocab.first_code} to {len(self.vocab) - 1}, or None"
                 )
-        drawn = self.size - self.left if self.state in ("codes", "end") else 0
+        drawn = self.cell if self.state in ("codes", "end") else 0
         for cell, id in enumerate(prompt[len(prompt) - drawn :]):
             if self.given[cell] not in (None, id):
                 raise ValueError(f"given holds id {self.given[cell]} at cell {cell}, but the prompt has {id} there")

@@ -101,7 +101,7 @@ class Prompts:
         in their own cells."""
         to = partial(draw_ids, grid=grid)
         ids, *rest = [self.ids(one, to) for one in (document, *others)]
-        expected = [self.vocab.code_to_id(code) for code in document[-1].codes.flatten().tolist()] if keep else None
+        expected = self.vocab.code_to_id(document[-1].codes.flatten().tolist()) if keep else None
         return Request(
             ids,
             "image",
@@ -135,13 +135,13 @@ class Prompts:
     def edit(self, instruction: str, source: Image, options: GenerationOptions) -> Request:
         """The source as the instruction changes it."""
         document = Document((Text(prompt("edit", instruction, self.vocab.form)), source))
-        return self.edited(document, options, options.seed)
+        return self.edited(document, options)
 
-    def edited(self, document: Document, options: GenerationOptions, seed: int) -> Request:
+    def edited(self, document: Document, options: GenerationOptions) -> Request:
         """The document's last picture as its words change it."""
         guide = ThreeWay(options.image_guidance, options.text_guidance)
         others = [self.untold(document), self.nothing]
-        return self.picture(document, others, guide, options.sampling, seed, keep=options.keep)
+        return self.picture(document, others, guide, options.sampling, options.seed, keep=options.keep)
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """The document's last picture again, its holes drawn; guidance: how much the text counts."""

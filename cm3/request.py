@@ -128,7 +128,7 @@ class Row:
     def expected(self) -> int | None:
         """The id whose logit grows in the next draw."""
         ids, grammar = self.request.expected, self.grammar
-        return ids[grammar.size - grammar.left] if ids is not None and grammar.state == "codes" else None
+        return ids[grammar.cell] if ids is not None and grammar.state == "codes" else None
 
     def take(self, id: int) -> None:
         """Write a drawn id and all that is forced after it."""
@@ -185,8 +185,11 @@ def choose(
             theirs = None if allowed is None else allowed[members]
             each = logits[lanes]  # [lanes of a row, rows, V]
             scores[members] = forbid(each[0], theirs) if guide is None else guide(each, theirs, draws_code, drawn)
-    for i, row in enumerate(rows):
-        if row.request.logit_bias and (expected := row.expected) is not None:
-            scores[i, expected - first] += row.request.logit_bias
+    expected = [
+        (i, id - first, row.request.logit_bias) for i, row in enumerate(rows) if (id := row.expected) is not None
+    ]
+    if expected:
+        places, ids, nats = zip(*expected, strict=True)
+        scores[list(places), list(ids)] += torch.tensor(nats, device=scores.device)
     ids = sample(scores, [row.request.sampling for row in rows], [row.uniforms for row in rows])
     return (ids + first).tolist()

@@ -80,7 +80,7 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
         if one.made.kept:
-            out.append(model.prompts.edited(document, options, i))
+            out.append(model.prompts.edited(document, replace(options, seed=i)))
         else:
             guide = ClassifierFree(image=options.guidance)
             out.append(model.prompts.picture(document, [model.prompts.nothing], guide, options.sampling, i))

@@ -162,6 +162,11 @@ def cross_entropy(
     return total, errors
 
 
+def bridged_head(head: Tensor, embeddings: Tensor, bridge: Tensor) -> Tensor:
+    """head [V, D], embeddings [V, D], bridge [D, D] -> [V, D]"""
+    return head + embeddings @ bridge
+
+
 class LMLearner(nn.Module):
     """A causal language model with its loss, as one module: DDP and FSDP work at the borders of `forward`.
 
@@ -193,7 +198,7 @@ class LMLearner(nn.Module):
     def head(self) -> Tensor:
         """The head with what the bridge adds, [V, D]: what the model that leaves the run has as its own."""
         head = self.model.lm_head.weight
-        return head if self.bridge is None else head + self.model.model.embed_tokens.weight @ self.bridge
+        return head if self.bridge is None else bridged_head(head, self.model.model.embed_tokens.weight, self.bridge)
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)

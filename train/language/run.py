@@ -16,6 +16,7 @@ from train.documents.shards import Shards
 from train.language.config import LMConfig
 from train.language.held_out import by_kind, held_out_loss
 from train.language.lora import merged, save_adapter
+from train.language.loss import bridged_head
 from train.language.objective import KINDS
 from train.language.packing import Batch, Position, Rows, Step, Steps, load
 from train.language.setup import image_tokenizer_of, learner_of, optimizers_of, rebuilt
@@ -332,7 +333,8 @@ class LMRun:
             weights["bridge"] = self.average.values["bridge"] if self.average else self.learner.bridge
         full = whole_state(weights)
         if "bridge" in full:
-            full["lm_head.weight"] = full["lm_head.weight"] + full["model.embed_tokens.weight"] @ full.pop("bridge")
+            parts = full["lm_head.weight"], full["model.embed_tokens.weight"], full.pop("bridge")
+            full["lm_head.weight"] = bridged_head(*parts)
         if self.accelerator.is_main_process:
             kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
             CM3(kept, self.text_tokenizer, self.image_tokenizer).save_pretrained(self.out / "model")

@@ -76,7 +76,6 @@ def learner_of(
     """What a run trains, before its first step. Raises ValueError as starting_model and add_lora do."""
     model = starting_model(config, meta, image_tokenizer)
     adapter = add_lora(model, config.lora, config.seed) if config.lora.rank else None
-    model.to(device)  # pyright: ignore[reportArgumentType]
     model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
     if config.recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -29,7 +29,7 @@ from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.objective import KINDS, Objective
 from train.language.packing import Rows
-from train.language.setup import attention_of, image_tokenizer_of, optimizers_of, starting_model
+from train.language.setup import image_tokenizer_of, optimizers_of, starting_model
 from train.runtime.optim import SinglePrecisionMuon, StepSkipper
 
 
@@ -380,16 +380,6 @@ def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(con
     assert found.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
     with pytest.raises(ValueError, match="does not say which image tokenizer made it"):
         image_tokenizer_of(replace(config, image_tokenizer=""), {**meta, "image_tokenizer_name": ""})
-
-
-def test_attention_fits_the_device_and_the_heads_unless_told(config: LMConfig, monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert attention_of(config, cpu, 64) == "eager"
-    assert attention_of(replace(config, attention="sdpa"), cpu, 64) == "sdpa"
-    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: False)
-    assert [attention_of(config, gpu, size) for size in (64, 8, 48)] == ["flex_attention", "sdpa", "sdpa"]
-    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: True)
-    assert attention_of(config, gpu, 64) == "flash_attention_2"
 
 
 def test_the_command_prints_its_own_words_alone(config: LMConfig, tmp_path: Path):

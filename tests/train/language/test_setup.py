@@ -1,6 +1,7 @@
 """What a run starts from: fresh models, loaded ones, adapters; and what leaves it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -19,7 +20,7 @@ from train.documents.shards import finish, layout, read_meta
 from train.language.config import LMConfig
 from train.language.lora import Lora, add_lora, merged, save_adapter
 from train.language.packing import Batch
-from train.language.setup import fresh_model, learner_of, loaded_model, rebuilt
+from train.language.setup import attention_of, fresh_model, learner_of, loaded_model, rebuilt
 from train.runtime import config as configs
 
 LORA = Lora(rank=3, alpha=7)
@@ -225,3 +226,13 @@ def test_the_loss_has_the_softmax_that_the_settings_name(softmax: str, folder: P
     if softmax == "modality":
         logits[0, vocab.first_code :] = logits[1, : vocab.first_code] = -torch.inf
     assert_close(losses.total, torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+
+
+def test_attention_fits_the_device_and_the_heads_unless_told(monkeypatch):
+    config, cpu, gpu = LMConfig(), torch.device("cpu"), torch.device("cuda")
+    assert attention_of(config, cpu, 64) == "eager"
+    assert attention_of(replace(config, attention="sdpa"), cpu, 64) == "sdpa"
+    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: False)
+    assert [attention_of(config, gpu, size) for size in (64, 8, 48)] == ["flex_attention", "sdpa", "sdpa"]
+    monkeypatch.setattr("train.language.setup.is_flash_attn_2_available", lambda: True)
+    assert attention_of(config, gpu, 64) == "flash_attention_2"

@@ -82,8 +82,8 @@ def test_a_step_moves_every_parameter(matrices: str):
 
 
 def test_muon_in_fp32_takes_the_steps_of_pytorchs_muon():
-    kinds, moved = (False, SinglePrecisionMuon), []
-    for bf16, kind in (kinds, (True, torch.optim.Muon)):
+    moved = []
+    for bf16, kind in ((False, SinglePrecisionMuon), (True, torch.optim.Muon)):
         torch.manual_seed(0)
         model = tiny()
         start = [p.detach().clone() for p in groups(model)["matrices"]]
