@@ -121,6 +121,14 @@ def test_two_processes_train_what_one_does(
     assert_same_run(tmp_path, alone[matrices], matrices == "muon")
 
 
+def test_a_bridge_is_learnt_and_folded_in_as_by_one_process(folder: Path, tmp_path: Path):
+    settings = ["matrices=adamw", "bridged=true", "softmax=modality"]
+    launch(1, tmp_path / "one", folder, *settings)
+    for parallel in ("ddp", "fsdp"):
+        launch(2, tmp_path / parallel, folder, *settings, f"parallel={parallel}")
+        assert_same_run(tmp_path / parallel, tmp_path / "one")
+
+
 def test_parts_of_a_step_train_what_the_whole_does(alone: dict[str, Path], folder: Path, tmp_path: Path):
     launch(1, tmp_path, folder, "matrices=adamw", "micro_rows=3", "recompute=true", "attention=sdpa")
     assert_same_run(tmp_path, alone["adamw"])
