@@ -144,8 +144,8 @@ class Placed:
 class Scene:
     """What stands where, on a ground of train.pictures.views.GROUNDS; later things lie above earlier ones.
 
-    step: of an aligned scene, the side of a cell of codes in pixels: its things stand at multiples of it and have such
-    sides, not mirrored, so that a thing is spelled with the same codes wherever it stands. 0 = anywhere.
+    step: of an aligned scene, the side of a cell of codes in pixels: its things stand at multiples of it and have one
+    such side, not mirrored, so that a thing is spelled with the same codes wherever it stands. 0 = anywhere.
     """
 
     placed: tuple[Placed, ...]
@@ -295,9 +295,12 @@ class Stage:
         if not self.styles:
             raise ValueError("no style has drawn more than 3 of the things that scenes are made of")
 
-    def sides(self, count: int) -> tuple[int, int]:
-        """Smallest and largest side of `count` things that share a picture, in pixels."""
+    def sides(self, count: int, aligned: int = 0) -> tuple[int, int]:
+        """Smallest and largest side of `count` things that share a picture, in pixels; `aligned` as a scene's step:
+        one side, so that a thing has one spelling."""
         low, high = self.shares[count]
+        if aligned:
+            return (side := aligned * max(1, round(low * self.size / aligned)), side)
         return round(low * self.size), round(high * self.size)
 
     def pick(self, style: str, rng: np.random.Generator, without: Sequence[str] = ()) -> Thing:
@@ -328,7 +331,7 @@ class Stage:
             placed: list[Placed] = []
             for thing in things:
                 paint = self.paint(thing, rng) if rng.random() < self.paints else ""
-                if one := settle(thing, placed, self.size, self.sides(wanted), rng, paint, step):
+                if one := settle(thing, placed, self.size, self.sides(wanted, step), rng, paint, step):
                     placed.append(one)
             scene = Scene(tuple(placed), ground, step)
             if len(placed) == wanted and self.allowed(scene):

@@ -44,22 +44,25 @@ class Studio:
         novel: bool = False,
         aligned: float = 0.0,
         cells: int = 8,
+        white: float = 0.6,
     ) -> "Studio":
-        """Stages of train.scenes.scene for the things called `names`, and for all of them."""
+        """Stages of train.scenes.scene for the things called `names`, and for all of them. Where scenes are aligned, a
+        thing alone fills the picture, as known pictures do."""
         some = [thing for thing in things if thing.name["en"] in names]
         words = {language: sign_words(things, language, novel) for language in LANGUAGES}
         # A thing alone has no combination but its paint: only painted ones can be novel.
         solo = Stage(
             things,
             size,
+            white=white,
             paints=1.0 if novel else 0.15,
             novel=novel,
-            alone=(0.75, 1.0),
+            alone=(1.0 if aligned else 0.75, 1.0),
             most=1,
             aligned=aligned,
             cells=cells,
         )
-        return cls(Stage(some, size, novel=novel, aligned=aligned, cells=cells), solo, words)
+        return cls(Stage(some, size, white=white, novel=novel, aligned=aligned, cells=cells), solo, words)
 
     def make(self, task: str, language: str, rng: np.random.Generator) -> tuple[TaskDocument, Scene]:
         """One document of a task, and its scene."""

@@ -251,7 +251,14 @@ def add(view: SceneView) -> TaskDocument | None:
     if len(names) == 3:
         return None
     thing = view.stage.pick(view.scene.placed[0].thing.style, view.rng, names)
-    one = settle(thing, view.scene.placed, view.stage.size, view.stage.sides(3), view.rng, aligned=view.scene.step)
+    one = settle(
+        thing,
+        view.scene.placed,
+        view.stage.size,
+        view.stage.sides(3, view.scene.step),
+        view.rng,
+        aligned=view.scene.step,
+    )
     if one is None:
         return None
     name = thing.name[view.language]
@@ -361,19 +368,19 @@ class Task(NamedTuple):
 
 
 TASKS: dict[str, Task] = {
-    "ask": Task(lambda view: ask(view, ASKING), 0.13),
-    "ask about": Task(lambda view: ask(view, NAMING), 0.13),
-    "count": Task(lambda view: ask(view, (count,)), 0.07),
-    "draw": Task(draw, 0.09),
-    "grounded": Task(grounded, 0.09),
-    "segments": Task(from_segments, 0.05, solo=0.4),
-    "edges": Task(from_edges, 0.05, solo=0.4),
-    "add": Task(add, 0.06),
-    "remove": Task(remove, 0.06),
-    "replace": Task(swap, 0.06),
-    "recolour": Task(recolour, 0.07, solo=0.4),
-    "move": Task(move, 0.05),
-    "reground": Task(reground, 0.04, solo=0.4),
-    "write sign": Task(write_sign, 0.03),
-    "read sign": Task(read_sign, 0.02),
+    "ask": Task(lambda view: ask(view, ASKING), 0.08),
+    "ask about": Task(lambda view: ask(view, NAMING), 0.09),
+    "count": Task(lambda view: ask(view, (count,)), 0.05),
+    "draw": Task(draw, 0.13),
+    "grounded": Task(grounded, 0.12),
+    "segments": Task(from_segments, 0.03, solo=0.4),
+    "edges": Task(from_edges, 0.03, solo=0.4),
+    "add": Task(add, 0.09),
+    "remove": Task(remove, 0.05),
+    "replace": Task(swap, 0.07),
+    "recolour": Task(recolour, 0.08, solo=0.4),
+    "move": Task(move, 0.06),
+    "reground": Task(reground, 0.03, solo=0.4),
+    "write sign": Task(write_sign, 0.05),
+    "read sign": Task(read_sign, 0.04),
 }

@@ -72,6 +72,14 @@ def test_some_maps_and_edits_show_one_large_thing(studios: dict[bool, Studio]):
     assert np.mean(large) == pytest.approx(0.4, abs=0.2)
 
 
+def test_in_aligned_scenes_a_large_thing_fills_the_picture_and_grounds_are_as_often_white_as_asked():
+    things, rng = drawn_things(), np.random.default_rng(0)
+    studio = Studio.of(things, [thing.name["en"] for thing in things], 32, aligned=1.0, white=0.9)
+    assert {one.side for _ in range(20) for one in studio.solo.scene(rng).placed} == {32}
+    for stage in (studio.scenes, studio.solo):
+        assert 0.8 < np.mean([stage.scene(rng).ground == "white" for _ in range(200)]) < 0.97
+
+
 def blocks(pictures: torch.Tensor) -> torch.Tensor:
     """[N, 3, 16, 16] -> [N, 4, 4] codes that depend on the whole picture: each cell's sum, and the picture's."""
     cells = ((pictures + 1) * 127.5).round().long().sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((-1, -2))
