@@ -177,6 +177,7 @@ def main(
     jobs: dict[str, Callable[[], object]] = {}
     for kind, one in (("", pipeline), (", bf16", narrow)):
         jobs |= {
+            f"4 pictures{kind}": partial(one.generate, "a red apple", n=4, guidance=1.0),
             f"4 pictures, guidance{kind}": partial(one.generate, "a red apple", n=4, guidance=6.0),
             f"16 pictures, guidance{kind}": partial(one.generate, "a red apple", n=16, guidance=6.0),
             f"1 caption{kind}": partial(one.caption, pictures[0]),

@@ -55,7 +55,7 @@ class TokenizeConfig:
         seed: of everything random.
         white: share of white grounds among the views after the first.
         scale: smallest scale of a view.
-        shift: largest shift of a view, in pixels.
+        shift: largest shift of a view, in pixels of a picture of 64.
         mirror: share of mirrored views.
     """
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from checkout import ROOT
+from train.build_instructions import InstructionsConfig
 from train.image_tokenizer import ImageTokenizerConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
@@ -19,6 +20,7 @@ CONFIGS = {
     "train.lm": LMConfig,
     "train.image_tokenizer": ImageTokenizerConfig,
     "train.tokenize_emoji": TokenizeConfig,
+    "train.build_instructions": InstructionsConfig,
 }
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
 
@@ -51,11 +53,11 @@ def test_a_command_of_the_documentation_parses(module: str, arguments: str):
     if not arguments:
         return  # named in passing
     given = parse(module, arguments)
-    if module in CONFIGS and given.get("overrides"):
-        configs.load(CONFIGS[module], None, given["overrides"])
+    if module in CONFIGS and (given.get("config") or given.get("overrides")):
+        configs.load(CONFIGS[module], given.get("config"), given.get("overrides"))
 
 
-@pytest.mark.parametrize("arguments", ["--no-such-option", "steps=few", "no_such_key=1"])
+@pytest.mark.parametrize("arguments", ["--no-such-option", "--config no_such_file", "steps=few", "no_such_key=1"])
 def test_a_command_that_is_wrong_does_not_parse(arguments: str):
     with pytest.raises((typer.TyperException, ValueError)):
         test_a_command_of_the_documentation_parses("train.lm", arguments)
