@@ -79,4 +79,5 @@ def test_the_ground_that_is_asked_for_is_in_the_corners(emoji: CM3):
 
 
 def test_it_reads_the_ground_of_a_picture(emoji: CM3):
-    assert emoji.answer(Image.new("RGB", emoji.image_tokenizer.size, (190, 222, 250)), "What colour is the background?") == "blue"
+    ground = Image.new("RGB", emoji.image_tokenizer.size, (190, 222, 250))
+    assert emoji.answer(ground, "What colour is the background?") == "blue"
