@@ -53,8 +53,8 @@ def test_a_command_of_the_documentation_parses(module: str, arguments: str):
     if not arguments:
         return  # named in passing
     given = parse(module, arguments)
-    if module in CONFIGS and (given.get("config") or given.get("overrides")):
-        configs.load(CONFIGS[module], given.get("config"), given.get("overrides"))
+    if module in CONFIGS:
+        configs.load(CONFIGS[module], given["config"], given["overrides"])
 
 
 @pytest.mark.parametrize("arguments", ["--no-such-option", "--config no_such_file", "steps=few", "no_such_key=1"])

@@ -245,9 +245,9 @@ def settle(
     aligned: int = 0,
 ) -> Placed | None:
     """The thing at a free place, or None where none is found soon; `aligned` as a scene's step."""
-    unit, step = aligned or 1, aligned or max(1, size // STEP * 2)
+    step = aligned or max(1, size // STEP * 2)
     for _ in range(30):
-        side = unit * int(rng.integers(round(sides[0] / unit), sides[1] // unit + 1))
+        side = int(rng.integers(sides[0], sides[1] + 1))
         left, top = (int(rng.integers(0, (size - side) // step + 1)) * step for _ in "xy")
         placed = Placed(thing, side, left, top, bool(rng.random() < 0.5) and not aligned, paint)
         if not any(overlap(placed, other) for other in others):
