@@ -10,6 +10,7 @@ import typer
 
 from checkout import ROOT
 from train.build_instructions import InstructionsConfig
+from train.build_scenes import ScenesConfig
 from train.image_tokenizer import ImageTokenizerConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
@@ -21,6 +22,7 @@ CONFIGS = {
     "train.image_tokenizer": ImageTokenizerConfig,
     "train.tokenize_emoji": TokenizeConfig,
     "train.build_instructions": InstructionsConfig,
+    "train.build_scenes": ScenesConfig,
 }
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
 
