@@ -53,8 +53,9 @@ class LMConfig:
         chunk: targets whose logits are held at once; on a CPU 256 are faster than 1024 by half where there are 20,000
             ids.
         softmax: over "all" ids, or over those of the target's own "modality": a code is then compared with codes, any
-            other id with the others. That is cheaper, and what the grammar leaves when the model writes; train at the
-            end with "all", so that the probabilities mean something without the grammar too.
+            other id with the others. That is cheaper, and what the grammar leaves when the model writes.
+        calibration: with softmax "modality", share of the steps, the last ones, that are over all ids nevertheless, so
+            that the probabilities mean something without the grammar too.
         negatives: with softmax "modality", a code competes with the codes of its batch and a sample of so many others
             (sampled softmax); 0 = with all. Cheaper where there are many codes; the loss of codes is then an estimate.
         parallel: "ddp", or "fsdp" to shard weights, gradients and optimisers over the devices.
@@ -112,6 +113,7 @@ class LMConfig:
     recompute: bool = False
     chunk: int = 256
     softmax: str = "all"
+    calibration: float = 0.0
     negatives: int = 0
     parallel: str = "ddp"
     processes: int = 0
@@ -153,6 +155,10 @@ class LMConfig:
         for name in ("steps", "row", "batch_tokens", "window", "chunk", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration is {self.calibration}, but must be a share of the steps, 0 to 1")
+        if self.calibration and self.softmax != "modality":
+            raise ValueError(f"calibration={self.calibration} needs softmax=modality: all ids compete in every step")
         if self.negatives and self.softmax != "modality":
             raise ValueError(f"negatives={self.negatives} needs softmax=modality: codes are then compared with codes")
         if self.bridged and self.lora.rank:

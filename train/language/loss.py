@@ -195,6 +195,10 @@ class LMLearner(nn.Module):
         width = model.lm_head.weight.shape[1]
         self.bridge = nn.Parameter(torch.zeros(width, width)) if bridged else None
 
+    def compare_all(self) -> None:
+        """From now on every id competes with all others, as with a first_code of 0."""
+        self.first_code = self.negatives = 0
+
     def head(self) -> Tensor:
         """The head with what the bridge adds, [V, D]: what the model that leaves the run has as its own."""
         head = self.model.lm_head.weight

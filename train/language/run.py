@@ -228,6 +228,10 @@ class LMRun:
 
         Raises ValueError, in every process, after too many skipped steps or bad documents."""
         config = self.config
+        if config.calibration and step >= (calibrated := round((1 - config.calibration) * config.steps)):
+            self.learner.compare_all()
+            if step == calibrated:
+                self.skipper.forget()  # with more rivals the loss leaps
         batches = [part.to(self.device, non_blocking=True) for part in data.parts]
         weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
         stuck = self.skipper.in_a_row > config.most_skipped

@@ -176,6 +176,11 @@ class StepSkipper:
         self.in_a_row = self.in_a_row + 1 if why else 0
         return why
 
+    def forget(self) -> None:
+        """The steps before are no measure of those to come."""
+        self.losses.clear()
+        self.norms.clear()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "losses": list(self.losses),

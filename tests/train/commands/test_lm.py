@@ -245,6 +245,20 @@ def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
     assert [(row["step"], row["skipped"]) for row in logged(tmp_path, "skipped")] == [(7, "spike")]
 
 
+def test_the_last_steps_are_over_all_ids(config: LMConfig, tmp_path: Path, monkeypatch):
+    config = replace(config, prompts=(), steps=12, softmax="modality", negatives=8)
+    monkeypatch.setattr(lm, "StepSkipper", lambda sigmas: StepSkipper(sigmas, 8))
+    lm.train(config, tmp_path / "modality")
+    lm.train(replace(config, calibration=0.25), tmp_path / "calibrated")
+    apart, together = (logged(tmp_path / name) for name in ("modality", "calibrated"))
+    assert [row["loss"] for row in apart[:9]] == [row["loss"] for row in together[:9]]
+    more = [
+        row["loss"]["first codes"] - other["loss"]["first codes"] for row, other in zip(together, apart, strict=True)
+    ]
+    assert min(more[9:]) > 0.1 and more[:9] == [0.0] * 9
+    assert not logged(tmp_path / "calibrated", "skipped")
+
+
 @pytest.mark.parametrize("bridged", [False, True])
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_held_out_documents_are_evaluated_with_the_weights_that_are_saved(
@@ -315,6 +329,8 @@ def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_s
         (["lora.ranks=3"], "unknown .*ranks"),
         (["stepz=3"], "unknown config keys: stepz"),
         (["negatives=8"], "negatives=8 needs softmax=modality"),
+        (["calibration=0.1"], "calibration=0.1 needs softmax=modality"),
+        (["softmax=modality", "calibration=2"], "calibration is 2.*, but must be a share"),
         (["bridged=true", "lora.rank=4"], "bridged changes the head, which lora leaves"),
         (
             ["bridged=true", "model.tie_word_embeddings=true", "row=128", "batch_tokens=128"],

@@ -189,6 +189,15 @@ def test_a_lasting_change_is_soon_no_spike_and_no_sigmas_find_none():
     assert watch.verdict(1e9, 1e9) == ""
 
 
+def test_what_was_before_can_be_forgotten():
+    watch = StepSkipper()
+    steady(watch, 128)
+    watch.forget()
+    assert watch.verdict(1000.0, 10.0) == ""
+    steady(watch, 128)
+    assert watch.verdict(1e6, 10.0) == "spike"
+
+
 def test_skipped_steps_in_a_row_are_counted():
     watch, rows = StepSkipper(), []
     for loss in (math.nan, math.nan, 1.0, math.nan):
