@@ -40,6 +40,8 @@ from train.vq.codebook import baked, entropy_loss, use_simvq
 from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
 
+FROZEN = ("encoder", "quant_conv", "quantize")  # where the decoder alone is trained
+
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
@@ -181,8 +183,8 @@ def starting_model(config: ImageTokenizerConfig) -> VQModel:
     if config.simvq:
         use_simvq(model.quantize)
     if config.decoder_only:
-        for frozen in (model.encoder, model.quant_conv, model.quantize):
-            frozen.requires_grad_(False)
+        for name in FROZEN:
+            model.get_submodule(name).requires_grad_(False)
     return model
 
 
@@ -371,8 +373,12 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
                     run["best"] = max(run["best"], figures["psnr"])
                     sample_sheet(held, reconstructed).save(out / f"samples-{step + 1:06d}.png")
                     draw_curves(out / "log.jsonl", out / "curves.png")
+                    saved = baked(teacher)
+                    if config.decoder_only:
+                        for name in FROZEN:  # averaging makes 0 of -0, and shards know their tokenizer by its bits
+                            saved.get_submodule(name).load_state_dict(vq.get_submodule(name).state_dict())
                     # Halves, so that whoever loads the model later computes the very codes that the shards hold.
-                    ImageTokenizer(baked(teacher)).save_pretrained(out / "model", torch.float16)
+                    ImageTokenizer(saved).save_pretrained(out / "model", torch.float16)
                 checkpoints.save(step + 1, parts)
                 accelerator.wait_for_everyone()
                 clock = time.perf_counter()
