@@ -51,6 +51,7 @@ class InstructionsConfig:
         things: English names of what scenes are made of.
         aligned: share of scenes whose things are aligned with the cells of codes, and are thus spelled with the same
             codes wherever they stand.
+        quarters: share of those whose things stand in the corners of the picture's quarters.
         white: share of scenes on a white ground.
         chunk: new documents that are made together, and a shard.
         workers: processes.
@@ -65,6 +66,7 @@ class InstructionsConfig:
     down: float = 0.3
     things: tuple[str, ...] = THINGS
     aligned: float = 0.0
+    quarters: float = 0.0
     white: float = 0.6
     chunk: int = 2000
     workers: int = 2
@@ -93,7 +95,7 @@ def write_chunk(
     data: Path, start: str, out: Path, split: str, number: int, tasks: Sequence[str], config: InstructionsConfig
 ) -> dict[str, int]:
     """One shard of new documents, of these tasks in order. Returns how many of each there are."""
-    model, studio, licences = workshop(data, start, split != "train", config.things, config.aligned, config.white)
+    model, studio, licences = workshop(data, start, split != "train", config)
     rng = np.random.default_rng((config.seed, split != "train", number))
     writer = ShardWriter(model.text_tokenizer, model.vocab)
     for begin in range(0, len(tasks), 64):
@@ -111,14 +113,13 @@ def write_chunk(
 
 
 @lru_cache(maxsize=2)
-def workshop(
-    data: Path, start: str, novel: bool, names: tuple[str, ...], aligned: float, white: float
-) -> tuple[CM3, Studio, dict[str, str]]:
+def workshop(data: Path, start: str, novel: bool, config: InstructionsConfig) -> tuple[CM3, Studio, dict[str, str]]:
     """The model whose tokenizers are taken, the studio, and the licence of each drawing; once a process."""
     torch.set_num_threads(1)
     model = CM3.from_pretrained(start, device="cpu")
     size, cells = model.image_tokenizer.size[0], model.grid[0]
-    studio = Studio.of(read_things(data, "train"), names, size, novel, aligned, cells, white)
+    some = (config.aligned, cells, config.white, config.quarters)
+    studio = Studio.of(read_things(data, "train"), config.things, size, novel, *some)
     manifest = data / "manifest.jsonl"
     rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else [])
     return model, studio, {row["key"]: row["licence"] for row in rows}

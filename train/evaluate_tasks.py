@@ -195,6 +195,7 @@ def evaluate(
     options: GenerationOptions = GENERATE,
     names: Sequence[str] = THINGS,
     aligned: bool = False,
+    quarters: bool = False,
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds. Raises ValueError for an unknown split, or a data set
     without the things of scenes."""
@@ -212,7 +213,7 @@ def evaluate(
         for language in LANGUAGES
     }
     studios = {
-        split: studio_of(split, seen, unseen, size, names, float(aligned), model.grid[0])
+        split: studio_of(split, seen, unseen, size, names, float(aligned or quarters), model.grid[0], float(quarters))
         for split in dict.fromkeys(("familiar", *splits))
     }
     blind = blind_scene_answers(studios["familiar"], called)
@@ -221,7 +222,8 @@ def evaluate(
     )
     result: dict[str, Any] = {
         "sample": sample,
-        "aligned": aligned,
+        "aligned": aligned or quarters,
+        "quarters": quarters,
         "decoding": asdict(options) | {"hole": INFILL.guidance},
         "splits": {},
         "things": len({thing.code for thing in things}),
@@ -253,6 +255,7 @@ def main(
     temperature: Annotated[float, typer.Option(help="of every picture")] = GENERATE.temperature,
     top_p: Annotated[float, typer.Option(help="of every picture")] = GENERATE.top_p,
     aligned: Annotated[bool, typer.Option(help="scenes whose things are aligned with the cells of codes")] = False,
+    quarters: Annotated[bool, typer.Option(help="those that stand in the corners of the picture's quarters")] = False,
 ) -> None:
     options = replace(
         GENERATE,
@@ -264,7 +267,8 @@ def main(
         top_p=top_p,
     )
     try:
-        result = evaluate(CM3.from_pretrained(model), data, out, sample, split or SPLITS[:2], options, aligned=aligned)
+        loaded, splits = CM3.from_pretrained(model), split or SPLITS[:2]
+        result = evaluate(loaded, data, out, sample, splits, options, aligned=aligned, quarters=quarters)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_tasks: {error}") from None
     print(task_table(result))

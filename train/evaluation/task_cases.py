@@ -86,23 +86,25 @@ def studio_of(
     names: Sequence[str],
     aligned: float = 0.0,
     cells: int = 8,
+    quarters: float = 0.0,
 ) -> Studio:
     """What a split's documents are made with, of drawings that training has `seen` and not; scenes of the things called
-    `names`; `aligned` and `cells` as a Stage takes them. Raises ValueError where none of the unseen is of one."""
+    `names`; `aligned`, `cells` and `quarters` as a Stage takes them.
+
+    Raises ValueError where none of the unseen is of one."""
     others = [thing for thing in seen if thing.name["en"] not in names]
     some = [others[i] for i in np.random.default_rng(1005).permutation(len(others))[:ALONE]]
     some += [thing for thing in seen if thing.name["en"] in names]
     novel = split == "compositional"
     words = {language: sign_words(seen, language, novel) for language in LANGUAGES}
-    studio = replace(Studio.of(some, names, size, novel, aligned, cells), words=words)
+    studio = replace(Studio.of(some, names, size, novel, aligned, cells, quarters=quarters), words=words)
     if split != "unseen cell":
         return studio
     if not any(thing.name["en"] in names for thing in unseen):
         raise ValueError("the unseen_cell split has no drawing of the things that scenes are made of")
     keys, every = {thing.key for thing in unseen}, [*some, *list(unseen) * OFTEN]
-    scenes = StageWith(
-        keys, [thing for thing in every if thing.name["en"] in names], size, aligned=aligned, cells=cells
-    )
+    of_scenes = [thing for thing in every if thing.name["en"] in names]
+    scenes = StageWith(keys, of_scenes, size, aligned=aligned, cells=cells, quarters=quarters)
     alone = studio.solo.shares[1]
     solo = StageWith(keys, every, size, alone=alone, most=1, aligned=aligned, cells=cells)
     return Studio(scenes, solo, words)

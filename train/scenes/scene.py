@@ -146,11 +146,13 @@ class Scene:
 
     step: of an aligned scene, the side of a cell of codes in pixels: its things stand at multiples of it and have one
     such side, not mirrored, so that a thing is spelled with the same codes wherever it stands. 0 = anywhere.
+    lattice: of an aligned scene, at whose multiples in pixels its things stand, where that is not the step.
     """
 
     placed: tuple[Placed, ...]
     ground: str = "white"
     step: int = 0
+    lattice: int = 0
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,10 @@ def settle(
     rng: np.random.Generator,
     paint: str = "",
     aligned: int = 0,
+    lattice: int = 0,
 ) -> Placed | None:
-    """The thing at a free place, or None where none is found soon; `aligned` as a scene's step."""
-    step = aligned or max(1, size // STEP * 2)
+    """The thing at a free place, or None where none is found soon; `aligned` as a scene's step, `lattice` likewise."""
+    step = lattice or aligned or max(1, size // STEP * 2)
     for _ in range(30):
         side = int(rng.integers(sides[0], sides[1] + 1))
         left, top = (int(rng.integers(0, (size - side) // step + 1)) * step for _ in "xy")
@@ -269,6 +272,8 @@ class Stage:
         most: things in a scene, at most three.
         aligned: share of scenes whose things are aligned with the cells of codes.
         cells: a side of the picture has.
+        quarters: share of the aligned scenes whose things stand in the corners of the picture's quarters: so few places
+            that a place's name says where a thing begins.
     """
 
     def __init__(
@@ -283,8 +288,9 @@ class Stage:
         most: int = 3,
         aligned: float = 0.0,
         cells: int = 8,
+        quarters: float = 0.0,
     ):
-        self.aligned, self.step = aligned, size // cells
+        self.aligned, self.step, self.quarters = aligned, size // cells, quarters
         self.size, self.white, self.paints, self.doubles, self.novel = size, white, paints, doubles, novel
         self.shares, self.most = {1: alone, 2: (0.38, 0.5), 3: (0.34, 0.46)}, most
         self.by_style: dict[str, list[Thing]] = {}
@@ -323,6 +329,7 @@ class Stage:
             style = self.styles[rng.choice(len(self.styles), p=self.share / self.share.sum())]
             ground = "white" if rng.random() < self.white else list(GROUNDS)[1 + rng.integers(len(GROUNDS) - 1)]
             step = self.step if self.aligned and rng.random() < self.aligned else 0
+            lattice = self.size // 2 if step and self.quarters and rng.random() < self.quarters else 0
             alike = 1 if wanted == 1 or rng.random() >= self.doubles else int(rng.integers(2, wanted + 1))
             first = self.pick(style, rng)
             things = [first] * alike
@@ -331,9 +338,9 @@ class Stage:
             placed: list[Placed] = []
             for thing in things:
                 paint = self.paint(thing, rng) if rng.random() < self.paints else ""
-                if one := settle(thing, placed, self.size, self.sides(wanted, step), rng, paint, step):
+                if one := settle(thing, placed, self.size, self.sides(wanted, step), rng, paint, step, lattice):
                     placed.append(one)
-            scene = Scene(tuple(placed), ground, step)
+            scene = Scene(tuple(placed), ground, step, lattice)
             if len(placed) == wanted and self.allowed(scene):
                 return scene
 

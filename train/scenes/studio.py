@@ -45,6 +45,7 @@ class Studio:
         aligned: float = 0.0,
         cells: int = 8,
         white: float = 0.6,
+        quarters: float = 0.0,
     ) -> "Studio":
         """Stages of train.scenes.scene for the things called `names`, and for all of them. Where scenes are aligned, a
         thing alone fills the picture, as known pictures do."""
@@ -62,7 +63,8 @@ class Studio:
             aligned=aligned,
             cells=cells,
         )
-        return cls(Stage(some, size, white=white, novel=novel, aligned=aligned, cells=cells), solo, words)
+        scenes = Stage(some, size, white=white, novel=novel, aligned=aligned, cells=cells, quarters=quarters)
+        return cls(scenes, solo, words)
 
     def make(self, task: str, language: str, rng: np.random.Generator) -> tuple[TaskDocument, Scene]:
         """One document of a task, and its scene."""

@@ -258,6 +258,7 @@ def add(view: SceneView) -> TaskDocument | None:
         view.stage.sides(3, view.scene.step),
         view.rng,
         aligned=view.scene.step,
+        lattice=view.scene.lattice,
     )
     if one is None:
         return None
@@ -315,7 +316,8 @@ def move(view: SceneView) -> TaskDocument | None:
         return None
     one = view.scene.placed[i]
     others = [other for j, other in enumerate(view.scene.placed) if j != i]
-    new = settle(one.thing, others, view.stage.size, (one.side, one.side), view.rng, aligned=view.scene.step)
+    sides, step, lattice = (one.side, one.side), view.scene.step, view.scene.lattice
+    new = settle(one.thing, others, view.stage.size, sides, view.rng, aligned=step, lattice=lattice)
     if new is None or place(new, view.stage.size) == place(one, view.stage.size):
         return None
     there = place(new, view.stage.size)

@@ -119,6 +119,17 @@ def test_things_of_aligned_scenes_fill_whole_cells_and_look_the_same_in_each_pla
     assert sides == {1: {24}, 2: {18}, 3: {18}}  # one spelling for a thing alone, one for a thing among others
 
 
+def test_things_in_quarters_stand_in_four_places(things: list[Thing]):
+    places = set[tuple[int, int]]()
+    for scene in some(Stage(things, SIZE, aligned=1.0, cells=8, quarters=1.0), 60):
+        assert scene.lattice == SIZE // 2 and scene.step == SIZE // 8
+        assert len({(one.left, one.top) for one in scene.placed}) == len(scene.placed)
+        places |= {(one.left, one.top) for one in scene.placed}
+    assert places == set(itertools.product((0, SIZE // 2), repeat=2))
+    lattices = [scene.lattice for scene in some(Stage(things, SIZE, aligned=0.5, cells=8, quarters=0.5), 200)]
+    assert 25 < lattices.count(SIZE // 2) < 80 and lattices.count(SIZE // 2) + lattices.count(0) == 200
+
+
 def test_a_share_of_the_scenes_is_aligned(things: list[Thing]):
     steps = [scene.step for scene in some(Stage(things, SIZE, aligned=0.5, cells=8), 200)]
     assert 60 < steps.count(6) < 140 and steps.count(6) + steps.count(0) == 200

@@ -420,6 +420,9 @@ def test_edits_of_aligned_scenes_stay_aligned(edits, studio: Studio, monkeypatch
     for edit in edits(task, "en"):
         for one in edit.scene.placed:
             assert one.left % 6 == one.top % 6 == one.side % 6 == 0 and not one.mirror
+    monkeypatch.setitem(studio.stages, False, Stage(drawn_things(), SIZE, aligned=1.0, cells=8, quarters=1.0))
+    for edit in edits(task, "en"):
+        assert all(one.left in (0, SIZE // 2) and one.top in (0, SIZE // 2) for one in edit.scene.placed)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
