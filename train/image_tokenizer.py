@@ -36,11 +36,9 @@ from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.auxiliary_losses import hide_blocks
-from train.vq.codebook import baked, entropy_loss, use_simvq
+from train.vq.codebook import FROZEN, baked, entropy_loss, use_simvq
 from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
-
-FROZEN = ("encoder", "quant_conv", "quantize")  # where the decoder alone is trained
 
 
 @dataclass(frozen=True)
@@ -373,10 +371,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
                     run["best"] = max(run["best"], figures["psnr"])
                     sample_sheet(held, reconstructed).save(out / f"samples-{step + 1:06d}.png")
                     draw_curves(out / "log.jsonl", out / "curves.png")
-                    saved = baked(teacher)
-                    if config.decoder_only:
-                        for name in FROZEN:  # averaging makes 0 of -0, and shards know their tokenizer by its bits
-                            saved.get_submodule(name).load_state_dict(vq.get_submodule(name).state_dict())
+                    saved = baked(teacher, vq if config.decoder_only else None)
                     # Halves, so that whoever loads the model later computes the very codes that the shards hold.
                     ImageTokenizer(saved).save_pretrained(out / "model", torch.float16)
                 checkpoints.save(step + 1, parts)

@@ -8,6 +8,8 @@ from torch.nn.utils import parametrize
 from tokenizer_image import VQModel
 from tokenizer_image.quantizer import VectorQuantizer
 
+FROZEN = ("encoder", "quant_conv", "quantize")  # what makes the codes: it stays where the decoder alone is trained
+
 
 class Projection(nn.Module):
     """A codebook that is a learned linear map of fixed random vectors."""
@@ -30,12 +32,18 @@ def use_simvq(quantizer: VectorQuantizer) -> None:
     embedding.parametrizations.weight.original.requires_grad_(False)  # pyright: ignore
 
 
-def baked(model: VQModel) -> VQModel:
+def baked(model: VQModel, frozen: VQModel | None = None) -> VQModel:
     """A copy of the model with the same codes in an ordinary codebook. (PyTorch's remove_parametrizations would take
-    them away from every copy of the model.)"""
+    them away from every copy of the model.)
+
+    frozen: where FROZEN parts are taken from, bit for bit: averaging makes 0 of -0, and shards know their tokenizer by
+    its bits."""
     weights = {key: value for key, value in model.state_dict().items() if "parametrizations" not in key}
     copy = VQModel(model.config).to(model.quantize.embedding.weight.device)
     copy.load_state_dict(weights | {"quantize.embedding.weight": model.quantize.embedding.weight.detach()})
+    if frozen:
+        for name in FROZEN:
+            copy.get_submodule(name).load_state_dict(frozen.get_submodule(name).state_dict())
     return copy
 
 
