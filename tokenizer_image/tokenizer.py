@@ -22,6 +22,7 @@ from tokenizer_image.vqgan import VQConfig, VQModel
 
 MODELS = Path(__file__).parent / "models"  # the embedded ones
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CODE_PARTS = ("encoder", "quant_conv", "quantize")  # of the model: what makes the codes
 TILE = 512  # side in pixels of what goes through the model at once; a batch of smaller pictures has as many pixels
 
 Size = tuple[int, int] | Literal["fit", "keep"]
@@ -102,7 +103,7 @@ class ImageTokenizer:
         note them."""
         digest = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
-            if not key.startswith(("encoder.", "quant_conv.", "quantize.")):
+            if key.partition(".")[0] not in CODE_PARTS:
                 continue
             digest.update(key.encode())
             digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())

@@ -118,8 +118,8 @@ def workshop(data: Path, start: str, novel: bool, config: InstructionsConfig) ->
     torch.set_num_threads(1)
     model = CM3.from_pretrained(start, device="cpu")
     size, cells = model.image_tokenizer.size[0], model.grid[0]
-    some = (config.aligned, cells, config.white, config.quarters)
-    studio = Studio.of(read_things(data, "train"), config.things, size, novel, *some)
+    things = read_things(data, "train")
+    studio = Studio.of(things, config.things, size, novel, config.aligned, cells, config.white, config.quarters)
     manifest = data / "manifest.jsonl"
     rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else [])
     return model, studio, {row["key"]: row["licence"] for row in rows}

@@ -2,7 +2,7 @@
 
     python -m train.build_scenes --data data/emoji --out data/emoji-scenes
     python -m train.image_tokenizer --data data/emoji-scenes start=runs/image_tokenizer/model decoder_only=true crop=1.0
-        mirror=0
+        mirror=0  # docs/drawing.md has all that was set
 
 OUT is a data set like DATA: its training split has DATA's drawings too, `unseen_cell` is DATA's, and `unseen_scene`
 has scenes whose combinations no training scene has (train/scenes/scene.py). A tokenizer that has only seen drawings
@@ -26,8 +26,8 @@ from rich.progress import track
 from cm3.templates import LANGUAGES
 from train.emoji.dataset import read_samples, write_shards
 from train.runtime import config as configs
-from train.scenes.scene import THINGS, render
-from train.scenes.signs import BOARDS, sign
+from train.scenes.scene import THINGS, Thing, render
+from train.scenes.signs import pick, sign
 from train.scenes.studio import Studio, read_things
 
 
@@ -65,18 +65,19 @@ def picture(studio: Studio, config: ScenesConfig, rng: np.random.Generator) -> t
     kind = rng.random()
     if kind < config.signs:
         words = studio.words[LANGUAGES[rng.integers(len(LANGUAGES))]]
-        word, board = words[rng.integers(len(words))], BOARDS[rng.integers(len(BOARDS))]
-        step = config.size // config.cells if rng.random() < config.aligned else 0
+        word, board = pick(words, rng)
+        step = studio.scenes.step if rng.random() < config.aligned else 0
         return sign(word, board, config.size, step), {"sign": word}
     stage = studio.solo if kind < config.signs + config.solo else studio.scenes
     scene = stage.scene(rng)
     return render(scene, config.size).picture, {"parents": [one.thing.key for one in scene.placed]}
 
 
-def samples(data: Path, split: str, count: int, config: ScenesConfig) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def samples(
+    things: list[Thing], split: str, count: int, config: ScenesConfig
+) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, PNG, facts) of so many pictures of a split."""
     novel = split != "train"
-    things = read_things(data, "train")
     studio = Studio.of(things, config.things, config.size, novel, config.aligned, config.cells, config.white)
     rng = np.random.default_rng((config.seed, novel))
     for i in track(range(count), f"scenes, {split}"):
@@ -93,12 +94,12 @@ def build(data: Path, out: Path, config: ScenesConfig) -> dict[str, int]:
         raise ValueError(f"size {config.size} is not a multiple of cells = {config.cells}")
     if out.resolve() == data.resolve():
         raise ValueError(f"{out} is the data set itself: name another folder")
+    things = read_things(data, "train")
+    scenes = samples(things, "train", config.pictures, config)
     counts = {
-        "train": write_shards(
-            out / "train", chain(read_samples(data / "train"), samples(data, "train", config.pictures, config))
-        ),
+        "train": write_shards(out / "train", chain(read_samples(data / "train"), scenes)),
         "unseen_cell": write_shards(out / "unseen_cell", read_samples(data / "unseen_cell")),
-        "unseen_scene": write_shards(out / "unseen_scene", samples(data, "unseen_scene", config.held_out, config)),
+        "unseen_scene": write_shards(out / "unseen_scene", samples(things, "unseen_scene", config.held_out, config)),
     }
     for name in ("manifest.jsonl", "ATTRIBUTION.md"):
         if (data / name).is_file():

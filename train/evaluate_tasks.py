@@ -203,6 +203,7 @@ def evaluate(
         raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(SPLITS)}")
     out.mkdir(parents=True, exist_ok=True)
     started, size = time.time(), model.image_tokenizer.size[0]
+    aligned = aligned or quarters
     seen, unseen = read_things(data, "train"), read_things(data, "unseen_cell")
     known = {thing.code for thing in seen}
     unseen = [thing for thing in unseen if thing.code in known]
@@ -213,7 +214,7 @@ def evaluate(
         for language in LANGUAGES
     }
     studios = {
-        split: studio_of(split, seen, unseen, size, names, float(aligned or quarters), model.grid[0], float(quarters))
+        split: studio_of(split, seen, unseen, size, names, float(aligned), model.grid[0], float(quarters))
         for split in dict.fromkeys(("familiar", *splits))
     }
     blind = blind_scene_answers(studios["familiar"], called)
@@ -222,7 +223,7 @@ def evaluate(
     )
     result: dict[str, Any] = {
         "sample": sample,
-        "aligned": aligned or quarters,
+        "aligned": aligned,
         "quarters": quarters,
         "decoding": asdict(options) | {"hole": INFILL.guidance},
         "splits": {},

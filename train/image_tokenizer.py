@@ -36,7 +36,7 @@ from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.auxiliary_losses import hide_blocks
-from train.vq.codebook import FROZEN, baked, entropy_loss, use_simvq
+from train.vq.codebook import baked, entropy_loss, freeze_codes, use_simvq
 from train.vq.discriminator import LeCam, PatchDiscriminator, balance, gradient_penalty, hinge
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
 
@@ -181,8 +181,7 @@ def starting_model(config: ImageTokenizerConfig) -> VQModel:
     if config.simvq:
         use_simvq(model.quantize)
     if config.decoder_only:
-        for name in FROZEN:
-            model.get_submodule(name).requires_grad_(False)
+        freeze_codes(model)
     return model
 
 

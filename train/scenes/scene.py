@@ -154,6 +154,11 @@ class Scene:
     step: int = 0
     lattice: int = 0
 
+    @property
+    def raster(self) -> int:
+        """At whose multiples in pixels its things stand; 0 = anywhere."""
+        return self.lattice or self.step
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -245,10 +250,9 @@ def settle(
     rng: np.random.Generator,
     paint: str = "",
     aligned: int = 0,
-    lattice: int = 0,
 ) -> Placed | None:
-    """The thing at a free place, or None where none is found soon; `aligned` as a scene's step, `lattice` likewise."""
-    step = lattice or aligned or max(1, size // STEP * 2)
+    """The thing at a free place, or None where none is found soon; `aligned` as a scene's raster."""
+    step = aligned or max(1, size // STEP * 2)
     for _ in range(30):
         side = int(rng.integers(sides[0], sides[1] + 1))
         left, top = (int(rng.integers(0, (size - side) // step + 1)) * step for _ in "xy")
@@ -338,7 +342,7 @@ class Stage:
             placed: list[Placed] = []
             for thing in things:
                 paint = self.paint(thing, rng) if rng.random() < self.paints else ""
-                if one := settle(thing, placed, self.size, self.sides(wanted, step), rng, paint, step, lattice):
+                if one := settle(thing, placed, self.size, self.sides(wanted, step), rng, paint, lattice or step):
                     placed.append(one)
             scene = Scene(tuple(placed), ground, step, lattice)
             if len(placed) == wanted and self.allowed(scene):

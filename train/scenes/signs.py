@@ -54,6 +54,11 @@ def sign(word: str, board: tuple[int, int, int], size: int, step: int = 0) -> np
     return np.asarray(picture)
 
 
+def pick(words: Sequence[str], rng: np.random.Generator) -> tuple[str, tuple[int, int, int]]:
+    """A word and a board for a sign."""
+    return words[int(rng.integers(len(words)))], BOARDS[int(rng.integers(len(BOARDS)))]
+
+
 def sign_words(things: Sequence[Thing], language: str, novel: bool) -> list[str]:
     """Short names of things, to stand on signs; `novel` are those that stand on no sign in training."""
     longest = 6 if language == "en" else 5

@@ -16,7 +16,7 @@ from train.documents.shards import Target
 from train.emoji.english import with_article
 from train.pictures.views import GROUNDS
 from train.scenes.scene import PAINTS, Rendered, Scene, relation, settle, with_placed
-from train.scenes.signs import BOARDS, sign
+from train.scenes.signs import pick, sign
 from train.scenes.view import PLACES, SceneView, TaskDocument, listing, place, plural
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -257,8 +257,7 @@ def add(view: SceneView) -> TaskDocument | None:
         view.stage.size,
         view.stage.sides(3, view.scene.step),
         view.rng,
-        aligned=view.scene.step,
-        lattice=view.scene.lattice,
+        aligned=view.scene.raster,
     )
     if one is None:
         return None
@@ -316,8 +315,7 @@ def move(view: SceneView) -> TaskDocument | None:
         return None
     one = view.scene.placed[i]
     others = [other for j, other in enumerate(view.scene.placed) if j != i]
-    sides, step, lattice = (one.side, one.side), view.scene.step, view.scene.lattice
-    new = settle(one.thing, others, view.stage.size, sides, view.rng, aligned=step, lattice=lattice)
+    new = settle(one.thing, others, view.stage.size, (one.side, one.side), view.rng, aligned=view.scene.raster)
     if new is None or place(new, view.stage.size) == place(one, view.stage.size):
         return None
     there = place(new, view.stage.size)
@@ -343,8 +341,8 @@ def reground(view: SceneView) -> TaskDocument | None:
 
 
 def signed(view: SceneView) -> tuple[str, np.ndarray]:
-    word = view.one(*view.words)
-    return word, sign(word, BOARDS[view.rng.integers(len(BOARDS))], view.stage.size, view.scene.step)
+    word, board = pick(view.words, view.rng)
+    return word, sign(word, board, view.stage.size, view.scene.step)
 
 
 def write_sign(view: SceneView) -> TaskDocument | None:

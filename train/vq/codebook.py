@@ -7,8 +7,7 @@ from torch.nn.utils import parametrize
 
 from tokenizer_image import VQModel
 from tokenizer_image.quantizer import VectorQuantizer
-
-FROZEN = ("encoder", "quant_conv", "quantize")  # what makes the codes: it stays where the decoder alone is trained
+from tokenizer_image.tokenizer import CODE_PARTS
 
 
 class Projection(nn.Module):
@@ -32,17 +31,23 @@ def use_simvq(quantizer: VectorQuantizer) -> None:
     embedding.parametrizations.weight.original.requires_grad_(False)  # pyright: ignore
 
 
+def freeze_codes(model: VQModel) -> None:
+    """Leave to training the decoder alone, so that codes keep their meaning."""
+    for name in CODE_PARTS:
+        model.get_submodule(name).requires_grad_(False)
+
+
 def baked(model: VQModel, frozen: VQModel | None = None) -> VQModel:
     """A copy of the model with the same codes in an ordinary codebook. (PyTorch's remove_parametrizations would take
     them away from every copy of the model.)
 
-    frozen: where FROZEN parts are taken from, bit for bit: averaging makes 0 of -0, and shards know their tokenizer by
+    frozen: where CODE_PARTS are taken from, bit for bit: averaging makes 0 of -0, and shards know their tokenizer by
     its bits."""
     weights = {key: value for key, value in model.state_dict().items() if "parametrizations" not in key}
     copy = VQModel(model.config).to(model.quantize.embedding.weight.device)
     copy.load_state_dict(weights | {"quantize.embedding.weight": model.quantize.embedding.weight.detach()})
     if frozen:
-        for name in FROZEN:
+        for name in CODE_PARTS:
             copy.get_submodule(name).load_state_dict(frozen.get_submodule(name).state_dict())
     return copy
 
