@@ -194,12 +194,9 @@ class CM3(Runner):
             references=references,
             grid=grid,
         )
-        codes = self.draw_codes(job.requests)
-        if best_of > 1:
-            things = ", ".join(name for name, _ in boxes or ())
-            wished = [f"{things} {words}".strip() for words in listed(prompt) for _ in range(n)]
-            candidates = [codes[i : i + best_of] for i in range(0, len(codes), best_of)]
-            codes = [some[self.best(words, some)] for words, some in zip(wished, candidates, strict=True)]
+        things = ", ".join(name for name, _ in boxes or ())
+        wished = [f"{things} {words}".strip() for words in listed(prompt) for _ in range(n)]
+        codes = self.picked(wished, self.draw_codes(job.requests))
         pictures = [job.show(i, one) for i, one in enumerate(codes)]
         return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
 

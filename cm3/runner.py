@@ -122,6 +122,14 @@ class Runner:
         """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""
         return ranking.best(self.model, self.prompts, self.scorer, words, codes)
 
+    def picked(self, words: Sequence[str], codes: Sequence[Tensor]) -> list[Tensor]:
+        """For each of the words the best of its candidates; as many for each, side by side."""
+        best_of = len(codes) // max(1, len(words))
+        if best_of <= 1:
+            return list(codes)
+        candidates = [codes[i : i + best_of] for i in range(0, len(codes), best_of)]
+        return [some[self.best(text, some)] for text, some in zip(words, candidates, strict=True)]
+
     def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
         """Log-probability of the words as the caption of each picture, codes [h, w]."""
         return ranking.caption_log_probs(self.model, self.prompts, words, codes)

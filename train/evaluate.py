@@ -34,6 +34,8 @@ from train.evaluation.report import concept_table
 from train.pictures.loader import to_pixels
 from train.pictures.metrics import psnr
 
+DRAWN = replace(GENERATE, n=4)  # how each prompt is drawn
+
 
 def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over the pictures, and the share of codes in use."""
@@ -145,7 +147,7 @@ def blind_concept_answers(tokens: Path) -> dict[str, str]:
 
 
 def evaluate(
-    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerationOptions = GENERATE
+    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerationOptions = DRAWN
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds."""
     out.mkdir(parents=True, exist_ok=True)
@@ -190,12 +192,14 @@ def main(
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
     sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 200,
-    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = GENERATE.guidance,
-    temperature: Annotated[float, typer.Option(help="of the drawings")] = GENERATE.temperature,
-    top_p: Annotated[float, typer.Option(help="of the drawings")] = GENERATE.top_p,
+    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = DRAWN.guidance,
+    temperature: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.temperature,
+    top_p: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.top_p,
+    each: Annotated[int, typer.Option(help="drawings of each prompt")] = DRAWN.n,
+    best_of: Annotated[int, typer.Option(help="candidates of each drawing")] = DRAWN.best_of,
 ) -> None:
-    options = replace(GENERATE, guidance=guidance, temperature=temperature, top_p=top_p)
     try:
+        options = replace(DRAWN, n=each, best_of=best_of, guidance=guidance, temperature=temperature, top_p=top_p)
         result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, options)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None

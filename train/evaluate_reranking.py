@@ -4,7 +4,8 @@
 
 The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
 Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
-log-probability of the words given the picture: no weights more), and the best there is in hindsight. OUT receives
+log-probability of the words given the picture: no weights more), that of both together, which is what
+CM3.generate(best_of=8) keeps, and the best there is in hindsight. OUT receives
 rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
 """
 
@@ -40,6 +41,7 @@ from train.evaluation.concepts import (
 from train.evaluation.judge import Judge, ranks
 
 DRAWINGS = "drawings.safetensors"
+EIGHT = replace(GENERATE, n=8)  # how each prompt is drawn
 
 
 def cached(path: Path, mark: str) -> dict[str, Tensor]:
@@ -110,9 +112,8 @@ def measure(
     data: Path,
     tokens: Path,
     out: Path,
-    best_of: int = 8,
+    options: GenerationOptions = EIGHT,
     language: str = "en",
-    seed: int = 0,
     count: int = JUDGED,
 ) -> dict[str, Any]:
     """Everything above. Returns what rerank.json holds.
@@ -122,16 +123,16 @@ def measure(
         data: folder of the data set.
         tokens: folder of the token shards, which names the model's concepts.
         out: folder of the results.
-        best_of: drawings of each prompt.
+        options: how each prompt is drawn, options.n times.
         language: of the prompts.
-        seed: of the first drawing.
         count: prompts, at most.
     """
+    best_of, seed = options.n, options.seed
     if best_of < 2:
         raise ValueError(f"best_of is {best_of}, but there must be at least 2 drawings to choose from")
     scorer.check(model.text_tokenizer.fingerprint(), model.image_tokenizer.fingerprint())
     out.mkdir(parents=True, exist_ok=True)
-    started, options = time.time(), replace(GENERATE, n=best_of, seed=seed)
+    started = time.time()
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
     train = load_split(data / "train", model.image_tokenizer.size[0], concepts)
     asked, real = asked_of(train, language, count)
@@ -145,12 +146,12 @@ def measure(
     clock = time.time()
     by_scorer = scored(model, scorer, codes, asked.prompts)
     seconds = time.time() - clock
-    by_name = likelihood(model, codes, asked.names)
+    by_prompt = likelihood(model, codes, asked.prompts)
     opinions = {
         "the scorer": by_scorer,
-        "the language model, of the prompt": likelihood(model, codes, asked.prompts),
-        "the language model, of the name": by_name,
-        "the scorer and the language model": standard(by_scorer) + standard(by_name),
+        "the language model, of the prompt": by_prompt,
+        "both of these, as best_of does": standard(by_scorer) + standard(by_prompt),
+        "the language model, of the name": likelihood(model, codes, asked.names),
         "hindsight": -rank.float(),
     }
     several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
@@ -176,16 +177,20 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/rerank"),
-    best_of: Annotated[int, typer.Option(help="drawings of each prompt")] = 8,
+    best_of: Annotated[int, typer.Option(help="drawings of each prompt")] = EIGHT.n,
     language: Annotated[str, typer.Option(help="of the prompts: en or ar")] = "en",
     seed: Annotated[int, typer.Option(help="of the first drawing")] = 0,
     count: Annotated[int, typer.Option(help="prompts, at most")] = JUDGED,
+    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = EIGHT.guidance,
+    temperature: Annotated[float, typer.Option(help="of the drawings")] = EIGHT.temperature,
+    top_p: Annotated[float, typer.Option(help="of the drawings")] = EIGHT.top_p,
 ) -> None:
     try:
         if language not in STYLED:
             raise ValueError(f"language is {language!r}, but must be one of {', '.join(STYLED)}")
+        options = replace(EIGHT, n=best_of, seed=seed, guidance=guidance, temperature=temperature, top_p=top_p)
         pipeline = CM3.from_pretrained(model)
-        result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, best_of, language, seed, count)
+        result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, options, language, count)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate_reranking: {error}") from None
     print(reranking_table(result))

@@ -33,6 +33,7 @@ from train.documents.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = {
+    "auto_map",
     "transformers_version",
     "dtype",
     "torch_dtype",

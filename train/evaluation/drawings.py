@@ -6,7 +6,6 @@ them.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ from train.evaluation.judge import Judge, ranks
 from train.pictures.codes import decode
 from train.pictures.sheet import contact_sheet
 
-EACH = 4  # drawings of a prompt
 COPY = 0.95  # share of codes that a near copy has of a training picture
 
 
@@ -87,12 +85,13 @@ class Gallery:
     def drawn(
         self, some: Asked, options: GenerationOptions, unseen: bool = False
     ) -> tuple[dict[str, Any], list[Image.Image]]:
-        """EACH drawings of each prompt: what the judges say, the share of near copies, and the drawings. Where the
-        prompt names no style, the style is that of the nearest training picture."""
-        job = self.model.jobs.generate(some.prompts, options=replace(options, n=EACH))
-        codes = torch.stack(self.model.draw_codes(job.requests)).cpu()  # [N, h, w]
+        """options.n drawings of each prompt, each the best of options.best_of: what the judges say, the share of near
+        copies, and the drawings. Where the prompt names no style, the style is that of the nearest training picture."""
+        job = self.model.jobs.generate(some.prompts, options=options)
+        words = [prompt for prompt in some.prompts for _ in range(options.n)]
+        codes = torch.stack(self.model.picked(words, self.model.draw_codes(job.requests))).cpu()  # [N, h, w]
         pictures = decode(self.model.image_tokenizer, codes)
-        wanted = [one for one in some.wanted for _ in range(EACH)]
+        wanted = [one for one in some.wanted for _ in range(options.n)]
         share, index = nearest(codes.flatten(1), self.codes)
         styles = [
             one.facts["style"] if some.styled else self.train[i].facts["style"]
@@ -115,7 +114,8 @@ def drawings(
     cells = [members[i % len(members)] for i, members in enumerate(gallery.by_concept.values())]
     facts = [cell.facts for cell in cells]
     concepts, styles = [one["code"] for one in facts], [one["style"] for one in facts]
-    figures: dict[str, Any] = {"concepts": len(cells), "each": EACH, **settings(options)}
+    figures: dict[str, Any] = {"concepts": len(cells), "each": options.n, "best_of": options.best_of}
+    figures |= settings(options)
     figures["real pictures (ceiling)"] = gallery.judged([cell.picture for cell in cells], concepts, styles)
     place = {id(one): i for i, one in enumerate(train)}
     codes = gallery.codes[[place[id(cell)] for cell in cells]].view(-1, *model.grid)
@@ -135,7 +135,7 @@ def drawings(
     rows = [
         [
             cells[i].picture,
-            *(picture for pictures in list(shown.values())[:2] for picture in pictures[EACH * i :][:EACH]),
+            *(picture for pictures in list(shown.values())[:2] for picture in pictures[options.n * i :][: options.n]),
         ]
         for i in picks
     ]

@@ -37,9 +37,12 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
     rows = {name: row for name, row in drawings.items() if isinstance(row, dict)}
     judges = [name for name, value in next(iter(rows.values())).items() if isinstance(value, dict)]
     columns = [f"{judge}, {figure}" for judge in judges for figure in ("top-1", "top-5")]
+    among = f"judged among {drawings['concepts']} concepts"
+    if (best_of := drawings.get("best_of", 1)) > 1:
+        among += f", each drawing the best of {best_of}"
     lines = [
         "",
-        f"| judged among {drawings['concepts']} concepts | pictures | {' | '.join(columns)} | near copies |",
+        f"| {among} | pictures | {' | '.join(columns)} | near copies |",
         "|---" * (len(columns) + 3) + "|",
     ]
     for name, row in rows.items():

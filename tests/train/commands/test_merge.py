@@ -70,6 +70,12 @@ def test_two_models_give_their_mean(make: Make, tmp_path: Path, shares: tuple[fl
         torch.testing.assert_close(after[key], value + expected)
 
 
+def test_code_beside_the_weights_makes_no_other_architecture(make: Make, tmp_path: Path):
+    a = make("a", auto_map={"AutoModelForCausalLM": "modeling_cm3.CM3ForCausalLM"})
+    average([a, make("b", shifted(4.0))], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
+
+
 def test_weights_in_several_files_are_averaged_file_by_file(make: Make, tmp_path: Path):
     a, b = make("a"), make("b", shifted(2.0))
     tensors = weights(a)

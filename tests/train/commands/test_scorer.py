@@ -15,6 +15,7 @@ import torch
 from checkpoint_files import same_tensors
 from cm3 import CM3
 from cm3.document import Document, Image, Text
+from cm3.options import GenerationOptions
 from cm3.scorer import Scorer
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
@@ -249,17 +250,17 @@ def test_the_best_of_several_drawings_is_measured(
     model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
     monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)
     trained = Scorer.from_pretrained(run / "model")
-    measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, best_of=3, count=4)
-    result = measure()
+    measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, count=4)
+    result = measure(GenerationOptions(n=3))
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
         assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
-    again = measure()
+    again = measure(GenerationOptions(n=3))
     assert again["picked"] == result["picked"]
     with pytest.raises(ValueError, match="at least 2 drawings"):
-        measure(best_of=1)
+        measure(GenerationOptions(n=1))
 
 
 def test_choosing_takes_the_drawing_that_is_thought_best():
