@@ -24,11 +24,13 @@ from tokenizer_image.pixels import Picture, open_image
 
 
 class Job(NamedTuple):
-    """requests: one for each picture or text. show: what makes a picture of the codes, [h, w], that the request of this
-    number gave."""
+    """requests: one for each text or picture, or for each candidate of a picture, those of one picture side by side.
+    show: what makes the picture of this number of its codes, [h, w]. wished: what each picture should show, by which
+    the best of its candidates is found."""
 
     requests: list[Request]
     show: Callable[[int, Tensor], PIL_Image.Image]
+    wished: Sequence[str] = ()
 
 
 def listed(value: Any) -> list[Any]:
@@ -103,7 +105,7 @@ class Jobs:
         grid: Grid | None = None,
         options: GenerationOptions = GENERATE,
     ) -> Job:
-        """n x best_of pictures of each prompt, the candidates of a picture side by side."""
+        """n pictures of each prompt, with best_of candidates each."""
         where = "" if boxes is None else boxed(boxes)
         texts = [f"{where} {words.strip()}".strip() if where else words for words in texts_of("prompt", prompt)]
         if not all(words.strip() for words in texts):
@@ -130,8 +132,10 @@ class Jobs:
         if grid is not None:
             grid = grid_of(grid)
             self.prompts.check_grid(grid)
+        things = ", ".join(name for name, _ in boxes or ())
+        wished = [f"{things} {words}".strip() for words in texts_of("prompt", prompt) for _ in range(options.n)]
         drawn = [self.prompts.drawings(Document((Text(words), *behind)), options, instead, grid) for words in texts]
-        return self._plain([request for requests in drawn for request in requests])
+        return Job([request for requests in drawn for request in requests], self._show, wished)
 
     def infill(
         self, image: Picture, mask: Picture, prompt: str | None = None, options: GenerationOptions = INFILL
@@ -224,11 +228,8 @@ class Jobs:
         for picture, _ in pairs:
             if id(picture) not in images:
                 images[id(picture)] = self.processor.image(picture)
-        return self._plain(
-            [self.prompts.text(words, images[id(one)], options.sampling, options.seed, before) for one, words in pairs]
-        )
-
-    def _plain(self, requests: list[Request]) -> Job:
+        asked = ((images[id(picture)], words) for picture, words in pairs)
+        requests = [self.prompts.text(words, image, options.sampling, options.seed, before) for image, words in asked]
         return Job(requests, self._show)
 
     def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:

@@ -27,7 +27,7 @@ from cm3.carried import carry
 from cm3.checks import bound, check_text, check_whole, is_many, named
 from cm3.document import Document, check_document
 from cm3.flat_tokenizer import load_text, save_flat
-from cm3.jobs import Job, listed
+from cm3.jobs import Job
 from cm3.known_words import KnownWords
 from cm3.model_files import (
     check_files,
@@ -57,7 +57,7 @@ from cm3.options import (
 from cm3.prompts import History
 from cm3.runner import Runner, Score
 from cm3.scorer import Scorer
-from cm3.spelling import from_ids, grid_behind, to_ids
+from cm3.spelling import from_ids, to_ids
 from cm3.streaming import Piece
 from cm3.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, Picture
@@ -194,10 +194,7 @@ class CM3(Runner):
             references=references,
             grid=grid,
         )
-        things = ", ".join(name for name, _ in boxes or ())
-        wished = [f"{things} {words}".strip() for words in listed(prompt) for _ in range(n)]
-        codes = self.picked(wished, self.draw_codes(job.requests))
-        pictures = [job.show(i, one) for i, one in enumerate(codes)]
+        pictures = self.pictures(job)
         return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
 
     def infill(
@@ -335,18 +332,15 @@ class CM3(Runner):
     def stream(self, task: str, *args: Any, **kwargs: Any) -> Generator[Piece]:
         """ "generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
         as it is written, a picture after each row of its codes with the rest still blank. The pieces of "complete" are
-        numbered as the pictures and texts that it writes, holes first."""
+        numbered as the pictures and texts that it writes, holes first. Where `best_of` candidates of a picture are
+        drawn, the first is shown until all are there, and then the best."""
         check_text("the task to stream", task)
         if task not in DEFAULTS:
             raise ValueError(f"cannot stream {task!r}: choose one of {', '.join(DEFAULTS)}")
-        if kwargs.get("best_of", 1) != 1:
-            raise ValueError("best_of chooses when all pictures are drawn: it cannot be streamed")
         if task == "complete":
             new = self.completion.write([], **arguments(task, args, kwargs))
             return self.pieces(new, lambda _, codes: self.processor.picture(codes))
-        job = self.job(task, *args, **kwargs)
-        grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
-        return self.pieces(self.engine.stream(job.requests), job.show, grids)
+        return self.streamed(self.job(task, *args, **kwargs))
 
     def job(self, task: str, *args: Any, **kwargs: Any) -> Job:
         """What "generate", "infill", "edit", "caption" or "answer" asks of the engine for these arguments."""

@@ -92,8 +92,8 @@ class Runner:
         return [self.processor.codes(ids, grid) for ids, grid in zip(self.run(requests), grids, strict=True)]
 
     def pictures(self, job: Job) -> list[PIL_Image.Image]:
-        """What each request of the job drew."""
-        return [job.show(i, codes) for i, codes in enumerate(self.draw_codes(job.requests))]
+        """What the requests of the job drew."""
+        return [job.show(i, codes) for i, codes in enumerate(self.picked(job, self.draw_codes(job.requests)))]
 
     def texts(self, requests: Sequence[Request]) -> list[str]:
         """What each request wrote."""
@@ -118,17 +118,41 @@ class Runner:
         usual = dict(enumerate(grid or self.grid for grid in grids))
         return pieces(new, self.vocab, self.grid, usual, self.processor.text, picture)
 
+    def streamed(self, job: Job) -> Generator[Piece]:
+        """The job's texts and pictures as they come. Of several candidates of a picture the first is shown while all
+        are drawn, and then the best."""
+        grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
+        best_of = len(job.requests) // (len(job.wished) or len(job.requests) or 1)
+        new = self.engine.stream(job.requests)
+        return self.pieces(new, job.show, grids) if best_of <= 1 else self._candidates(job, new, grids, best_of)
+
+    def _candidates(
+        self, job: Job, new: Iterator[tuple[int, int]], grids: Sequence[Grid | None], best_of: int
+    ) -> Generator[Piece]:
+        drawn = [list[int]() for _ in job.requests]
+
+        def first() -> Iterator[tuple[int, int]]:
+            for number, id in new:
+                drawn[number].append(id)
+                if number % best_of == 0:
+                    yield number // best_of, id
+
+        yield from self.pieces(first(), job.show, grids[::best_of])
+        codes = [self.processor.codes(ids, grid) for ids, grid in zip(drawn, grids, strict=True)]
+        for i, one in enumerate(self.picked(job, codes)):
+            yield Piece(i, job.show(i, one))
+
     def best(self, words: str, codes: Sequence[Tensor]) -> int:
         """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""
         return ranking.best(self.model, self.prompts, self.scorer, words, codes)
 
-    def picked(self, words: Sequence[str], codes: Sequence[Tensor]) -> list[Tensor]:
-        """For each of the words the best of its candidates; as many for each, side by side."""
-        best_of = len(codes) // max(1, len(words))
-        if best_of <= 1:
+    def picked(self, job: Job, codes: Sequence[Tensor]) -> list[Tensor]:
+        """The codes [h, w] of each picture: of its candidates, which the job's requests gave, the best."""
+        if len(job.wished) in (0, len(codes)):
             return list(codes)
+        best_of = len(codes) // len(job.wished)
         candidates = [codes[i : i + best_of] for i in range(0, len(codes), best_of)]
-        return [some[self.best(text, some)] for text, some in zip(words, candidates, strict=True)]
+        return [some[self.best(words, some)] for words, some in zip(job.wished, candidates, strict=True)]
 
     def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
         """Log-probability of the words as the caption of each picture, codes [h, w]."""

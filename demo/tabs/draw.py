@@ -68,16 +68,15 @@ def drawer(model: CM3, say: Say) -> Any:
             "negative_prompt": negative.strip() or None,
         }
         with parts.friendly(say):
-            if best_of > 1:
-                finished = model.generate(prompt, n, seed=seed, best_of=best_of, **options)
-            else:
-                pictures: dict[int, Image.Image] = {}
-                for index, picture in parts.timed(model.stream("generate", prompt, n, seed=seed, **options)):
-                    pictures[index] = picture  # pyright: ignore[reportArgumentType]  # a drawing has no text
-                    if index == n - 1:  # all have one more row
-                        show = gr.update(value=parts.sheet(pictures.values()), visible=True)
-                        yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
-                finished = list(pictures.values())
+            pictures: dict[int, Image.Image] = {}
+            for index, picture in parts.timed(
+                model.stream("generate", prompt, n, seed=seed, best_of=best_of, **options)
+            ):
+                pictures[index] = picture  # pyright: ignore[reportArgumentType]  # a drawing has no text
+                if index == n - 1:  # all have one more row
+                    show = gr.update(value=parts.sheet(pictures.values()), visible=True)
+                    yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
+            finished = list(pictures.values())
         kept = [*finished, *(history or [])][:KEPT]
         status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
         if unknown := model.unknown_words(prompt):

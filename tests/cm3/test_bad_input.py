@@ -191,8 +191,6 @@ def test_drawings_that_cannot_be(tiny: CM3, options: dict, message: str):
 def test_more_candidates_than_can_be_drawn(tiny: CM3):
     with pytest.raises(ValueError, match="n x best_of is 128, but 1 to 64"):
         tiny.generate(APPLE, n=16, best_of=8)
-    with pytest.raises(ValueError, match="best_of .* cannot be streamed"):
-        tiny.stream("generate", APPLE, best_of=2)
 
 
 def test_masks_of_pictures(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path: Path):

@@ -295,6 +295,20 @@ def test_the_scorers_favourite_is_kept(tiny: CM3, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(codes[0], drawn(tiny, APPLE, seed=7, decoding=decoding)[0])  # best of 1 is among them
 
 
+def test_the_first_candidate_is_streamed_and_then_the_best(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiny, "scorer", Likes())
+    monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.zeros(len(about[-1])))
+    prompts = [APPLE, "a cat"]
+    pieces = list(tiny.stream("generate", prompts, n=2, seed=7, best_of=3))
+    rows, shown = pieces[:-4], pieces[-4:]
+    assert [piece.index for piece in shown] == [0, 1, 2, 3] and len(rows) == 4 * tiny.grid[0]
+    best = [picture for some in tiny.generate(prompts, n=2, seed=7, best_of=3) for picture in some]
+    assert bytes_of([piece.content for piece in shown]) == bytes_of(best)
+    first = {piece.index: piece.content for piece in rows}
+    alone = [picture for some in tiny.generate(prompts, n=2, seed=7) for picture in some]
+    assert bytes_of([first[i] for i in range(4)]) == bytes_of(alone) != bytes_of(best)
+
+
 @pytest.mark.parametrize("words", [APPLE, "تفاحة"])
 def test_without_a_scorer_the_model_keeps_what_it_would_call_so_itself(tiny: CM3, words: str):
     model = copy.deepcopy(tiny.model)

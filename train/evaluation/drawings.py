@@ -88,8 +88,7 @@ class Gallery:
         """options.n drawings of each prompt, each the best of options.best_of: what the judges say, the share of near
         copies, and the drawings. Where the prompt names no style, the style is that of the nearest training picture."""
         job = self.model.jobs.generate(some.prompts, options=options)
-        words = [prompt for prompt in some.prompts for _ in range(options.n)]
-        codes = torch.stack(self.model.picked(words, self.model.draw_codes(job.requests))).cpu()  # [N, h, w]
+        codes = torch.stack(self.model.picked(job, self.model.draw_codes(job.requests))).cpu()  # [N, h, w]
         pictures = decode(self.model.image_tokenizer, codes)
         wanted = [one for one in some.wanted for _ in range(options.n)]
         share, index = nearest(codes.flatten(1), self.codes)

@@ -62,7 +62,8 @@ class Painter:
 
     def generate(self, prompts: list[str], options: GenerationOptions) -> SimpleNamespace:
         drawn = itertools.product(prompts, range(options.n), range(options.best_of))
-        return SimpleNamespace(requests=[(prompt, j) for prompt, _, j in drawn])
+        wished = [prompt for prompt in prompts for _ in range(options.n)]
+        return SimpleNamespace(requests=[(prompt, j) for prompt, _, j in drawn], wished=wished)
 
     def best(self, words: str, codes: list[torch.Tensor]) -> int:
         return int((torch.stack(codes)[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())
