@@ -5,20 +5,20 @@
 The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
 Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
 log-probability of the words given the picture: no weights more), that of both together, which is what
-CM3.generate(best_of=8) keeps, and the best there is in hindsight. OUT receives
-rerank.json, rerank.md (the table) and drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
+CM3.generate(best_of=8) keeps, and the best there is in hindsight. OUT receives rerank.json, rerank.md (the table),
+contact_sheet.png (the real picture, the first drawings as they came, and the one that best_of keeps), and
+drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
 """
 
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import typer
-from PIL import Image as PIL_Image
-from rich.progress import track
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,8 +39,11 @@ from train.evaluation.concepts import (
     shares,
 )
 from train.evaluation.judge import Judge, ranks
+from train.pictures.codes import decode
+from train.pictures.sheet import contact_sheet
 
 DRAWINGS = "drawings.safetensors"
+AS_THEY_COME = 4  # columns of the contact sheet
 EIGHT = replace(GENERATE, n=8)  # how each prompt is drawn
 
 
@@ -55,15 +58,15 @@ def cached(path: Path, mark: str) -> dict[str, Tensor]:
 
 def drawn(model: CM3, prompts: list[str], options: GenerationOptions) -> Tensor:
     """Codes of n drawings of each prompt, [prompts, n, h, w]."""
-    jobs = (model.jobs.generate(prompt, options=options) for prompt in track(prompts, "drawing"))
-    return torch.stack([torch.stack(model.draw_codes(job.requests)) for job in jobs])
+    codes = model.draw_codes(model.jobs.generate(prompts, options=options).requests)
+    return torch.stack(codes).view(len(prompts), options.n, *model.grid)
 
 
 def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitPicture], judge: Judge) -> Tensor:
     """The judge's rank of each drawing, [prompts, n]; 0 = it looks most like what was asked for."""
     n = codes.shape[1]
     reference = reference_of(real, judge)
-    shown = [cast(PIL_Image.Image, model.image_tokenizer.decode(grid)) for grid in codes.flatten(0, 1)]
+    shown = decode(model.image_tokenizer, codes.flatten(0, 1))
     concepts, styles = ([fact for fact in facts for _ in range(n)] for facts in (asked.concepts, asked.styles))
     return ranks(judge.features(shown), concepts, styles, reference).view(-1, n)
 
@@ -91,6 +94,17 @@ def chosen(rank: Tensor, opinion: Tensor, best_of: int) -> dict[str, float]:
     [prompts, n], puts first."""
     best = opinion[:, :best_of].argmax(1, keepdim=True)
     return shares(rank.gather(1, best))
+
+
+def picked_sheet(
+    model: CM3, asked: JudgedPrompts, real: list[SplitPicture], codes: Tensor, best: Tensor
+) -> Image.Image:
+    """Of some 24 prompts the real picture, the first drawings as they came, and the one of number best [prompts]."""
+    place = {(one.facts["code"], one.facts["style"]): one.picture for one in real}
+    picks = range(0, len(codes), max(1, len(codes) // 24))
+    shown = torch.cat([codes[:, :AS_THEY_COME], codes[torch.arange(len(codes)), best][:, None]], 1)
+    rows = [[place[asked.concepts[i], asked.styles[i]], *decode(model.image_tokenizer, shown[i])] for i in picks]
+    return contact_sheet([asked.prompts[i] for i in picks], rows)
 
 
 def reranking_table(result: dict[str, Any]) -> str:
@@ -154,6 +168,8 @@ def measure(
         "the language model, of the name": likelihood(model, codes, asked.names),
         "hindsight": -rank.float(),
     }
+    best = opinions["both of these, as best_of does"].argmax(1)
+    picked_sheet(model, asked, real, codes, best).save(out / "contact_sheet.png")
     several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
     picked = {"nobody: the first": {1: shares(rank[:, :1])}, "nobody: the mean of all": {1: shares(rank)}}
     picked |= {name: {k: chosen(rank, opinion, k) for k in several} for name, opinion in opinions.items()}

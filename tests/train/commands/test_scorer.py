@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PIL_Image
 
 from checkpoint_files import same_tensors
 from cm3 import CM3
@@ -25,6 +26,7 @@ from train import evaluate_reranking, scorer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
 from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.language.setup import starting_model
+from train.pictures.sheet import LABEL
 from train.scorer import ScorerTrainingConfig, picks
 
 TINY = {
@@ -255,6 +257,8 @@ def test_the_best_of_several_drawings_is_measured(
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
         assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
+    sheet = PIL_Image.open(tmp_path / "contact_sheet.png")  # real, three as they come, the best
+    assert sheet.size == (LABEL + 5 * 18, 4 * 18)
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
     again = measure(GenerationOptions(n=3))
