@@ -73,7 +73,7 @@ class Service:
 
     def check_count(self, n: int) -> None:
         if n > self.limits.pictures:
-            raise ValueError(f"n: at most {self.limits.pictures} pictures at once")
+            raise ValueError(f"n: at most {self.limits.pictures} pictures at once, candidates among them")
 
     def told(self, error: Exception) -> str:
         """What is said of a mistake, a refusal, or time that is over; refusals are counted."""
@@ -88,7 +88,8 @@ class Service:
         ids: list[list[int]] = [[] for _ in job.requests]
         for place, id in ticket.watch(self.model.engine.stream(job.requests)):
             ids[place].append(id)
-        pictures = [job.show(i, self.model.processor.codes(one)) for i, one in enumerate(ids)]
+        codes = self.model.picked(job, [self.model.processor.codes(one) for one in ids])
+        pictures = [job.show(i, one) for i, one in enumerate(codes)]
         self.safety.check_pictures(pictures)
         self.meters.pictures.inc(len(pictures))
         return pictures
@@ -164,15 +165,20 @@ def make_app(
     @app.post("/v1/images/generations", response_model=Pictures, **secured)
     async def generations(request: Request, body: Generation) -> Any:
         service.check_model(body.model)
-        service.check_count(body.n)
+        count = body.n * body.best_of
+        service.check_count(count)
         check_size(body.size)
         service.safety.check_prompt(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
         seed = random.getrandbits(32) if body.seed is None else body.seed
         options = options_of(
-            guidance=body.guidance, temperature=body.temperature, negative_prompt=body.negative_prompt, n=body.n
+            guidance=body.guidance,
+            temperature=body.temperature,
+            negative_prompt=body.negative_prompt,
+            n=body.n,
+            best_of=body.best_of,
         )
         with ExitStack() as stack:
-            ticket = stack.enter_context(desk.admit(body.n))
+            ticket = stack.enter_context(desk.admit(count))
             if body.stream:
                 parts = model.stream("generate", body.prompt, seed=seed, **options)  # says at once what is wrong
                 events = drawing(service, ticket, body, parts)
@@ -285,6 +291,7 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
     """OpenAI's events of a drawing: pictures half done as many as are wanted, then the whole."""
     rows = service.model.grid[0]
     shown = {round(rows * (i + 1) / (body.partial_images + 1)): i for i in range(body.partial_images)}
+    last = rows + (body.best_of > 1)  # the best of several comes once the rows of the first candidate have come
     done = [0] * body.n
     common = {"created_at": int(time.time()), "output_format": "png", "size": body.size}
     try:
@@ -292,7 +299,7 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
             if isinstance(part.content, str):
                 continue
             done[part.index] += 1
-            if done[part.index] == rows:
+            if done[part.index] == last:
                 service.safety.check_pictures([part.content])
                 service.meters.pictures.inc()
                 yield event("image_generation.completed", b64_json=png(part.content, body.size), **common)

@@ -24,11 +24,13 @@ Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
 
 
 class Generation(BaseModel):
-    """POST /v1/images/generations. Besides OpenAI's: seed, guidance, temperature, negative_prompt."""
+    """POST /v1/images/generations. Besides OpenAI's: best_of, seed, guidance, temperature,
+    negative_prompt."""
 
     prompt: Prompt
     model: str | None = None
     n: int = Field(1, ge=1)
+    best_of: int = Field(1, ge=1, description="Candidates of each picture; the one that fits best is the answer.")
     size: Size = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"

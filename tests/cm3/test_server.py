@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from cm3 import CM3, cli
+from cm3 import CM3, cli, ranking
 from cm3.engine import Engine
 from cm3.safety import BlockList, Safety
 from cm3.server import make_app, read_keys
@@ -151,6 +152,22 @@ def test_a_drawing_is_streamed(http: TestClient, tiny: CM3):
     assert kinds == ["partial_image"] * 2 + ["completed"] * 2
     pictures = [opened(one["b64_json"]).tobytes() for one in events[2:]]
     assert pictures == [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4)]
+
+
+def test_the_best_of_several_is_drawn_and_streamed(http: TestClient, tiny: CM3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.stack([*about[-1]]).float().sum((1, 2)))
+    body = {"prompt": "a cat", "n": 2, "seed": 4, "best_of": 3}
+    best = [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4, best_of=3)]
+    assert best != [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4)]
+    whole = http.post("/v1/images/generations", json=body).json()["data"]
+    assert [opened(one["b64_json"]).tobytes() for one in whole] == best
+    with http.stream("POST", "/v1/images/generations", json=body | {"stream": True, "partial_images": 3}) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    kinds = [one["type"].partition(".")[2] for one in events]
+    assert kinds == ["partial_image"] * 6 + ["completed"] * 2
+    assert [opened(one["b64_json"]).tobytes() for one in events[6:]] == best
+    refused = http.post("/v1/images/generations", json=body | {"best_of": 5})
+    assert refused.status_code == 422 and "at most 8 pictures at once" in refused.json()["error"]["message"]
 
 
 def test_health_metrics_and_what_no_key_opens(tiny: CM3):
