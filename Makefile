@@ -61,14 +61,25 @@ data: $(VENV)/installed
 DEVICE ?= CPU
 train-emoji: data
 	$(BIN)/python -m train.image_tokenizer --config image_tokenizer_emoji --out runs/image_tokenizer
+	$(BIN)/python -m train.build_scenes --out data/emoji-scenes
 	$(BIN)/python -m train.image_tokenizer --config image_tokenizer_emoji_decoder --out runs/decoder
-	$(BIN)/python -m train.tokenize_emoji --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
+	$(BIN)/python -m train.tokenize_emoji --config tokenize_emoji --out data/emoji-tokens
 	$(BIN)/python -m train.lm --config lm_emoji --out runs/lm
-	$(BIN)/python -m train.build_instructions --start runs/lm/model --known data/emoji-tokens --out data/emoji-instruct
-	$(BIN)/python -m train.lm --config instruct --out runs/instruct start=runs/lm/model
-	$(BIN)/python -m train.scorer --out runs/scorer
-	$(BIN)/python -m train.evaluate --model runs/instruct/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
-	$(BIN)/python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
+	$(BIN)/python -m train.build_instructions --config build_instructions --start runs/lm/model --known data/emoji-tokens \
+		--out data/emoji-instruct
+	$(BIN)/python -m train.lm --config instruct --out runs/instruct
+	for seed in 1 2 3; do \
+		$(BIN)/python -m train.build_instructions --config build_instructions --start runs/lm/model \
+			--known data/emoji-tokens --out data/emoji-instruct-$$seed seed=$$seed && \
+		$(BIN)/python -m train.lm --config instruct --out runs/instruct-$$seed start=runs/instruct/model \
+			data=data/emoji-instruct-$$seed steps=3000 seed=$$seed || exit 1; \
+	done
+	$(BIN)/python -m train.merge runs/instruct-1/model runs/instruct-2/model runs/instruct-3/model runs/lm/model \
+		--weights 0.28,0.28,0.29,0.15 --out runs/merged
+	$(BIN)/python -m train.scorer --out runs/scorer model.embedding_size=32
+	$(BIN)/python -m train.evaluate --model runs/merged --data data/emoji --tokens data/emoji-tokens --out runs/evaluation \
+		--temperature 0.5 --top-p 0.9
+	$(BIN)/python -m train.evaluate_tasks --model runs/merged --data data/emoji --out runs/evaluation-tasks
 	$(BIN)/python -m train.package_model --name emoji --device "$(DEVICE)"
 
 wheel: $(VENV)/installed

@@ -221,11 +221,11 @@ def tour(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     model: Model = "emoji",
 ) -> None:
-    """Draw four pictures, caption the first in two languages, and ask about it."""
+    """Draw four pictures, each the best of four, caption the first in two languages, and ask about it."""
     check_output(output)
     check_words("prompt", prompt)
     cm3 = load(model)
-    pictures = cm3.generate(prompt, n=4, seed=seed)
+    pictures = cm3.generate(prompt, n=4, best_of=4, seed=seed)
     question = "What is this?"
     print(f"prompt:   {prompt}")
     print(f"caption:  {cm3.caption(pictures[0])}")

@@ -3,7 +3,7 @@
     model = AutoModelForMultimodalLM.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(text="a red apple", generation_mode="image", return_tensors="pt")
-    ids = model.generate(**inputs, generation_mode="image", do_sample=True, guidance_scale=3.0)
+    ids = model.generate(**inputs, generation_mode="image", do_sample=True)
     pictures = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")
 
 It has transformers' generate() with its options; the grammar stands in as a LogitsProcessor. Conventions: models/janus

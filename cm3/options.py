@@ -108,7 +108,7 @@ class GenerationOptions:
     instruction count in an edit; text_guidance also where text is written. keep: in an edit, by how many nats a code of
     the picture is likelier in its own cell: most of them stay as they are.
     guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
-    decide about a picture's first rows more than about its last.
+    decide about a picture's first rows more than about its last; without guidance it changes nothing.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
     "both", one half each, by the seed. contrast: (k, alpha) of "cd-k".
     Errors: ValueError for a value outside its limits, TypeError for one of a wrong type.
@@ -118,11 +118,11 @@ class GenerationOptions:
     best_of: int = 1
     seed: int = 0
     temperature: float = 0.8
-    top_p: float = 0.9
+    top_p: float = 0.98  # colder, or cut harder, a scene stays empty: each place alone is unlikely
     top_k: int = 0
-    guidance: float = 6.0
-    image_guidance: float = 1.5
-    text_guidance: float = 3.0
+    guidance: float = 1.0
+    image_guidance: float = 1.0
+    text_guidance: float = 2.0
     keep: float = 0.0
     decoding: Decoding = "top-p"
     contrast: tuple[int, float] = (8, 0.5)
@@ -150,8 +150,8 @@ class GenerationOptions:
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
-GENERATE = EDIT = GenerationOptions()
-INFILL = replace(GENERATE, guidance=3.0)
+GENERATE = INFILL = GenerationOptions()
+EDIT = replace(GENERATE, keep=4.0)
 CAPTION = ANSWER = GenerationOptions(temperature=0.0, top_p=1.0)
 COMPLETE = GenerationOptions(temperature=1.0, top_p=0.95, guidance=1.0, text_guidance=1.0)
 

@@ -1,13 +1,12 @@
 """Instruction tuning: one mix of tasks on scenes with exact truth, and the documents that the model already knows.
 
-    python -m train.build_instructions --data data/emoji --start emoji --known data/emoji-known --out
-    data/emoji-instruct
+    python -m train.build_instructions --config build_instructions --start runs/lm/model --known data/emoji-tokens
 
 The tasks are those of train/scenes/tasks.py. KNOWN are token shards of train.tokenize_emoji made with the same model's
-tokenizers (`--start emoji`): the tuned model must not forget them. OUT receives what train/documents/shards.py
+tokenizers: the tuned model must not forget them. OUT receives what train/documents/shards.py
 describes; its held-out documents show unseen combinations (train/scenes/scene.py). Then:
 
-    python -m train.lm --config train/configs/instruct.toml
+    python -m train.lm --config instruct --out runs/instruct
 
 Source: CM3leon (arXiv 2309.02591), section 4; datasets are sampled up or down within thresholds, as there.
 """

@@ -1,8 +1,7 @@
 """Pictures for an image tokenizer that must keep small things: scenes, things alone and signs beside whole drawings.
 
     python -m train.build_scenes --data data/emoji --out data/emoji-scenes
-    python -m train.image_tokenizer --data data/emoji-scenes start=runs/image_tokenizer/model decoder_only=true crop=1.0
-        mirror=0  # docs/drawing.md has all that was set
+    python -m train.image_tokenizer --config image_tokenizer_emoji_decoder --out runs/decoder
 
 OUT is a data set like DATA: its training split has DATA's drawings too, `unseen_cell` is DATA's, and `unseen_scene`
 has scenes whose combinations no training scene has (train/scenes/scene.py). A tokenizer that has only seen drawings

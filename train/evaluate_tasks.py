@@ -3,9 +3,9 @@
     python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
 
 Splits: "compositional" shows combinations that no training scene has (train/scenes/scene.py); "unseen cell" has in each
-scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed. OUT receives
-evaluation.json, evaluation.md (the tables) and examples.png. Everything is seeded: the same model gives the same
-figures. Pictures are drawn with the pipeline's defaults, text is greedy.
+scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed (--aligned, where its
+scenes were). OUT receives evaluation.json, evaluation.md (the tables) and examples.png. Everything is seeded: the same
+model gives the same figures. Pictures are drawn with the pipeline's defaults, text is greedy.
 """
 
 import json
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cm3.document import HOLE, Document, Image, Text
 from cm3.guidance import ClassifierFree
-from cm3.options import GENERATE, GREEDY, INFILL, GenerationOptions
+from cm3.options import EDIT, GREEDY, INFILL, GenerationOptions
 from cm3.pipeline import CM3
 from cm3.request import Request
 from cm3.templates import LANGUAGES
@@ -192,7 +192,7 @@ def evaluate(
     out: Path,
     sample: int = 200,
     splits: Sequence[str] = SPLITS[:2],
-    options: GenerationOptions = GENERATE,
+    options: GenerationOptions = EDIT,
     names: Sequence[str] = THINGS,
     aligned: bool = False,
     quarters: bool = False,
@@ -249,17 +249,17 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation-tasks"),
     sample: Annotated[int, typer.Option(help="documents of each task, at most")] = 200,
     split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
-    image_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.image_guidance,
-    text_guidance: Annotated[float, typer.Option(help="of edits")] = GENERATE.text_guidance,
-    keep: Annotated[float, typer.Option(help="of edits")] = GENERATE.keep,
-    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = GENERATE.guidance,
-    temperature: Annotated[float, typer.Option(help="of every picture")] = GENERATE.temperature,
-    top_p: Annotated[float, typer.Option(help="of every picture")] = GENERATE.top_p,
+    image_guidance: Annotated[float, typer.Option(help="of edits")] = EDIT.image_guidance,
+    text_guidance: Annotated[float, typer.Option(help="of edits")] = EDIT.text_guidance,
+    keep: Annotated[float, typer.Option(help="of edits")] = EDIT.keep,
+    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = EDIT.guidance,
+    temperature: Annotated[float, typer.Option(help="of every picture")] = EDIT.temperature,
+    top_p: Annotated[float, typer.Option(help="of every picture")] = EDIT.top_p,
     aligned: Annotated[bool, typer.Option(help="scenes whose things are aligned with the cells of codes")] = False,
     quarters: Annotated[bool, typer.Option(help="those that stand in the corners of the picture's quarters")] = False,
 ) -> None:
     options = replace(
-        GENERATE,
+        EDIT,
         guidance=guidance,
         image_guidance=image_guidance,
         text_guidance=text_guidance,

@@ -1,7 +1,7 @@
 """Put a trained model into the package: weights in halves, model card, attribution, checksums.
 
     python -m train.package_model --name emoji --runs runs --tokens data/emoji-tokens --data data/emoji
-    python -m train.package_model --name emoji-128 --tokenizer runs/image_tokenizer_128
+    python -m train.package_model --name emoji-128-f8 --tokenizer runs/f8
 
 Writes cm3/models/NAME and tokenizer_image/models/NAME, or, with --tokenizer, an image tokenizer alone. Nothing is
 written before everything has been read.
@@ -9,6 +9,7 @@ written before everything has been read.
 
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,7 +22,7 @@ from cm3.carried import write_processor
 from cm3.known_words import KnownWords
 from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
-from tokenizer_image import ImageTokenizer, VQConfig
+from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
 from train.emoji.dataset import attribution
 from train.evaluation.report import concept_table
@@ -56,13 +57,14 @@ Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_
 instruction tuning, {tuning_hours:.2f} hours, {tuning_steps} steps of {tuning_batch} tokens, seed {tuning_seed}.
 Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts{decoder}. {note}
 
-`make train-emoji` repeats it. Its configs are in train/configs/.
+`make train-emoji` goes the same way. Its configs are in train/configs/.
 
 ## Evaluation
 
-`python -m train.evaluate --model emoji` on plain views. Captions count as right when they are the CLDR name to the
-letter; the blind column knows which answer each question has most often and sees no picture. The judge of drawings is
-EfficientNet-lite0 (ImageNet features) against real pictures of other styles: neither FID nor CLIP score.
+`python -m train.evaluate --model emoji --temperature 0.5 --top-p 0.9` on plain views. Captions count as right when they
+are the CLDR name to the letter; the blind column knows which answer each question has most often and sees no picture.
+The judges of drawings are EfficientNet-lite0 and -lite2 (ImageNet features) against real pictures of other styles:
+neither FID nor CLIP score.
 
 {table}
 
@@ -79,9 +81,13 @@ TOKENIZER_CARD = """# {name}: an image tokenizer for drawings
 parameters. Weights are stored in 16-bit floats and computed in 32-bit.
 
 Trained on {pictures} drawings of emoji art in six styles (no skin-tone variants; licences: see ATTRIBUTION.md), on
-their pixels alone, for {steps} steps of {batch} pictures, seed {seed}, {hours:.2f} hours. Device: {device}. On the
-drawings of unseen cells (a known thing in a style not seen of it): {psnr:.2f} dB, {code_use:.1%} of the codes in use.
-docs/tokenizers.md has more figures, and what it does to photographs, which it has never seen.
+their pixels alone:
+
+{phases}
+
+Device: {device}. On the drawings of unseen cells (a known thing in a style not seen of it): {psnr:.2f} dB,
+{code_use:.1%} of the codes in use. docs/tokenizers.md has more figures, and what it does to photographs, which it has
+never seen.
 """
 
 
@@ -126,7 +132,8 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         scorer = f"- scorer for the best of n: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
     decoder = ""
     if "decoder" in facts:
-        decoder = f";\nthen its decoder alone, {facts['decoder_hours']:.2f} hours, {facts['decoder']['steps']} steps"
+        sizes = f"{facts['decoder']['steps']} steps of {facts['decoder']['batch_size']} scenes and drawings"
+        decoder = f";\nthen its decoder alone, {facts['decoder_hours']:.2f} hours, {sizes}"
     return CARD.format(
         name=name,
         device=device,
@@ -174,7 +181,8 @@ class Runs(NamedTuple):
 
     Attributes:
         lm: of train.lm, from nothing.
-        tuning: of train.lm, on the instructions; its weights are taken.
+        tuning: of train.lm, on the instructions; its weights are taken where there are no merged ones.
+        merged: output of train.merge, of `tuning` and further such runs.
         image_tokenizer: of train.image_tokenizer.
         decoder: of its second phase; its weights are taken where there is such a folder.
         scorer: of train.scorer; without it the model has none.
@@ -187,6 +195,7 @@ class Runs(NamedTuple):
 
     lm: Path = Path("runs/lm")
     tuning: Path = Path("runs/instruct")
+    merged: Path = Path("runs/merged")
     image_tokenizer: Path = Path("runs/image_tokenizer")
     decoder: Path = Path("runs/decoder")
     scorer: Path = Path("runs/scorer")
@@ -203,43 +212,40 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) -> int:
     """Write both folders. Returns the bytes of all embedded weights."""
+    trained = runs.merged if runs.merged.is_dir() else runs.tuning / "model"
     facts: dict[str, Any] = {
         "lm": read_json(runs.lm / "config.json"),
         "tuning": read_json(runs.tuning / "config.json"),
         "vq": read_json(runs.image_tokenizer / "config.json"),
         "meta": read_json(runs.tokens / "meta.json"),
         "tuning_meta": read_json(runs.tuning_tokens / "meta.json"),
-        "model": read_json(runs.tuning / "model" / "config.json"),
+        "model": read_json(trained / "config.json"),
         "evaluation": read_json(runs.evaluation / "evaluation.json"),
         "task_evaluation": read_json(runs.task_evaluation / "evaluation.json"),
     }
-    phases = [(runs.image_tokenizer, "vq")]
-    if runs.decoder.is_dir():
-        phases.append((runs.decoder, "decoder"))
-        facts["decoder"] = read_json(runs.decoder / "config.json")
     for run, phase in ((runs.lm, "lm"), (runs.tuning, "tuning")):
         facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_tokens"], "tokens_per_second")
-    for run, phase in phases:
+    phases = {"vq": runs.image_tokenizer}
+    if runs.decoder.is_dir():
+        phases["decoder"], facts["decoder"] = runs.decoder, read_json(runs.decoder / "config.json")
+    for phase, run in phases.items():
         facts[f"{phase}_hours"] = hours(run / "log.jsonl", facts[phase]["batch_size"], "images_per_second")
-    manifest = [json.loads(line) for line in (runs.data / "manifest.jsonl").open(encoding="utf-8")]
-    credits = attribution([row for row in manifest if row["split"] == "train"])
+    tokenizer = ImageTokenizer.from_pretrained(list(phases.values())[-1] / "model").model
+    facts["side"], facts["vq_parameters"] = tokenizer.config.resolution, sum(map(torch.numel, tokenizer.parameters()))
 
-    ours, pictures, trained = root / "cm3" / "models" / name, root / "tokenizer_image" / "models" / name, runs.tuning
-    for folder in (ours, pictures):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / "ATTRIBUTION.md").write_text(credits, encoding="utf-8")
-    facts["vq_parameters"] = halve(phases[-1][0] / "model" / "model.safetensors", pictures / "model.safetensors")
-    shutil.copy(phases[-1][0] / "model" / "config.json", pictures / "config.json")
-    facts["side"] = VQConfig.load(pictures / "config.json").resolution
-    facts["lm_parameters"] = halve(trained / "model" / "model.safetensors", ours / "model.safetensors")
+    package_tokenizer(name, list(phases.values()), runs.data, device, root)
+    ours = root / "cm3" / "models" / name
+    shutil.rmtree(ours, ignore_errors=True)
+    ours.mkdir(parents=True)
+    shutil.copy(root / "tokenizer_image" / "models" / name / "ATTRIBUTION.md", ours)
+    facts["lm_parameters"] = halve(trained / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
     values = {key: value for key, value in facts["model"].items() if key != "auto_map"}  # no code lies beside it
     (ours / "config.json").write_text(json.dumps(values | named, indent=2) + "\n")
     write_processor(ours, read_config(ours), facts["side"])
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if (trained / "model" / file).exists():
-            shutil.copy(trained / "model" / file, ours / file)
+        if (trained / file).exists():
+            shutil.copy(trained / file, ours / file)
     if (runs.scorer / "model").is_dir():
         scorer = Scorer.from_pretrained(runs.scorer / "model")
         scorer.save_pretrained(ours / "scorer")
@@ -254,13 +260,14 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     return embedded(root)
 
 
-def package_tokenizer(name: str, run: Path, data: Path, device: str, root: Path = ROOT) -> int:
-    """Write tokenizer_image/models/NAME from a run of train.image_tokenizer. Returns what `package` does."""
-    config = json.loads((run / "config.json").read_text())
-    tokenizer = ImageTokenizer.from_pretrained(run / "model")
-    shape = tokenizer.model.config
-    rows = [json.loads(line) for line in (run / "log.jsonl").open()]
-    last = [row for row in rows if "code_use" in row][-1]
+def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, root: Path = ROOT) -> int:
+    """Write tokenizer_image/models/NAME from runs of train.image_tokenizer, each of which went on from the one before:
+    the last one's weights. Returns what `package` does."""
+    configs = [read_json(run / "config.json") for run in runs]
+    logs = [[json.loads(line) for line in (run / "log.jsonl").open()] for run in runs]
+    model = runs[-1] / "model"
+    shape = ImageTokenizer.from_pretrained(model).model.config
+    last = [row for row in logs[-1] if "code_use" in row][-1]
     manifest = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
     train = [row for row in manifest if row["split"] == "train"]
 
@@ -268,8 +275,14 @@ def package_tokenizer(name: str, run: Path, data: Path, device: str, root: Path 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "ATTRIBUTION.md").write_text(attribution(train), encoding="utf-8")
-    parameters = halve(run / "model" / "model.safetensors", folder / "model.safetensors")
-    shutil.copy(run / "model" / "config.json", folder / "config.json")
+    parameters = halve(model / "model.safetensors", folder / "model.safetensors")
+    shutil.copy(model / "config.json", folder / "config.json")
+    phases = []
+    for config, rows in zip(configs, logs, strict=True):
+        what = "the decoder alone, on scenes and signs of them too" if config.get("decoder_only") else "all of it"
+        spent = max(row["seconds"] for row in rows if "seconds" in row) / 3600
+        sizes = f"{config['steps']} steps of {config['batch_size']} pictures, seed {config['seed']}"
+        phases.append(f"- {what}: {sizes}, {spent:.2f} hours")
     words = TOKENIZER_CARD.format(
         name=name,
         side=shape.resolution,
@@ -278,10 +291,7 @@ def package_tokenizer(name: str, run: Path, data: Path, device: str, root: Path 
         dim=shape.embed_dim,
         parameters=parameters / 1e6,
         pictures=len(train),
-        steps=config["steps"],
-        batch=config["batch_size"],
-        seed=config["seed"],
-        hours=rows[-1]["seconds"] / 3600,
+        phases="\n".join(phases),
         device=device,
         psnr=last["psnr"],
         code_use=last["code_use"],
@@ -311,7 +321,7 @@ def main(
     usual = Runs()._asdict().items()
     inside = {name: runs / path.relative_to("runs") for name, path in usual if path.is_relative_to("runs")}
     try:
-        alone = tokenizer and package_tokenizer(name, tokenizer, data, device)
+        alone = tokenizer and package_tokenizer(name, [tokenizer], data, device)
         folders = Runs(**inside, tokens=tokens, tuning_tokens=tuning_tokens, data=data)
         print(f"{alone or package(name, folders, device, note):,} bytes of embedded weights")
     except (OSError, ValueError) as error:

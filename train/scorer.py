@@ -1,6 +1,6 @@
 """Train the scorer that picks the best of several drawings: which text fits which picture, in both languages.
 
-    python -m train.scorer --out runs/scorer
+    python -m train.scorer --out runs/scorer model.embedding_size=32  # as the embedded one is
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
 `cm3.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it found

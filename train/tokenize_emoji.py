@@ -1,6 +1,6 @@
 """Turn the data set into token shards: pictures in several views to codes, what is said of them to text ids.
 
-    python -m train.tokenize_emoji --data data/emoji --image-tokenizer runs/decoder/model --out data/emoji-tokens
+    python -m train.tokenize_emoji --data data/emoji --config tokenize_emoji --image-tokenizer runs/decoder/model
 
 OUT receives what train/documents/shards.py describes, and concepts.json: the concepts in it, with their names. The text
 tokenizer is trained here, on the training split alone; with --start MODEL both tokenizers are that model's, to train it

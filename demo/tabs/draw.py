@@ -106,7 +106,8 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 boxes = Boxes(say)
             with gr.Accordion(say("more"), open=False):
                 negative = gr.Textbox("", label=say("negative"), max_length=parts.MAX_TEXT)
-                best_of = gr.Slider(1, MAX_BEST, 1, step=1, label=say("best_of"), info=say("best_of_info"))
+                several = MAX_BEST if model.scorer else 1
+                best_of = gr.Slider(1, MAX_BEST, several, step=1, label=say("best_of"), info=say("best_of_info"))
                 guidance = gr.Slider(
                     1, 10, GENERATE.guidance, step=0.5, label=say("guidance"), info=say("guidance_info")
                 )

@@ -14,6 +14,7 @@ from train.build_scenes import ScenesConfig
 from train.image_tokenizer import ImageTokenizerConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
+from train.scorer import ScorerTrainingConfig
 from train.tokenize_emoji import TokenizeConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +24,7 @@ CONFIGS = {
     "train.tokenize_emoji": TokenizeConfig,
     "train.build_instructions": InstructionsConfig,
     "train.build_scenes": ScenesConfig,
+    "train.scorer": ScorerTrainingConfig,
 }
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
 

@@ -31,9 +31,8 @@ def test_the_wheel_holds_the_library_and_its_model_and_nothing_else(wheel: Path)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"cm3", "tokenizer_image"}
     for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "ATTRIBUTION.md"):
         assert f"cm3/models/emoji/{file}" in names
-    for name in ("emoji", "emoji-128"):
-        for file in ("config.json", "model.safetensors", "ATTRIBUTION.md"):
-            assert f"tokenizer_image/models/{name}/{file}" in names
+    for file in ("config.json", "model.safetensors", "ATTRIBUTION.md"):
+        assert f"tokenizer_image/models/emoji/{file}" in names
     assert any(name.endswith("entry_points.txt") for name in names)
     assert wheel.stat().st_size < 60e6
 
@@ -47,4 +46,4 @@ def test_the_unpacked_wheel_draws_and_captions_in_another_folder(wheel: Path, tm
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r})\n{SCRIPT}"]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True)
     size, _, caption = done.stdout.strip().partition("|")
-    assert size == "(64, 64)" and caption
+    assert size == "(128, 128)" and caption

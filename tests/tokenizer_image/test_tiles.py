@@ -84,7 +84,7 @@ def test_the_embedded_model_in_tiles_is_near_to_the_whole():
     error, error_alone = (tiled - whole).square().mean(), (alone - corners).square().mean()
     assert error < 0.5 * error_alone
     assert torch.equal(model.decode(codes), whole)  # the model's own norms are as they were
-    assert (tiled_encode(model, drawing, 8, 2) == codes).float().mean() > 0.6  # measured: 0.66
+    assert torch.equal(tiled_encode(model, drawing, 8, 2), codes)  # each code sees its own cell alone
 
 
 def test_any_preset_goes_in_tiles_with_attention_within_each():

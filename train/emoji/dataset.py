@@ -77,8 +77,8 @@ def attribution(rows: list[dict]) -> str:
         "licence Unicode-3.0, © Unicode, Inc.",
         "Groups: emojibase-data, licence MIT, © Miles Johnson.",
         "",
-        "Changes made: rendered to pixels, scaled, placed on plain grounds; the pictures themselves are not "
-        "distributed with the weights.",
+        "Changes made: rendered to pixels, scaled, recoloured, put together, placed on plain grounds; the pictures "
+        "themselves are not distributed with the weights.",
         "",
     ]
     return "\n".join(lines)

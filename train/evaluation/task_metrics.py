@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from PIL import Image
@@ -25,21 +26,22 @@ from train.scenes.signs import BOARDS, board_rows, sign
 LOOKS = 2  # of each drawing, that a thing in a box is compared with
 
 APART = 14.0  # Lab distance from the ground at which something stands there
-REACH = 2  # pixels by which a drawing may be off
-SHIFTS = [(down, right) for down in (0, -REACH, REACH) for right in (0, -REACH, REACH)]
+REACH = 1 / 32  # of a picture's side, by which a drawing may be off
 
 
 def distances(drawn: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:  # [S, S, 3] each -> [N]
-    """Mean Lab distance of the drawn picture, which may be shifted by REACH pixels, from each candidate, where the
+    """Mean Lab distance of the drawn picture, which may be shifted by REACH, from each candidate, where the
     candidates differ from each other."""
     stack = np.stack(candidates).astype(int)
-    inner = slice(REACH, -REACH)
+    size = len(drawn)
+    reach = max(1, round(REACH * size))
+    inner, shifts = slice(reach, -reach), (0, -reach, reach)
     where = ((stack.max(0) - stack.min(0)).max(-1) > SEEN)[inner, inner]
     wanted = [lab(picture[inner, inner][where] / 255) for picture in stack]  # [P, 3] each
-    size, own = len(drawn), lab(drawn / 255)
+    own = lab(drawn / 255)
     best = np.full(len(wanted), np.inf)
-    for down, right in SHIFTS:
-        moved = own[REACH + down : size - REACH + down, REACH + right : size - REACH + right][where]
+    for down, right in product(shifts, shifts):
+        moved = own[reach + down : size - reach + down, reach + right : size - reach + right][where]
         best = np.minimum(best, [np.abs(moved - one).mean() if len(one) else 0.0 for one in wanted])
     return best
 

@@ -85,7 +85,7 @@ def encode(made: Sequence[TaskDocument], tokenizer: ImageTokenizer) -> list[list
         mine = list(codes[at : at + len(one.pictures)])
         at += len(mine)
         if one.kept:
-            # The encoder sees beyond a cell; what the eye finds unchanged keeps its code.
+            # An encoder may see beyond a cell; what the eye finds unchanged keeps its code.
             touched = touched_cells(one.pictures[-2], one.pictures[-1], tokenizer.grid)
             mine[-1] = np.where(touched, mine[-1], mine[-2])
         out.append(mine)

@@ -56,21 +56,43 @@ def test_nothing_is_written_when_a_run_is_missing(tmp_path: Path):
     assert not (tmp_path / "root").exists()
 
 
-@pytest.mark.parametrize("decoder", [False, True])
+@pytest.fixture
+def tokenizer_run(vq_folder: Path, tmp_path: Path) -> Path:
+    """The folder of a run of train.image_tokenizer, as far as packaging reads it."""
+    run = tmp_path / "run"
+    ImageTokenizer.from_pretrained(vq_folder).save_pretrained(run / "model", torch.float16)
+    (run / "config.json").write_text(json.dumps({"steps": 30, "batch_size": 4, "seed": 0}))
+    rows = [
+        {"step": 30, "images_per_second": 30 * 4 / 1800},
+        {"step": 30, "split": "x", "psnr": 20.5, "code_use": 0.75, "seconds": 1800.0},
+    ]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return run
+
+
+@pytest.mark.parametrize(("decoder", "merged"), [(False, False), (True, False), (False, True)])
 def test_a_model_is_packaged_from_its_runs(
-    decoder: bool, tiny_folder: Path, vq_folder: Path, token_shards: Path, sample: Path, tmp_path: Path
+    decoder: bool,
+    merged: bool,
+    tiny_folder: Path,
+    tokenizer_run: Path,
+    token_shards: Path,
+    sample: Path,
+    tmp_path: Path,
 ):
-    runs = Runs(*[tmp_path / name for name in Runs._fields])._replace(tokens=token_shards, data=sample)
-    kinds = [(runs.lm, "tokens"), (runs.tuning, "tokens"), (runs.image_tokenizer, "images")]
-    for run, speed in [*kinds, (runs.decoder, "images")] if decoder else kinds:
+    runs = Runs(*[tmp_path / name for name in Runs._fields])._replace(
+        tokens=token_shards, data=sample, image_tokenizer=tokenizer_run
+    )
+    if decoder:
+        shutil.copytree(tokenizer_run, runs.decoder)
+        sizes = {"steps": 30, "batch_size": 4, "seed": 0, "decoder_only": True}
+        (runs.decoder / "config.json").write_text(json.dumps(sizes))
+        (tokenizer_run / "model" / "model.safetensors").unlink()  # the decoder's are taken
+    for run in (runs.lm, runs.tuning):
         run.mkdir()
-        sizes = {"steps": 90, "batch_tokens": 36, "batch_size": 36, "seed": 7}
-        (run / "config.json").write_text(json.dumps(sizes))
-        (run / "log.jsonl").write_text(json.dumps({"step": 90, f"{speed}_per_second": 0.5}))
-    shutil.copytree(tiny_folder, runs.tuning / "model")
-    for run in (runs.image_tokenizer, runs.decoder):
-        if run.is_dir():
-            shutil.copytree(vq_folder, run / "model")
+        (run / "config.json").write_text(json.dumps({"steps": 90, "batch_tokens": 36, "seed": 7}))
+        (run / "log.jsonl").write_text(json.dumps({"step": 90, "tokens_per_second": 0.5}))
+    shutil.copytree(tiny_folder, runs.merged if merged else runs.tuning / "model")
     shutil.copytree(token_shards, runs.tuning_tokens)
     meta = json.loads((token_shards / "meta.json").read_text())
     meta["config"]["things"], meta["tasks"] = ["cat", "dog"], {"draw": 5}
@@ -89,32 +111,27 @@ def test_a_model_is_packaged_from_its_runs(
     card = (root / "cm3" / "models" / "small" / "README.md").read_text(encoding="utf-8")
     assert "16 x 16 pixels" in card and "2 things" in card and "a toaster" in card and "It was a test." in card
     assert "1.80 hours, 90 steps of 36 tokens, seed 7" in card
-    assert ("then its decoder alone, 1.80 hours, 90 steps" in card) == decoder
+    assert "Image tokenizer: 0.50 hours, 30 steps of 4 pictures" in card
+    assert ("then its decoder alone, 0.50 hours, 30 steps" in card) == decoder
     folder = root / "tokenizer_image" / "models" / "small"
     assert ImageTokenizer.from_pretrained(folder).num_codes == 32
+    phases = (folder / "README.md").read_text()
+    assert (
+        "- all of it: 30 steps" in phases
+        and ("- the decoder alone, on scenes and signs of them too: 30 steps" in phases) == decoder
+    )
     assert KnownWords.load(root / "cm3" / "models" / "small").words
-
-
-@pytest.fixture
-def tokenizer_run(vq_folder: Path, tmp_path: Path) -> Path:
-    """The folder of a run of train.image_tokenizer, as far as packaging reads it."""
-    run = tmp_path / "run"
-    ImageTokenizer.from_pretrained(vq_folder).save_pretrained(run / "model", torch.float16)
-    (run / "config.json").write_text(json.dumps({"steps": 30, "batch_size": 4, "seed": 0}))
-    rows = [{"step": 30, "split": "x", "psnr": 20.5, "code_use": 0.75, "seconds": 1800.0}]
-    (run / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return run
 
 
 def test_an_image_tokenizer_alone_is_packaged_with_card_and_credits(
     tokenizer_run: Path, vq_folder: Path, sample: Path, tmp_path: Path
 ):
-    package_tokenizer("small", tokenizer_run, sample, "a toaster", root=tmp_path)
+    package_tokenizer("small", [tokenizer_run], sample, "a toaster", root=tmp_path)
     folder = tmp_path / "tokenizer_image" / "models" / "small"
     loaded = ImageTokenizer.from_pretrained(folder)
     assert loaded.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
     card = (folder / "README.md").read_text()
-    assert "20.50 dB, 75.0%" in card and "0.50 hours" in card and "a toaster" in card
+    assert "20.50 dB,\n75.0%" in card and "0.50 hours" in card and "a toaster" in card
     assert "4 x 4 codes out of 32" in card
     assert "CC-BY-4.0" in (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
 
@@ -122,8 +139,8 @@ def test_an_image_tokenizer_alone_is_packaged_with_card_and_credits(
 def test_all_embedded_weights_together_have_a_limit(
     tokenizer_run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    size = package_tokenizer("one", tokenizer_run, sample, "CPU", root=tmp_path)
-    assert package_tokenizer("two", tokenizer_run, sample, "CPU", root=tmp_path) == 2 * size == embedded(tmp_path)
+    size = package_tokenizer("one", [tokenizer_run], sample, "CPU", root=tmp_path)
+    assert package_tokenizer("two", [tokenizer_run], sample, "CPU", root=tmp_path) == 2 * size == embedded(tmp_path)
     monkeypatch.setattr(package_model, "LIMIT", 2 * size)
     with pytest.raises(ValueError, match=f"the weights take {3 * size:,} bytes; at most {2 * size:,} are embedded"):
-        package_tokenizer("three", tokenizer_run, sample, "CPU", root=tmp_path)
+        package_tokenizer("three", [tokenizer_run], sample, "CPU", root=tmp_path)

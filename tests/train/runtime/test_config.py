@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train import image_tokenizer, lm, tokenize_emoji
+from train import build_instructions, image_tokenizer, lm, tokenize_emoji
 from train.runtime import config as configs
 
 
@@ -35,7 +35,7 @@ def test_nothing_given_gives_the_defaults():
 
 
 def test_a_bare_name_is_one_of_the_configs_that_are_here():
-    assert configs.load(lm.LMConfig, Path("instruct")).start == "emoji"
+    assert configs.load(lm.LMConfig, Path("instruct")).start == "runs/lm/model"
     with pytest.raises(ValueError, match="config nothing"):
         configs.load(lm.LMConfig, Path("nothing"))
 
@@ -136,6 +136,7 @@ KINDS = {
     "tokenize": tokenize_emoji.TokenizeConfig,
     "lm": lm.LMConfig,
     "instruct": lm.LMConfig,
+    "build_instructions": build_instructions.InstructionsConfig,
 }
 FILES = sorted(configs.CONFIGS.glob("*.toml"))
 
