@@ -32,6 +32,11 @@ class Job(NamedTuple):
     show: Callable[[int, Tensor], PIL_Image.Image]
     wished: Sequence[str] = ()
 
+    @property
+    def best_of(self) -> int:
+        """Requests for each picture or text."""
+        return len(self.requests) // len(self.wished) if self.wished else 1
+
 
 def listed(value: Any) -> list[Any]:
     return list(value) if is_many(value) else [value]
@@ -107,7 +112,8 @@ class Jobs:
     ) -> Job:
         """n pictures of each prompt, with best_of candidates each."""
         where = "" if boxes is None else boxed(boxes)
-        texts = [f"{where} {words.strip()}".strip() if where else words for words in texts_of("prompt", prompt)]
+        given = texts_of("prompt", prompt)
+        texts = [f"{where} {words.strip()}".strip() if where else words for words in given]
         if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
         check_choice("kind", kind, STRUCTURES)
@@ -133,7 +139,7 @@ class Jobs:
             grid = grid_of(grid)
             self.prompts.check_grid(grid)
         things = ", ".join(name for name, _ in boxes or ())
-        wished = [f"{things} {words}".strip() for words in texts_of("prompt", prompt) for _ in range(options.n)]
+        wished = [f"{things} {words}".strip() for words in given for _ in range(options.n)]
         drawn = [self.prompts.drawings(Document((Text(words), *behind)), options, instead, grid) for words in texts]
         return Job([request for requests in drawn for request in requests], self._show, wished)
 

@@ -122,22 +122,19 @@ class Runner:
         """The job's texts and pictures as they come. Of several candidates of a picture the first is shown while all
         are drawn, and then the best."""
         grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
-        best_of = len(job.requests) // (len(job.wished) or len(job.requests) or 1)
         new = self.engine.stream(job.requests)
-        return self.pieces(new, job.show, grids) if best_of <= 1 else self._candidates(job, new, grids, best_of)
+        return self.pieces(new, job.show, grids) if job.best_of == 1 else self._candidates(job, new, grids)
 
-    def _candidates(
-        self, job: Job, new: Iterator[tuple[int, int]], grids: Sequence[Grid | None], best_of: int
-    ) -> Generator[Piece]:
+    def _candidates(self, job: Job, new: Iterator[tuple[int, int]], grids: Sequence[Grid | None]) -> Generator[Piece]:
         drawn = [list[int]() for _ in job.requests]
 
         def first() -> Iterator[tuple[int, int]]:
             for number, id in new:
                 drawn[number].append(id)
-                if number % best_of == 0:
-                    yield number // best_of, id
+                if number % job.best_of == 0:
+                    yield number // job.best_of, id
 
-        yield from self.pieces(first(), job.show, grids[::best_of])
+        yield from self.pieces(first(), job.show, grids[:: job.best_of])
         codes = [self.processor.codes(ids, grid) for ids, grid in zip(drawn, grids, strict=True)]
         for i, one in enumerate(self.picked(job, codes)):
             yield Piece(i, job.show(i, one))
@@ -148,10 +145,9 @@ class Runner:
 
     def picked(self, job: Job, codes: Sequence[Tensor]) -> list[Tensor]:
         """The codes [h, w] of each picture: of its candidates, which the job's requests gave, the best."""
-        if len(job.wished) in (0, len(codes)):
+        if job.best_of == 1:
             return list(codes)
-        best_of = len(codes) // len(job.wished)
-        candidates = [codes[i : i + best_of] for i in range(0, len(codes), best_of)]
+        candidates = [codes[i : i + job.best_of] for i in range(0, len(codes), job.best_of)]
         return [some[self.best(words, some)] for words, some in zip(job.wished, candidates, strict=True)]
 
     def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]

@@ -161,15 +161,15 @@ def measure(
     by_scorer = scored(model, scorer, codes, asked.prompts)
     seconds = time.time() - clock
     by_prompt = likelihood(model, codes, asked.prompts)
+    by_both = standard(by_scorer) + standard(by_prompt)
     opinions = {
         "the scorer": by_scorer,
         "the language model, of the prompt": by_prompt,
-        "both of these, as best_of does": standard(by_scorer) + standard(by_prompt),
+        "both of these, as best_of does": by_both,
         "the language model, of the name": likelihood(model, codes, asked.names),
         "hindsight": -rank.float(),
     }
-    best = opinions["both of these, as best_of does"].argmax(1)
-    picked_sheet(model, asked, real, codes, best).save(out / "contact_sheet.png")
+    picked_sheet(model, asked, real, codes, by_both.argmax(1)).save(out / "contact_sheet.png")
     several = [k for k in (2, 4, 8, 16, 32) if k < best_of] + [best_of]
     picked = {"nobody: the first": {1: shares(rank[:, :1])}, "nobody: the mean of all": {1: shares(rank)}}
     picked |= {name: {k: chosen(rank, opinion, k) for k in several} for name, opinion in opinions.items()}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cm3 import CM3
+from cm3.jobs import Job
 from cm3.options import GENERATE, GenerationOptions
 from cm3.runner import Runner
 from train.evaluation import concepts
@@ -60,10 +61,11 @@ class Painter:
             decode=lambda codes: [picture(int(one[0, 0])) for one in codes],
         )
 
-    def generate(self, prompts: list[str], options: GenerationOptions) -> SimpleNamespace:
+    def generate(self, prompts: list[str], options: GenerationOptions) -> Job:
         drawn = itertools.product(prompts, range(options.n), range(options.best_of))
         wished = [prompt for prompt in prompts for _ in range(options.n)]
-        return SimpleNamespace(requests=[(prompt, j) for prompt, _, j in drawn], wished=wished)
+        requests: Any = [(prompt, j) for prompt, _, j in drawn]
+        return Job(requests, lambda _, codes: picture(int(codes[0, 0])), wished)
 
     def best(self, words: str, codes: list[torch.Tensor]) -> int:
         return int((torch.stack(codes)[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())
