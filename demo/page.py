@@ -35,7 +35,8 @@ CSS = """
 .described .sheet { grid-template-columns: repeat(auto-fill, 64px); }
 .document img { width: 192px; display: block; margin: 8px 0; }
 .examples-row .grid-wrap { max-height: 110px; }
-.codes td { width: 40px; height: 40px; text-align: center; font-size: 11px; border: 1px solid #ddd; }
+.codes { width: 100%; max-width: 400px; table-layout: fixed; }
+.codes td { height: 40px; padding: 0; text-align: center; font-size: 11px; border: 1px solid #ddd; }
 .tokens span { padding: 2px; border-radius: 3px; white-space: pre; }
 .ar { direction: rtl; text-align: right; }
 .ar textarea, .ar input { text-align: start; }

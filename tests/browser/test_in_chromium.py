@@ -154,6 +154,12 @@ def test_every_tab_works_as_a_person_would_use_it(visitor: Visitor, model: CM3):
     visitor.find(".use-look").click()
     visitor.send(".look-words", "a cat")
     expect(visitor.find(".codes td")).to_have_count(model.grid[0] * model.grid[1], timeout=WAIT)
+    box = visitor.find("table.codes").bounding_box()
+    assert 0 <= box["x"]
+    assert box["x"] + box["width"] <= visitor.page.viewport_size["width"]
+    assert all(
+        visitor.find(".codes td").evaluate_all("cells => cells.map(cell => cell.scrollWidth <= cell.offsetWidth)")
+    )
 
 
 def test_what_is_painted_over_is_drawn_anew(reader: Visitor):
