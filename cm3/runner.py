@@ -7,7 +7,7 @@ Letters in shapes: T tokens, h x w codes of a picture.
 # torch and transformers are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,18 +126,26 @@ class Runner:
         return self.pieces(new, job.show, grids) if job.best_of == 1 else self._candidates(job, new, grids)
 
     def _candidates(self, job: Job, new: Iterator[tuple[int, int]], grids: Sequence[Grid | None]) -> Generator[Piece]:
-        drawn = [list[int]() for _ in job.requests]
+        all_ids: list[tuple[int, int]] = []
 
         def first() -> Iterator[tuple[int, int]]:
             for number, id in new:
-                drawn[number].append(id)
+                all_ids.append((number, id))
                 if number % job.best_of == 0:
                     yield number // job.best_of, id
 
         yield from self.pieces(first(), job.show, grids[:: job.best_of])
+        for i, picture in enumerate(self.pictures_of(job, all_ids)):
+            yield Piece(i, picture)
+
+    def pictures_of(self, job: Job, new: Iterable[tuple[int, int]]) -> list[PIL_Image.Image]:
+        """What the job drew: its requests' new ids, each with the number of its request."""
+        drawn = [list[int]() for _ in job.requests]
+        for number, id in new:
+            drawn[number].append(id)
+        grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
         codes = [self.processor.codes(ids, grid) for ids, grid in zip(drawn, grids, strict=True)]
-        for i, one in enumerate(self.picked(job, codes)):
-            yield Piece(i, job.show(i, one))
+        return [job.show(i, one) for i, one in enumerate(self.picked(job, codes))]
 
     def best(self, words: str, codes: Sequence[Tensor]) -> int:
         """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""

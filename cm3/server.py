@@ -85,11 +85,7 @@ class Service:
     def draw(self, ticket: Ticket, task: str, *args: Any, **options: Any) -> list[PIL_Image.Image]:
         """Pictures of a task, while there is time."""
         job = self.model.job(task, *args, **options)
-        ids: list[list[int]] = [[] for _ in job.requests]
-        for place, id in ticket.watch(self.model.engine.stream(job.requests)):
-            ids[place].append(id)
-        codes = self.model.picked(job, [self.model.processor.codes(one) for one in ids])
-        pictures = [job.show(i, one) for i, one in enumerate(codes)]
+        pictures = self.model.pictures_of(job, ticket.watch(self.model.engine.stream(job.requests)))
         self.safety.check_pictures(pictures)
         self.meters.pictures.inc(len(pictures))
         return pictures

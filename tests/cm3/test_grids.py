@@ -75,6 +75,9 @@ def test_a_drawing_has_the_grid_that_is_asked_for(grid: tuple[int, int], shaped:
     assert all(grid_behind(list(prompt), shaped.vocab) == grid for prompt in request.extra_prompts)
     picture = shaped.generate("a cat", grid=grid, best_of=2, seed=3)[0]
     assert picture.size == (4 * grid[1], 4 * grid[0])
+    job = shaped.job("generate", "a cat", grid=grid, best_of=2, seed=3)
+    [gathered] = shaped.pictures_of(job, shaped.engine.stream(job.requests))
+    assert gathered.tobytes() == picture.tobytes()
     last = list(shaped.stream("generate", "a cat", grid=grid, seed=3))
     assert len(last) == grid[0] and last[-1].content.size == picture.size  # pyright: ignore
     alone = shaped.generate("a cat", grid=grid, seed=3)[0]
