@@ -197,10 +197,12 @@ def main(
     top_p: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.top_p,
     each: Annotated[int, typer.Option(help="drawings of each prompt")] = DRAWN.n,
     best_of: Annotated[int, typer.Option(help="candidates of each drawing")] = DRAWN.best_of,
+    bf16: Annotated[bool, typer.Option(help="the language model in bfloat16")] = False,
 ) -> None:
     try:
         options = replace(DRAWN, n=each, best_of=best_of, guidance=guidance, temperature=temperature, top_p=top_p)
-        result = evaluate(CM3.from_pretrained(model), data, tokens, out, sample, options)
+        loaded = CM3.from_pretrained(model, dtype=torch.bfloat16 if bf16 else "auto")
+        result = evaluate(loaded, data, tokens, out, sample, options)
     except (OSError, ValueError) as error:
         raise SystemExit(f"evaluate: {error}") from None
     print(concept_table(result))

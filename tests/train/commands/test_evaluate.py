@@ -149,6 +149,15 @@ def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Pat
         assert "\n" not in str(error.value.code)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_model_is_measured_in_bfloat16_where_asked(bf16: bool, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[CM3] = []
+    monkeypatch.setattr(module, "evaluate", lambda model, *_: seen.append(model))
+    monkeypatch.setattr(module, "concept_table", lambda _: "")
+    module.main(str(tiny_folder), bf16=bf16)
+    assert str(seen[0].model.dtype) == ("torch.bfloat16" if bf16 else "torch.float32")
+
+
 @pytest.mark.slow
 def test_the_whole_evaluation_runs_on_the_data_sample(
     untrained: CM3, sample: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
