@@ -88,12 +88,25 @@ class Runner:
 
     def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
         """The codes, [h, w], of the picture that each request drew."""
+        return self._codes(requests, self.run(requests))
+
+    def _codes(self, requests: Sequence[Request], drawn: Sequence[list[int]]) -> list[Tensor]:
         grids = [grid_behind(request.prompt, self.vocab) for request in requests]
-        return [self.processor.codes(ids, grid) for ids, grid in zip(self.run(requests), grids, strict=True)]
+        return [self.processor.codes(ids, grid) for ids, grid in zip(drawn, grids, strict=True)]
 
     def pictures(self, job: Job) -> list[PIL_Image.Image]:
         """What the requests of the job drew."""
-        return [job.show(i, codes) for i, codes in enumerate(self.picked(job, self.draw_codes(job.requests)))]
+        return self._shown(job, self.draw_codes(job.requests))
+
+    def pictures_of(self, job: Job, new: Iterable[tuple[int, int]]) -> list[PIL_Image.Image]:
+        """The same from the requests' new ids, each with the number of its request."""
+        drawn = [list[int]() for _ in job.requests]
+        for number, id in new:
+            drawn[number].append(id)
+        return self._shown(job, self._codes(job.requests, drawn))
+
+    def _shown(self, job: Job, codes: Sequence[Tensor]) -> list[PIL_Image.Image]:
+        return [job.show(i, one) for i, one in enumerate(self.picked(job, codes))]
 
     def texts(self, requests: Sequence[Request]) -> list[str]:
         """What each request wrote."""
@@ -137,15 +150,6 @@ class Runner:
         yield from self.pieces(first(), job.show, grids[:: job.best_of])
         for i, picture in enumerate(self.pictures_of(job, all_ids)):
             yield Piece(i, picture)
-
-    def pictures_of(self, job: Job, new: Iterable[tuple[int, int]]) -> list[PIL_Image.Image]:
-        """What the job drew: its requests' new ids, each with the number of its request."""
-        drawn = [list[int]() for _ in job.requests]
-        for number, id in new:
-            drawn[number].append(id)
-        grids = [grid_behind(request.prompt, self.vocab) for request in job.requests]
-        codes = [self.processor.codes(ids, grid) for ids, grid in zip(drawn, grids, strict=True)]
-        return [job.show(i, one) for i, one in enumerate(self.picked(job, codes))]
 
     def best(self, words: str, codes: Sequence[Tensor]) -> int:
         """Which of the pictures, codes [h, w], fits the words best (ranking.py)."""
