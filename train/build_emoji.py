@@ -6,6 +6,7 @@
 The same packages give byte-identical shards. Interrupted runs continue: OUT/cache keeps what is done.
 
     OUT/{train,unseen_cell,unseen_concept}/shard-00000.tar    KEY.png (RGBA, 128 x 128), KEY.json (facts)
+    OUT/extra/shard-00000.tar    everyday things in further styles, for questions alone
     OUT/manifest.jsonl    one row a picture: source, licence, author, code points, split, pixel hash
     OUT/data.json         packages with hashes, counts
     OUT/ATTRIBUTION.md    generated from the manifest
@@ -18,7 +19,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -27,9 +28,9 @@ from rich.progress import track
 
 from cm3.templates import LANGUAGES
 from train.emoji.colours import main_colour
-from train.emoji.concepts import Concept, icon_keys, read_concepts, svg
-from train.emoji.dataset import SPLITS, cut_sample, write_manifest, write_shards
-from train.emoji.packages import PACKAGES, STYLES, Style, Tarball, fetch
+from train.emoji.concepts import Concept, extra_icons, icon_keys, read_concepts, svg
+from train.emoji.dataset import EVERYDAY, EXTRA, SPLITS, cut_sample, write_manifest, write_shards
+from train.emoji.packages import EXTRA_STYLES, PACKAGES, STYLES, Package, Style, Tarball, fetch
 
 SIZE = 128  # pixels, both ways
 UNSEEN_CONCEPTS = 0.10  # of the families of each subgroup
@@ -123,14 +124,43 @@ def thumbnail(png: bytes) -> np.ndarray:
 
 
 def drop_leaks(rows: list[dict], thumbnails: np.ndarray) -> list[dict]:
-    """Leave out of the training split what is (nearly) a picture of another split."""
-    held = np.array([row["split"] != "train" for row in rows])
+    """Leave out of what is trained on what is (nearly) a picture of a held-out split."""
+    held = np.array([row["split"] not in ("train", EXTRA) for row in rows])
     queries = thumbnails[held]
     keep = []
     for row, picture, is_held in zip(rows, thumbnails, held, strict=True):
         leak = not is_held and float(((queries - picture) ** 2).mean(1).min(initial=1.0)) ** 0.5 < NEAR_DUPLICATE
         keep += [] if leak else [row]
     return keep
+
+
+class Drawn(NamedTuple):
+    """A picture of a concept: the icon's key in the style's package, the picture's name in its style, its split."""
+
+    style: Style
+    concept: Concept
+    icon: str
+    name: str
+    split: str
+
+
+def drawn_pictures(concepts: list[Concept], tarballs: dict[Package, Tarball]) -> list[Drawn]:
+    """Every picture of the concepts; of the extra styles those of everyday things that training may see."""
+    icons = {style.word: icon_keys(style, concepts, tarballs) for style in STYLES}
+    splits = split_of(concepts, {word: set(keys) for word, keys in icons.items()})
+    unseen = {code for (code, _), split in splits.items() if split == "unseen_concept"}
+    everyday = [concept for concept in concepts if concept.subgroup in EVERYDAY and concept.code not in unseen]
+    by_code = {concept.code: concept for concept in concepts}
+    out = [
+        Drawn(style, concept, key, concept.code, splits[concept.code, style.word])
+        for style in STYLES
+        for concept in concepts
+        if (key := icons[style.word].get(concept.code)) is not None
+    ]
+    for style in EXTRA_STYLES:
+        found = extra_icons(style, everyday, tarballs).items()
+        out += [Drawn(style, by_code[code], key, key, EXTRA) for key, code in found]
+    return out
 
 
 def build(out: Path, packages: Path | None = None, limit: int | None = None) -> dict:
@@ -146,28 +176,21 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
     for package in track(PACKAGES, "packages"):
         tarballs[package] = Tarball(fetch(package, packages or cache / "packages"))
     concepts = read_concepts(tarballs)[:limit]
-    icons = {style.word: icon_keys(style, concepts, tarballs) for style in STYLES}
-    splits = split_of(concepts, {word: set(keys) for word, keys in icons.items()})
-
     pictures, jobs = [], []
-    for style in STYLES:
-        folder = cache / f"render-{SIZE}" / style.word.replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        for concept in concepts:
-            if (key := icons[style.word].get(concept.code)) is not None:
-                path = folder / f"{concept.code}.png"
-                pictures.append((style, concept, key, path))
-                if not path.exists():
-                    raster = key.endswith(".webp")
-                    source = tarballs[style.package].read(key) if raster else svg(style, key, tarballs)
-                    jobs.append((source, path))
+    for one in drawn_pictures(concepts, tarballs):
+        path = cache / f"render-{SIZE}" / one.style.word.replace(" ", "-") / f"{one.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.append((one, path))
+        if not path.exists():
+            tarball, raster = tarballs[one.style.package], one.icon.endswith(".webp")
+            jobs.append((tarball.read(one.icon) if raster else svg(one.style, one.icon, tarballs), path))
     with ProcessPoolExecutor() as pool:
         list(track(pool.map(_render_file, jobs, chunksize=16), "rendering", total=len(jobs)))
 
     rows, thumbnails, content = [], [], {}
-    for style, concept, key, path in track(pictures, "facts"):
+    for (style, concept, key, _, split), path in track(pictures, "facts"):
         png = path.read_bytes()
-        sample = f"{style.word.replace(' ', '-')}_{concept.code}"
+        sample = f"{path.parent.name}_{path.stem}"
         content[sample] = (png, facts(concept, style, png))
         thumbnails.append(thumbnail(png))
         rows.append(
@@ -186,14 +209,14 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
                 "captions": {language: f"cldr {language}" for language in LANGUAGES},
                 "renderer": "pillow" if key.endswith(".webp") else f"resvg-py {version('resvg-py')}",
                 "pixels": hashlib.sha256(Image.open(io.BytesIO(png)).tobytes()).hexdigest(),
-                "split": splits[concept.code, style.word],
+                "split": split,
             }
         )
     kept = drop_leaks(rows, np.stack(thumbnails))
     # Shards are read in order when they are streamed: mix concepts and styles once, by hash.
     kept.sort(key=lambda row: chance("order", row["key"]))
     counts = {}
-    for split in SPLITS:
+    for split in (*SPLITS, EXTRA):
         chosen = [row for row in kept if row["split"] == split]
         counts[split] = write_shards(out / split, ((row["key"], *content[row["key"]]) for row in chosen))
     summary = {

@@ -33,7 +33,7 @@ from train.documents.shards import Shards, ShardWriter, clear, finish, questions
 from train.runtime import config as configs
 from train.scenes.scene import THINGS
 from train.scenes.studio import Studio, encode, read_things
-from train.scenes.tasks import TASKS, TaskDocument
+from train.scenes.tasks import EDITS, TASKS, TaskDocument
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class InstructionsConfig:
 
     Attributes:
         documents: new ones, of all tasks.
+        edits: edits as a share of those; 0 = as train/scenes/tasks.py has it.
         held_out: documents of each task with unseen combinations.
         known: documents of what the model knows already, as a share of all.
         drawn: drawings as a share of those, the others ask.
@@ -58,6 +59,7 @@ class InstructionsConfig:
     """
 
     documents: int = 80_000
+    edits: float = 0.0
     held_out: int = 40
     known: float = 0.4
     drawn: float = 0.5
@@ -70,6 +72,15 @@ class InstructionsConfig:
     chunk: int = 2000
     workers: int = 2
     seed: int = 0
+
+
+def task_shares(edits: float) -> dict[str, float]:
+    """Each task's share of the new documents, where edits have this share of them together; 0 = that of TASKS."""
+    usual = sum(TASKS[name].share for name in EDITS)
+    return {
+        name: task.share * ((edits / usual if name in EDITS else (1 - edits) / (1 - usual)) if edits else 1)
+        for name, task in TASKS.items()
+    }
 
 
 def sampling_ratios(sizes: dict[str, int], wanted: dict[str, float], down: float, up: float) -> dict[str, float]:
@@ -162,7 +173,8 @@ def build(data: Path, start: str, known: Path | None, out: Path, config: Instruc
     model = CM3.from_pretrained(start, device="cpu")
     clear(out)
     rng = np.random.default_rng((config.seed, 3))
-    tasks = rng.permutation([name for name, task in TASKS.items() for _ in range(round(task.share * config.documents))])
+    shares = task_shares(config.edits)
+    tasks = rng.permutation([name for name, share in shares.items() for _ in range(round(share * config.documents))])
     chunks = [tasks[i : i + config.chunk].tolist() for i in range(0, len(tasks), config.chunk)]
     novel = [name for name in TASKS for _ in range(config.held_out)]
     jobs = [("train", number, chunk) for number, chunk in enumerate(chunks)] + [("held_out", 0, novel)]

@@ -30,7 +30,7 @@ from cm3.pipeline import CM3
 from cm3.request import Request
 from cm3.templates import LANGUAGES
 from train.evaluation.judge import Judge, Reference
-from train.evaluation.report import EDITS, MAPS, task_table
+from train.evaluation.report import MAPS, task_table
 from train.evaluation.task_cases import (
     SPLITS,
     EditCase,
@@ -60,6 +60,7 @@ from train.pictures.views import PLAIN, place
 from train.scenes.scene import THINGS, Thing
 from train.scenes.signs import sign_words
 from train.scenes.studio import Studio, read_things
+from train.scenes.tasks import EDITS
 
 JUDGED = 100  # concepts that a filled picture is told apart from
 TRUTH = "truth through the image tokenizer"

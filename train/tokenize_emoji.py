@@ -25,15 +25,16 @@ from cm3.templates import LANGUAGES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
-from train.emoji.dataset import EVERYDAY, manifest_row, others_of, read_pictures
-from train.emoji.phrases import Facts, caption, targets
+from train.documents.shards import NUM_SPECIAL, ShardWriter, Target, clear, finish, questions
+from train.emoji.dataset import EVERYDAY, EXTRA, manifest_row, others_of, read_pictures
+from train.emoji.phrases import Facts, caption, name_targets, targets
 from train.pictures.codes import encode_views
 from train.pictures.views import GROUNDS, PLAIN, Augmentation, View
 from train.runtime import config as configs
 
 PER_SHARD = 2**16  # documents a shard, about
 HELD_OUT_VIEWS = 2  # of each held-out picture; the first is plain
+DISTORTED = 0.7  # of the views of extra styles
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TokenizeConfig:
     Attributes:
         subgroups: Unicode subgroups of the concepts; empty = all of them.
         views: views of each picture; the first is plain.
+        distorted: further views, in another form and other colours: only asked what they show.
+        extra: views of each picture of the extra styles, seven in ten of them distorted; asked in the same way.
         grounds: views after the first that are the plain one on coloured grounds.
         plain: documents of the plain view that are captions with the picture; 0 = `draw`.
         draw: documents of each other view that are captions with the picture, in turn in each language.
@@ -61,6 +64,8 @@ class TokenizeConfig:
 
     subgroups: tuple[str, ...] = EVERYDAY
     views: int = 24
+    distorted: int = 0
+    extra: int = 0
     grounds: int = 0
     plain: int = 0
     draw: int = 2
@@ -105,16 +110,29 @@ def texts(rows: list[Facts], config: TokenizeConfig) -> Iterator[str]:
 
 
 def views_of(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
-    """The views of one picture: plain, plain on coloured grounds, and moved."""
+    """The views of one picture: plain, plain on coloured grounds, moved, and distorted."""
     coloured = [View(ground) for ground in rng.permutation(list(GROUNDS)[1:])[: config.grounds].tolist()]
     first = [PLAIN, *coloured][: config.views]
-    return [*first, *(augmentation.sample(rng, size) for _ in range(config.views - len(first)))]
+    moved = [augmentation.sample(rng, size) for _ in range(config.views - len(first) + config.distorted)]
+    return [*first, *(distorted(view, rng) if i >= config.views else view for i, view in enumerate(moved, len(first)))]
+
+
+def extra_views(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
+    """The views of one picture of an extra style."""
+    moved = [augmentation.sample(rng, size) for _ in range(config.extra)]
+    return [distorted(view, rng) if rng.random() < DISTORTED else view for view in moved]
+
+
+def distorted(view: View, rng: np.random.Generator) -> View:
+    return replace(view, distortion=int(rng.integers(2**31)))
 
 
 def drawn_times(view: View, config: TokenizeConfig) -> int:
     """How many documents draw this view."""
     if view == PLAIN and config.plain:
         return config.plain
+    if view.distortion is not None:
+        return 0
     return config.draw if config.draw_moved or view == View(view.ground) else 0
 
 
@@ -144,15 +162,46 @@ class Documents:
                 self.writer.add(Document((Text(caption(row, view.ground, language, names, rng, config.styled)), image)))
                 self.tasks["draw"] += 1
             for k in range(config.ask):
-                asked = targets(row, view.ground, LANGUAGES[(j + k) % 2], others, rng)
-                self.writer.add(questions(asked, image))
-                self.tasks.update(target.task for target in asked)
+                language = LANGUAGES[(j + k) % 2]
+                if view.distortion is None:
+                    self._ask(targets(row, view.ground, language, others, rng), image)
+                else:
+                    self._ask(name_targets(row, language, others, rng), image)
+
+    def extra(self, codes: torch.Tensor, row: Facts, others: list[Facts], rng: np.random.Generator) -> None:
+        """A question about every view [V, h, w] of a picture of an extra style, in turn in each language."""
+        for j, view in enumerate(codes):
+            self._ask(name_targets(row, LANGUAGES[j % 2], others, rng), Image(view))
+
+    def _ask(self, asked: list[Target], image: Image) -> None:
+        self.writer.add(questions(asked, image))
+        self.tasks.update(target.task for target in asked)
 
     def close(self, least: int = 1) -> None:
         """Save the shard where it holds at least so many documents."""
         if len(self.writer.texts) >= least:
             self.writer.save(self.out, self.split, self.number)
             self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
+
+
+def write_extra(
+    data: Path,
+    documents: Documents,
+    image_tokenizer: ImageTokenizer,
+    config: TokenizeConfig,
+    augmentation: Augmentation,
+    train: list[Facts],
+) -> None:
+    """The questions about the extra styles' pictures of the concepts that training has."""
+    pictures = read_pictures(data, EXTRA, config.subgroups, {row["code"] for row in train})
+    rng, by_kind = np.random.default_rng((config.seed, 1)), others_of(train)
+    views = [extra_views(config, augmentation, rng, image_tokenizer.size[0]) for _ in pictures.rows]
+    codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
+    for i, row in enumerate(track(pictures.rows, "documents, extra styles")):
+        documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], config.extra))
+        others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
+        documents.extra(codes[i], row, others, rng)
+        documents.close(PER_SHARD)
 
 
 def build(
@@ -184,7 +233,7 @@ def build(
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
     splits = {"train": (train, config)}
     if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
-        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), grounds=0, plain=2, draw=2, ask=2)
+        few = replace(config, views=min(HELD_OUT_VIEWS, config.views), grounds=0, plain=2, draw=2, ask=2, distorted=0)
         splits["held_out"] = read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few
     aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
     augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
@@ -197,14 +246,16 @@ def build(
         codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
         documents = Documents(text, vocab, out, split)
         for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
-            count = sum(drawn_times(view, settings) for view in views[i]) + settings.views * settings.ask
+            count = sum(drawn_times(view, settings) for view in views[i]) + len(views[i]) * settings.ask
             documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
             others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
             documents.picture(views[i], codes[i], row, others, settings, aliases, rng)
             documents.close(PER_SHARD)
-        documents.close()
         if split == "train":
+            if config.extra:
+                write_extra(data, documents, image_tokenizer, config, augmentation, train.rows)
             tasks = documents.tasks
+        documents.close()
     (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     return finish(
         out,

@@ -32,22 +32,29 @@ FRUITS = {
 }
 ANIMALS = {"1f436": ("dog face", "وجه كلب")}
 NAMES = FRUITS | ANIMALS
+# Icons of the extra styles; what is no concept, or means another thing, is among them, and a concept held out.
+EXTRA_ICONS = {
+    "fxemoji": ("redapple", "banana", "watermelon", "bow"),
+    "streamline": ("lemon-1", "lemon-2", "dog-face", "moon"),
+}
 Twins = Mapping[tuple[str, str], tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Fakes:
-    """folder: the tarballs. packages: all of them. styles: the real styles, drawn by the fake packages."""
+    """folder: the tarballs. packages: all of them. styles, extra: the real styles, drawn by the fake packages."""
 
     folder: Path
     packages: tuple[Package, ...]
     styles: tuple[sources.Style, ...]
+    extra: tuple[sources.Style, ...]
 
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let train build from these packages."""
         annotations, derived, emojibase = self.packages[-3:]
         monkeypatch.setattr(build_emoji, "PACKAGES", self.packages)
         monkeypatch.setattr(build_emoji, "STYLES", self.styles)
+        monkeypatch.setattr(build_emoji, "EXTRA_STYLES", self.extra)
         monkeypatch.setattr(concepts, "STYLES", self.styles)
         for name, package in (("ANNOTATIONS", annotations), ("DERIVED", derived), ("EMOJIBASE", emojibase)):
             monkeypatch.setattr(concepts, name, package)
@@ -100,6 +107,12 @@ def make(folder: Path, twins: Twins | None = None) -> Fakes:
                 files = {"icons.json": {"icons": icons, "width": 36, "height": 36}, "chars.json": chars}
             packages[style.package] = pack(folder, style.package.name, files)
         styles.append(replace(style, package=packages[style.package]))
+    extra = []
+    for style in sources.EXTRA_STYLES:
+        icons = {key: {"body": body(style.word, key, twins)} for key in EXTRA_ICONS[style.word]}
+        files = {"icons.json": {"icons": icons, "width": 36, "height": 36}, "chars.json": {}}
+        packages[style.package] = pack(folder, style.package.name, files)
+        extra.append(replace(style, package=packages[style.package]))
     entries = {
         language: {
             chr(int(code, 16)): {"tts": [names[i]], "default": [names[i], f"{names[i]} {i}"]}
@@ -131,5 +144,7 @@ def make(folder: Path, twins: Twins | None = None) -> Fakes:
         "groups": {"0": "animals-nature", "1": "food-drink"},
         "subgroups": {"0": "animal-mammal", "1": "food-fruit"},
     }
-    emojibase = pack(folder, "emojibase", {"en/data.json": rows, "meta/groups.json": groups})
-    return Fakes(folder, (*packages.values(), annotations, derived, emojibase), tuple(styles))
+    short = {"1F34C": ["banana", "plantain"], "1F436": "dog", "1F34A": "sunglasses"}
+    files = {"en/data.json": rows, "meta/groups.json": groups, "en/shortcodes/github.json": short}
+    emojibase = pack(folder, "emojibase", files)
+    return Fakes(folder, (*packages.values(), annotations, derived, emojibase), tuple(styles), tuple(extra))

@@ -107,6 +107,58 @@ def icon_keys(style: Style, concepts: list[Concept], tarballs: dict[Package, Tar
     return {code: key for code, key in keys.items() if code in codes and key in icons}
 
 
+# Icons of extra styles that go by other words than any list of names has; and those whose words mean another thing.
+CALLED = {
+    "catside": "cat",
+    "dogside": "dog",
+    "bunny": "rabbit face",
+    "bunnyside": "rabbit",
+    "dragonhead": "dragon face",
+    "dragonside": "dragon",
+    "dromedarycamel": "camel",
+    "bactriancamel": "two-hump camel",
+    "frontfacingchick": "front-facing baby chick",
+    "doveofpeace": "dove",
+    "hampster": "hamster",
+    "chilipepper": "hot pepper",
+    "friedshrimp": "fried shrimp",
+    "bouquetofflowers": "bouquet",
+    "evergreen": "evergreen tree",
+}
+MISNAMED = {"bow", "sunglasses", "turkey"}  # a ribbon, a face with glasses, a flag
+SHORT_NAMES = ("cldr", "emojibase", "emojibase-legacy", "github", "iamcal", "joypixels")
+
+
+def extra_icons(style: Style, concepts: list[Concept], tarballs: dict[Package, Tarball]) -> dict[str, str]:
+    """The icon's key -> code, for a set without code points: a concept may have several drawings ("cactus-2").
+
+    Keys are compared, without hyphens, with the CLDR names, the keys of other sets, and emojibase's short names.
+    """
+    drawings: dict[str, list[str]] = {}
+    for key in tarballs[style.package].json("icons.json")["icons"]:
+        if key not in MISNAMED:
+            drawings.setdefault(re.sub(r"-\d$", "", key).replace("-", ""), []).append(key)
+    spoken = {slug(concept.name["en"]).replace("-", ""): concept.code for concept in concepts}
+    called = {key: spoken.get(slug(name).replace("-", "")) for key, name in CALLED.items()}
+    codes = {concept.code for concept in concepts}
+    listed = [
+        (code_of(chars), key)
+        for other in STYLES
+        if "chars.json" in tarballs[other.package].names
+        for chars, key in sorted(tarballs[other.package].json("chars.json").items())
+    ]
+    for name in SHORT_NAMES:
+        if (file := f"en/shortcodes/{name}.json") in tarballs[EMOJIBASE].names:
+            for chars, words in sorted(tarballs[EMOJIBASE].json(file).items()):
+                listed += [(code_of(chars), word) for word in ([words] if isinstance(words, str) else words)]
+    out: dict[str, str] = {}
+    words = [*called.items(), *spoken.items(), *((slug(key).replace("-", ""), code) for code, key in listed)]
+    for word, code in words:
+        if code in codes and code not in out.values():
+            out |= {key: code for key in drawings.get(word, []) if key not in out}
+    return out
+
+
 def svg(style: Style, key: str, tarballs: dict[Package, Tarball]) -> str:
     """The icon as a whole SVG document."""
     icons = tarballs[style.package].json("icons.json")

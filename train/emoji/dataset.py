@@ -37,6 +37,7 @@ SHARD = 2000  # pictures a shard
 
 
 SPLITS = ("train", "unseen_cell", "unseen_concept")
+EXTRA = "extra"  # of no split: further styles, trained on with questions alone
 
 
 def write_shards(folder: Path, samples: Iterable[tuple[str, bytes, dict]]) -> int:
@@ -174,7 +175,7 @@ def cut_sample(data: Path, out: Path, codes: Collection[str] = SAMPLE_CODES) -> 
     rows = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
     rows = [row for row in rows if row["code"] in codes]
     counts: dict[str, int] = {}
-    for split in SPLITS:
+    for split in (*SPLITS, EXTRA):
         if any((data / split).glob("*.tar")):
             samples = (sample for sample in read_samples(data / split) if sample[2]["code"] in codes)
             counts[split] = write_shards(out / split, samples)

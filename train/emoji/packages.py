@@ -85,6 +85,16 @@ FLUENT_3D = Package(
     "1.1.0",
     "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
 )
+FXEMOJI = Package(
+    "@iconify-json/fxemoji",
+    "1.2.2",
+    "sha512-UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+)
+STREAMLINE = Package(
+    "@iconify-json/streamline-emojis",
+    "1.2.4",
+    "sha512-iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
+)
 ANNOTATIONS = Package(
     "cldr-annotations-full",
     "48.2.0",
@@ -109,7 +119,12 @@ STYLES = (
     Style("emojione", EMOJIONE, "CC-BY-4.0", "info.json", "Emoji One", "emojione"),
     Style("fluent 3d", FLUENT_3D, "MIT", "package.json", "Microsoft Corporation (packed by LobeHub)", "fluent"),
 )
-PACKAGES = (*(style.package for style in STYLES), ANNOTATIONS, DERIVED, EMOJIBASE)
+# Art of fewer things, without code points: it is shown and asked about, never asked for by its style.
+EXTRA_STYLES = (
+    Style("fxemoji", FXEMOJI, "Apache-2.0", "info.json", "Mozilla", "fxemoji"),
+    Style("streamline", STREAMLINE, "CC-BY-4.0", "info.json", "Streamline", "streamline"),
+)
+PACKAGES = (*(style.package for style in (*STYLES, *EXTRA_STYLES)), ANNOTATIONS, DERIVED, EMOJIBASE)
 
 
 def integrity(path: Path) -> str:

@@ -171,6 +171,23 @@ def ask_is(facts: Facts, other: Facts, language: str, rng: np.random.Generator) 
     return Target("is", _ask(f"هل هذه صورة {name}؟", language), "نعم" if yes else "لا")
 
 
+def name_targets(facts: Facts, language: str, others: Sequence[Facts], rng: np.random.Generator) -> list[Target]:
+    """One question about the name, and in a quarter of the documents one about the kind: what does not change where a
+    picture is distorted. The arguments are those of `targets`."""
+    asked = [_ask_name(facts, language, others, rng)]
+    if facts["subgroup"] in KINDS and asked[0].task != "is" and rng.random() < 0.3:
+        asked.append(ask_kind(facts, language, rng))
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _ask_name(facts: Facts, language: str, others: Sequence[Facts], rng: np.random.Generator) -> Target:
+    named: list[Callable[[], Target]] = [lambda: ask_caption(facts, language, rng)] * 3
+    named += [lambda: ask_what(facts, language, rng)]
+    if others:
+        named += [lambda: ask_is(facts, others[int(rng.integers(len(others)))], language, rng)]
+    return named[rng.integers(len(named))]()
+
+
 def targets(
     facts: Facts, ground: str, language: str, others: Sequence[Facts], rng: np.random.Generator
 ) -> list[Target]:
@@ -183,17 +200,13 @@ def targets(
         others: different things of the same subgroup, for questions with the answer "no".
         rng: chooses.
     """
-    named: list[Callable[[], Target]] = [lambda: ask_caption(facts, language, rng)] * 3
-    named += [lambda: ask_what(facts, language, rng)]
-    if others:
-        named += [lambda: ask_is(facts, others[int(rng.integers(len(others)))], language, rng)]
     side: list[Callable[[], Target]] = [
         lambda: ask_style(facts, language, rng),
         lambda: ask_ground(ground, language, rng),
     ]
     if facts["colour"]:
         side.append(lambda: ask_colour(facts, language, rng))
-    first = named[rng.integers(len(named))]()
+    first = _ask_name(facts, language, others, rng)
     if facts["subgroup"] in KINDS and first.task != "is":  # who is asked "Is it a cat?" knows what kind of thing it is
         side.append(lambda: ask_kind(facts, language, rng))
     extra = rng.permutation(len(side))[: rng.integers(3)]

@@ -4,6 +4,7 @@ from typing import Any
 
 from cm3.templates import LANGUAGES
 from train.evaluation.task_cases import WRONG
+from train.scenes.tasks import EDITS
 
 
 def _accuracy(row: dict[str, float] | None) -> str:
@@ -49,9 +50,6 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
         shares = [percent(row[judge][figure]) for judge in judges for figure in ("top1", "top5")]
         lines.append(f"| {name} | {row['pictures']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
     return lines
-
-
-EDITS = ("add", "remove", "replace", "recolour", "move", "reground")
 
 
 MAPS = ("segments", "edges")

@@ -1,12 +1,14 @@
 """Views: a drawing on a transparent ground -> a training picture, shifted, scaled, mirrored, on a coloured ground.
 
-The same few drawings give other codes each time, which keeps a model from learning them by heart.
+The same few drawings give other codes each time, which keeps a model from learning them by heart. A distorted one has
+another form and other colours too, as another hand would have drawn it: who is asked what it shows must know the thing
+and not the drawing.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 # Name -> (English, Arabic after the feminine noun for "ground", sRGB).
 GROUNDS: dict[str, tuple[str, str, tuple[int, int, int]]] = {
@@ -30,12 +32,14 @@ class View:
         scale: of the drawing's side to the picture's.
         shift: right and down, in pixels.
         mirror: left to right.
+        distortion: seed of how it is distorted; None = not at all.
     """
 
     ground: str = "white"
     scale: float = 1.0
     shift: tuple[int, int] = (0, 0)
     mirror: bool = False
+    distortion: int | None = None
 
 
 PLAIN = View()
@@ -74,6 +78,8 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
         view: where and on what.
         size: side of the picture, in pixels.
     """
+    if view.distortion is not None:
+        drawing = distort(drawing, np.random.default_rng(view.distortion))
     side = max(1, round(size * view.scale))
     scaled = drawing.resize((side, side), Image.Resampling.LANCZOS)
     if view.mirror:
@@ -84,3 +90,59 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
     colour = np.array(GROUNDS[view.ground][2], np.float32)
     blend = rgba[..., :3] + colour * (1 - rgba[..., 3:] / 255)
     return blend.clip(0, 255).round().astype(np.uint8)
+
+
+def distort(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The drawing turned, stretched and bent, now and then blurred, outlined, or in other colours.
+
+    Args:
+        drawing: square, mode RGBa; what comes back is as large.
+        rng: chooses.
+    """
+    bent = bend(drawing.convert("RGBA"), rng)
+    alpha, colours = bent.getchannel("A"), recolour(bent.convert("RGB"), rng)
+    if rng.random() < 0.25:
+        inside = alpha.filter(ImageFilter.MinFilter(int(rng.choice([3, 5]))))
+        dark = Image.new("RGB", colours.size, tuple(rng.integers(0, 70, 3).tolist()))
+        colours = Image.composite(colours, dark, inside)
+    colours.putalpha(alpha)
+    out = colours.convert("RGBa")
+    return out.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2))) if rng.random() < 0.15 else out
+
+
+def bend(picture: Image.Image, rng: np.random.Generator, cells: int = 4) -> Image.Image:
+    """An affine map about the centre, and every corner of a mesh of cells x cells moved by itself."""
+    size = picture.width
+    turn = np.deg2rad(rng.normal(0, 8))
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    stretch = np.array([[np.exp(rng.normal(0, 0.08)), rng.normal(0, 0.06)], [0, np.exp(rng.normal(0, 0.08))]])
+    edges = np.linspace(0, size, cells + 1).round()
+    corners = np.stack(np.meshgrid(edges, edges, indexing="ij")[::-1], -1) - size / 2  # [cells + 1, cells + 1, (x, y)]
+    moved = abs(rng.normal(0, 0.025)) * size * rng.normal(size=corners.shape)
+    source = corners @ (rotation @ stretch).T + moved + size / 2
+    mesh = []
+    for i, j in np.ndindex(cells, cells):
+        box = tuple(edges[[j, i, j + 1, i + 1]].astype(int).tolist())
+        quad = [source[i, j], source[i + 1, j], source[i + 1, j + 1], source[i, j + 1]]
+        mesh.append((box, tuple(np.concatenate(quad).tolist())))
+    return picture.transform(picture.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """RGB: half of them in nearly the same colours, others in any, in greys or in fewer."""
+    kind = rng.random()
+    if kind < 0.65:
+        hue = rng.normal(0, 0.05) if kind < 0.5 else rng.random()
+        bands = [np.asarray(band, np.float32) for band in picture.convert("HSV").split()]
+        bands[0] = (bands[0] + hue * 255) % 255
+        bands[1] = bands[1] * np.exp(rng.normal(0, 0.3))
+        bands[2] = bands[2] * np.exp(rng.normal(0, 0.15))
+        parts = [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands]
+        picture = Image.merge("HSV", parts).convert("RGB")
+    elif kind < 0.8:
+        picture = ImageOps.grayscale(picture).convert("RGB")
+    if rng.random() < 0.15:
+        picture = ImageOps.posterize(picture, int(rng.integers(1, 4)))
+    if rng.random() < 0.3:
+        picture = ImageEnhance.Contrast(picture).enhance(float(np.exp(rng.normal(0, 0.3))))
+    return picture

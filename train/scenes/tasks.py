@@ -384,3 +384,4 @@ TASKS: dict[str, Task] = {
     "write sign": Task(write_sign, 0.05),
     "read sign": Task(read_sign, 0.04),
 }
+EDITS = ("add", "remove", "replace", "recolour", "move", "reground")

@@ -16,8 +16,8 @@ from train import build_emoji
 from train.build_emoji import SIZE, build, chance, drop_leaks, render, split_of
 from train.emoji import dataset
 from train.emoji.concepts import Concept
-from train.emoji.dataset import SPLITS, cut_sample, write_shards
-from train.emoji.packages import STYLES
+from train.emoji.dataset import EXTRA, SPLITS, cut_sample, read_samples, write_shards
+from train.emoji.packages import EXTRA_STYLES, STYLES
 
 WORDS = [style.word for style in STYLES]
 DESIGN = {style.word: style.design for style in STYLES}
@@ -189,7 +189,8 @@ def manifest(folder: Path) -> list[dict]:
 
 class TestBuild:
     def test_it_gives_shards_manifest_summary_and_attribution(self, built: Path):
-        names = {"manifest.jsonl", "data.json", "ATTRIBUTION.md", *(f"{split}/shard-00000.tar" for split in SPLITS)}
+        shards = {f"{split}/shard-00000.tar" for split in (*SPLITS, EXTRA)}
+        names = {"manifest.jsonl", "data.json", "ATTRIBUTION.md", *shards}
         assert set(content(built)) == names
 
     def test_two_folders_hold_the_same_bytes(self, fakes: fake_packages.Fakes, built: Path, tmp_path: Path):
@@ -199,7 +200,7 @@ class TestBuild:
     def test_an_interrupted_run_goes_on_and_renders_only_what_is_missing(self, fakes: fake_packages.Fakes, built: Path):
         before = content(built)
         renders = sorted((built / "cache").rglob("*.png"))
-        assert len(renders) == len(WORDS) * len(fake_packages.NAMES)
+        assert len(renders) == len(WORDS) * len(fake_packages.NAMES) + 5
         renders[0].unlink()
         (built / "train" / "shard-00000.tar").unlink()
         times = {path: path.stat().st_mtime_ns for path in renders[1:]}
@@ -219,17 +220,28 @@ class TestBuild:
                 assert facts["name"]["en"] == fake_packages.NAMES[facts["code"]][0]
                 assert picture.size == (SIZE, SIZE) and picture.mode == "RGBA"
         counts = json.loads((built / "data.json").read_text())["counts"]
-        assert counts == {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+        assert counts == {split: sum(row["split"] == split for row in rows) for split in (*SPLITS, EXTRA)}
 
     def test_the_watermelon_is_seen_nowhere_in_training_not_even_as_a_lemon(self, built: Path):
         rows = manifest(built)
         assert {row["split"] for row in rows if row["code"] == "1f349"} == {"unseen_concept"}
-        assert {row["style"] for row in rows if row["code"] == "1f34b"} == set(WORDS) - {"noto"}
+        lemons = {row["style"] for row in rows if row["code"] == "1f34b" and row["split"] != EXTRA}
+        assert lemons == set(WORDS) - {"noto"}
         assert json.loads((built / "data.json").read_text())["near_duplicates_dropped"] == 1
+
+    def test_extra_styles_show_everyday_things_and_nothing_that_is_held_out(self, built: Path):
+        found = {key: facts["code"] for key, _, facts in read_samples(built / EXTRA)}
+        assert found == {
+            "fxemoji_redapple": "1f34e",
+            "fxemoji_banana": "1f34c",
+            "streamline_lemon-1": "1f34b",
+            "streamline_lemon-2": "1f34b",
+            "streamline_dog-face": "1f436",
+        }
 
     def test_the_attribution_names_every_style_with_its_author_and_licence(self, built: Path):
         text = (built / "ATTRIBUTION.md").read_text(encoding="utf-8")
-        for style in STYLES:
+        for style in (*STYLES, *EXTRA_STYLES):
             line = next(line for line in text.splitlines() if line.startswith(f"- {style.word}:"))
             assert style.author in line and f"licence {style.licence}" in line and style.package.name in line
         assert "Unicode-3.0" in text and "emojibase-data, licence MIT" in text
@@ -248,8 +260,9 @@ class TestBuild:
     def test_a_sample_cut_out_of_it_holds_the_chosen_concepts_in_their_splits(self, built: Path, tmp_path: Path):
         counts = cut_sample(built, tmp_path, ("1f34e", "1f349"))
         rows = manifest(tmp_path)
-        assert {(row["code"], row["split"]) for row in rows} == {("1f34e", "train"), ("1f349", "unseen_concept")}
-        assert counts == {"train": len(WORDS), "unseen_cell": 0, "unseen_concept": len(WORDS)}
+        found = {(row["code"], row["split"]) for row in rows}
+        assert found == {("1f34e", "train"), ("1f34e", EXTRA), ("1f349", "unseen_concept")}
+        assert counts == {"train": len(WORDS), "unseen_cell": 0, "unseen_concept": len(WORDS), EXTRA: 1}
         assert all(style.word in (tmp_path / "ATTRIBUTION.md").read_text() for style in STYLES)
 
 

@@ -21,13 +21,13 @@ from cm3.text import TextTokenizer
 from drawings import drawn_things
 from tokenizer_image import ImageTokenizer
 from train import build_instructions
-from train.build_instructions import InstructionsConfig, build, sampling_ratios, store, taken
+from train.build_instructions import InstructionsConfig, build, sampling_ratios, store, taken, task_shares
 from train.documents.shards import Shards, ShardWriter, Target, read_meta
 from train.language.config import LMConfig as Recipe
 from train.language.setup import starting_model
 from train.scenes.scene import THINGS, Thing, compositional
 from train.scenes.studio import Studio, encode, read_things
-from train.scenes.tasks import TASKS, TaskDocument
+from train.scenes.tasks import EDITS, TASKS, TaskDocument
 
 SMALL = InstructionsConfig(documents=60, held_out=1, known=0.5, chunk=40, workers=1)
 
@@ -37,6 +37,14 @@ def test_ratios_stay_within_the_thresholds():
     wanted = {"few": 100.0, "right": 100.0, "some": 150.0, "many": 100.0, "none": 100.0}
     ratios = sampling_ratios(sizes, wanted, down=0.3, up=3.0)
     assert ratios == {"few": 3.0, "right": 1.0, "some": 1.5, "many": 0.3}
+
+
+def test_edits_may_have_another_share_of_the_new_documents():
+    usual, most = task_shares(0), task_shares(0.6)
+    assert usual == {name: task.share for name, task in TASKS.items()}
+    assert sum(most.values()) == pytest.approx(1) and sum(most[name] for name in EDITS) == pytest.approx(0.6)
+    for some in (EDITS, TASKS.keys() - set(EDITS)):
+        assert len({round(most[name] / usual[name], 6) for name in some}) == 1
 
 
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 1.5, 3.0])

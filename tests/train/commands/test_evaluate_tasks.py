@@ -22,7 +22,7 @@ from train.evaluate_tasks import evaluate, fill, requests_of, tell
 from train.evaluation import task_cases as trials
 from train.evaluation import task_metrics as marks
 from train.evaluation.judge import Judge
-from train.evaluation.report import EDITS, MAPS
+from train.evaluation.report import MAPS
 from train.evaluation.task_cases import (
     ASKED,
     WRONG,
@@ -57,6 +57,7 @@ from train.evaluation.task_metrics import (
 )
 from train.scenes.scene import compositional, render
 from train.scenes.signs import BOARDS, sign
+from train.scenes.tasks import EDITS
 
 SIZE, GRID = 64, (8, 8)
 NAMES = tuple(SHAPES)

@@ -13,10 +13,10 @@ from cm3.spelling import from_ids
 from tokenizer_image import ImageTokenizer
 from train import tokenize_emoji
 from train.documents.shards import Shards
-from train.emoji.dataset import others_of, read_split
+from train.emoji.dataset import EXTRA, others_of, read_samples, read_split, write_shards
 from train.emoji.phrases import COLOURS_AR, KINDS, Facts
 from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, place
-from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build, drawn_times, views_of
+from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build, drawn_times, extra_views, views_of
 
 SMALL = TokenizeConfig(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)
 
@@ -244,3 +244,45 @@ def test_a_picture_is_drawn_as_often_as_is_said_and_its_grounds_are_named(
     drawn = [document[0].text for document in (*first[:4], *first[5:7])]
     assert all("style" in words or "أسلوب" in words or opened.shards.sample(0)["style"] in words for words in drawn)
     assert all("background" in words or "خلفية" in words for words in drawn[4:])
+
+
+def test_distorted_views_come_last_and_are_never_drawn():
+    config = TokenizeConfig(views=3, grounds=1, distorted=4)
+    views = views_of(config, Augmentation(), np.random.default_rng(0), 64)
+    assert [view.distortion is None for view in views] == [True] * 3 + [False] * 4
+    assert len({view.distortion for view in views[3:]}) == 4
+    assert [drawn_times(view, config) for view in views] == [2, 2, 2, 0, 0, 0, 0]
+    same = views_of(replace(config, distorted=0), Augmentation(), np.random.default_rng(0), 64)
+    assert same == views[:3]
+
+
+def test_seven_in_ten_views_of_extra_styles_are_distorted():
+    views = extra_views(TokenizeConfig(extra=400), Augmentation(), np.random.default_rng(0), 64)
+    assert len(views) == 400 and 0.6 < np.mean([view.distortion is not None for view in views]) < 0.8
+
+
+def test_of_distorted_views_and_extra_styles_only_the_name_is_asked(
+    sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path
+):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train").symlink_to(sample / "train")
+    apples = [one for one in read_samples(sample / "train") if one[2]["code"] == "1f34e"][:2]
+    cats = [one for one in read_samples(sample / "train") if one[2]["code"] == "1f431"][:1]
+    extra = [(f"new_{i}", png, facts | {"style": "new"}) for i, (_, png, facts) in enumerate(apples + cats)]
+    write_shards(data / EXTRA, extra)
+    config = replace(SMALL, views=1, distorted=2, extra=4, ask=1)
+    build(data, image_tokenizer, tmp_path / "out", config)
+    opened = Opened(tmp_path / "out")
+    of = [opened.shards.sample(i) for i in range(len(opened.documents))]
+    new = [i for i, one in enumerate(of) if one["style"] == "new"]
+    assert [of[i]["name"] for i in new] == ["new_0"] * 4 + ["new_1"] * 4  # the cat is no fruit
+    known = {row["name"] for row in of if row["style"] != "new"}
+    assert len(opened.documents) == 4 * len(known) + 8  # a caption and three questions of each
+    names = {facts["name"][language] for *_, facts in apples for language in ("en", "ar")}
+    kinds = set(KINDS["food-fruit"].values())
+    for i in new:
+        said = [opened.decode(opened.documents[i][a:b]) for a, b in opened.spans[i].tolist() if b]
+        assert said and set(said) <= names | kinds | {"yes", "no", "نعم", "لا"}
+    pictures = {str(opened.read(opened.documents[i])[1]) for i in new}
+    assert len(pictures) > 4

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 
 import fake_packages
-from train.emoji.concepts import Concept, clean_name, code_of, family_of, icon_keys, read_concepts, slug, svg
+from train.emoji import concepts
+from train.emoji.concepts import (
+    CALLED,
+    Concept,
+    clean_name,
+    code_of,
+    extra_icons,
+    family_of,
+    icon_keys,
+    read_concepts,
+    slug,
+    svg,
+)
 from train.emoji.packages import Package, Style, Tarball
 
 
@@ -89,10 +101,10 @@ class TestPackages:
         return next(style for style in fakes.styles if style.word == word)
 
     def test_concepts_come_in_unicode_order_with_names_in_both_languages(self, tarballs: dict[Package, Tarball]):
-        concepts = read_concepts(tarballs)
-        assert [concept.code for concept in concepts] == list(fake_packages.NAMES)
+        found = read_concepts(tarballs)
+        assert [concept.code for concept in found] == list(fake_packages.NAMES)
         names, keywords = {"en": "red apple", "ar": "تفاحة حمراء"}, {"en": ("red apple 0",), "ar": ("تفاحة حمراء 1",)}
-        assert concepts[0] == Concept("1f34e", "1f34e", names, keywords, "food-drink", "food-fruit")
+        assert found[0] == Concept("1f34e", "1f34e", names, keywords, "food-drink", "food-fruit")
 
     @pytest.mark.parametrize(
         ("word", "key"), [("noto", "red-apple"), ("emojione", "red-apple"), ("fluent 3d", "assets/1f34e.webp")]
@@ -103,6 +115,32 @@ class TestPackages:
         icons = icon_keys(self.style(fakes, word), read_concepts(tarballs), tarballs)
         assert set(icons) == set(fake_packages.NAMES)
         assert icons["1f34e"] == key
+
+    def extra(self, fakes, tarballs: dict[Package, Tarball], *keys: str) -> dict[str, str]:
+        """What a set with these icons has of the concepts."""
+        icons = {"icons": dict.fromkeys(keys, {})}
+        package = fake_packages.pack(fakes.folder, "icons", {"icons.json": icons, "chars.json": {}})
+        style = Style("new", package, "MIT", "info.json", "nobody", "new")
+        return extra_icons(
+            style, read_concepts(tarballs), tarballs | {package: Tarball(fakes.folder / package.tarball)}
+        )
+
+    def test_an_extra_style_is_matched_by_names_without_hyphens_and_may_draw_a_thing_twice(self, fakes, tarballs):
+        found = self.extra(fakes, tarballs, "redapple", "lemon-1", "lemon-2", "moon")
+        assert found == {"redapple": "1f34e", "lemon-1": "1f34b", "lemon-2": "1f34b"}
+
+    def test_a_short_name_counts_where_no_icon_has_the_name(self, fakes, tarballs):
+        assert self.extra(fakes, tarballs, "plantain", "dog") == {"plantain": "1f34c", "dog": "1f436"}
+        assert self.extra(fakes, tarballs, "plantain", "banana") == {"banana": "1f34c"}
+
+    def test_an_icon_may_go_by_other_words(self, fakes, tarballs, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(CALLED, "sourfruit", "lemon")
+        assert self.extra(fakes, tarballs, "sourfruit", "dragonside") == {"sourfruit": "1f34b"}
+
+    def test_a_short_name_that_means_another_thing_is_not_taken(self, fakes, tarballs, monkeypatch: pytest.MonkeyPatch):
+        assert self.extra(fakes, tarballs, "sunglasses") == {}
+        monkeypatch.setattr(concepts, "MISNAMED", set())
+        assert self.extra(fakes, tarballs, "sunglasses") == {"sunglasses": "1f34a"}
 
     def test_only_icons_of_the_given_concepts_are_listed(self, fakes, tarballs: dict[Package, Tarball]):
         assert set(icon_keys(self.style(fakes, "noto"), read_concepts(tarballs)[:2], tarballs)) == {"1f34e", "1f34a"}

@@ -13,7 +13,7 @@ from train.documents.shards import Target
 from train.emoji import colours
 from train.emoji.dataset import read_split
 from train.emoji.english import with_article
-from train.emoji.phrases import COLOURS_AR, KINDS, Facts, ask_is, caption, targets
+from train.emoji.phrases import COLOURS_AR, KINDS, Facts, ask_is, caption, name_targets, targets
 from train.pictures.views import GROUNDS
 
 LANGUAGES = ("en", "ar")
@@ -181,3 +181,15 @@ def test_every_word_has_its_arabic():
 def test_a_question_that_tells_the_kind_is_not_followed_by_one_for_it(asked):
     together = Counter("kind" in tasks for *_, row in asked if "is" in (tasks := [target.task for target in row]))
     assert together[False] > 20 and not together[True]
+
+
+def test_of_a_distorted_picture_only_the_name_is_asked_and_now_and_then_the_kind(rows: list[Facts]):
+    rng = np.random.default_rng(0)
+    tasks = Counter[str]()
+    for facts in rows * 8:
+        found = {target.task: target for target in name_targets(facts, "en", rows, rng)}
+        assert len(found.keys() & NAMED) == 1 and found.keys() <= NAMED | {"kind"}
+        assert not {"is", "kind"} <= found.keys()
+        assert all(found[task].answer == facts["name"]["en"] for task in ("caption", "what") if task in found)
+        tasks.update(list(found))
+    assert tasks["caption"] > tasks["what"] > 0 and 0.1 < tasks["kind"] / len(rows * 8) < 0.4

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.emoji.dataset import read_split
-from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, place
+from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, bend, distort, place, recolour
 
 SIZE = 32
 
@@ -105,3 +105,37 @@ def test_a_split_is_read_in_order_with_premultiplied_alpha(sample: Path):
 def test_a_split_without_shards_says_what_to_run(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no shards in .*: run python -m train\.build_emoji first"):
         list(read_split(tmp_path))
+
+
+class TestDistortion:
+    """A red disc of 100 of 128 pixels, whose form and colours change."""
+
+    def seeds(self, count: int = 40):
+        return (np.random.default_rng(seed) for seed in range(count))
+
+    def test_the_same_seed_gives_the_same_picture_and_another_one_another(self, disc: Image.Image):
+        one, same, other = (place(disc, View(distortion=seed), SIZE) for seed in (3, 3, 4))
+        np.testing.assert_array_equal(one, same)
+        assert (one != other).any() and (one != place(disc, PLAIN, SIZE)).any()
+
+    def test_it_keeps_mode_and_size_and_most_of_the_form(self, disc: Image.Image):
+        solid = np.asarray(disc)[..., 3] > 127
+        for rng in self.seeds():
+            out = distort(disc, rng)
+            assert (out.mode, out.size) == (disc.mode, disc.size)
+            shape = np.asarray(out)[..., 3] > 127
+            assert 0.6 < (shape & solid).sum() / (shape | solid).sum() < 1
+
+    def test_bending_moves_things_about_the_centre_and_leaves_what_is_beyond_the_edge_clear(self, noise: Image.Image):
+        flat = np.asarray(noise.convert("RGBA"))
+        changed = [np.asarray(bend(noise.convert("RGBA"), rng)) for rng in self.seeds()]
+        assert all((one != flat).mean() > 0.3 for one in changed)
+        assert any((one[..., 3] < 128).any() for one in changed)
+
+    def test_half_of_the_pictures_keep_nearly_their_colours_and_some_are_grey(self, disc: Image.Image):
+        red = Image.new("RGB", (8, 8), (220, 40, 30))
+        seen = [np.asarray(recolour(red, rng))[0, 0].astype(int) for rng in self.seeds(300)]
+        reddish = [colour[0] > colour[1:].max() + 40 for colour in seen]
+        grey = [np.ptp(colour) == 0 for colour in seen]
+        assert 0.5 < np.mean(reddish) < 0.9 and 0.1 < np.mean(grey) < 0.25
+        assert len({tuple(colour) for colour in seen}) > 100
