@@ -151,7 +151,7 @@ class GenerationOptions:
 
 
 GENERATE = INFILL = GenerationOptions()
-EDIT = replace(GENERATE, keep=4.0)
+EDIT = replace(GENERATE, keep=3.0)
 CAPTION = ANSWER = GenerationOptions(temperature=0.0, top_p=1.0)
 COMPLETE = GenerationOptions(temperature=1.0, top_p=0.95, guidance=1.0, text_guidance=1.0)
 

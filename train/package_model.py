@@ -24,7 +24,7 @@ from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
-from train.emoji.dataset import attribution
+from train.emoji.dataset import EXTRA, attribution
 from train.evaluation.report import concept_table
 from train.evaluation.report import task_table as task_table
 
@@ -45,7 +45,8 @@ know photographs, people, or anything outside them, and it cannot write prose.
 ## Data
 
 {pictures} pictures of the training split, each in {views} views: {documents} documents, {tokens} tokens. No skin-tone
-variants, no flags. Pictures by style: {styles}. Licences: see ATTRIBUTION.md. Held out: one style of each of some
+variants, no flags. Pictures by style: {styles}. Distorted pictures, and those of further styles, are asked about and
+never drawn. Licences: see ATTRIBUTION.md. Held out: one style of each of some
 concepts ("unseen cell"), and a tenth of the concepts of every kind ("unseen concept").
 
 For instruction tuning {tuning_documents} documents, {tuning_tokens} tokens: {tasks}. Scenes are made of the
@@ -210,6 +211,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def pictures_of(data: Path, *splits: str) -> list[dict[str, Any]]:
+    """Rows of the data set's manifest."""
+    rows = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
+    return [row for row in rows if row["split"] in splits]
+
+
 def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) -> int:
     """Write both folders. Returns the bytes of all embedded weights."""
     trained = runs.merged if runs.merged.is_dir() else runs.tuning / "model"
@@ -237,7 +244,7 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     ours = root / "cm3" / "models" / name
     shutil.rmtree(ours, ignore_errors=True)
     ours.mkdir(parents=True)
-    shutil.copy(root / "tokenizer_image" / "models" / name / "ATTRIBUTION.md", ours)
+    (ours / "ATTRIBUTION.md").write_text(attribution(pictures_of(runs.data, "train", EXTRA)), encoding="utf-8")
     facts["lm_parameters"] = halve(trained / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
     values = {key: value for key, value in facts["model"].items() if key != "auto_map"}  # no code lies beside it
@@ -268,8 +275,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     model = runs[-1] / "model"
     shape = ImageTokenizer.from_pretrained(model).model.config
     last = [row for row in logs[-1] if "code_use" in row][-1]
-    manifest = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
-    train = [row for row in manifest if row["split"] == "train"]
+    train = pictures_of(data, "train")
 
     folder = root / "tokenizer_image" / "models" / name
     shutil.rmtree(folder, ignore_errors=True)

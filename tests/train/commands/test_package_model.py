@@ -14,7 +14,8 @@ from documents import write_shards
 from tokenizer_image import ImageTokenizer
 from train import package_model
 from train.documents.shards import Shards
-from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer, words_of_shards
+from train.emoji.dataset import EXTRA, attribution
+from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer, pictures_of, words_of_shards
 
 
 def test_halved_weights_are_the_same_numbers_in_half_the_room(tmp_path: Path):
@@ -144,3 +145,11 @@ def test_all_embedded_weights_together_have_a_limit(
     monkeypatch.setattr(package_model, "LIMIT", 2 * size)
     with pytest.raises(ValueError, match=f"the weights take {3 * size:,} bytes; at most {2 * size:,} are embedded"):
         package_tokenizer("three", [tokenizer_run], sample, "CPU", root=tmp_path)
+
+
+def test_credits_go_to_extra_styles_too(tmp_path: Path):
+    splits = ("train", "extra", "unseen_cell")
+    rows = [{"style": split, "package": "p", "licence": "MIT", "author": "a", "split": split} for split in splits]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = attribution(pictures_of(tmp_path, "train", EXTRA))
+    assert [line.split(":")[0] for line in text.splitlines() if "1 pictures" in line] == ["- extra", "- train"]
