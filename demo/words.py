@@ -106,7 +106,7 @@ WORDS = {  # key: English, Arabic
     "done": ("Done in {seconds:.1f} s, seed {seed}.", "تم في {seconds:.1f} ث، البذرة {seed}."),
 }
 PROMPTS = {
-    "en": ["a red apple", "a yellow taxi", "a sunflower on a blue background", "broccoli, noto style", "قطة"],
+    "en": ["a red apple", "a yellow taxi", "a tulip in the noto style", "broccoli, noto style", "قطة"],
     "ar": ["تفاحة حمراء", "قطة", "سيارة أجرة", "دوار الشمس", "a red apple"],
 }
 INSTRUCTIONS = {
