@@ -30,6 +30,7 @@ from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
 from cm3.templates import LANGUAGES
 from train.documents.shards import Shards, ShardWriter, clear, finish, questions
+from train.emoji.dataset import MANIFEST, read_manifest
 from train.runtime import config as configs
 from train.scenes.scene import THINGS
 from train.scenes.studio import Studio, encode, read_things
@@ -130,8 +131,7 @@ def workshop(data: Path, start: str, novel: bool, config: InstructionsConfig) ->
     size, cells = model.image_tokenizer.size[0], model.grid[0]
     things = read_things(data, "train")
     studio = Studio.of(things, config.things, size, novel, config.aligned, cells, config.white, config.quarters)
-    manifest = data / "manifest.jsonl"
-    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else [])
+    rows = read_manifest(data) if (data / MANIFEST).is_file() else []
     return model, studio, {row["key"]: row["licence"] for row in rows}
 
 

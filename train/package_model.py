@@ -24,7 +24,7 @@ from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
-from train.emoji.dataset import EXTRA, attribution
+from train.emoji.dataset import EXTRA, attribution, read_manifest
 from train.evaluation.report import concept_table
 from train.evaluation.report import task_table as task_table
 
@@ -213,8 +213,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def pictures_of(data: Path, *splits: str) -> list[dict[str, Any]]:
     """Rows of the data set's manifest."""
-    rows = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
-    return [row for row in rows if row["split"] in splits]
+    return [row for row in read_manifest(data) if row["split"] in splits]
 
 
 def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) -> int:

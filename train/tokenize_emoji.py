@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from cm3.templates import LANGUAGES
 from cm3.text import TextTokenizer
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import NUM_SPECIAL, ShardWriter, Target, clear, finish, questions
-from train.emoji.dataset import EVERYDAY, EXTRA, manifest_row, others_of, read_pictures
+from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
+from train.emoji.dataset import EVERYDAY, EXTRA, EmojiPictures, manifest_row, others_of, read_pictures
 from train.emoji.phrases import Facts, caption, name_targets, targets
 from train.pictures.codes import encode_views
 from train.pictures.views import GROUNDS, PLAIN, Augmentation, View
@@ -113,8 +113,9 @@ def views_of(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.
     """The views of one picture: plain, plain on coloured grounds, moved, and distorted."""
     coloured = [View(ground) for ground in rng.permutation(list(GROUNDS)[1:])[: config.grounds].tolist()]
     first = [PLAIN, *coloured][: config.views]
-    moved = [augmentation.sample(rng, size) for _ in range(config.views - len(first) + config.distorted)]
-    return [*first, *(distorted(view, rng) if i >= config.views else view for i, view in enumerate(moved, len(first)))]
+    moved = [augmentation.sample(rng, size) for _ in range(config.views - len(first))]
+    more = [augmentation.sample(rng, size) for _ in range(config.distorted)]
+    return [*first, *moved, *(distorted(view, rng) for view in more)]
 
 
 def extra_views(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
@@ -152,8 +153,10 @@ class Documents:
         config: TokenizeConfig,
         aliases: dict[tuple[str, str], list[str]],
         rng: np.random.Generator,
+        names_alone: bool = False,
     ) -> None:
-        """Every document of one picture: for each view captions and questions, in turn in each language."""
+        """Every document of one picture: for each view captions and questions, in turn in each language; with
+        `names_alone` nothing is asked that is not asked of a distorted view."""
         for j, view in enumerate(views):
             image = Image(codes[j])
             for k in range(drawn_times(view, config)):
@@ -163,19 +166,12 @@ class Documents:
                 self.tasks["draw"] += 1
             for k in range(config.ask):
                 language = LANGUAGES[(j + k) % 2]
-                if view.distortion is None:
-                    self._ask(targets(row, view.ground, language, others, rng), image)
+                if names_alone or view.distortion is not None:
+                    asked = name_targets(row, language, others, rng)
                 else:
-                    self._ask(name_targets(row, language, others, rng), image)
-
-    def extra(self, codes: torch.Tensor, row: Facts, others: list[Facts], rng: np.random.Generator) -> None:
-        """A question about every view [V, h, w] of a picture of an extra style, in turn in each language."""
-        for j, view in enumerate(codes):
-            self._ask(name_targets(row, LANGUAGES[j % 2], others, rng), Image(view))
-
-    def _ask(self, asked: list[Target], image: Image) -> None:
-        self.writer.add(questions(asked, image))
-        self.tasks.update(target.task for target in asked)
+                    asked = targets(row, view.ground, language, others, rng)
+                self.writer.add(questions(asked, image))
+                self.tasks.update(target.task for target in asked)
 
     def close(self, least: int = 1) -> None:
         """Save the shard where it holds at least so many documents."""
@@ -184,24 +180,13 @@ class Documents:
             self.writer, self.number = ShardWriter(self.text, self.vocab), self.number + 1
 
 
-def write_extra(
-    data: Path,
-    documents: Documents,
-    image_tokenizer: ImageTokenizer,
-    config: TokenizeConfig,
-    augmentation: Augmentation,
-    train: list[Facts],
-) -> None:
-    """The questions about the extra styles' pictures of the concepts that training has."""
-    pictures = read_pictures(data, EXTRA, config.subgroups, {row["code"] for row in train})
-    rng, by_kind = np.random.default_rng((config.seed, 1)), others_of(train)
-    views = [extra_views(config, augmentation, rng, image_tokenizer.size[0]) for _ in pictures.rows]
-    codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
-    for i, row in enumerate(track(pictures.rows, "documents, extra styles")):
-        documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], config.extra))
-        others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
-        documents.extra(codes[i], row, others, rng)
-        documents.close(PER_SHARD)
+class Part(NamedTuple):
+    """Pictures whose documents are made alike: which split they go to, how, and whether their style is an extra one."""
+
+    split: str
+    pictures: EmojiPictures
+    config: TokenizeConfig
+    extra: bool = False
 
 
 def build(
@@ -231,30 +216,30 @@ def build(
     text = text or TextTokenizer.train(texts(train.rows, config), config.text_vocab)
     vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
-    splits = {"train": (train, config)}
+    parts = [Part("train", train, config)]
+    if config.extra:
+        more = read_pictures(data, EXTRA, config.subgroups, set(concepts))
+        parts.append(Part("train", more, replace(config, plain=0, draw=0, ask=1), extra=True))
     if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
         few = replace(config, views=min(HELD_OUT_VIEWS, config.views), grounds=0, plain=2, draw=2, ask=2, distorted=0)
-        splits["held_out"] = read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few
+        parts.append(Part("held_out", read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few))
     aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
-    augmentation = Augmentation(config.white, config.scale, config.shift, config.mirror)
+    augmentation, size = Augmentation(config.white, config.scale, config.shift, config.mirror), image_tokenizer.size[0]
     clear(out)
-    tasks = Counter()
-    for split, (pictures, settings) in splits.items():
-        rng = np.random.default_rng(config.seed)
-        size = image_tokenizer.size[0]
-        views = [views_of(settings, augmentation, rng, size) for _ in pictures.rows]
+    written = {split: Documents(text, vocab, out, split) for split in dict.fromkeys(part.split for part in parts)}
+    for split, pictures, settings, extra in parts:
+        rng = np.random.default_rng((config.seed, 1) if extra else config.seed)
+        chosen = extra_views if extra else views_of
+        views = [chosen(settings, augmentation, rng, size) for _ in pictures.rows]
         codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
-        documents = Documents(text, vocab, out, split)
+        documents = written[split]
         for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
             count = sum(drawn_times(view, settings) for view in views[i]) + len(views[i]) * settings.ask
             documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
             others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
-            documents.picture(views[i], codes[i], row, others, settings, aliases, rng)
+            documents.picture(views[i], codes[i], row, others, settings, aliases, rng, names_alone=extra)
             documents.close(PER_SHARD)
-        if split == "train":
-            if config.extra:
-                write_extra(data, documents, image_tokenizer, config, augmentation, train.rows)
-            tasks = documents.tasks
+    for documents in written.values():
         documents.close()
     (out / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     return finish(
@@ -264,7 +249,7 @@ def build(
         image_tokenizer,
         pictures=len(train.rows),
         concepts=len(concepts),
-        tasks=dict(tasks),
+        tasks=dict(written["train"].tasks),
         styles=dict(Counter(row["style"] for row in train.rows)),
         config=asdict(config),
         image_tokenizer_name=name,

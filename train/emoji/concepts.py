@@ -82,6 +82,17 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "")).strip("-")
 
 
+def joined(name: str) -> str:
+    """The slug in one word."""
+    return slug(name).replace("-", "")
+
+
+def keys_by_code(tarball: Tarball) -> list[tuple[str, str]]:
+    """(code, key) of every icon, in order; none in a set without code points."""
+    named = tarball.json("chars.json") if "chars.json" in tarball.names else {}
+    return [(code_of(chars), key) for chars, key in sorted(named.items())]
+
+
 def icon_keys(style: Style, concepts: list[Concept], tarballs: dict[Package, Tarball]) -> dict[str, str]:
     """code -> the icon's key in the style's package, for every concept that the style has drawn.
 
@@ -97,12 +108,10 @@ def icon_keys(style: Style, concepts: list[Concept], tarballs: dict[Package, Tar
         )
         return {code: name for name, code in assets if code in codes}
     icons = tarball.json("icons.json")["icons"]
-    keys = {code_of(chars): key for chars, key in sorted(tarball.json("chars.json").items())}
+    keys = dict(keys_by_code(tarball))
     if not keys:
         for other in STYLES:
-            if "chars.json" in tarballs[other.package].names:
-                named = tarballs[other.package].json("chars.json").items()
-                keys = {code_of(chars): key for chars, key in sorted(named) if key in icons} | keys
+            keys = {code: key for code, key in keys_by_code(tarballs[other.package]) if key in icons} | keys
         keys |= {c.code: key for c in concepts if c.code not in keys and (key := slug(c.name["en"])) in icons}
     return {code: key for code, key in keys.items() if code in codes and key in icons}
 
@@ -137,25 +146,20 @@ def extra_icons(style: Style, concepts: list[Concept], tarballs: dict[Package, T
     drawings: dict[str, list[str]] = {}
     for key in tarballs[style.package].json("icons.json")["icons"]:
         if key not in MISNAMED:
-            drawings.setdefault(re.sub(r"-\d$", "", key).replace("-", ""), []).append(key)
-    spoken = {slug(concept.name["en"]).replace("-", ""): concept.code for concept in concepts}
-    called = {key: spoken.get(slug(name).replace("-", "")) for key, name in CALLED.items()}
-    codes = {concept.code for concept in concepts}
-    listed = [
-        (code_of(chars), key)
-        for other in STYLES
-        if "chars.json" in tarballs[other.package].names
-        for chars, key in sorted(tarballs[other.package].json("chars.json").items())
-    ]
+            drawings.setdefault(joined(re.sub(r"-\d$", "", key)), []).append(key)
+    spoken = {joined(concept.name["en"]): concept.code for concept in concepts}
+    called = {key: spoken[word] for key, name in CALLED.items() if (word := joined(name)) in spoken}
+    listed = [pair for other in STYLES for pair in keys_by_code(tarballs[other.package])]
     for name in SHORT_NAMES:
         if (file := f"en/shortcodes/{name}.json") in tarballs[EMOJIBASE].names:
             for chars, words in sorted(tarballs[EMOJIBASE].json(file).items()):
                 listed += [(code_of(chars), word) for word in ([words] if isinstance(words, str) else words)]
     out: dict[str, str] = {}
-    words = [*called.items(), *spoken.items(), *((slug(key).replace("-", ""), code) for code, key in listed)]
-    for word, code in words:
-        if code in codes and code not in out.values():
-            out |= {key: code for key in drawings.get(word, []) if key not in out}
+    wanted = {concept.code for concept in concepts}
+    for word, code in [*called.items(), *spoken.items(), *((joined(key), code) for code, key in listed)]:
+        if code in wanted and word in drawings:
+            out |= dict.fromkeys(drawings.pop(word), code)
+            wanted.remove(code)
     return out
 
 

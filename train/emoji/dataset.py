@@ -33,6 +33,7 @@ def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]
             yield key, picture.convert("RGBA").convert("RGBa"), facts
 
 
+MANIFEST = "manifest.jsonl"
 SHARD = 2000  # pictures a shard
 
 
@@ -56,9 +57,14 @@ def write_shards(folder: Path, samples: Iterable[tuple[str, bytes, dict]]) -> in
     return count
 
 
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Its rows. Raises FileNotFoundError where the data set has none."""
+    return [json.loads(line) for line in (folder / MANIFEST).open(encoding="utf-8")]
+
+
 def write_manifest(folder: Path, rows: list[dict]) -> None:
     """manifest.jsonl and the ATTRIBUTION.md that follows from it."""
-    (folder / "manifest.jsonl").write_text("".join(_json(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / MANIFEST).write_text("".join(_json(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "ATTRIBUTION.md").write_text(attribution(rows), encoding="utf-8")
 
 
@@ -134,9 +140,7 @@ def read_pictures(
     data: Path, split: str, subgroups: Collection[str], concepts: set[str] | None = None
 ) -> EmojiPictures:
     """The pictures of the given Unicode subgroups (none = all), and of the given concepts (None = all)."""
-    manifest = data / "manifest.jsonl"
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    origins = {row["key"]: row for row in map(json.loads, lines)}
+    origins = {row["key"]: row for row in (read_manifest(data) if (data / MANIFEST).is_file() else [])}
     out = EmojiPictures([], [], [], [])
     for key, drawing, row in read_split(data / split):
         if (not subgroups or row["subgroup"] in subgroups) and (concepts is None or row["code"] in concepts):
@@ -172,8 +176,7 @@ SAMPLE_CODES = """
 
 def cut_sample(data: Path, out: Path, codes: Collection[str] = SAMPLE_CODES) -> dict[str, int]:
     """The pictures of the given concepts, in their splits, with manifest and attribution. Returns counts by split."""
-    rows = [json.loads(line) for line in (data / "manifest.jsonl").open(encoding="utf-8")]
-    rows = [row for row in rows if row["code"] in codes]
+    rows = [row for row in read_manifest(data) if row["code"] in codes]
     counts: dict[str, int] = {}
     for split in (*SPLITS, EXTRA):
         if any((data / split).glob("*.tar")):
