@@ -74,6 +74,14 @@ class InstructionsConfig:
     workers: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("edits", "known"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a share, 0 or more and less than 1")
+        for name in ("drawn", "aligned", "quarters", "white"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a share, 0 to 1")
+
 
 def task_shares(edits: float) -> dict[str, float]:
     """Each task's share of the new documents, where edits have this share of them together; 0 = that of TASKS."""

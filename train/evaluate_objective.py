@@ -78,9 +78,14 @@ def held_out(
     """Views to measure on, and plain views of the same things in all their styles, to judge drawings by.
 
     config: of one of the runs. documents: that the longest of them saw; views in their windows are no candidates.
-    count: of things."""
+    count: of things. Raises ValueError for shards whose views have other documents than PER_VIEW tells."""
     shards, cells = Shards(config.data), Shards(config.data, "held_out")
     names = json.loads((shards.folder / "concepts.json").read_text(encoding="utf-8"))
+    made = shards.meta["config"]
+    asked = {"draw": 2, "ask": 2, "plain": 0, "grounds": 0, "distorted": 0, "extra": 0, "draw_moved": True}
+    if other := [f"{name}={made[name]}" for name, value in asked.items() if made.get(name, value) != value]:
+        wanted = f"make it with {PER_VIEW} documents of each view"
+        raise ValueError(f"{shards.folder} was made with {' '.join(other)}: {wanted}")
     rows = Rows(shards, shards.vocab(), Objective(), config.row, config.seed, config.window)
     windows = range(documents // rows.window + 1)
     seen = {int(i) // PER_VIEW for window in windows for i in rows.plan(window).documents}

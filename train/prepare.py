@@ -38,6 +38,7 @@ from train.documents.sample import Columns, Skip
 from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts
 from train.documents.sources import Source, open_source
 from train.documents.worker import SKIPPED, PrepareOptions, ShardBuilder, rows_of
+from train.runtime.config import changes
 from train.runtime.files import write_whole
 from train.runtime.workers import chunks_of, wait_for, work
 
@@ -193,14 +194,9 @@ def claim(out: Path, run: dict[str, Any], first: bool) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete {out} or choose another one") from error
-    ours, theirs = run | run["options"], before | before.get("options", {})
-    other = [
-        f"{key} {theirs.get(key)!r}, now {ours[key]!r}"
-        for key in ours
-        if key != "options" and theirs.get(key) != ours[key]
-    ]
-    if other:
-        raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
+    ours, theirs = ({**one, **one.get("options", {}), "options": None} for one in (run, before))
+    if other := changes(theirs, ours):
+        raise ValueError(f"{out} holds shards of another run ({other}): delete it or choose another one")
 
 
 def text_tokenizer(source: Source, out: Path, options: PrepareOptions, given: Tokenizers, first: bool) -> TextTokenizer:

@@ -144,10 +144,8 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
     parts = {"scorer": ModelAndOptimizers(scorer, optimizer), "run": run}
     checkpoints = Checkpoints(out / "checkpoints")
     first = checkpoints.load(parts) or 0
-    if other := [
-        f"{key} was {parts['run'][key]!r}, now {now!r}" for key, now in expected.items() if parts["run"][key] != now
-    ]:
-        raise ValueError(f"{out} holds another run: {'; '.join(other)}; take another --out")
+    if other := configs.changes(parts["run"], expected):
+        raise ValueError(f"{out} holds another run: {other}; take another --out")
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / "config.json")
 

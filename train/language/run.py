@@ -198,12 +198,9 @@ class LMRun:
             for group, fields in zip(one.param_groups, settings, strict=True):
                 group.update(fields)
         self.state = self.parts["run"]
-        before = self.state
-        other = [f"{key} was {before[key]!r}, now {now!r}" for key, now in expected.items() if before[key] != now]
-        if other:
+        if other := configs.changes(self.state, expected):
             raise ValueError(
-                f"{self.out} holds a run on other data: {'; '.join(other)}; take another --out, or set "
-                f"start={self.out}/model"
+                f"{self.out} holds a run on other data: {other}; take another --out, or set start={self.out}/model"
             )
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)

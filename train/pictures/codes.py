@@ -29,6 +29,7 @@ from tokenizer_image.tokenizer import Size
 from train.pictures.files import Entry, index
 from train.pictures.loader import to_pixels
 from train.pictures.views import View, place
+from train.runtime.config import changes
 from train.runtime.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -186,9 +187,8 @@ def _claim(out: Path, run: dict[str, Any]) -> dict[str, Any]:
     before: dict[str, Any] = {}
     if (out / MANIFEST).exists():
         before = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        other = [f"{key} {before.get(key)!r}, now {value!r}" for key, value in run.items() if before.get(key) != value]
-        if other:
-            raise ValueError(f"{out} holds shards of another run ({'; '.join(other)}): delete it or choose another one")
+        if other := changes(before, run):
+            raise ValueError(f"{out} holds shards of another run ({other}): delete it or choose another one")
     else:
         _note(out, run)
     return before

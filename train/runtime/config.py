@@ -88,6 +88,13 @@ def is_finite(value: Any) -> bool:
     return all(is_finite(part) for part in parts)
 
 
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What `now` has otherwise than `before`, to be told: "key was 1, now 2; ..."; empty where nothing is."""
+    return "; ".join(
+        f"{key} was {before.get(key)!r}, now {value!r}" for key, value in now.items() if before.get(key) != value
+    )
+
+
 def save(config: Any, path: Path) -> None:
     """The resolved config, as JSON beside the run."""
     path.write_text(json.dumps(dataclasses.asdict(config), indent=1, default=str) + "\n", encoding="utf-8")

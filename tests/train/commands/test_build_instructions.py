@@ -232,7 +232,13 @@ def test_shards_of_another_text_tokenizer_are_refused(
 
 
 def test_a_missing_model_or_a_wrong_option_ends_the_script_with_one_line(tmp_path: Path):
-    for start, options, match in (("no-such-model", [], "there is no model"), ("emoji", ["known=much"], "known")):
+    for start, options, match in (
+        ("no-such-model", [], "there is no model"),
+        ("emoji", ["known=much"], "known"),
+        ("emoji", ["edits=1.5"], "edits is 1.5"),
+        ("emoji", ["known=1"], "known is 1"),
+        ("emoji", ["white=-0.1"], "white is -0.1"),
+    ):
         with pytest.raises(SystemExit, match=f"build_instructions: .*{match}") as error:
             build_instructions.main(tmp_path, start, None, tmp_path / "out", None, options)
         assert "\n" not in str(error.value.code)

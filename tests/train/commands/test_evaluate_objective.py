@@ -1,5 +1,7 @@
 """The benchmark of the objective: its rows are what training makes, and its decoder draws what the engine draws."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from cm3.document import Image, Text
 from cm3.masking import sample_holes, unrotate
 from cm3.options import GREEDY
 from cm3.pipeline import CM3
-from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, mean_loss, with_hole
+from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, held_out, mean_loss, with_hole
+from train.language.config import LMConfig
 from train.language.objective import ASK, DRAW, HOLES, TELL, Objective, training_row
 
 
@@ -115,3 +118,8 @@ def test_the_table_has_a_column_a_run_and_a_row_a_figure():
     lines = table(figures).splitlines()
     assert len(lines) == 4 and all(line.count("|") == len(RUNS) + 2 for line in lines)
     assert lines[2].count("1.000") == len(RUNS) and lines[3].count("50.0%") == 1
+
+
+def test_shards_with_other_documents_of_a_view_are_refused(token_shards: Path):
+    with pytest.raises(ValueError, match="was made with draw=1 ask=1: make it with 4 documents of each view"):
+        held_out(LMConfig(data=token_shards), 10, 4)

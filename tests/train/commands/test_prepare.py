@@ -328,7 +328,7 @@ def test_a_model_gives_its_tokenizers_and_vocabulary(
 def test_another_runs_shards_are_not_mixed_in(folder: Path, options: PrepareOptions, tmp_path: Path):
     out = tmp_path / "out"
     prepare(folder, out, options)
-    with pytest.raises(ValueError, match=r"another run \(max_tokens 4096, now 100\): delete it"):
+    with pytest.raises(ValueError, match=r"another run \(max_tokens was 4096, now 100\): delete it"):
         prepare(folder, out, replace(options, max_tokens=100))
     with pytest.raises(ValueError, match="another run .*image_tokenizer"):
         prepare(folder, out, replace(options, image_tokenizer="emoji"))

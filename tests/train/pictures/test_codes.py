@@ -97,10 +97,10 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
 
 def test_shards_of_another_run_are_not_mixed_in(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path):
     write_codes(folder, tmp_path / "out", tokenizer)
-    with pytest.raises(ValueError, match=r"another run \(size 'fit', now \[8, 8\]\): delete it"):
+    with pytest.raises(ValueError, match=r"another run \(size was 'fit', now \[8, 8\]\): delete it"):
         write_codes(folder, tmp_path / "out", tokenizer, size=(8, 8))
     noise(9).save(folder / "new.png")
-    with pytest.raises(ValueError, match="files 10, now 11"):
+    with pytest.raises(ValueError, match="files was 10, now 11"):
         write_codes(folder, tmp_path / "out", tokenizer)
 
 
