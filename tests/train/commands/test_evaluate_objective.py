@@ -122,4 +122,4 @@ def test_the_table_has_a_column_a_run_and_a_row_a_figure():
 
 def test_shards_with_other_documents_of_a_view_are_refused(token_shards: Path):
     with pytest.raises(ValueError, match="was made with draw=1 ask=1: make it with 4 documents of each view"):
-        held_out(LMConfig(data=token_shards), 10, 4)
+        held_out(LMConfig(data=str(token_shards)), 10, 4)
