@@ -42,6 +42,8 @@ class CM3Config(PreTrainedConfig):
     qk_norm_eps: epsilon of these; None = norm_eps.
     swin_norm: normalise what attention and feed-forward layer give, not what they take (Swin v2; Chameleon 34B, 2.3).
     tie_word_embeddings: the head shares the input embedding's weights.
+    embedding_size: width of the input embedding and of the head, with a matrix between each and the residual stream
+        (factorised embeddings, ALBERT, Lan et al. 2019, section 3.1); None = hidden_size, without matrices.
     init_std, init_position_std: standard deviation of weights and of learned positions.
     init_truncation: cut the normal at this many sigmas; 0 = not at all.
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
@@ -87,6 +89,7 @@ class CM3Config(PreTrainedConfig):
     qk_norm_eps: float | None = None
     swin_norm: bool = False
     tie_word_embeddings: bool = False
+    embedding_size: int | None = None
     init_std: float = 0.02
     init_position_std: float = 0.02
     init_truncation: float | int = 0.0
@@ -132,6 +135,7 @@ class CM3Config(PreTrainedConfig):
 
     def _check(self) -> None:
         for name in (
+            *(("embedding_size",) if self.embedding_size is not None else ()),
             "hidden_size",
             "num_hidden_layers",
             "num_attention_heads",

@@ -5,7 +5,7 @@ file holds CM3leon (2.3) and the Chameleon-like family, whose parameter names ar
 out, feed-forward down) start from 0: each block starts as the identity.
 
 Letters in shapes: B batch, T tokens of this call, S tokens seen (cache + this call), D width, H heads,
-G key/value heads, K head size, F feed-forward width, V vocabulary.
+G key/value heads, K head size, F feed-forward width, V vocabulary, E width of the embeddings (D, if not factorised).
 """
 
 # transformers leaves much without types
@@ -99,6 +99,10 @@ def project(x: Tensor, weight: Tensor) -> Tensor:  # [..., in], [out, in] -> [..
 
 class OutputLinear(Linear):
     """A layer that writes to the residual stream: it starts from 0."""
+
+
+class WidthLinear(Linear):
+    """A layer between the embeddings' width and the residual stream's; at the start it keeps the size of vectors."""
 
 
 class LearnedPositions(nn.Embedding):
@@ -268,6 +272,8 @@ class CM3PreTrainedModel(PreTrainedModel):
         std, cut = self.config.init_std, float(self.config.init_truncation)
         if isinstance(module, OutputLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, WidthLinear):
+            random_(module.weight, module.in_features**-0.5, cut)
         elif isinstance(module, LearnedPositions):
             random_(module.weight, self.config.init_position_std, cut)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
@@ -293,12 +299,15 @@ class CM3Model(CM3PreTrainedModel):
     def __init__(self, config: CM3Config) -> None:
         super().__init__(config)
         assert config.vocab_size is not None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        narrow, wide = config.embedding_size, config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, narrow or wide)
+        self.embed_in = WidthLinear(narrow, wide) if narrow else nn.Identity()
         learned = config.position == "learned"
         self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size) if learned else None
         self.rotary = None if learned else Rotary(config)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = layer_norm(config)
+        self.embed_out = WidthLinear(wide, narrow) if narrow else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -310,16 +319,16 @@ class CM3Model(CM3PreTrainedModel):
         attention_mask: Tensor | None = None,  # [B, S], 1 = a token, 0 = padding; or [B, 1, T, S]
         position_ids: Tensor | None = None,  # [B or 1, T]
         cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,  # [B, T, D], in place of input_ids
+        inputs_embeds: Tensor | None = None,  # [B, T, E], in place of input_ids
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,  # the cache under its old name
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states after the last norm, [B, T, D]. Without position_ids the positions count on from the
+        """Hidden states after the last norm, [B, T, E]. Without position_ids the positions count on from the
         cache, as everywhere in transformers (its generate() passes them for padded rows)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
+        x = self.embed_in(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)  # [B, T, D]
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -332,7 +341,7 @@ class CM3Model(CM3PreTrainedModel):
         rotary = None if self.rotary is None else self.rotary(position_ids)
         for block in self.layers:
             x = block(x, mask, rotary, cache=cache, **kwargs)  # by name: activation checkpointing takes it away
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.embed_out(self.norm(x)), cache=cache)
 
 
 class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
@@ -347,7 +356,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         super().__init__(config)
         assert config.vocab_size is not None
         self.model = CM3Model(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.embedding_size or config.hidden_size, config.vocab_size)
         self.post_init()
 
     @can_return_tuple
@@ -357,7 +366,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,  # [B, S]
         position_ids: Tensor | None = None,  # [B or 1, T]
         cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,  # [B, T, D]
+        inputs_embeds: Tensor | None = None,  # [B, T, E]
         labels: Tensor | None = None,  # [B, T], not shifted; -100 = no loss
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-LARGEST = {"num_res_blocks": 100, "resolution": 2**16, "cell_blocks": 100}
-MAY_BE_ZERO = ("attn_resolutions", "num_res_blocks", "decoder_ch", "cell_width", "cell_blocks", "cell_ring")
+LARGEST = {"num_res_blocks": 100, "resolution": 2**16, "cell_blocks": 100, "decoder_cell_blocks": 100, "tile": 2**10}
+MAY_BE_ZERO = ("attn_resolutions", "num_res_blocks", "decoder_ch", "cell_width", "cell_blocks", "cell_ring", "decoder_cell_blocks", "tile")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class VQConfig:
             taming's encoder, whose codes see the whole picture.
         cell_blocks: residual blocks of the cell encoder.
         cell_ring: pixels around its cell that a code sees.
+        decoder_cell_blocks: residual blocks of a cell decoder, whose pixels depend on the codes next to them alone; 0 =
+            taming's decoder, whose norms and attention see the whole image.
+        tile: side, in codes, of the tiles in which codes are laid: tile by tile, each row by row; 0 = row by row over
+            the whole image. It changes no code, only the order in which a language model reads and writes them.
     """
 
     resolution: int = 256
@@ -48,6 +52,8 @@ class VQConfig:
     cell_width: int = 0
     cell_blocks: int = 3
     cell_ring: int = 0
+    decoder_cell_blocks: int = 0
+    tile: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -145,6 +151,9 @@ PRESETS: dict[str, VQConfig] = {
     "emoji-128-f8": replace(_EMOJI, resolution=128, ch=64, ch_mult=(1, 2), n_embed=4096, decoder_ch=96),
     "emoji-128-cells": replace(
         _EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), attn_resolutions=(8,), n_embed=16384, cell_width=384
+    ),
+    "emoji-256-cells": replace(
+        _EMOJI, resolution=256, ch=64, ch_mult=(1, 2, 2), n_embed=16384, cell_width=384, decoder_cell_blocks=3, tile=8
     ),
     "tiny": VQConfig(
         resolution=16,

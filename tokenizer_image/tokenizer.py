@@ -123,7 +123,7 @@ class ImageTokenizer:
     def encode(
         self, pictures: Picture | Sequence[Picture], size: Size = "fit", tile: int = TILE, max_pixels: int = MAX_PIXELS
     ) -> Tensor:
-        """Codes of one picture, [h, w] long, or of a list of them, [N, h, w].
+        """Codes of one picture, [h, w] long, or of a list of them, [N, h, w], in the order in which they are laid.
 
         Args:
             pictures: of any size, and anything that open_image takes; a list or a tuple is several, all else is one.
@@ -150,11 +150,31 @@ class ImageTokenizer:
         return self.encode_pixels(torch.stack(pixels), tile)
 
     def encode_pixels(self, pixels: Tensor, tile: int = TILE) -> Tensor:
-        """pixels [N, 3, H, W] in [-1, 1] -> codes [N, h, w], on the CPU; errors as for `encode`."""
+        """pixels [N, 3, H, W] in [-1, 1] -> codes [N, h, w] as they are laid, on the CPU; errors as for `encode`."""
         codes, overlap = self._in_codes(tile)
         at_once = _at_once(pixels.shape[2] * pixels.shape[3], tile)
         parts = (tiled_encode(self.model, part.to(self.device), codes, overlap) for part in pixels.split(at_once))
-        return torch.cat([part.cpu() for part in parts])
+        return self.laid(torch.cat([part.cpu() for part in parts]))
+
+    def laid(self, grid: Tensor) -> Tensor:
+        """Values of an image's grid positions, [..., h, w], in the order in which codes are laid (VQConfig.tile)."""
+        tile, (h, w) = self._tile(grid), grid.shape[-2:]
+        if not tile:
+            return grid
+        return grid.unflatten(-1, (w // tile, tile)).unflatten(-3, (h // tile, tile)).transpose(-3, -2).reshape(grid.shape)
+
+    def spread(self, laid: Tensor) -> Tensor:
+        """The inverse of `laid`: values as they stand in the image, [..., h, w]."""
+        tile, (h, w) = self._tile(laid), laid.shape[-2:]
+        if not tile:
+            return laid
+        tiles = laid.reshape(*laid.shape[:-2], h // tile, w // tile, tile, tile)
+        return tiles.transpose(-3, -2).reshape(laid.shape)
+
+    def _tile(self, grid: Tensor) -> int:
+        """Side of the tiles of a grid [..., h, w]; 0 where it is laid row by row."""
+        tile = self.model.config.tile
+        return tile if tile and not any(side % tile for side in grid.shape[-2:]) else 0
 
     def decode(self, codes: Tensor, tile: int = TILE) -> Image.Image | list[Image.Image]:
         """A picture from codes [h, w], or a list of them from [N, h, w]; of any h and w.
@@ -168,7 +188,7 @@ class ImageTokenizer:
         """
         if codes.ndim not in (2, 3):
             raise ValueError(f"codes of shape {tuple(codes.shape)}: want [h, w] or [N, h, w]")
-        batch = codes[None] if codes.ndim == 2 else codes
+        batch = self.spread(codes[None] if codes.ndim == 2 else codes)
         size, overlap = self._in_codes(tile)
         at_once = _at_once(batch.shape[1] * batch.shape[2] * self.model.config.downsampling**2, tile)
         pictures: list[Image.Image] = []

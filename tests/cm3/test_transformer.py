@@ -26,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cm3leon": dict(norm="layernorm", position="learned", activation="relu", qk_norm=False, num_key_value_heads=4),
     "chameleon": dict(qk_norm_type="layernorm", num_key_value_heads=4),
     "gelu": dict(activation="gelu", qk_norm=False),
+    "factorised": dict(embedding_size=16),
+    "factorised, tied": dict(embedding_size=16, tie_word_embeddings=True),
 }
 
 

@@ -54,6 +54,21 @@ def test_a_code_of_the_cell_encoder_sees_its_cell_and_the_ring_alone(ring: int) 
     assert torch.equal(seen, expected)
 
 
+def test_a_pixel_of_the_cell_decoder_depends_on_the_codes_near_it_alone() -> None:
+    torch.manual_seed(0)
+    model = VQModel(replace(CELLS, resolution=64, decoder_cell_blocks=2)).eval()
+    for name, weight in model.decoder.named_parameters():
+        if name.endswith(("down.weight", "conv2.weight")):
+            nn.init.normal_(weight, std=0.1)
+    codes = torch.randint(CELLS.n_embed, (1, 16, 16))
+    other = codes.clone()
+    other[:, 8:, 8:] = torch.randint(CELLS.n_embed, (1, 8, 8))
+    same = (model.decode(codes) == model.decode(other)).all(1)[0]  # [H, W]
+    f, reach = CELLS.downsampling, 3  # of conv_in 1, of the convolutions at finer levels less than 2
+    assert same[: (8 - reach) * f].all() and same[:, : (8 - reach) * f].all()
+    assert not same[8 * f :, 8 * f :].any()
+
+
 def test_codes_of_the_cell_encoder_move_with_the_picture_and_ignore_what_they_do_not_see() -> None:
     torch.manual_seed(0)
     model, f = VQModel(CELLS).eval(), CELLS.downsampling
