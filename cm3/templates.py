@@ -22,6 +22,14 @@ TEMPLATES: dict[str, dict[str, str]] = {
     "segments": {"en": "From segments: {words}", "ar": "من القطع: {words}"},
     "edges": {"en": "From edges: {words}", "ar": "من الحواف: {words}"},
 }
+# Of models that plan before they draw (cm3/plan.py): what stands before a plan, or what an image is made from.
+PLANS = {
+    "draw": "Draw: {words}\n",
+    "edit": "Edit: {plan}\n{words}\n",
+    "change": "From: {before}\nTo: {after}",
+    "read": "Plan: ",
+    "translate": "In {language}: {words}\n",
+}
 # Of models that were taught in turns (config.FORMS): what people say to them.
 SAID: dict[str, dict[str, str]] = {
     "caption": {

@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FILE = "tokenizer.json"
+# Words with the blank before them, numbers, other signs, blanks. A letter keeps its marks and joiners: the byte-level
+# pattern of GPT-2 cuts Indic and Thai words at each combining mark.
+LETTERS = r" ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 
 
 class TextTokenizer:
@@ -25,14 +28,29 @@ class TextTokenizer:
         self.tokenizer = tokenizer
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> "TextTokenizer":
-        """Learn the merges. vocab_size: at most so many ids, at least the 256 bytes. The same texts in the same
-        order give the same tokenizer."""
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2, pattern: str | None = None
+    ) -> "TextTokenizer":
+        """Learn the merges. The same texts in the same order give the same tokenizer.
+
+        Args:
+            texts: to learn from.
+            vocab_size: at most so many ids, at least the 256 bytes.
+            min_frequency: of a merge.
+            pattern: what is kept together before merges, such as LETTERS; None = GPT-2's.
+
+        Raises:
+            ValueError: too small a vocabulary.
+        """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab_size < len(alphabet):
             raise ValueError(f"vocab_size must be at least {len(alphabet)}, one for each byte, but is {vocab_size}")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+        tokenizer.pre_tokenizer = in_bytes
+        if pattern is not None:
+            split = pre_tokenizers.Split(Regex(pattern), "isolated")
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, initial_alphabet=sorted(alphabet)
@@ -69,7 +87,7 @@ class TextTokenizer:
         vocab = self.tokenizer.get_vocab()  # each character of a name is one byte
         plain = (
             isinstance(self.tokenizer.model, models.BPE)
-            and isinstance(self.tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+            and _in_bytes(self.tokenizer.pre_tokenizer)
             and vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
             and not self.tokenizer.get_added_tokens_decoder()
             and self.tokenizer.normalizer is None
@@ -84,6 +102,13 @@ class TextTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Bytes that are no UTF-8 become U+FFFD."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _in_bytes(part: object) -> bool:
+    """Whether a pre-tokenizer turns text into bytes and leaves nothing out: GPT-2's, alone or behind a split."""
+    if isinstance(part, pre_tokenizers.Sequence):
+        return all(isinstance(one, pre_tokenizers.Split | pre_tokenizers.ByteLevel) for one in part)  # pyright: ignore
+    return isinstance(part, pre_tokenizers.ByteLevel)
 
 
 def well_formed(text: str) -> str:

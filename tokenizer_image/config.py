@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 LARGEST = {"num_res_blocks": 100, "resolution": 2**16, "cell_blocks": 100, "decoder_cell_blocks": 100, "tile": 2**10}
-MAY_BE_ZERO = ("attn_resolutions", "num_res_blocks", "decoder_ch", "cell_width", "cell_blocks", "cell_ring", "decoder_cell_blocks", "tile")
+MAY_BE_ZERO = (
+    "attn_resolutions",
+    "num_res_blocks",
+    "decoder_ch",
+    "cell_width",
+    "cell_blocks",
+    "cell_ring",
+    "decoder_cell_blocks",
+    "tile",
+)
 
 
 @dataclass(frozen=True)

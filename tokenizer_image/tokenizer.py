@@ -161,7 +161,9 @@ class ImageTokenizer:
         tile, (h, w) = self._tile(grid), grid.shape[-2:]
         if not tile:
             return grid
-        return grid.unflatten(-1, (w // tile, tile)).unflatten(-3, (h // tile, tile)).transpose(-3, -2).reshape(grid.shape)
+        return (
+            grid.unflatten(-1, (w // tile, tile)).unflatten(-3, (h // tile, tile)).transpose(-3, -2).reshape(grid.shape)
+        )
 
     def spread(self, laid: Tensor) -> Tensor:
         """The inverse of `laid`: values as they stand in the image, [..., h, w]."""

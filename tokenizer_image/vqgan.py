@@ -211,8 +211,8 @@ class PositionNorm(nn.LayerNorm):
     a decoder local.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class LocalBlock(nn.Module):

@@ -57,7 +57,7 @@ def questions(asked: Sequence[Target], picture: Image) -> Document:
     return Document((*chain.from_iterable(said), picture))
 
 
-MAX_TARGETS = 3
+MAX_TARGETS = 4
 NUM_SPECIAL = 64
 META = "meta.json"
 SPLITS = ("train", "held_out")

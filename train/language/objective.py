@@ -5,6 +5,7 @@ free     <eos> <mask:0> <break> <image> codes </image> <infill:0> words <eos>   
 cm3      random spans (CM3leon 2.2)
 ask      the answers moved behind the picture
 tell     <eos> <image> codes </image> <break> question answer <break> question answer <eos>   the same left to right
+text     <eos> words answer words answer <eos>                                  without an image: as it stands
 holes    <eos> words <break> <image> codes and <mask:0> </image> <image> codes </image> <eos>
          the picture with some of its codes missing, then whole: how a hole of any form is filled (CM3.infill)
 
@@ -24,7 +25,7 @@ from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_c
 from cm3.spelling import grid_behind, hidden, in_turns, join, parts, picture_spans
 from cm3.vocab import MAX_MASKS, Vocab
 
-DRAW, FREE, CM3, ASK, HOLES, TELL = range(6)
+DRAW, FREE, CM3, ASK, HOLES, TELL, TEXT = range(7)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Objective:
         first: their weight.
         code: weight of the other codes.
         source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
+        retrieved: where several documents are stored as one, factor of the weights of all before the last (RA-CM3,
+            Yasunaga et al. 2022: 0.1).
         copied: factor of the weights of those codes, in the form with holes, that the picture with holes has too: what
             an edit leaves alone is copied in the same way.
         asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
@@ -64,6 +67,7 @@ class Objective:
     first: float = 1.5
     code: float = 1.0
     source: float = 0.1
+    retrieved: float = 0.1
     copied: float = 0.0
     asked: float = 1.0
     noise: float = 0.0
@@ -74,8 +78,8 @@ class Objective:
 
 
 class Forms(NamedTuple):
-    """Of some documents: form [N], one of DRAW, FREE, CM3, ASK, HOLES, TELL; moved [N], how many spans move at most;
-    extra [N], how many ids a row has beyond its document at most."""
+    """Of some documents: form [N], one of DRAW, FREE, CM3, ASK, HOLES, TELL, TEXT; moved [N], how many spans move
+    at most; extra [N], how many ids a row has beyond its document at most."""
 
     form: np.ndarray
     moved: np.ndarray
@@ -123,6 +127,7 @@ def choose_forms(
     form = np.select([draws[0] < step for step in steps], [FREE, CM3, HOLES], DRAW)
     form = np.where((form == HOLES) & (pictures != 1), DRAW, form)
     form = np.where(answers > 0, np.where(draws[0] < objective.ask, ASK, TELL), form)
+    form = np.where((answers > 0) & (pictures == 0), TEXT, form)
     texts = np.minimum(texts, MAX_MASKS)
     moved = np.select([form == ASK, form == FREE, (form == HOLES) & (draws[1] < 0.5)], [answers, texts, texts], 0)
     for i in np.flatnonzero(form == CM3):
@@ -159,6 +164,8 @@ def training_row(
         spans = sample_spans(all_segments(ids, vocab), moved, generator)
     elif form == TELL:
         (ids, told), spans = _told(ids, spans, vocab), []
+    elif form == TEXT:
+        told, spans = spans, []
     elif form == DRAW:
         spans = []
     if not vocab.has_masks:
@@ -195,6 +202,8 @@ def training_row(
     if form in (ASK, TELL):
         out[is_code] *= np.float32(objective.asked)
     out[copied] *= np.float32(objective.copied)
+    closed = np.flatnonzero(row[1:-1] == vocab.eos)  # of the documents before the last
+    out[: closed[-1] + 2 if len(closed) else 0] *= np.float32(objective.retrieved)
     kinds[out == 0] = 0
     return Row(row, out, kinds)
 

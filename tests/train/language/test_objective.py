@@ -16,6 +16,7 @@ from train.language.objective import (
     HOLES,
     KINDS,
     TELL,
+    TEXT,
     Forms,
     Objective,
     Row,
@@ -249,3 +250,25 @@ def test_pictures_that_are_asked_about_count_as_much_as_is_wished():
         np.testing.assert_array_equal(none.kinds, np.where(codes, 0, whole.kinds))  # nor are they computed
     drawn = [row(DRAWING, [], DRAW, objective=Objective(asked=asked)).weights for asked in (1.0, 0.1)]
     assert (drawn[0] == drawn[1]).all()
+
+
+def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
+    ids = [VOCAB.eos, *WORDS, *WORDS, VOCAB.eos]
+    span = (1 + len(WORDS), 1 + 2 * len(WORDS))
+    forms = choose_forms(*(np.array([count]) for count in (1, 1, 0)), 16, Objective(), np.random.default_rng(0))
+    assert forms.form == [TEXT] and forms.moved == [0] and forms.extra == [0]
+    made = training_row(ids, [span], TEXT, 0, VOCAB, Objective(prompt=0.2, answer=3.0), (4, 4), 0)
+    assert made.ids.tolist() == ids
+    expected = [0.0, *[0.2] * len(WORDS), *[3.0] * len(WORDS), 3.0]
+    np.testing.assert_allclose(made.weights, expected, rtol=1e-6)
+
+
+def test_documents_before_the_last_count_by_their_factor():
+    one = [*WORDS, VOCAB.break_, *PICTURE, VOCAB.eos]
+    ids = [VOCAB.eos, *one, *one]
+    whole = training_row(ids, [], DRAW, 0, VOCAB, Objective(retrieved=1.0), (4, 4), 0).weights
+    less = training_row(ids, [], DRAW, 0, VOCAB, Objective(retrieved=0.1), (4, 4), 0).weights
+    border = 1 + len(one)
+    np.testing.assert_allclose(less[:border], whole[:border] * np.float32(0.1), rtol=1e-6)
+    np.testing.assert_array_equal(less[border:], whole[border:])
+    assert (whole[border:] > 0).any()

@@ -113,10 +113,10 @@ def sign(word: str, board: int, side: int = TILE) -> Image.Image:
     pen.rectangle((side * 15 // 32, side // 2, side * 17 // 32, side), (120, 90, 60))
     colour = BOARDS[board]
     pen.rounded_rectangle((1, STEP, side - 2, 5 * STEP - 1), side // 16, colour, (90, 90, 90), 2)
-    letters = _letters(STEP)
-    free = side // STEP - round(letters.getlength(word) / STEP)
+    free = side // STEP - len(word)
     ink = (255, 255, 255) if sum(colour) < 400 else (20, 20, 20)
-    pen.text((free // 2 * STEP, 3.6 * STEP), word, ink, letters, anchor="ls")
+    for i, letter in enumerate(word):  # one by one, none reaches into the next grid position
+        pen.text(((free // 2 + i + 0.5) * STEP, 3.6 * STEP), letter, ink, _letters(STEP - 2), anchor="ms")
     return image
 
 

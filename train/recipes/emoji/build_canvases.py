@@ -2,9 +2,9 @@
 
     python -m train.recipes.emoji.build_canvases --data data/emoji --out data/emoji-canvases
 
-OUT is a data set of shards like DATA, of opaque 256-pixel images: single drawings that fill the canvas, canvases of four
-tiles, drawings half as large as a tile, drawings anywhere at any size, and signs; on all grounds, painted or not. An
-image depends on the seed and its number alone. `held_out_pairs` and `held_out_concepts` have the drawings of DATA's
+OUT is a data set of shards like DATA, of opaque 256-pixel images: single drawings that fill the canvas, canvases of
+four tiles, drawings half as large as a tile, drawings anywhere at any size, and signs; on all grounds, painted or not.
+An image depends on the seed and its number alone. `held_out_pairs` and `held_out_concepts` have the drawings of DATA's
 splits, large and in tiles.
 """
 
@@ -25,7 +25,20 @@ from PIL import Image
 from rich.progress import track
 
 from train.pictures.views import GROUNDS, Augmentation, distort, place
-from train.recipes.emoji.art import BOARDS, CANVAS, PAINTS, TILE, Drawing, ground, painted, put, sign, single, takes, tiles
+from train.recipes.emoji.art import (
+    BOARDS,
+    CANVAS,
+    PAINTS,
+    TILE,
+    Drawing,
+    ground,
+    painted,
+    put,
+    sign,
+    single,
+    takes,
+    tiles,
+)
 from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples, write_shards
 from train.runtime import config as configs
 
@@ -165,7 +178,10 @@ def held_out(data: Path, split: str, config: CanvasesConfig) -> Iterator[tuple[s
 
 def build(data: Path, out: Path, config: CanvasesConfig, processes: int) -> dict[str, int]:
     """Writes the data set. Returns the number of images by split."""
-    counts = {split: write_shards(out / split, held_out(data, split, config)) for split in ("held_out_pairs", "held_out_concepts")}
+    counts = {
+        split: write_shards(out / split, held_out(data, split, config))
+        for split in ("held_out_pairs", "held_out_concepts")
+    }
     counts["train"] = write_shards(out / "train", training(data, config, processes))
     (out / "data.json").write_text(json.dumps({"counts": counts, "config": asdict(config)}, indent=1) + "\n")
     return counts

@@ -14,7 +14,6 @@ from PIL import Image
 from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
-
 Facts = dict[str, Any]
 
 
@@ -99,15 +98,15 @@ HANDS = "hand"  # subgroups that begin so: in yellow, without skin tones
 
 
 def is_drawn(facts: Facts) -> bool:
-    """Whether the concept is among those that the model draws: no clock faces, and of plain shapes one size."""
+    """Whether the concept is among those that the model draws: no clock faces, no insults, and of plain shapes one size."""
     name = facts["name"]["en"]
     if name.endswith(("o'clock", "-thirty")):
         return False
+    if name == "middle finger":  # an insult
+        return False
     if facts["subgroup"] == "geometric" and any(word in name for word in ("medium", "small", "button")):
         return False
-    return (
-        facts["group"] in DRAWN_GROUPS or facts["subgroup"] in DRAWN_SUBGROUPS or facts["subgroup"].startswith(HANDS)
-    )
+    return facts["group"] in DRAWN_GROUPS or facts["subgroup"] in DRAWN_SUBGROUPS or facts["subgroup"].startswith(HANDS)
 
 
 def others_of(rows: list[Facts]) -> dict[str, list[Facts]]:

@@ -1,8 +1,8 @@
 """What people ask to change in an image, and what the plan of the image becomes: text documents, as requests.py.
 
-    a cat at the top left, a dog at the bottom right, in the noto style
-    remove the dog
-    a cat at the top left, in the noto style
+a cat at the top left, a dog at the bottom right, in the noto style
+remove the dog
+a cat at the top left, in the noto style
 """
 
 from collections.abc import Callable
@@ -36,7 +36,9 @@ class Editor:
 
     def __init__(self, planner: Planner):
         self.planner = planner
-        self.by_a: dict[str, Named] = {planner.world.concepts[code].a: planner.world.concepts[code] for code in planner.codes}
+        self.by_a: dict[str, Named] = {
+            planner.world.concepts[code].a: planner.world.concepts[code] for code in planner.codes
+        }
 
     def edit(self, plan: Plan, language: str, rng: np.random.Generator, kind: str = "") -> Edit | None:
         """An edit of the plan; None where this kind has none. kind: of KINDS, "" = any."""
@@ -46,7 +48,7 @@ class Editor:
             return None
         words, after = made
         words = in_case(words, rng) if language == "en" else words
-        if language == "en" and rng.random() < 0.1:
+        if language == "en" and words[:2] not in ("in", "In", "IN") and rng.random() < 0.1:
             words = one_of(rng, "please {}", "{}, please", "can you {}?", "{}!", "{}.").format(words)
         return Edit(words, after, kind, language)
 
@@ -78,8 +80,10 @@ class Editor:
         return None
 
     def add(self, plan: Plan, language: str, rng: np.random.Generator) -> tuple[str, Plan] | None:
+        if len(plan.things) == 1 and not plan.things[0].place:  # what filled the image makes room
+            plan = _with(plan, 0, place=one_of(rng, *PLACES))
         free = [place for place in PLACES if place not in [one.place for one in plan.things]]
-        if (one := self.new(plan, rng)) is None or not free or any(not thing.place for thing in plan.things):
+        if (one := self.new(plan, rng)) is None or not free:
             return None
         place = one_of(rng, *free)
         said = self.spoken(one.a, language, rng)
@@ -119,7 +123,9 @@ class Editor:
         alone = len(plan.things) == 1 and rng.random() < 0.5
         if language == "en":
             the = "it" if alone else self.the(plan, i, language, rng)
-            words = one_of(rng, "make {} {}", "paint {} {}", "turn {} {}", "colour {} {}", "color {} {}").format(the, paint)
+            words = one_of(rng, "make {} {}", "paint {} {}", "turn {} {}", "colour {} {}", "color {} {}").format(
+                the, paint
+            )
         else:
             the = self.the(plan, i, language, rng)
             words = one_of(rng, "غيّر لون {} إلى {}", "اجعل لون {} {}").format(the, COLOURS_AR[paint])
@@ -141,7 +147,11 @@ class Editor:
         name = one_of(rng, *GROUNDS)
         if language == "en":
             words = one_of(
-                rng, "make the background {}", "change the background to {}", "put it on a {} background", "{} background"
+                rng,
+                "make the background {}",
+                "change the background to {}",
+                "put it on a {} background",
+                "{} background",
             ).format(name)
         else:
             words = one_of(rng, "اجعل الخلفية {}", "غيّر الخلفية إلى {}").format(GROUNDS[name][1])
@@ -158,7 +168,9 @@ class Editor:
             return None
         style = one_of(rng, *sorted(shared))
         if language == "en":
-            words = one_of(rng, "change the style to {}", "in the {} style", "draw it in the {} style", "make it {} style")
+            words = one_of(
+                rng, "change the style to {}", "in the {} style", "draw it in the {} style", "make it {} style"
+            )
         else:
             words = one_of(rng, "غيّر الأسلوب إلى {}", "بأسلوب {}")
         return words.format(style), replace(plan, style=style)

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
 # Languages whose names the model reads, by CLDR's codes; English and Arabic have templates for questions too.
 LANGUAGES = tuple("en ar es fr de it pt nl pl ru uk tr fa he ur hi bn zh ja ko vi id th sw".split())
 

@@ -1,21 +1,22 @@
 """What people type, and the plan that it means: text documents that teach the model to plan (cm3/plan.py).
 
-Everything is drawn from a seed. A request leaves most things open (which style, which corner): the plan decides them, so
-that sampling a plan gives variety and drawing it does not have to.
+Everything is drawn from a seed. A request leaves most things open (which style, which corner): the plan decides them,
+so that sampling a plan gives variety and drawing it does not have to.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from cm3.plan import PLACES, Plan, Thing
+from train.pictures.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
 from train.recipes.emoji.english import plural, with_article
 from train.recipes.emoji.packages import LANGUAGES
-from train.recipes.emoji.world import Named, World
-from train.pictures.views import GROUNDS
+from train.recipes.emoji.world import Named, World, held_out
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 NUMBERS_AR = {2: "اثنان", 3: "ثلاثة", 4: "أربعة"}
@@ -123,7 +124,7 @@ def misspelt(word: str, rng: np.random.Generator) -> str:
     """One typing mistake in a word of five letters or more: a letter left out, doubled, swapped or hit wrongly."""
     if len(word) < 5:
         return word
-    i, kind = int(rng.integers(1, len(word) - 1)), rng.integers(4)
+    i, kind = int(rng.integers(1, len(word) - 2)), rng.integers(4)
     if kind == 0:
         return word[:i] + word[i + 1 :]
     if kind == 1:
@@ -154,11 +155,17 @@ class Planner:
         world: the concepts.
         styles: code of a concept -> styles that have drawn it and that training may see.
         mix: shares.
-        held_out: (concept, paint) and (language, concept) pairs for which it holds are never asked for.
+        novel: ask for held-out combinations only, in place of all others.
     """
 
-    def __init__(self, world: World, styles: dict[str, Sequence[str]], mix: Mix = Mix()):  # noqa: B008 - frozen
-        self.world, self.styles, self.mix = world, styles, mix
+    def __init__(
+        self,
+        world: World,
+        styles: Mapping[str, Sequence[str]],
+        mix: Mix = Mix(),  # noqa: B008 - frozen
+        novel: bool = False,
+    ):
+        self.world, self.styles, self.mix, self.novel = world, styles, mix, novel
         self.codes = [code for code in world.concepts if styles.get(code)]
         self.by_style: dict[str, list[str]] = {}
         for code in self.codes:
@@ -187,14 +194,30 @@ class Planner:
             language = "ar"
         if not form and language in ("en", "ar") and rng.random() < self.mix.sign:
             return self._sign(language, rng)
-        return self._asked(language, form, rng)
+        while True:
+            request = self._asked(language, form, rng)
+            if self.allowed(request.plan, language):
+                return request
+
+    def allowed(self, plan: Plan, language: str = "en") -> bool:
+        """Whether the plan has a held-out combination just where `novel` wants one."""
+        names = [thing.name for thing in plan.things]
+        pairs = combinations(sorted(set(names)), 2)
+        found = any(held_out(*pair) for pair in pairs) or any(
+            held_out(thing.name, thing.paint) for thing in plan.things if thing.paint
+        )
+        if language not in ("en", "ar"):
+            found = found or any(held_out(language, name) for name in names)
+        return found == self.novel
 
     def _sign(self, language: str, rng: np.random.Generator) -> Request:
         word = "".join(chr(65 + i) for i in rng.integers(26, size=rng.integers(3, 6)))
         if language == "ar":
             words = one_of(rng, 'لافتة مكتوب عليها "{}"', 'ارسم لافتة مكتوب عليها "{}"').format(word)
         else:
-            words = one_of(rng, 'a sign that says "{}"', 'draw a sign that says "{}"', 'sign "{}"', "a sign with the word {}")
+            words = one_of(
+                rng, 'a sign that says "{}"', 'draw a sign that says "{}"', 'sign "{}"', "a sign with the word {}"
+            )
             words = words.format(word)
         return Request(words, Plan((Thing(f'a sign that says "{word}"', "top left"),)), "sign", language)
 
@@ -220,9 +243,7 @@ class Planner:
         else:
             words = spoken.listing(concepts, paints)
             places = [""] if count == 1 else [PLACES[i] for i in rng.permutation(4)[:count]]
-        things = [
-            Thing(one.a, place, paint) for one, place, paint in zip(concepts, places, paints, strict=True)
-        ]
+        things = [Thing(one.a, place, paint) for one, place, paint in zip(concepts, places, paints, strict=True)]
         things.sort(key=lambda thing: PLACES.index(thing.place) if thing.place else 0)
         plan = Plan(tuple(things), style, ground)
         return Request(spoken.whole(words, plan, rng.random() < self.mix.style), plan, spoken.form, language)
@@ -349,9 +370,3 @@ class Spoken:
         if self.form == "end":
             words += one_of(rng, "!", ".", "...", "?", " !", "!!")
         return in_case(words, rng)
-
-
-def moved(plan: Plan, i: int, place: str) -> Plan:
-    """The plan with its i-th thing elsewhere."""
-    things = [replace(one, place=place) if j == i else one for j, one in enumerate(plan.things)]
-    return replace(plan, things=tuple(sorted(things, key=lambda one: PLACES.index(one.place))))

@@ -1,0 +1,63 @@
+"""Drawings on the shelf, and their image codes: what documents are made of."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PIL_Image
+
+from tokenizer_image import ImageTokenizer
+from train.pictures.loader import to_pixels
+from train.recipes.emoji.art import Drawing, ground, sign, single
+from train.recipes.emoji.build_canvases import read_drawings
+from train.recipes.emoji.dataset import EXTRA
+
+
+class Codes:
+    """Image codes of drawings, encoded once: [8, 8] of a tile, [16, 16] of a canvas as it is laid."""
+
+    def __init__(self, tokenizer: ImageTokenizer):
+        self.tokenizer, self._known = tokenizer, dict[tuple[str, int, str, str], np.ndarray]()
+
+    def encode(self, images: list[PIL_Image.Image]) -> np.ndarray:
+        """Images of one size, RGB -> [N, h, w]."""
+        return self.tokenizer.encode_pixels(to_pixels([np.asarray(image) for image in images])).numpy()
+
+    def single(self, drawing: Drawing | None, side: int, paint: str = "", on: str = "white") -> np.ndarray:
+        """A drawing alone; None = an empty ground."""
+        key = (drawing.key if drawing else "", side, paint, on)
+        if (codes := self._known.get(key)) is None:
+            image = single(drawing, side, paint, on) if drawing else ground(on, side)
+            codes = self.encode([image])[0].astype(np.uint16)
+            if not paint and on == "white" or not drawing:
+                self._known[key] = codes
+        return codes.astype(np.int64)
+
+    def sign(self, word: str, board: int) -> np.ndarray:
+        return self.encode([sign(word, board)])[0]
+
+
+def laid(tiles: list[np.ndarray]) -> np.ndarray:
+    """Four tiles [8, 8] as one canvas [16, 16], tile by tile."""
+    return np.concatenate([tile.reshape(-1) for tile in tiles]).reshape(16, 16)
+
+
+class Shelf(NamedTuple):
+    """The drawings of a split: of drawn concepts by (code, style); and further ones, of other styles, to be read."""
+
+    drawings: dict[tuple[str, str], Drawing]
+    extra: list[Drawing]
+
+    @classmethod
+    def read(cls, data: Path, split: str) -> "Shelf":
+        drawn = {(one.code, one.style): one for one, is_drawn in read_drawings(data, split) if is_drawn}
+        extra = [one for one, is_drawn in read_drawings(data, EXTRA) if is_drawn] if split == "train" else []
+        return cls(drawn, extra)
+
+    @property
+    def styles(self) -> dict[str, list[str]]:
+        """Code -> styles that have drawn it."""
+        out: dict[str, list[str]] = {}
+        for code, style in self.drawings:
+            out.setdefault(code, []).append(style)
+        return out
