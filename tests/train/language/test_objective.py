@@ -264,7 +264,7 @@ def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
 
 
 def test_documents_before_the_last_count_by_their_factor():
-    one = [*WORDS, VOCAB.break_, *PICTURE, VOCAB.eos]
+    one = [*WORDS, *PICTURE]
     ids = [VOCAB.eos, *one, *one]
     whole = training_row(ids, [], DRAW, 0, VOCAB, Objective(retrieved=1.0), (4, 4), 0).weights
     less = training_row(ids, [], DRAW, 0, VOCAB, Objective(retrieved=0.1), (4, 4), 0).weights

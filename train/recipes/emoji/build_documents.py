@@ -88,7 +88,8 @@ def write_shard(
 def build(
     data: Path, image_tokenizer: str, out: Path, config: DocumentsConfig, processes: int, texts: int = 60_000
 ) -> dict:
-    """Writes the shards that are missing. Returns the content of meta.json. texts: that the text tokenizer learns from."""
+    """Writes the shards that are missing. Returns the content of meta.json. texts: that the text tokenizer learns
+    from."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = ImageTokenizer.from_pretrained(image_tokenizer)
     world = World.read(data)

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from worlds import small_world
 
 from train.pictures.loader import PictureLoader
 from train.recipes.emoji.art import CANVAS, PAINTS, TILE, ground, painted, put, sign, single, takes, tiles
 from train.recipes.emoji.build_canvases import CanvasesConfig, Painter, build, read_drawings
 from train.recipes.emoji.colours import main_colour
+from worlds import small_world
 
 
 @pytest.fixture(scope="module")

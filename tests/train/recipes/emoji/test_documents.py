@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import small_tokenizer, small_world
 
 from cm3.document import Answer, Document, Image, Text
 from cm3.plan import Plan
@@ -17,6 +16,7 @@ from train.recipes.emoji.build_documents import build
 from train.recipes.emoji.documents import Builder, DocumentsConfig
 from train.recipes.emoji.shelf import Codes, Shelf
 from train.recipes.emoji.world import World
+from worlds import small_tokenizer, small_world
 
 FEW = {
     **{"draw large": 6, "draw small": 6, "draw scene": 6, "read small": 6, "read large": 3, "read scene": 6},

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import small_world
 
 from cm3.plan import PLACES, Plan, Thing
 from train.recipes.emoji.edits import KINDS, Editor
@@ -16,6 +15,7 @@ from train.recipes.emoji.questions import Shown, ask, relation
 from train.recipes.emoji.requests import FORMS, Planner, misspelt
 from train.recipes.emoji.shelf import Shelf
 from train.recipes.emoji.world import World, held_out
+from worlds import small_world
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from worlds import small_world
 
 from train.recipes.emoji.world import ONE_IN, World, held_out, read_synonyms
+from worlds import small_world
 
 
 @pytest.fixture(scope="module")
