@@ -101,7 +101,8 @@ class ImageTokenizer:
     def fingerprint(self) -> str:
         """Twelve hex digits that change with the codes' meaning, which the decoder has no part in: shards and models
         note them."""
-        digest = hashlib.sha256()
+        tile = self.model.config.tile
+        digest = hashlib.sha256(f"tile {tile}".encode() if tile else b"")  # the order is a part of the meaning
         for key, value in sorted(self.model.state_dict().items()):
             if key.partition(".")[0] not in CODE_PARTS:
                 continue

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from cm3.text import TextTokenizer, well_formed
+from cm3.text import LETTERS, TextTokenizer, well_formed
 
 TEXTS = ["a red apple", "the red car", "تفاحة حمراء", "a red apple on the red car"] * 3
 TOKENIZER = TextTokenizer.train(TEXTS, vocab_size=300)
@@ -93,3 +93,20 @@ def test_a_missing_or_broken_file_is_one_clear_error(tmp_path):
         TextTokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="256"):
         TextTokenizer.train(TEXTS, vocab_size=255)
+
+
+WORDS = ["नमस्ते दुनिया", "สวัสดีชาวโลก", "a cat and a dog", "قطة وكلب", 'a sign that says "CAT"\n'] * 3
+BY_LETTERS = TextTokenizer.train(WORDS, 400, pattern=LETTERS)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_split_by_letters_every_text_is_still_decoded_to_itself(text: str):
+    assert BY_LETTERS.decode(BY_LETTERS.encode(text)) == text
+    assert len(text.encode()) <= BY_LETTERS.longest * len(BY_LETTERS.encode(text))
+
+
+def test_split_by_letters_words_of_scripts_with_marks_stay_whole():
+    letters, plain = (TextTokenizer.train(WORDS, 1000, pattern=pattern) for pattern in (LETTERS, None))
+    for word in ("नमस्ते", "สวัสดีชาวโลก"):
+        assert len(letters.encode(word)) == 1 < len(plain.encode(word))
+    assert letters.encode("a cat\na dog")[:3] == letters.encode("a cat\n")  # a line ends where it ends

@@ -98,7 +98,7 @@ HANDS = "hand"  # subgroups that begin so: in yellow, without skin tones
 
 
 def is_drawn(facts: Facts) -> bool:
-    """Whether the concept is among those that the model draws: no clock faces, no insults, and of plain shapes one size."""
+    """Whether the model draws the concept: no clock faces, no insults, and of plain shapes one size."""
     name = facts["name"]["en"]
     if name.endswith(("o'clock", "-thirty")):
         return False
