@@ -162,7 +162,15 @@ PRESETS: dict[str, VQConfig] = {
         _EMOJI, resolution=128, ch=64, ch_mult=(1, 2, 2), attn_resolutions=(8,), n_embed=16384, cell_width=384
     ),
     "emoji-256-cells": replace(
-        _EMOJI, resolution=256, ch=64, ch_mult=(1, 2, 2), n_embed=16384, cell_width=384, decoder_cell_blocks=3, tile=8
+        _EMOJI,
+        resolution=256,
+        ch=64,
+        ch_mult=(1, 2, 2),
+        num_res_blocks=2,
+        n_embed=16384,
+        cell_width=384,
+        decoder_cell_blocks=2,
+        tile=8,
     ),
     "tiny": VQConfig(
         resolution=16,
