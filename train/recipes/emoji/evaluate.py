@@ -262,12 +262,9 @@ def drawings(model: CM3, data: Path, out: Path, count: int, forms: bool = True) 
         some = [one for one in ones if language in ("en", "ar") or held_out(language, truth.builder.named(one).a)]
         wordings[language] = [truth.builder.named(one).names[language].split(", ")[0] for one in some]
         planned = tasks.plan(wordings[language])
-        figures[f"plan of {language}"] = percent(
-            [
-                bool(p.plan and [t.name for t in p.plan.things] == [truth.builder.named(one).a])
-                for p, one in zip(planned, some, strict=True)
-            ]
-        )
+        names = [[thing.name for thing in one.plan.things] if one.plan else [] for one in planned]
+        right = [found == [truth.builder.named(one).a] for found, one in zip(names, some, strict=True)]
+        figures[f"plan of {language}"] = percent(right)
         if language in ("en", "ar"):
             fallback = Plan((Thing("nothing"),))
             judged(f"by name, {language}", [p.plan or fallback for p in planned], some)
@@ -329,10 +326,9 @@ def plans(model: CM3, data: Path, out: Path, count: int) -> dict[str, Any]:
         before = editor.scene(rng)
         if edit := editor.editor.edit(before, "en", rng):
             (got,) = tasks.edit([before], [edit.words])
-            by_kind[edit.kind].append(
-                got.plan == edit.plan
-                or (got.plan is not None and edit.kind == "add" and _content(got.plan) == _content(edit.plan))
-            )
+            # Where something is to be added may be left open.
+            same = _content(got.plan) == _content(edit.plan) if edit.kind == "add" else got.plan == edit.plan
+            by_kind[edit.kind].append(same)
     figures |= {f"edit {kind}": percent(found) for kind, found in by_kind.items()}
     return figures
 
