@@ -13,8 +13,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from cm3 import CM3, captioning, cli
-from cm3.captioning import Asks, Beside, Nowhere, Table, Told, caption_files, find
+from cm3 import CM3, caption_sinks, cli
+from cm3.caption_sinks import Beside, Nowhere, Told
+from cm3.caption_tables import ParquetTable, Table, open_table
+from cm3.captioning import Asks, caption_files, find
 
 COLOURS = ("red", "green", "blue", "yellow", "black")
 
@@ -200,7 +202,7 @@ def test_a_mistake_is_one_line_and_nothing_is_touched(cm3, args: list[str], mess
 
 
 class Stopped(Nowhere):
-    def __init__(self, inner: Beside | Table, after: int) -> None:
+    def __init__(self, inner: Beside | Table | ParquetTable, after: int) -> None:
         self.inner, self.left = inner, after
 
     def has(self, path: Path) -> bool:
@@ -221,7 +223,7 @@ def test_ctrl_c_loses_nothing(cm3, tiny: CM3, kind: str, monkeypatch: pytest.Mon
     made: list[Stopped] = []
 
     def sink_of(asks: Asks, *_: Any) -> Stopped:
-        inner = Beside(".txt", "skip") if kind == ".txt" else Table(Path(f"a{kind}"), asks.columns, "skip")
+        inner = Beside(".txt", "skip") if kind == ".txt" else open_table(Path(f"a{kind}"), asks.columns, "skip")
         made.append(Stopped(inner, 3))
         return made[-1]
 
@@ -254,8 +256,9 @@ def test_a_text_that_cannot_be_written_is_told(tiny: CM3, cm3, monkeypatch: pyte
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(captioning, "write_whole", full)
-    code, out, err = cm3("in")
+    monkeypatch.setattr(caption_sinks, "write_whole", full)
+    code, out, err = cm3("in/red.png", "in/blue.png", "--extension", "txt")
     assert (code, out) == (1, "")
-    assert "cm3: in/blue.png: its text cannot be written (No space left on device)" in err
-    assert err.endswith("0 captioned, 0 skipped, 4 failed\n")
+    assert err == "".join(
+        f"cm3: in/{name}.png: its text cannot be written (No space left on device)\n" for name in ("red", "blue")
+    )
