@@ -54,6 +54,7 @@ class Table:
         self.names = ["file_name", *columns]  # in the file's own order
         self.done: set[str] = set()  # file_name of the rows
         self.end = 0  # bytes of the file that stay
+        self.cut = False  # whether there are more
         self.file: FileIO | None = None
         check_writable(path)
         if path.exists():
@@ -75,6 +76,9 @@ class Table:
                     check_columns(self.path, row, self.names)
                     self.done.add(row["file_name"])
                     self.end = lines.place
+                self.cut = self.end < file.seek(0, os.SEEK_END)
+                if self.cut and not self.end:  # the first line is never cut off: it is written whole
+                    raise csv.Error("no line of it is whole")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
             raise unreadable(self.path, error) from error
 
@@ -103,19 +107,25 @@ class Table:
 
     def add(self, told: Told) -> None:
         row = {"file_name": self.name(told.path), **told.texts}
-        self.file = self.file or self._open()
-        append(self.file, self._line(row))
+        if self.file is None:
+            self._start(self._line(row))
+        else:
+            append(self.file, self._line(row))
         self.done.add(row["file_name"])
 
-    def _open(self) -> FileIO:
+    def _start(self, line: bytes) -> None:
+        """The first line, behind what stays of the file, or in a new one; then the file is open for more."""
         path = followed(self.path)
-        if not self.end:
-            with whole(path) as part:
-                part.write_bytes(self._line({name: name for name in self.names}) if self.is_csv else b"")
-        file = FileIO(path, "ab")
         if self.end:
-            file.truncate(self.end)
-        return file
+            with FileIO(path, "ab") as file:
+                if self.cut:
+                    file.truncate(self.end)
+                append(file, line)
+        else:
+            header = self._line({name: name for name in self.names}) if self.is_csv else b""
+            with whole(path) as part:
+                part.write_bytes(header + line)
+        self.file = FileIO(path, "ab")
 
     def _line(self, row: dict[str, str]) -> bytes:
         if not self.is_csv:
@@ -168,7 +178,7 @@ class ParquetTable:
 
     def close(self) -> None:
         self.journal.close()
-        if self.journal.file is None and not self.journal.end:
+        if not self.journal.done:
             return
         try:
             self._write()

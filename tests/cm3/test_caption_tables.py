@@ -79,10 +79,20 @@ def test_a_last_line_that_was_cut_off_anywhere_is_dropped_and_told_anew(tmp_path
         assert path.read_bytes() == whole, cut
 
 
-def test_a_csv_that_holds_its_first_line_alone_or_a_part_of_it_goes_on(tmp_path: Path):
-    for text in ("", "file_", "file_name,text\n", "\ufefffile_name,text\r\n"):
+def test_a_csv_that_is_empty_or_holds_its_first_line_alone_goes_on(tmp_path: Path):
+    for text in ("", "file_name,text\n", "\ufefffile_name,text\r\n"):
         (tmp_path / "t.csv").write_text(text, encoding="utf-8", newline="")
         assert list(rows(written(tmp_path / "t.csv", ["a.png"])).values()) == [ROWS["a.png"]]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv"])
+def test_a_run_does_not_cut_off_what_another_adds_meanwhile(tmp_path: Path, kind: str):
+    path = written(tmp_path / f"t{kind}", ["a.png"])
+    sink = open_table(path, ["text"], "skip")
+    written(path, ["b, c.png"])
+    sink.add(told(tmp_path, "f.png"))
+    sink.close()
+    assert list(rows(path)) == ["a.png", "b, c.png", "f.png"]
 
 
 def test_a_csv_keeps_its_own_order_of_columns(tmp_path: Path):
@@ -95,14 +105,15 @@ def test_a_csv_keeps_its_own_order_of_columns(tmp_path: Path):
     [
         ('file_name,text\na.png,"red\nb.png,blue\nc.png,green\n', "unexpected end of data"),
         ("file_name,text\na.png\nb.png,blue\n", "line 2 has 1 cells, the first 2"),
+        ("file_name,text\ra.png,red\r", "no line of it is whole"),
         ("file_name,words\n", "has the columns file_name, words, not file_name, text"),
     ],
 )
 def test_a_csv_that_is_damaged_elsewhere_is_refused_and_stays(tmp_path: Path, text: str, message: str):
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, newline="")
     with pytest.raises(ValueError, match=message):
         open_table(tmp_path / "t.csv", ["text"], "skip")
-    assert (tmp_path / "t.csv").read_text() == text
+    assert (tmp_path / "t.csv").read_bytes() == text.encode()
 
 
 def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path):
@@ -219,6 +230,20 @@ def test_what_is_written_anew_stays_as_it_was_until_the_first_text(tmp_path: Pat
     written(path, [], "overwrite")
     assert path.read_bytes() == before
     assert rows(written(path, ["f.png"], "overwrite")) == {"f.png": ROWS["f.png"]}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_first_text_that_cannot_be_written_costs_no_old_table(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    path = written(tmp_path / f"t{kind}", ["a.png"])
+    before = path.read_bytes()
+    monkeypatch.setattr(caption_tables, "whole", full)
+    sink = open_table(path, ["text"], "overwrite")
+    with pytest.raises(OSError, match="No space left"):
+        sink.add(told(tmp_path, "f.png"))
+    sink.close()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", TABLES)
