@@ -77,10 +77,10 @@ class Table:
                     self.done.add(row["file_name"])
                     self.end = lines.place
                 self.cut = self.end < file.seek(0, os.SEEK_END)
-                if self.cut and not self.end:  # the first line is never cut off: it is written whole
-                    raise csv.Error("no line of it is whole")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
             raise unreadable(self.path, error) from error
+        if self.cut and not self.end:  # our own first line is never cut off: it is written whole
+            raise unreadable(self.path, "no line of it is whole")
 
     def _csv_rows(self, lines: WholeLines) -> Iterator[dict[str, str]]:
         reader = csv.reader(lines, strict=True)
@@ -228,8 +228,8 @@ def check_columns(path: Path, row: object, names: Sequence[str]) -> None:
         raise ValueError(f"{path} has the file_name {name!r:.80}, which is no text: name another")
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: no such table can be read ({error}): mend it, or name another")
+def unreadable(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path}: no such table can be read ({why}): mend it, or name another")
 
 
 def append(file: FileIO, data: bytes) -> None:
