@@ -1,35 +1,30 @@
-"""Captions and answers for many picture files: where they are found, what is written, what is already there.
+"""Captions and answers for many image files: where they are found, and what is asked of each.
 
-    sources -> pictures (several are decoded at once) -> batches through the engine -> texts, in the order of the files
+    sources -> images (several are decoded at once) -> batches through the engine -> texts, in the order of the files
 
-A text stands in a file beside its picture, as kohya's scripts and TagGUI have it, or all in one table: JSON lines as
-datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet.
+A text stands in a file beside its image, as kohya's scripts and TagGUI have it, or all in one table: JSON lines as
+datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet: caption_sinks.py and
+caption_tables.py.
 """
 
-import csv
 import glob
-import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib import import_module
-from io import StringIO
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, TextIO
 
 from PIL import Image as PIL_Image
 
-from cm3.cli_files import whole
+from cm3.caption_sinks import Sink, Told, is_text
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-Existing = Literal["skip", "overwrite", "append", "prepend"]
-TABLES = (".jsonl", ".csv", ".parquet")
-SEPARATOR = ", "  # between a text that was there and one that joins it, as tags are
+WRITE_FAILURES = 3  # in a row end the run: a full disk would have everything captioned in vain
 
 
 # which pictures
@@ -60,11 +55,12 @@ def find(sources: Sequence[str], recursive: bool, lines: TextIO) -> Iterator[Pat
 def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
     if source == "-":
         return (Path(line) for line in _lines(lines))
-    if source.startswith("@") and not Path(source).exists():
+    if listed := list_of(source):
         try:
-            return [Path(line) for line in _lines(Path(source[1:]).read_text(encoding="utf-8").splitlines())]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{source[1:]}: no list of pictures can be read ({error})") from error
+            with listed.open(encoding="utf-8", errors="surrogateescape") as file:  # names need not be in UTF-8
+                return [Path(line) for line in _lines(file)]
+        except OSError as error:
+            raise ValueError(f"{listed}: no list of pictures can be read ({error})") from error
     path = Path(source)
     if path.is_dir():
         inside = path.rglob("*") if recursive else path.iterdir()
@@ -74,163 +70,22 @@ def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
     return [Path(one) for one in sorted(glob.glob(source, recursive=True)) if Path(one).is_file()]
 
 
+def list_of(source: str) -> Path | None:
+    """The file that "@list.txt" stands for; None for other sources."""
+    return Path(source[1:]) if source.startswith("@") and not Path(source).exists() else None
+
+
+def read_by(sources: Iterable[str], model: str) -> frozenset[Path]:
+    """The real paths of files that a run reads, and of folders with nothing else in them: named images, lists, and a
+    model folder's files. Images in folders are known by what they hold."""
+    files = [path for path in (list_of(source) or Path(source) for source in sources) if path.is_file()]
+    if (folder := Path(model)).is_dir():
+        files += (path for path in folder.iterdir() if path.is_file() or (path / "config.json").is_file())
+    return frozenset(Path(os.path.realpath(path)) for path in files)
+
+
 def _lines(lines: Iterable[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
-
-
-# what is written
-
-
-@dataclass(frozen=True)
-class Told:
-    """texts: by column, in order; none where error says why not."""
-
-    path: Path
-    texts: dict[str, str]
-    error: str = ""
-
-
-class Sink(Protocol):
-    """Where texts go. Nothing that was added is lost if the run is cut off afterwards."""
-
-    def has(self, path: Path) -> bool: ...
-    def add(self, told: Told) -> None: ...
-    def close(self) -> None: ...
-
-
-class Nowhere:
-    """For texts that are only shown."""
-
-    def has(self, path: Path) -> bool:
-        return False
-
-    def add(self, told: Told) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Beside:
-    """A text file beside each picture, of its name with another ending; several texts are lines."""
-
-    extension: str
-    existing: Existing
-
-    def place(self, path: Path) -> Path:
-        return path.with_suffix(self.extension)
-
-    def has(self, path: Path) -> bool:
-        return self.existing == "skip" and self.place(path).exists()
-
-    def add(self, told: Told) -> None:
-        place, text = self.place(told.path), "\n".join(told.texts.values())
-        if self.existing in ("append", "prepend") and place.exists():
-            before = place.read_text(encoding="utf-8").strip()
-            parts = (before, text) if self.existing == "append" else (text, before)
-            text = SEPARATOR.join(part for part in parts if part)
-        write_whole(place, text + "\n")
-
-    def close(self) -> None:
-        pass
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole file or nothing."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-@dataclass
-class Table:
-    """One file for all. JSON lines and CSV grow by a line at a time; Parquet is written at the end, whatever ends it.
-
-    Errors: ValueError for an ending that is none of TABLES, a file that is no such table or has other columns, and
-    what is to be joined with texts that are there."""
-
-    path: Path
-    columns: list[str]
-    existing: Existing
-    rows: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])  # by file_name
-
-    def __post_init__(self) -> None:
-        self.kind = self.path.suffix.lower()
-        if self.kind not in TABLES:
-            raise ValueError(f"{self.path}: the name of a table must end with one of {', '.join(TABLES)}")
-        if self.existing in ("append", "prepend"):
-            raise ValueError(f"--existing {self.existing} joins texts in files beside the pictures, not in a table")
-        self.names = ["file_name", *self.columns]
-        if self.existing == "skip" and self.path.exists():
-            self.rows = {row["file_name"]: row for row in self._read()}
-        self.file: TextIO | None = None
-        if self.kind == ".parquet":
-            parquet()
-        else:
-            self._start()
-
-    def _read(self) -> list[dict[str, str]]:
-        try:
-            if self.kind == ".jsonl":
-                whole = self.path.read_text(encoding="utf-8")
-                lines = whole.split("\n")[:-1]  # what stands behind the last end of a line was cut off
-                rows: list[Any] = [json.loads(line) for line in lines]
-            elif self.kind == ".csv":
-                with self.path.open(encoding="utf-8", newline="") as file:
-                    rows = [dict(row) for row in csv.DictReader(file)]
-            else:
-                rows = parquet().read_table(self.path).to_pylist()
-        except (ValueError, OSError, csv.Error) as error:
-            raise ValueError(f"{self.path}: no such table can be read ({error})") from error
-        for row in rows:
-            has = list(cast(dict[str, str], row)) if isinstance(row, dict) else [repr(row)]
-            if set(has) != set(self.names):
-                wants = ", ".join(self.names)
-                raise ValueError(f"{self.path} has the columns {', '.join(has):.80}, not {wants}: name another")
-        return rows
-
-    def _start(self) -> None:
-        """Write anew what is kept, then stay open for more."""
-        text = "".join(map(self._line, self.rows.values()))
-        header = self._line({name: name for name in self.names}) if self.kind == ".csv" else ""
-        write_whole(self.path, header + text)
-        self.file = self.path.open("a", encoding="utf-8", newline="")
-
-    def _line(self, row: dict[str, str]) -> str:
-        if self.kind == ".jsonl":
-            return json.dumps(row, ensure_ascii=False) + "\n"
-        line = StringIO()
-        csv.writer(line, lineterminator="\n").writerow([row[name] for name in self.names])
-        return line.getvalue()
-
-    def name(self, path: Path) -> str:
-        """As ImageFolder wants it: from the folder of the table."""
-        return Path(os.path.relpath(path, self.path.parent)).as_posix()
-
-    def has(self, path: Path) -> bool:
-        return self.existing == "skip" and self.name(path) in self.rows
-
-    def add(self, told: Told) -> None:
-        row = {"file_name": self.name(told.path), **told.texts}
-        self.rows[row["file_name"]] = row
-        if self.file is not None:
-            self.file.write(self._line(row))
-            self.file.flush()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            return
-        with whole(self.path) as part:
-            parquet().write_table(import_module("pyarrow").Table.from_pylist(list(self.rows.values())), part)
-
-
-def parquet() -> Any:
-    """pyarrow's; an extra of its own, which few need."""
-    try:
-        return import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ValueError("a Parquet table needs pyarrow: pip install pyarrow, or name a .jsonl or .csv file") from error
 
 
 # the work
@@ -254,6 +109,9 @@ class Asks:
             raise ValueError("nothing is asked: give a language or a question")
         if not all(question.strip() for question in self.questions):
             raise ValueError("the question is empty: say something")
+        for words in (self.prefix, self.suffix, *self.questions):
+            if not is_text(words):
+                raise ValueError(f"{words!r} is not in UTF-8, as texts must be")
 
     @property
     def columns(self) -> list[str]:
@@ -283,8 +141,22 @@ def caption_files(
     workers: int = 2,
     skipped: Callable[[Path], None] = lambda _: None,
 ) -> Generator[Told]:
-    """Each picture's texts as soon as they are written. workers: threads that open pictures, a batch ahead. A file that
-    is no picture is told with its error, and the others go on."""
+    """Each image's texts as soon as they are written.
+
+    Args:
+        model: what writes them.
+        paths: image files; taken two batches ahead.
+        sink: where the texts go.
+        asks: what each image is asked.
+        batch: images at once.
+        workers: threads that open images, a batch ahead.
+        skipped: called with each file that has its text.
+
+    A file that is no image, or whose text cannot be written, is told with its error, and the others go on.
+
+    Raises:
+        OSError: the texts of WRITE_FAILURES files in a row could not be written.
+    """
     from tokenizer_image.pixels import open_image
 
     def opened(path: Path) -> PIL_Image.Image | str:
@@ -293,31 +165,54 @@ def caption_files(
         except (ValueError, OSError) as error:
             return str(error)
 
-    def wanted() -> Iterator[Path]:
+    def wanted() -> Iterator[tuple[Path, str]]:
+        """Files without a text, with why none can be written, where that is known before it is made."""
         for path in paths:
-            if sink.has(path):
+            try:
+                has, error = sink.has(path), ""
+            except (ValueError, OSError) as problem:
+                has, error = False, unwritten(problem)
+            if has:
                 skipped(path)
             else:
-                yield path
+                yield path, error
+
+    failures = 0  # in a row
+
+    def written(told: Told) -> Told:
+        nonlocal failures
+        try:
+            sink.add(told)
+        except ValueError as error:
+            return Told(told.path, {}, unwritten(error))
+        except OSError as error:
+            failures += 1
+            if failures == WRITE_FAILURES:
+                raise OSError(
+                    f"{told.path}: {unwritten(error)}, nor could the {failures - 1} before it: the run stops; make "
+                    "room, and the same command goes on"
+                ) from error
+            return Told(told.path, {}, unwritten(error))
+        failures = 0
+        return told
 
     with ThreadPoolExecutor(workers) as pool:
         source = wanted()
-        ahead: list[tuple[Path, Future[PIL_Image.Image | str]]] = []
+        ahead: list[tuple[Path, Future[PIL_Image.Image | str] | str]] = []
         try:
             while True:
-                ahead += [(path, pool.submit(opened, path)) for path in islice(source, 2 * batch - len(ahead))]
+                for path, error in islice(source, 2 * batch - len(ahead)):
+                    ahead.append((path, error or pool.submit(opened, path)))
                 now, ahead = ahead[:batch], ahead[batch:]
                 if not now:
                     return
-                results = [(path, future.result()) for path, future in now]
+                results = [(path, one if isinstance(one, str) else one.result()) for path, one in now]
                 texts = iter(asks.tell(model, [one for _, one in results if not isinstance(one, str)]))
                 for path, one in results:
-                    told = Told(path, {}, one) if isinstance(one, str) else Told(path, next(texts))
-                    if not told.error:
-                        try:
-                            sink.add(told)
-                        except OSError as error:
-                            told = Told(path, {}, f"its text cannot be written ({error.strerror})")
-                    yield told
+                    yield Told(path, {}, one) if isinstance(one, str) else written(Told(path, next(texts)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def unwritten(error: ValueError | OSError) -> str:
+    return f"its text cannot be written ({getattr(error, 'strerror', None) or error})"

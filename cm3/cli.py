@@ -154,12 +154,17 @@ def preset_table() -> Table:
 
 def prepare_streams() -> None:
     """What is printed can be: in UTF-8 whatever the locale says, for there is no Arabic in ASCII and terminals show it;
-    a name's bytes that are no text are escaped. It goes nowhere where stdout is closed."""
+    a name's bytes that are no text are escaped. They stay what they are where names are read. It goes nowhere where
+    stdout is closed."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")
-    for stream in (sys.stdout, sys.stderr):
+    for stream, encoding, errors in (
+        (sys.stdin, None, "surrogateescape"),
+        (sys.stdout, "utf-8", "backslashreplace"),
+        (sys.stderr, "utf-8", "backslashreplace"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def run() -> int:

@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cm3.captioning import Asks, Beside, Existing, Nowhere, Sink, Table, caption_files, find, is_many
+from cm3.caption_sinks import Beside, Existing, Nowhere, Sink
+from cm3.caption_tables import open_table
+from cm3.captioning import Asks, caption_files, find, is_many, read_by
 from cm3.checks import check_choice
-from cm3.cli_files import check_pictures
+from cm3.cli_files import check_pictures, plain
 from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, load
 from cm3.options import Language
 
@@ -64,7 +66,8 @@ def caption(
     many = any(map(is_many, sources))
     if not many:
         check_pictures(*sources)
-    sink = sink_of(asks, out, extension or (".txt" if many and out is None else None), existing)
+    ending = extension or (".txt" if many and out is None else None)
+    sink = sink_of(asks, out, ending, existing, read_by(sources, model))
     paths = find(sources, recursive, sys.stdin)
     total = None
     if "-" not in sources:
@@ -79,19 +82,19 @@ def caption(
         raise typer.Exit(FAILED)
 
 
-def sink_of(asks: Asks, out: Path | None, extension: str | None, existing: Existing) -> Sink:
+def sink_of(
+    asks: Asks, out: Path | None, extension: str | None, existing: Existing, reads: frozenset[Path] = frozenset()
+) -> Sink:
     if out is not None and extension is not None:
         raise ValueError("--out writes one table, --extension a file beside each picture: give one of them")
     if out is not None:
-        if not out.parent.is_dir():
-            raise ValueError(f"{out}: there is no folder {out.parent}; make it first")
-        return Table(out, asks.columns, existing)
+        return open_table(out, asks.columns, existing, reads)
     if extension is None:
         return Nowhere()
     ending = extension if extension.startswith(".") else f".{extension}"
     if "/" in ending or ending == ".":
         raise ValueError(f"--extension is {extension!r}, but must be the ending of a name, such as .txt")
-    return Beside(ending, existing)
+    return Beside(ending, existing, reads)
 
 
 def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
@@ -102,7 +105,7 @@ def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
             print(json.dumps({"file": str(path), **texts}, ensure_ascii=False), flush=True)
             return
         line = " | ".join(texts.values())
-        print(f"{path}: {line}" if with_name else line, flush=True)
+        print(f"{plain(str(path))}: {line}" if with_name else line, flush=True)
 
     return show
 
@@ -125,7 +128,7 @@ def run(
             for told in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
                 if told.error:
                     failed += 1
-                    print(f"cm3: {told.path}: {told.error.removeprefix(f'{told.path}: ')}", file=sys.stderr)
+                    print(plain(f"cm3: {told.path}: {told.error.removeprefix(f'{told.path}: ')}"), file=sys.stderr)
                 else:
                     written += 1
                     show(told.path, told.texts)

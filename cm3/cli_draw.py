@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 
 from cm3 import __version__
-from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, save
+from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, places_for, plain, save
 from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, Quiet, check_words, load
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
 from cm3.templates import Box, boxed
@@ -20,8 +20,14 @@ Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. None = any; it is told.", min=0)]
 Output = Annotated[
     Path,
-    typer.Option("-o", "--output", help="The picture file to write; with {i} in its name a file for each picture."),
+    typer.Option(
+        "-o",
+        "--output",
+        help="The image file to write; with {i} in its name a file for each image. Where there is one, a number is "
+        "added: out-1.png.",
+    ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")]
 Number = Annotated[int, typer.Option("-n", help="How many pictures.", min=1, max=MAX_PICTURES)]
 Guidance = Annotated[float, typer.Option(help="How much the text counts; 1 = no guidance.", min=0)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest, higher is more varied.", min=0)]
@@ -46,10 +52,13 @@ class Delivery:
 
     Errors: ValueError for a place that cannot be written."""
 
-    def __init__(self, output: Path, seed: int | None, as_json: bool, quiet: bool, facts: dict[str, str]) -> None:
-        self.output, self.as_json, self.quiet, self.facts = output, as_json, quiet, facts
+    def __init__(
+        self, output: Path, overwrite: bool, seed: int | None, as_json: bool, quiet: bool, facts: dict[str, str]
+    ) -> None:
+        self.output, self.overwrite = output, overwrite
+        self.as_json, self.quiet, self.facts = as_json, quiet, facts
         self.separate = EACH in output.name
-        check_output(self.place(0))
+        check_output(self.place(0), overwrite)
         self.seed = secrets.randbits(32) if seed is None else seed
         if seed is None and not (quiet or as_json):
             print(f"seed {self.seed}", file=sys.stderr)
@@ -60,22 +69,24 @@ class Delivery:
     def give(self, pictures: list[Image.Image], scale: int) -> None:
         """Save each, or all side by side."""
         sheets = [grid([picture], scale) for picture in pictures] if self.separate else [grid(pictures, scale)]
-        places = [self.place(i) for i in range(len(sheets))]
-        for place in places:
-            check_output(place)
+        names = [self.place(i) for i in range(len(sheets))]
+        for name in names:
+            check_output(name, self.overwrite)
         facts = {**self.facts, "seed": str(self.seed), "software": f"cm3 {__version__}"}
-        for place, sheet in zip(places, sheets, strict=True):
-            save(fit_for(place, sheet), place, facts)
+        with places_for(names, self.overwrite) as places:
+            for place, sheet in zip(places, sheets, strict=True):
+                save(fit_for(place, sheet), place, facts)
         if self.as_json:
             print(json.dumps({"files": list(map(str, places)), "seed": self.seed, **self.facts}, ensure_ascii=False))
         elif not self.quiet:
-            print(*places, sep="\n")
+            print(*(plain(str(place)) for place in places), sep="\n")
 
 
 def generate(
     prompt: Prompt = "",
     n: Number = 4,
     output: Output = Path("out.png"),
+    overwrite: Overwrite = False,
     seed: Seed = None,
     guidance: Guidance = GENERATE.guidance,
     temperature: Temperature = GENERATE.temperature,
@@ -110,7 +121,7 @@ def generate(
     model: Model = "emoji",
 ) -> None:
     """Draw pictures of PROMPT and save them as one file, side by side."""
-    delivery = Delivery(output, seed, as_json, quiet, {"prompt": prompt, "model": model})
+    delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": prompt, "model": model})
     check_pictures(*(reference or ()))
     rows_and_columns = None if shape is None else read_grid(shape)
     boxes = [read_box(words) for words in box] if box else None
@@ -156,6 +167,7 @@ def infill(
     prompt: Annotated[str | None, typer.Argument(help="What the whole picture shows.")] = None,
     n: Number = INFILL.n,
     output: Output = Path("out.png"),
+    overwrite: Overwrite = False,
     seed: Seed = None,
     guidance: Guidance = INFILL.guidance,
     temperature: Temperature = INFILL.temperature,
@@ -169,7 +181,7 @@ def infill(
     model: Model = "emoji",
 ) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
-    delivery = Delivery(output, seed, as_json, quiet, {"prompt": prompt or "", "model": model})
+    delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": prompt or "", "model": model})
     check_pictures(image, mask)
     cm3 = load(model, max_pixels, device)
     pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, delivery.seed)
@@ -180,6 +192,7 @@ def edit(
     images: Annotated[list[str], typer.Argument(help="Picture files.", metavar="IMAGE")],
     instruction: Annotated[str, typer.Argument(help="How to change it, in English or Arabic.")],
     output: Output = Path("out.png"),
+    overwrite: Overwrite = False,
     seed: Seed = None,
     image_guidance: Annotated[float, typer.Option(help="How much IMAGE counts.")] = EDIT.image_guidance,
     text_guidance: Annotated[float, typer.Option(help="How much INSTRUCTION counts.")] = EDIT.text_guidance,
@@ -195,7 +208,7 @@ def edit(
     model: Model = "emoji",
 ) -> None:
     """Change each IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
-    delivery = Delivery(output, seed, as_json, quiet, {"prompt": instruction, "model": model})
+    delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": instruction, "model": model})
     check_pictures(*images)
     if len(images) > 1 and not delivery.separate:
         raise ValueError(f"{len(images)} pictures need as many names: put {{i}} into that of -o, such as out_{{i}}.png")
@@ -218,13 +231,15 @@ def edit(
 def tour(
     prompt: Prompt = "a red apple",
     output: Output = Path("out.png"),
+    overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
     model: Model = "emoji",
 ) -> None:
     """Draw four pictures, each the best of four, caption the first in two languages, and ask about it."""
-    check_output(output)
+    check_output(output, overwrite)
     check_words("prompt", prompt)
-    cm3 = load(model)
+    cm3 = load(model, device=device)
     pictures = cm3.generate(prompt, n=4, best_of=4, seed=seed)
     question = "What is this?"
     print(f"prompt:   {prompt}")
@@ -232,8 +247,9 @@ def tour(
     print(f"الوصف:    {cm3.caption(pictures[0], language='ar')}")
     print(f"question: {question}")
     print(f"answer:   {cm3.answer(pictures[0], question)}")
-    save(grid(pictures, 0), output)
-    print(f"pictures: {output}")
+    with places_for([output], overwrite) as [place]:
+        save(grid(pictures, 0), place)
+    print(plain(f"pictures: {place}"))
 
 
 def read_box(words: str) -> tuple[str, Box]:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,10 +47,15 @@ def check_pictures(*paths: str) -> None:
             raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def check_output(path: Path) -> None:
-    """Find out before the work that the result cannot be saved. Errors: ValueError."""
+def check_output(path: Path, overwrite: bool = True) -> None:
+    """Find out before the work that the image cannot be saved. Errors: ValueError."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
+    check_writable(path, overwrite)
+
+
+def check_writable(path: Path, overwrite: bool = True) -> None:
+    """Whether a file can be written at `path`; overwrite: also where there is one. Errors: ValueError."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file")
     target = followed(path)
@@ -58,16 +64,58 @@ def check_output(path: Path) -> None:
             f"{path}: there is no folder {path.parent if target == path else target.parent}; make it first"
         )
     try:
-        if target.exists():
+        if overwrite and target.exists():
             target.open("ab").close()
         tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
 def followed(path: Path) -> Path:
     """Where a path leads that may be a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextmanager
+def places_for(names: list[Path], overwrite: bool) -> Generator[list[Path]]:
+    """Where to write files of these names: there, with `overwrite`, and otherwise where no file is lost.
+
+    Where there is a file of one of the names, a number is added to all: out-1.png, out-2.png. The new files are made
+    empty, so that no other run takes them, and those that are still empty at the end are taken away.
+    """
+    if overwrite:
+        yield names
+        return
+    number = 0
+    while not claim(places := [numbered(name, number) for name in names]):
+        number += 1
+    try:
+        yield places
+    finally:
+        for target in map(followed, places):
+            if target.exists() and not target.stat().st_size:
+                target.unlink()
+
+
+def numbered(path: Path, number: int) -> Path:
+    """out.png, out-1.png, out-2.png"""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+
+def claim(places: list[Path]) -> bool:
+    """Make all of these files, empty, or none where one of them is there."""
+    made: list[Path] = []
+    try:
+        for target in map(followed, places):
+            target.open("xb").close()
+            made.append(target)
+    except OSError as error:
+        for target in made:
+            target.unlink()
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
 
 
 @contextmanager
@@ -87,6 +135,14 @@ def save(image: Image.Image, path: Path, facts: dict[str, str] | None = None) ->
     kind = Image.registered_extensions()[path.suffix.lower()]
     with whole(followed(path)) as part:
         image.save(part, kind, **({"pnginfo": png_text(facts)} if facts and kind == "PNG" else {}))
+
+
+def plain(words: str) -> str:
+    """In one line: control characters, such as the newlines that names of files may have, are escaped."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
+        for char in words
+    )
 
 
 def png_text(facts: dict[str, str]) -> PngInfo:

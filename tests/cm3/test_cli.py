@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cm3 import CM3, cli, cli_draw
-from cm3.cli_files import grid
+from cm3.cli_files import grid, places_for
 
 
 @pytest.fixture
@@ -79,6 +79,50 @@ def test_without_a_seed_any_is_taken_and_told(tiny_folder: Path, cm3, monkeypatc
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
+def test_a_file_that_is_there_stays_and_a_number_is_added(cm3, picture: str, mask: str):
+    commands = [
+        ["generate", "a cat", "-n", "1"],
+        ["infill", picture, mask],
+        ["edit", picture, "make it blue"],
+        ["tour"],
+    ]
+    Path("out.png").write_text("mine")
+    for number, command in enumerate(commands, 1):
+        code, out, err = cm3(*command)
+        assert (code, out.splitlines()[-1].removeprefix("pictures: "), err) == (0, f"out-{number}.png", "")
+    assert len({Path(f"out-{number}.png").read_bytes() for number in (1, 2, 3, 4)}) == 4
+    assert Path("out.png").read_text() == "mine"
+    for command in commands:
+        Path("out.png").write_text("mine")
+        assert cm3(*command, "--overwrite")[1].splitlines()[-1].removeprefix("pictures: ") == "out.png"
+        assert Image.open("out.png").format == "PNG"
+
+
+def test_files_of_one_run_get_one_number(cm3):
+    Path("a_1.png").write_text("mine")
+    Path("a_0-1.png").write_text("mine too")
+    code, out, _ = cm3("generate", "a cat", "-n", "2", "-o", "a_{i}.png", "--json")
+    assert code == 0 and json.loads(out)["files"] == ["a_0-2.png", "a_1-2.png"]
+    assert sorted(map(str, Path().glob("a_*"))) == ["a_0-1.png", "a_0-2.png", "a_1-2.png", "a_1.png"]
+
+
+def test_two_runs_at_once_do_not_take_one_name(tmp_path: Path):
+    names = [tmp_path / "out.png"]
+    with places_for(names, overwrite=False) as first, places_for(names, overwrite=False) as second:
+        assert (first, second) == (names, [tmp_path / "out-1.png"])
+        second[0].write_text("drawn")
+    assert [path.name for path in tmp_path.iterdir()] == ["out-1.png"]  # nothing was written to the first
+
+
+def test_a_name_of_several_lines_is_printed_in_one(cm3):
+    assert cm3("generate", "a cat", "-n", "1", "-o", "a\nb.png")[1] == "a\\nb.png\n"
+
+
+def test_tour_takes_a_device(cm3):
+    assert cm3("tour", "--device", "cpu")[0] == 0
+    refused(cm3("tour", "--device", "cupboard"), "cupboard")
+
+
 def test_each_picture_in_its_own_file_says_how_it_was_made(cm3, tiny: CM3, tiny_folder: Path):
     code, out, err = cm3("generate", "تفاحة", "-n", "2", "-o", "out_{i}.png", "--scale", "1", "--seed", "9")
     assert (code, out, err) == (0, "out_0.png\nout_1.png\n", "")
@@ -141,7 +185,7 @@ def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
     assert Image.open("a.png").size == Image.open(picture).size
     assert cm3("edit", picture, *args, "--scale", "3")[0] == 0
     assert Image.open("out.png").tobytes() == grid([expected], 3).tobytes()
-    assert cm3("edit", picture, *args, "--scale", "0")[0] == 0
+    assert cm3("edit", picture, *args, "--scale", "0", "--overwrite")[0] == 0
     assert Image.open("out.png").tobytes() == grid([expected], 0).tobytes()
 
 
@@ -152,7 +196,7 @@ def test_infill_and_edit_keep_transparency_where_the_format_can(cm3, mask: str, 
     dot.putpixel((30, 10), 255)
     dot.save("dot.png")
     for command in (["infill", "clear.png", "dot.png"], ["edit", "clear.png", "make it blue"]):
-        assert cm3(*command, "-o", name)[0] == 0
+        assert cm3(*command, "-o", name, "--overwrite")[0] == 0
         saved = Image.open(name)
         assert (saved.mode, saved.size) == (mode, (60, 20))
         if mode == "RGBA":
@@ -273,7 +317,8 @@ def test_a_failed_save_keeps_the_old_file(cm3, tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    refused(cm3("generate", "a red apple"), "No space left on device")
+    for options in ([], ["--overwrite"]):
+        refused(cm3("generate", "a red apple", *options), "No space left on device")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.png", "old")]
 
 

@@ -16,6 +16,7 @@ from cm3.captioning import PICTURES
 from tokenizer_image.pixels import open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 class Entry(NamedTuple):
@@ -78,7 +79,21 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
                 if member.isfile() and not member.issparse():
                     yield member
     except (OSError, tarfile.TarError, OverflowError) as error:
+        if program := compressed(path):
+            raise ValueError(
+                f"a compressed tar, whose members cannot be reached in place: {program} it first"
+            ) from error
         raise ValueError(f"not a whole tar ({error})") from error
+
+
+def compressed(path: Path) -> str:
+    """The program that unpacks a compressed file, by its first bytes; none for others."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except OSError:
+        return ""
+    return next((program for magic, program in COMPRESSED.items() if head.startswith(magic)), "")
 
 
 def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.pictures.files import decode, index, split
+from train.pictures.files import decode, index, members, split
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -76,6 +76,16 @@ def test_every_so_many_pictures_of_a_plain_folder_are_held_out(tmp_path: Path):
     train, held_out, _ = split(tmp_path, every=5)
     assert [Path(entry.file).stem for entry in held_out] == ["00", "05", "10"]
     assert len(train) == 9 and not set(train) & set(held_out)
+
+
+@pytest.mark.parametrize(("mode", "program"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
+def test_a_compressed_tar_is_named_with_the_program_that_unpacks_it(tmp_path: Path, mode: str, program: str):
+    with tarfile.open(tmp_path / "shard.tar", f"w:{mode}") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(ValueError, match=rf"a compressed tar, .*: {program} it first"):
+        next(members(tmp_path / "shard.tar"))
 
 
 def test_a_data_set_has_its_own_splits(sample: Path):
