@@ -18,8 +18,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.report import device_name, finish
-from cm3 import transformer
-from cm3.transformer import project
+from cm3 import linear
+from cm3.linear import project
 
 SHAPES = ((256, 256), (704, 256), (256, 704), (1408, 512), (512, 1408), (2048, 768), (768, 2048))  # out, in
 ROWS = (1, 2, 4, 8, 16)
@@ -44,7 +44,7 @@ def main(
     print(f"{device_name()}, torch {torch.__version__}, fp32")
     print("| out x in | rows | linear() us | ours us | times as fast | ours GB/s |\n|---|---|---|---|---|---|")
     figures: list[dict[str, float]] = []
-    transformer.FEW = 8  # whoever made the processor
+    linear.FEW = 8  # whoever made the processor
     for outputs, inputs in SHAPES:
         size = 4 * outputs * inputs
         weights = [torch.randn(outputs, inputs) for _ in range(max(2, BYTES // size))]

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
 from cm3.grammar import Legal
+from cm3.linear import Linear, project
 from cm3.memory import lane_bytes, lanes_that_fit
 from cm3.request import Request, Row, choose
-from cm3.transformer import CM3ForCausalLM, Linear, project
+from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
 MOST_LANES = 192  # MAX_PICTURES rows of three

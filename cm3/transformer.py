@@ -11,7 +11,6 @@ G key/value heads, K head size, F feed-forward width, V vocabulary, E width of t
 # transformers leaves much without types
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,18 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from cm3.config import CM3Config
-
-
-def _few() -> int:
-    """How many rows MKL multiplies faster as (W x^T)^T: on AMD's processors up to 8, four times; on Intel's none, they
-    are twice as slow then (benchmarks/linear.py). The vendor decides and no stopwatch: results stay the same to the
-    bit."""
-    facts = Path("/proc/cpuinfo")
-    amd = facts.is_file() and "AuthenticAMD" in facts.read_text("utf-8", "replace")
-    return 8 if amd and torch.backends.mkl.is_available() else 0
-
-
-FEW = _few()  # rows
+from cm3.linear import Linear
 
 
 class RMSNorm(nn.Module):
@@ -73,28 +61,6 @@ class HeadLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, heads, size] -> same
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
-
-
-class Linear(nn.Linear):
-    """A layer without bias; with few rows on a CPU, as decoding has them, it reads its weights as fast as they come."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        return project(input, self.weight)
-
-
-def project(x: Tensor, weight: Tensor) -> Tensor:  # [..., in], [out, in] -> [..., out]
-    """x W^T; of few rows in fp32 on an AMD processor as (W x^T)^T, for one row too if it is there twice."""
-    rows = x.shape[:-1].numel()
-    plain = type(weight) in (Tensor, nn.Parameter)  # a quantised or sharded one knows F.linear alone
-    if not (plain and 0 < rows <= FEW) or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
-        return F.linear(x, weight)
-    flat = x.reshape(rows, -1)
-    if rows == 1:
-        return (weight @ torch.cat((flat, flat)).t())[:, :1].reshape(*x.shape[:-1], -1)
-    return (weight @ flat.t()).t().reshape(*x.shape[:-1], -1)
 
 
 class OutputLinear(Linear):

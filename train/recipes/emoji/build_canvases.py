@@ -39,7 +39,8 @@ from train.recipes.emoji.art import (
     takes,
     tiles,
 )
-from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples, write_shards
+from train.recipes.emoji.dataset import EXTRA, write_shards
+from train.recipes.emoji.shelf import read_drawings
 from train.runtime import config as configs
 
 
@@ -72,16 +73,6 @@ class CanvasesConfig:
     paint: float = 0.15
     undrawn: float = 0.15
     seed: int = 0
-
-
-def read_drawings(data: Path, split: str) -> list[tuple[Drawing, bool]]:
-    """The drawings of a split, and whether the model will draw their concept."""
-    out = []
-    for key, png, facts in read_samples(data / split):
-        image = Image.open(io.BytesIO(png)).convert("RGBA").convert("RGBa").convert("RGBA")
-        drawing = Drawing(key, facts["code"], facts["name"]["en"], facts["style"], facts["colour"], image)
-        out.append((drawing, is_drawn(facts)))
-    return out
 
 
 class Painter:

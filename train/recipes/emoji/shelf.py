@@ -1,5 +1,6 @@
 """Drawings on the shelf, and their image codes: what documents are made of."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,17 @@ from PIL import Image as PIL_Image
 from tokenizer_image import ImageTokenizer
 from train.pictures.loader import to_pixels
 from train.recipes.emoji.art import Drawing, ground, sign, single
-from train.recipes.emoji.build_canvases import read_drawings
-from train.recipes.emoji.dataset import EXTRA
+from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples
+
+
+def read_drawings(data: Path, split: str) -> list[tuple[Drawing, bool]]:
+    """The drawings of a split, and whether the model will draw their concept."""
+    out = []
+    for key, png, facts in read_samples(data / split):
+        image = PIL_Image.open(io.BytesIO(png)).convert("RGBA").convert("RGBa").convert("RGBA")
+        drawing = Drawing(key, facts["code"], facts["name"]["en"], facts["style"], facts["colour"], image)
+        out.append((drawing, is_drawn(facts)))
+    return out
 
 
 class Codes:

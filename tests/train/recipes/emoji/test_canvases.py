@@ -8,8 +8,9 @@ from PIL import Image
 
 from train.pictures.loader import PictureLoader
 from train.recipes.emoji.art import CANVAS, PAINTS, TILE, ground, painted, put, sign, single, takes, tiles
-from train.recipes.emoji.build_canvases import CanvasesConfig, Painter, build, read_drawings
+from train.recipes.emoji.build_canvases import CanvasesConfig, Painter, build
 from train.recipes.emoji.colours import main_colour
+from train.recipes.emoji.shelf import read_drawings
 from worlds import small_world
 
 
