@@ -172,6 +172,7 @@ def make_app(
             negative_prompt=body.negative_prompt,
             n=body.n,
             best_of=body.best_of,
+            normalise=body.normalise,
         )
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(count))
@@ -198,6 +199,7 @@ def make_app(
         n: Annotated[int, Form(ge=1)] = 1,
         size: Annotated[Size, Form()] = "auto",
         seed: Annotated[Seed | None, Form()] = None,
+        normalise: Annotated[bool, Form()] = True,
     ) -> Any:
         service.check_model(model_name)
         service.check_count(n)
@@ -210,10 +212,16 @@ def make_app(
             picture = picture_of(content, most.pixels)
             service.safety.check_pictures([picture])
             if hole is None:
-                drawn = [one for i in range(n) for one in service.draw(ticket, "edit", picture, prompt, seed=first + i)]
+                drawn = [
+                    one
+                    for i in range(n)
+                    for one in service.draw(ticket, "edit", picture, prompt, seed=first + i, normalise=normalise)
+                ]
             else:
                 painted = ImageChops.invert(picture_of(hole, most.pixels).convert("RGBA").getchannel("A"))
-                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first)
+                drawn = service.draw(
+                    ticket, "infill", picture, painted, prompt, n=n, seed=first, normalise=normalise
+                )
             return [png(one, size) for one in drawn]
 
         with desk.admit(n) as ticket:
@@ -236,10 +244,8 @@ def make_app(
             return wanted
 
         def drawn(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
-            if wanted.pictures:
-                [picture] = service.draw(ticket, "edit", wanted.pictures[-1], wanted.words, **options)
-            else:
-                [picture] = service.draw(ticket, "generate", wanted.words, **options)
+            task, given = ("edit", wanted.pictures[-1:]) if wanted.pictures else ("generate", [])
+            [picture] = service.draw(ticket, task, *given, wanted.words, normalise=body.normalise, **options)
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 

@@ -34,6 +34,7 @@ WORDS = {  # key: English, Arabic
     "guidance": ("Guidance", "التوجيه"),
     "guidance_info": ("How much the text counts; 1 = off", "مقدار تأثير النص؛ 1 = بلا توجيه"),
     "falling": ("Guidance falls from row to row", "يقل التوجيه صفا بعد صف"),
+    "normalise": ("Put the words as the model reads them best", "صغ الكلمات كما يقرؤها النموذج أحسن قراءة"),
     "temperature": ("Temperature", "درجة العشوائية"),
     "temperature_info": ("0 = the likeliest", "0 = الأرجح"),
     "top_p": ("Top-p", "Top-p"),
