@@ -19,6 +19,9 @@ from torch import Tensor
 from cm3.text import TextTokenizer
 
 SCRIPTS = {"en": "LATIN", "ar": "ARABIC"}  # what the names of a language's letters begin with, in Unicode
+# Punctuation, figures, signs, emoji and what chooses their looks
+COMMON = (range(9, 0x300), range(0x2000, 0x2C00), range(0xFE0E, 0xFE10), range(0x1F000, 0x20000))
+ACCENTS = range(0x300, 0x370)
 QUOTES = {'"': '"', "“": "”", "«": "»"}
 
 
@@ -34,13 +37,12 @@ def byte_of() -> dict[str, int]:
 @lru_cache(4096)
 def belongs(char: str, script: str) -> bool:
     """Whether a text of this script may hold the character: its letters and marks, and what is of no script."""
-    name = unicodedata.name(char, "")
-    if not name:
-        return char in "\n\t\r"
-    others = (other for other in SCRIPTS.values() if other != script)
-    parts = unicodedata.normalize("NFKD", char)
-    letters = [part for part in parts if part.isalpha()]
-    return not name.startswith(tuple(others)) and all(unicodedata.name(one, "").startswith(script) for one in letters)
+    if unicodedata.name(char, "").startswith(script):
+        return True
+    letters = [part for part in unicodedata.normalize("NFKD", char) if part.isalpha()]
+    if letters:
+        return all(unicodedata.name(letter, "").startswith(script) for letter in letters)
+    return any(ord(char) in places for places in (*COMMON, *((ACCENTS,) if script == "LATIN" else ())))
 
 
 @lru_cache(4096)

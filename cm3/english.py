@@ -73,6 +73,14 @@ class Names:
             end = match.end()
         return out + text[end:]
 
+    def without(self, texts: Iterable[str]) -> "Names":
+        """The names that no text, in small letters, puts otherwise."""
+        other = set[str]()
+        for text in texts if self.names else ():
+            if self.put(text) != text:
+                other |= {self.several.get(match[0], match[0]) for match in self._pattern.finditer(text)}
+        return Names(name for bare, name in self.bare.items() if bare not in other)
+
     def _joined(self, before: str, word: str, behind: str) -> str:
         """What stands before the name, and the name."""
         found = BEFORE.search(before)

@@ -17,7 +17,7 @@ from cm3.english import Names
 from cm3.safety import ARABIC, ARTICLE
 
 WORD = re.compile(r"[^\W\d_]+")
-FIRST = re.compile(r"(?:^|[.!?]\s)[\W\d_]*([^\W\d_]+)")  # words of a sentence
+FIRST = re.compile(r"(?:^|[.!?:]\s)[\W\d_]*([^\W\d_]+)")  # words of a sentence
 MARKS = re.compile(r"[.!?,;:،؛؟。]+\Z")  # that may end a text
 QUOTED = re.compile(r"(\"[^\"]*\"|“[^”]*”|«[^»]*»)")
 VOWEL_SIGNS = re.compile("[\u064b-\u0652]")
@@ -61,6 +61,14 @@ class KnownWords:
                 (first if match.start() in starts else inner).add(match[0])
             marks |= set(found[0]) if (found := MARKS.search(plain_text.rstrip())) else set()
         return cls((*inner, *(word for word in first if word.lower() not in inner | (first - {word})), *marks), names)
+
+    def after(self, texts: Iterable[str]) -> "KnownWords":
+        """What a model knows that is trained on with these texts. Names that they put otherwise are left out: what the
+        texts say counts from then on."""
+        texts = list(texts)
+        new = KnownWords.read(texts)
+        words = (*self.spellings, *self.marks, *new.spellings, *new.marks)
+        return KnownWords(words, self.names.without(text.lower() for text in texts).names)
 
     @classmethod
     def load(cls, folder: Path) -> "KnownWords":

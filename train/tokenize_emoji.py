@@ -8,7 +8,7 @@ on. Held out are the data set's unseen cells: a known thing in a new style.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, EXTRA, EmojiPictures, manifest_row, others_of, read_pictures
-from train.emoji.names import aliases_of
 from train.emoji.phrases import Facts, caption, name_targets, targets
 from train.pictures.codes import encode_views
 from train.pictures.views import GROUNDS, PLAIN, Augmentation, View
@@ -80,6 +79,21 @@ class TokenizeConfig:
     scale: float = 0.85
     shift: int = 2
     mirror: float = 0.5
+
+
+def aliases_of(rows: list[Facts], max_sharing: int) -> dict[tuple[str, str], list[str]]:
+    """(code, language) -> keywords that name this concept and few others."""
+    owners: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        for language in LANGUAGES:
+            for word in row["keywords"][language]:
+                owners[language, word].add(row["code"])
+    out: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for language in LANGUAGES:
+            words = [word for word in row["keywords"][language] if len(owners[language, word]) <= max_sharing]
+            out[row["code"], language] = words
+    return out
 
 
 def texts(rows: list[Facts], config: TokenizeConfig) -> Iterator[str]:

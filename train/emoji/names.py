@@ -1,33 +1,14 @@
-"""What captions call things: names, and keywords in their place."""
-
-from collections import defaultdict
+"""What captions call things, as prompts say it."""
 
 from cm3.english import plurals
-from cm3.templates import LANGUAGES
-from train.emoji.english import with_article
+from train.emoji.english import head, with_article
 from train.emoji.phrases import Facts
 
 
-def aliases_of(rows: list[Facts], max_sharing: int) -> dict[tuple[str, str], list[str]]:
-    """(code, language) -> keywords that name this concept and few others."""
-    owners: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in rows:
-        for language in LANGUAGES:
-            for word in row["keywords"][language]:
-                owners[language, word].add(row["code"])
-    out: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for language in LANGUAGES:
-            words = [word for word in row["keywords"][language] if len(owners[language, word]) <= max_sharing]
-            out[row["code"], language] = words
-    return out
-
-
-def prompt_names(rows: list[Facts], max_sharing: int) -> list[str]:
-    """The English names and keywords that captions have, each with its article, for known_names.txt: "a cat". A keyword
-    that is the plural of another word is left out."""
+def prompt_names(rows: list[Facts]) -> list[str]:
+    """The English names of things, each with its article, for known_names.txt: "a cat". Of the keywords those are among
+    them that a name ends with, as "car" of "racing car": others may be no nouns."""
     names = {row["name"]["en"] for row in rows}
-    aliases = aliases_of(rows, max_sharing)
-    words = {word for row in rows for word in aliases[row["code"], "en"]}
-    several = {form for word in names | words for form in plurals(word)}
-    return sorted(map(with_article, names | (words - several)), key=str.lower)
+    keywords = {word for row in rows for word in row["keywords"]["en"]}
+    several = {form for name in names | keywords for form in plurals(name)}
+    return sorted(map(with_article, names | ({head(name) for name in names} & keywords - several)), key=str.lower)
