@@ -75,6 +75,10 @@ class Service:
         if n > self.limits.pictures:
             raise ValueError(f"n: at most {self.limits.pictures} pictures at once, candidates among them")
 
+    def check_words(self, *texts: str) -> None:
+        """Errors: Refusal, for texts as they were sent and as the model reads them."""
+        self.safety.check_prompt(*texts, *map(self.model.normal_prompt, texts))
+
     def told(self, error: Exception) -> str:
         """What is said of a mistake, a refusal, or time that is over; refusals are counted."""
         if isinstance(error, Refusal):
@@ -164,7 +168,7 @@ def make_app(
         count = body.n * body.best_of
         service.check_count(count)
         check_size(body.size)
-        service.safety.check_prompt(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
+        service.check_words(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
         seed = random.getrandbits(32) if body.seed is None else body.seed
         options = options_of(
             guidance=body.guidance,
@@ -204,7 +208,7 @@ def make_app(
         service.check_model(model_name)
         service.check_count(n)
         check_size(size)
-        service.safety.check_prompt(prompt)
+        service.check_words(prompt)
         first = random.getrandbits(32) if seed is None else seed
         content, hole = await image.read(), await mask.read() if mask is not None else None
 
@@ -239,7 +243,7 @@ def make_app(
             wanted = asked(body, most.pixels)
             if not draws and not wanted.pictures:
                 raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
-            service.safety.check_prompt(wanted.words, *(question for question, _ in wanted.history))
+            service.check_words(wanted.words, *(question for question, _ in wanted.history))
             service.safety.check_pictures(wanted.pictures)
             return wanted
 

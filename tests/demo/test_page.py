@@ -113,6 +113,17 @@ def test_a_word_that_the_model_never_read_is_named(tiny: CM3):
     assert "never read" not in last(draw("a red apple", 1))[2]
 
 
+def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
+    known = KnownWords(["mouse"], ["a mouse"])
+    model = CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=known)
+    draw = next(one.fn for one in build(model).fns.values() if one.api_name == "draw")
+    assert draw is not None
+    drawn = last(draw("MICE!", 1, dice=False, seed=7))
+    assert data(drawn[3]) == data(tiny.generate("a mouse", seed=7)) and "never read: a" in drawn[2]
+    drawn = last(draw("MICE!", 1, dice=False, seed=7, normalise=False))
+    assert data(drawn[3]) == data(tiny.generate("MICE!", seed=7)) and "never read: mice" in drawn[2]
+
+
 def test_edit_and_fill_do_what_the_pipeline_does(
     handlers: dict[str, Callable], tiny: CM3, picture: Image.Image, painting: dict
 ):
