@@ -39,9 +39,14 @@ Enlarged = Annotated[
 ]
 
 
+BestOf = Annotated[
+    int, typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES)
+]
 Normalise = Annotated[
     bool,
-    typer.Option(help="Put the words as the model reads them best: A CAT! is drawn as a cat, where its folder has a list."),
+    typer.Option(
+        help="Put the words as the model reads them best: A CAT! is drawn as a cat, where its folder has a list."
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Print on stderr the words as the model reads them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object: files, seed, and what was asked.")]
@@ -89,10 +94,7 @@ def generate(
     temperature: Temperature = GENERATE.temperature,
     top_p: TopP = GENERATE.top_p,
     top_k: TopK = GENERATE.top_k,
-    best_of: Annotated[
-        int,
-        typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
-    ] = GENERATE.best_of,
+    best_of: BestOf = GENERATE.best_of,
     decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = GENERATE.decoding,
     guidance_schedule: Annotated[
         Schedule, typer.Option(help="falling = evenly down to 1 at a drawing's end.")
@@ -241,13 +243,14 @@ def tour(
     prompt: Prompt = "a red apple",
     output: Output = Path("out.png"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    best_of: BestOf = GENERATE.best_of,
     model: Model = "emoji",
 ) -> None:
-    """Draw four pictures, each the best of four, caption the first in two languages, and ask about it."""
+    """Draw four pictures, caption the first in two languages, and ask about it."""
     check_output(output)
     check_words("prompt", prompt)
     cm3 = load(model)
-    pictures = cm3.generate(prompt, n=4, best_of=4, seed=seed)
+    pictures = cm3.generate(prompt, n=4, best_of=best_of, seed=seed)
     question = "What is this?"
     print(f"prompt:   {prompt}")
     print(f"caption:  {cm3.caption(pictures[0])}")

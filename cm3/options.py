@@ -107,8 +107,8 @@ class GenerationOptions:
     there is a negative prompt, which counts through it. image_guidance, text_guidance: how much the picture and the
     instruction count in an edit; text_guidance also where text is written. keep: in an edit, by how many nats a code of
     the picture is likelier in its own cell: most of them stay as they are.
-    normalise: bring what is said of a picture into the form that the model read most while it was trained, as far as its
-    folder says (cm3/known_words.py): "A CAT!" is drawn as "a cat".
+    normalise: put what is said of a picture as the model read it while it was trained, as far as its folder says
+    (cm3/known_words.py): "A CAT!" is drawn as "a cat".
     guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
     decide about a picture's first rows more than about its last; without guidance it changes nothing.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or

@@ -168,8 +168,8 @@ class Row:
         self.new += ids
         self.unread += ids
         vocab, alphabet = self.grammar.vocab, self.request.alphabet
-        for id in ids if alphabet is not None else ():
-            if vocab.is_text(id):
+        for id in ids:
+            if alphabet is not None and vocab.is_text(id):
                 self.written = alphabet.follow(self.written, vocab.ids_to_text(id)) or Written()
 
 
@@ -183,8 +183,9 @@ def choose(
     first = vocab.first_code if codes else 0
     logits = logits[:, : len(vocab) - first].float()  # a head may have rows beyond the vocabulary
     allowed = None if codes else legal_ids(legal, vocab).to(logits.device)  # [B, V]
-    for i, row in enumerate(rows if allowed is not None else ()):
-        row.forbid_letters(allowed[i])
+    if allowed is not None:
+        for row, ids_of_row in zip(rows, allowed, strict=True):
+            row.forbid_letters(ids_of_row)
     groups: dict[tuple[Guide | None, bool, float], list[int]] = {}  # rows that are guided together
     for i, row in enumerate(rows):
         falls = isinstance(row.guide, ClassifierFree) and row.guide.schedule == "falling"

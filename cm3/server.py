@@ -223,9 +223,7 @@ def make_app(
                 ]
             else:
                 painted = ImageChops.invert(picture_of(hole, most.pixels).convert("RGBA").getchannel("A"))
-                drawn = service.draw(
-                    ticket, "infill", picture, painted, prompt, n=n, seed=first, normalise=normalise
-                )
+                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first, normalise=normalise)
             return [png(one, size) for one in drawn]
 
         with desk.admit(n) as ticket:

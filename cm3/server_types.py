@@ -31,7 +31,9 @@ class Generation(BaseModel):
     prompt: Prompt
     model: str | None = None
     n: int = Field(1, ge=1)
-    best_of: int = Field(GENERATE.best_of, ge=1, description="Candidates of each picture; the one that fits best is the answer.")
+    best_of: int = Field(
+        GENERATE.best_of, ge=1, description="Candidates of each picture; the one that fits best is the answer."
+    )
     size: Size = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"

@@ -21,7 +21,7 @@ def drawer(model: CM3, say: Say) -> Any:
         prompt: str,
         n: float = 4,
         negative: str = "",
-        best_of: float = 1,
+        best_of: float = GENERATE.best_of,
         guidance: float = GENERATE.guidance,
         falling: bool = False,
         temperature: float = GENERATE.temperature,
@@ -109,8 +109,9 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 boxes = Boxes(say)
             with gr.Accordion(say("more"), open=False):
                 negative = gr.Textbox("", label=say("negative"), max_length=parts.MAX_TEXT)
-                several = MAX_BEST if model.scorer else 1
-                best_of = gr.Slider(1, MAX_BEST, several, step=1, label=say("best_of"), info=say("best_of_info"))
+                best_of = gr.Slider(
+                    1, MAX_BEST, GENERATE.best_of, step=1, label=say("best_of"), info=say("best_of_info")
+                )
                 guidance = gr.Slider(
                     1, 10, GENERATE.guidance, step=0.5, label=say("guidance"), info=say("guidance_info")
                 )

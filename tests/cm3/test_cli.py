@@ -1,5 +1,6 @@
 """The `cm3` command, run in this process: what it prints, writes and returns."""
 
+import inspect
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from PIL import Image
 from cm3 import CM3, cli, cli_draw
 from cm3.cli_files import grid
 from cm3.known_words import KnownWords
+from cm3.options import GENERATE
+from cm3.server_types import Generation
 
 
 @pytest.fixture
@@ -154,6 +157,12 @@ def test_words_are_put_as_the_model_reads_them_shown_and_left_as_they_are(
     assert "never read mice" in cm3("generate", "MICE!", "--no-normalise", *tail, model=False)[2]
     args = ["generate", "", "--box", "MICE 0 0 1 1", "--negative", "Mice", "--verbose"]
     assert cm3(*args, *tail, model=False)[2].count("the model reads: a mouse\n") == 2
+
+
+def test_each_face_draws_as_many_candidates_by_default():
+    for face in (CM3.generate, cli_draw.generate, cli_draw.tour):
+        assert inspect.signature(face).parameters["best_of"].default == GENERATE.best_of, face
+    assert Generation.model_fields["best_of"].default == GENERATE.best_of
 
 
 def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):

@@ -4,7 +4,9 @@ import pytest
 
 from cm3.english import Names, article, plurals
 
-NAMES = Names(["a cat", "a dog", "a mouse", "a wolf", "a cherry", "a bus", "an orange", "a glass of milk", "bread", "T-Rex"])
+NAMES = Names(
+    ["a cat", "a dog", "a mouse", "a wolf", "a cherry", "a bus", "an orange", "a glass of milk", "bread", "T-Rex"]
+)
 
 
 @pytest.mark.parametrize(

@@ -155,11 +155,11 @@ def test_all_that_is_said_of_a_picture_is_put_so(tiny: CM3, pictures: list[Image
         ("infill", [picture, mask, "Cat!"], [picture, mask, "a cat"], {}, {}),
         ("edit", [picture, "Make it BLUE!"], [picture, "make it blue"], {}, {}),
     ]
-    for task, given, put, options, as_put in calls:
-        job, expected = model.job(task, *given, **options), tiny.job(task, *put, **as_put)
-        assert job.requests == expected.requests and job.wished == expected.wished, (task, given)
-        plain = model.job(task, *given, **options, normalise=False)
-        assert plain.requests == tiny.job(task, *given, **options, normalise=False).requests
+    for task, said, put, options, as_put in calls:
+        job, expected = model.job(task, *said, **options), tiny.job(task, *put, **as_put)
+        assert job.requests == expected.requests and job.wished == expected.wished, (task, said)
+        plain = model.job(task, *said, **options, normalise=False)
+        assert plain.requests == tiny.job(task, *said, **options, normalise=False).requests
         assert plain.requests != job.requests
 
 

@@ -1,5 +1,6 @@
 """The page: what it holds in both languages, and what its buttons do."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from cm3 import CM3
 from cm3.document import Document, Text
 from cm3.known_words import KnownWords
+from cm3.options import GENERATE
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
 from demo.page import build, clicked, example_pictures, handed_over
@@ -96,6 +98,13 @@ def test_the_best_of_several_is_drawn(handlers: dict[str, Callable], tiny: CM3):
     expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7, best_of=3)
     drawn = last(handlers["draw"]("a red apple", 2, "", 3, 3, False, 1, 0.95, False, 7))
     assert data(drawn[3]) == data(expected)
+
+
+def test_as_many_candidates_are_drawn_as_on_every_other_face(page: gr.Blocks):
+    sliders = [block for block in page.blocks.values() if getattr(block, "label", None) == WORDS["best_of"][0]]
+    assert [slider.value for slider in sliders] == [GENERATE.best_of]  # pyright: ignore
+    draw = next(one.fn for one in page.fns.values() if one.api_name == "draw")
+    assert draw is not None and inspect.signature(draw).parameters["best_of"].default == GENERATE.best_of
 
 
 def test_dice_draw_another_seed_each_time(handlers: dict[str, Callable]):
