@@ -107,12 +107,12 @@ WORDS = {  # key: English, Arabic
     "done": ("Done in {seconds:.1f} s, seed {seed}.", "تم في {seconds:.1f} ث، البذرة {seed}."),
 }
 PROMPTS = {
-    "en": ["a red apple", "a yellow taxi", "a tulip in the noto style", "broccoli, noto style", "قطة"],
-    "ar": ["تفاحة حمراء", "قطة", "سيارة أجرة", "دوار الشمس", "a red apple"],
+    "en": ["a yellow taxi", "a banana", "a tulip in the noto style", "broccoli, noto style", "قطة"],
+    "ar": ["موز", "قطة", "سيارة إسعاف", "دوار الشمس", "a yellow taxi"],
 }
 INSTRUCTIONS = {
-    "en": ["make it blue", "make the background yellow", "add a cat at the top left", "اجعل الخلفية زرقاء"],
-    "ar": ["اجعل الخلفية زرقاء", "make it blue", "add a cat at the top left"],
+    "en": ["make the background blue", "make the background yellow", "اجعل الخلفية زرقاء"],
+    "ar": ["اجعل الخلفية زرقاء", "make the background blue"],
 }
 QUESTIONS = {
     "en": ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"],
