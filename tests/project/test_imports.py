@@ -14,8 +14,20 @@ SCRIPTS = ("train", "demo", "benchmarks")
 
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
-    ("safety", "known_words", "registration", "checks", "config", "vocab", "text", "cache", "templates", "options"),
-    ("memory", "diagnosis"),
+    (
+        "english",
+        "safety",
+        "known_words",
+        "registration",
+        "checks",
+        "config",
+        "vocab",
+        "text",
+        "cache",
+        "templates",
+        "options",
+    ),
+    ("memory", "diagnosis", "alphabet"),
     ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar", "chameleon"),
     ("model_files", "inpainting", "streaming", "masking", "request", "engine", "engine_thread", "prompts", "processor"),
     ("multimodal", "processing"),
