@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 run: $(VENV)/installed
-	@$(BIN)/cm3 tour -- "$$PROMPT"
+	@$(BIN)/cm3 tour --best-of 4 -- "$$PROMPT"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -37,6 +37,11 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, but is {value!r:.60}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, but is {value!r:.60}")
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     check_text(name, value)
     if value not in choices:

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from cm3.cli_draw import edit, generate, infill, tour
 from cm3.cli_files import check_pictures
 from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, load
 from cm3.cli_serve import serve
+
+if TYPE_CHECKING:
+    from cm3.pipeline import CM3
 
 app = typer.Typer(
     help="Draw pictures, change them, caption them, and ask about them.",
@@ -93,7 +96,7 @@ def info(
     others = "".join(f"; {grid[0]} x {grid[1]}" for grid in cm3.vocab.grids)
     table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}{others}")
     table.add_row("documents", cm3.vocab.form)
-    table.add_row("scorer, for --best-of", "yes" if cm3.scorer else "none")
+    table.add_row("scorer, for --best-of", scorer_of(cm3))
     table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
     lanes, prompt = 2 * batch, MAX_TEXT + 3
     slots = room(prompt + rows * columns + 2)
@@ -129,6 +132,14 @@ def convert(
     else:
         conversion.convert_back(source, out, like)
     print(f"{out} is written")
+
+
+def scorer_of(cm3: "CM3") -> str:
+    """Whether there is a scorer, and for which model it was trained."""
+    if cm3.scorer is None:
+        return "none"
+    start = cm3.scorer.config.trained_for
+    return f"that of {start}, which this model was trained on from" if start else "yes"
 
 
 def preset_table() -> Table:

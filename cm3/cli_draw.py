@@ -5,7 +5,7 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
@@ -15,6 +15,9 @@ from cm3.cli_files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for
 from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, Quiet, check_words, load
 from cm3.options import EDIT, GENERATE, INFILL, MAX_PICTURES, Decoding, Schedule, Structure
 from cm3.templates import Box, boxed
+
+if TYPE_CHECKING:
+    from cm3.pipeline import CM3
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or Arabic.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. None = any; it is told.", min=0)]
@@ -42,6 +45,16 @@ Enlarged = Annotated[
 ]
 
 
+BestOf = Annotated[
+    int, typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES)
+]
+Normalise = Annotated[
+    bool,
+    typer.Option(
+        help="Put the words as the model reads them best: A CAT! is drawn as a cat, where its folder has a list."
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print on stderr the words as the model reads them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object: files, seed, and what was asked.")]
 
 EACH = "{i}"  # in the name of a file: the number of the picture
@@ -92,10 +105,7 @@ def generate(
     temperature: Temperature = GENERATE.temperature,
     top_p: TopP = GENERATE.top_p,
     top_k: TopK = GENERATE.top_k,
-    best_of: Annotated[
-        int,
-        typer.Option(help="Draw so many for each picture, keep what fits the prompt best.", min=1, max=MAX_PICTURES),
-    ] = GENERATE.best_of,
+    best_of: BestOf = GENERATE.best_of,
     decoding: Annotated[Decoding, typer.Option(help="both = one half each.")] = GENERATE.decoding,
     guidance_schedule: Annotated[
         Schedule, typer.Option(help="falling = evenly down to 1 at a drawing's end.")
@@ -114,6 +124,8 @@ def generate(
         str | None, typer.Option("--grid", help="Rows and columns of codes, one of the model's: 6x10.")
     ] = None,
     scale: Scale = 0,
+    normalise: Normalise = GENERATE.normalise,
+    verbose: Verbose = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -136,7 +148,9 @@ def generate(
     if not boxes and structure is None:
         check_words("prompt", prompt)
     loaded = load(model, max_pixels, device)
-    if (unknown := loaded.unknown_words(prompt)) and not (quiet or as_json):
+    if verbose:
+        say_read(loaded, normalise, prompt, *(name for name, _ in boxes or ()), negative or "")
+    if (unknown := loaded.unknown_words(prompt, normalise)) and not (quiet or as_json):
         print(f"the model has never read {', '.join(unknown)}: its drawing will be of something else", file=sys.stderr)
     pictures = loaded.generate(
         prompt,
@@ -149,6 +163,7 @@ def generate(
         best_of=best_of,
         decoding=decoding,
         guidance_schedule=guidance_schedule,
+        normalise=normalise,
         boxes=boxes,
         structure=structure,
         kind=kind or "edges",
@@ -174,6 +189,8 @@ def infill(
     top_p: TopP = INFILL.top_p,
     top_k: TopK = INFILL.top_k,
     scale: Enlarged = 1,
+    normalise: Normalise = INFILL.normalise,
+    verbose: Verbose = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -184,7 +201,9 @@ def infill(
     delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": prompt or "", "model": model})
     check_pictures(image, mask)
     cm3 = load(model, max_pixels, device)
-    pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, delivery.seed)
+    if verbose:
+        say_read(cm3, normalise, prompt or "")
+    pictures = cm3.infill(image, mask, prompt, n, guidance, temperature, top_p, top_k, delivery.seed, normalise)
     delivery.give(pictures, scale)
 
 
@@ -201,6 +220,8 @@ def edit(
     top_k: TopK = EDIT.top_k,
     keep: Annotated[float, typer.Option(help="How many nats likelier each part is to stay.")] = EDIT.keep,
     scale: Enlarged = 1,
+    normalise: Normalise = EDIT.normalise,
+    verbose: Verbose = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -214,6 +235,8 @@ def edit(
         raise ValueError(f"{len(images)} pictures need as many names: put {{i}} into that of -o, such as out_{{i}}.png")
     check_words("instruction", instruction)
     cm3 = load(model, max_pixels, device)
+    if verbose:
+        say_read(cm3, normalise, instruction)
     pictures = cm3.edit(
         images,
         instruction,
@@ -224,6 +247,7 @@ def edit(
         top_k=top_k,
         seed=delivery.seed,
         keep=keep,
+        normalise=normalise,
     )
     delivery.give(pictures, scale)
 
@@ -234,13 +258,14 @@ def tour(
     overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
+    best_of: BestOf = GENERATE.best_of,
     model: Model = "emoji",
 ) -> None:
-    """Draw four pictures, each the best of four, caption the first in two languages, and ask about it."""
+    """Draw four pictures, caption the first in two languages, and ask about it."""
     check_output(output, overwrite)
     check_words("prompt", prompt)
     cm3 = load(model, device=device)
-    pictures = cm3.generate(prompt, n=4, best_of=4, seed=seed)
+    pictures = cm3.generate(prompt, n=4, best_of=best_of, seed=seed)
     question = "What is this?"
     print(f"prompt:   {prompt}")
     print(f"caption:  {cm3.caption(pictures[0])}")
@@ -250,6 +275,12 @@ def tour(
     with places_for([output], overwrite) as [place]:
         save(grid(pictures, 0), place)
     print(plain(f"pictures: {place}"))
+
+
+def say_read(model: "CM3", normalise: bool, *texts: str) -> None:
+    """What the model reads in place of each text that is not empty."""
+    for text in filter(str.strip, texts):
+        print(f"the model reads: {model.normal_prompt(text) if normalise else text}", file=sys.stderr)
 
 
 def read_box(words: str) -> tuple[str, Box]:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from PIL import Image as PIL_Image
 from torch import Tensor
 
-from cm3.checks import check_choice, check_single, check_text, check_whole, is_many
+from cm3.checks import check_choice, check_flag, check_single, check_text, check_whole, is_many
 from cm3.document import HOLE, Document, Image, Item, Text
 from cm3.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
+from cm3.known_words import KnownWords
 from cm3.options import ANSWER, CAPTION, EDIT, GENERATE, INFILL, NEGATIVE_GUIDANCE, GenerationOptions
 from cm3.processor import Processor
 from cm3.prompts import History, Prompts
@@ -93,6 +94,7 @@ class Jobs:
 
     processor: Processor
     prompts: Prompts
+    known_words: KnownWords
 
     @property
     def form(self) -> str:
@@ -111,8 +113,12 @@ class Jobs:
         options: GenerationOptions = GENERATE,
     ) -> Job:
         """n pictures of each prompt, with best_of candidates each."""
-        where = "" if boxes is None else boxed(boxes)
-        given = texts_of("prompt", prompt)
+        where = "" if boxes is None else boxed(boxes)  # says what is wrong with them
+        given = self._put(texts_of("prompt", prompt), options)
+        if boxes:
+            names = self._put([name for name, _ in boxes], options)
+            boxes = [(name, box) for name, (_, box) in zip(names, boxes, strict=True)]
+            where = boxed(boxes)
         texts = [f"{where} {words.strip()}".strip() if where else words for words in given]
         if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
@@ -133,7 +139,7 @@ class Jobs:
         if negative_prompt is not None:
             check_text("the negative prompt", negative_prompt)
             if negative_prompt.strip():
-                instead = Document((Text(negative_prompt), *behind))
+                instead = Document((Text(*self._put([negative_prompt], options)), *behind))
                 options = replace(options, guidance=NEGATIVE_GUIDANCE) if options.guidance == 1 else options
         if grid is not None:
             grid = grid_of(grid)
@@ -158,7 +164,7 @@ class Jobs:
         square = square_around(painted)
         cells = touched_cells(painted, square, self.processor.grid)
         codes = self.processor.image(picture.crop(square.box), usual=True).codes  # [h, w]
-        text = [Text(prompt)] if prompt and prompt.strip() else []
+        text = [Text(*self._put([prompt], options))] if prompt and prompt.strip() else []
         holed = Document((*text, Image(codes.masked_fill(cells, HOLE))))
         requests = [
             self.prompts.hole(holed, options.guidance, options.sampling, options.seed + i) for i in range(options.n)
@@ -180,7 +186,8 @@ class Jobs:
         own = [open_image(picture, self.processor.max_pixels, None) for picture, _ in pairs]
         squares = [middle_square(picture.size) for picture in own]
         sources = [self.processor.image(picture, usual=True) for picture in own]
-        requests = [self.prompts.edit(text, source, options) for source, (_, text) in zip(sources, pairs, strict=True)]
+        said = self._put([text for _, text in pairs], options)
+        requests = [self.prompts.edit(text, source, options) for source, text in zip(sources, said, strict=True)]
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
             cells = grown(codes != sources[i].codes)  # the decoder blends each cell with those around it
@@ -197,8 +204,7 @@ class Jobs:
         options: GenerationOptions = CAPTION,
     ) -> Job:
         """What each picture shows."""
-        if not isinstance(long, bool):
-            raise TypeError(f"long must be True or False, but is {long!r:.60}")
+        check_flag("long", long)
         return self.tell(paired(image, self.caption_words(language, long), "prompt"), options)
 
     def caption_words(self, language: str, long: bool) -> str:
@@ -237,6 +243,10 @@ class Jobs:
         asked = ((images[id(picture)], words) for picture, words in pairs)
         requests = [self.prompts.text(words, image, options.sampling, options.seed, before) for image, words in asked]
         return Job(requests, self._show)
+
+    def _put(self, texts: Sequence[str], options: GenerationOptions) -> list[str]:
+        """What is said of pictures, as the model is to read it."""
+        return [self.known_words.normal(text) for text in texts] if options.normalise else list(texts)
 
     def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:
         return self.processor.picture(codes)

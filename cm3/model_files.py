@@ -27,7 +27,7 @@ from torch import nn
 from transformers.utils import logging
 
 from cm3.config import CM3Config
-from cm3.known_words import KNOWN_WORDS
+from cm3.known_words import KNOWN_NAMES, KNOWN_WORDS
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import SafetensorsWeights, shards_of
@@ -49,6 +49,7 @@ OURS = (
     "image_tokenizer",  # with all that lies in it
     "scorer",
     KNOWN_WORDS,
+    KNOWN_NAMES,
 )
 UNFINISHED, OLD = ".unfinished", ".old"
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # no code from elsewhere

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
-from cm3.checks import check_choice, check_number, check_whole, is_many
+from cm3.checks import check_choice, check_flag, check_number, check_whole, is_many
 from cm3.templates import Box
 
 MAX_PICTURES = 64  # of one call of generate, and rows of one batch
@@ -107,6 +107,8 @@ class GenerationOptions:
     there is a negative prompt, which counts through it. image_guidance, text_guidance: how much the picture and the
     instruction count in an edit; text_guidance also where text is written. keep: in an edit, by how many nats a code of
     the picture is likelier in its own cell: most of them stay as they are.
+    normalise: put what is said of a picture as the model read it while it was trained, as far as its folder says
+    (cm3/known_words.py): "A CAT!" is drawn as "a cat".
     guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
     decide about a picture's first rows more than about its last; without guidance it changes nothing.
     decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
@@ -127,6 +129,7 @@ class GenerationOptions:
     decoding: Decoding = "top-p"
     contrast: tuple[int, float] = (8, 0.5)
     guidance_schedule: Schedule = "constant"
+    normalise: bool = True
 
     def __post_init__(self) -> None:
         check_count("n", self.n)
@@ -136,6 +139,7 @@ class GenerationOptions:
         check_choice("decoding", self.decoding, get_args(Decoding))
         check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
         check_contrast(self.contrast)
+        check_flag("normalise", self.normalise)
         for what, scale in (
             ("image", self.guidance),
             ("image", self.image_guidance),
@@ -167,8 +171,8 @@ OPTIONS = {field.name for field in fields(GenerationOptions)}
 
 
 class GenerateOptions(TypedDict, total=False):
-    """More of what CM3.generate takes: best_of, decoding, contrast and guidance_schedule as in GenerationOptions, and
-    conditions.
+    """More of what CM3.generate takes: best_of, decoding, contrast, guidance_schedule and normalise as in
+    GenerationOptions, and conditions.
 
     boxes: things and where each is to stand, (name, (left, top, right, bottom)), as shares of the sides from 0 to 1;
         the prompt then says the rest, or nothing.
@@ -184,6 +188,7 @@ class GenerateOptions(TypedDict, total=False):
     decoding: Decoding
     contrast: tuple[int, float]
     guidance_schedule: Schedule
+    normalise: bool
     boxes: Sequence[tuple[str, Box]] | None
     structure: Any
     kind: Structure

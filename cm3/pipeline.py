@@ -118,8 +118,7 @@ class CM3(Runner):
             self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")
             if self.scorer:
                 self.scorer.save_pretrained(fresh / "scorer")
-            if self.known_words.words:
-                self.known_words.save(fresh)
+            self.known_words.save(fresh)
             carry(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
 
@@ -171,6 +170,7 @@ class CM3(Runner):
         decoding: Decoding = GENERATE.decoding,
         contrast=GENERATE.contrast,
         guidance_schedule: Schedule = GENERATE.guidance_schedule,
+        normalise=GENERATE.normalise,
         boxes=None,
         structure=None,
         kind="edges",
@@ -187,6 +187,7 @@ class CM3(Runner):
             decoding=decoding,
             contrast=contrast,
             guidance_schedule=guidance_schedule,
+            normalise=normalise,
             boxes=boxes,
             structure=structure,
             kind=kind,
@@ -208,12 +209,14 @@ class CM3(Runner):
         top_p: float = INFILL.top_p,
         top_k: int = INFILL.top_k,
         seed: int = INFILL.seed,
+        normalise: bool = INFILL.normalise,
     ) -> list[PIL_Image.Image]:
         """Redraw the picture where the mask is white, n times; the prompt says what it all shows, and None leaves that
         to the picture. The result has the picture's size, upright; RGB, or RGBA where the picture has transparency.
         Codes that the mask does not touch stay as they are, and so does every pixel, with its transparency, outside the
         cells of the codes that it touches; what is redrawn is opaque. guidance: how much the prompt counts."""
-        return self.pictures(self.job("infill", image, mask, prompt, n, guidance, temperature, top_p, top_k, seed))
+        options = (n, guidance, temperature, top_p, top_k, seed, normalise)
+        return self.pictures(self.job("infill", image, mask, prompt, *options))
 
     @overload
     def edit(
@@ -227,6 +230,7 @@ class CM3(Runner):
         top_k: int = ...,
         seed: int = ...,
         keep: float = ...,
+        normalise: bool = ...,
     ) -> PIL_Image.Image: ...
     @overload
     def edit(
@@ -240,6 +244,7 @@ class CM3(Runner):
         top_k: int = ...,
         seed: int = ...,
         keep: float = ...,
+        normalise: bool = ...,
     ) -> list[PIL_Image.Image]: ...
     def edit(
         self,
@@ -252,13 +257,14 @@ class CM3(Runner):
         top_k=EDIT.top_k,
         seed=EDIT.seed,
         keep=EDIT.keep,
+        normalise=EDIT.normalise,
     ):
         """The picture as the instruction changes it, with size and transparency as infill gives them. The model sees
         the largest square in its middle: what lies outside stays as it is, and so do the pixels where its codes stay,
         and those around them. A list of pictures gives a list, from one instruction for all or a list of as many.
         image_guidance: how much the picture counts; text_guidance: how much the instruction does; keep: by how many
         nats what stands in a place is likelier to stay."""
-        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed, keep)
+        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed, keep, normalise)
         pictures = self.pictures(self.job("edit", image, instruction, *options))
         return pictures if is_many(image) else pictures[0]
 
@@ -318,11 +324,16 @@ class CM3(Runner):
         deque(self.completion.write(ids, **asked), maxlen=0)
         return from_ids(ids, self.vocab, self.text_tokenizer, self.grid)
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """The words of a prompt that the model never read while it was trained: what they name it cannot draw. None
-        where the model's folder does not say what it read (cm3/known_words.py)."""
+    def normal_prompt(self, prompt: str) -> str:
+        """What the model reads where this prompt is given (GenerationOptions.normalise)."""
         check_text("the prompt", prompt)
-        return self.known_words.unknown(prompt)
+        return self.known_words.normal(prompt)
+
+    def unknown_words(self, prompt: str, normalise: bool = True) -> list[str]:
+        """The words of a prompt that the model never read while it was trained: what they name it cannot draw. None
+        where the model's folder does not say what it read (cm3/known_words.py). normalise: as the prompt is drawn."""
+        check_text("the prompt", prompt)
+        return self.known_words.unknown(self.normal_prompt(prompt) if normalise else prompt)
 
     def score(self, document: Document) -> Score:
         """How likely the model finds each token of a finished document."""

@@ -11,15 +11,16 @@ hole is filled by drawing the whole picture anew with its other codes fixed, and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 
+from cm3.alphabet import Alphabet, alphabets
 from cm3.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.options import GenerationOptions, SamplingConfig, check_seed
 from cm3.request import Request
 from cm3.spelling import draw_ids, next_span_ids, next_turn_ids, nothing, prompt_ids, reply_ids, text_ids
-from cm3.templates import prompt
+from cm3.templates import caption_language, prompt
 from cm3.text import TextTokenizer
 from cm3.vocab import Grid, Vocab
 
@@ -174,7 +175,13 @@ class Prompts:
             if len(longer) + MAX_TEXT > self.context:
                 break
             ids = longer
-        return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed))
+        alphabet = self.alphabets.get(caption_language(words, self.vocab.form) or "")
+        return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed), alphabet=alphabet)
+
+    @cached_property
+    def alphabets(self) -> dict[str, Alphabet]:
+        """Of each language, for captions: they are in one, where an answer may be in another."""
+        return alphabets(self.text_tokenizer)
 
     def asked(self, words: str, picture: Image, before: History = ()) -> list[int]:
         """The prompt of text."""

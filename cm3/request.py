@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cm3.alphabet import Alphabet, Written
 from cm3.grammar import Grammar, Legal, Mode, legal_ids
 from cm3.guidance import ClassifierFree, ContrastiveTopK, Guide, forbid
 from cm3.options import SamplingConfig, check_bias
@@ -31,6 +32,7 @@ class Request:
     condition; a guide that is off needs none.
     given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
     expected: likewise the ids of codes whose logits grow by logit_bias, each in its own cell, after guidance.
+    alphabet: the text that comes has its letters alone.
     seed: of this row's own generator, 0 to 2^63 - 1.
     Errors: ValueError for a value outside its limits, or extra_prompts that do not fit the guide.
     """
@@ -45,6 +47,7 @@ class Request:
     seed: int = 0
     expected: Sequence[int] | None = None
     logit_bias: float = 0.0
+    alphabet: Alphabet | None = None
 
     def __post_init__(self) -> None:
         check_bias("logit_bias", self.logit_bias)
@@ -84,6 +87,7 @@ class Row:
         self.uniforms = Uniforms(request.seed)
         self.new: list[int] = []  # the answer so far
         self.unread: list[int] = []  # of the answer, by the model
+        self.written = Written()  # of the text
         self.lanes: list[int] = []
         self.seen = 0  # ids that the model has read behind the prompts
         self.fetched = 0  # of the answer
@@ -130,6 +134,14 @@ class Row:
         ids, grammar = self.request.expected, self.grammar
         return ids[grammar.cell] if ids is not None and grammar.state == "codes" else None
 
+    def forbid_letters(self, allowed: Tensor) -> None:  # [V]
+        """Make what is not of the row's alphabet illegal among the ids of text."""
+        vocab, alphabet = self.grammar.vocab, self.request.alphabet
+        if alphabet is not None:
+            text = allowed[vocab.first_text : vocab.first_code]
+            text[: alphabet.size] &= alphabet.legal(self.written).to(allowed.device)
+            text[alphabet.size :] = False
+
     def take(self, id: int) -> None:
         """Write a drawn id and all that is forced after it."""
         self._write([id] if self.grammar.advance(id) else [])
@@ -155,6 +167,10 @@ class Row:
     def _write(self, ids: list[int]) -> None:
         self.new += ids
         self.unread += ids
+        vocab, alphabet = self.grammar.vocab, self.request.alphabet
+        for id in ids:
+            if alphabet is not None and vocab.is_text(id):
+                self.written = alphabet.follow(self.written, vocab.ids_to_text(id)) or Written()
 
 
 def choose(
@@ -167,6 +183,9 @@ def choose(
     first = vocab.first_code if codes else 0
     logits = logits[:, : len(vocab) - first].float()  # a head may have rows beyond the vocabulary
     allowed = None if codes else legal_ids(legal, vocab).to(logits.device)  # [B, V]
+    if allowed is not None:
+        for row, ids_of_row in zip(rows, allowed, strict=True):
+            row.forbid_letters(ids_of_row)
     groups: dict[tuple[Guide | None, bool, float], list[int]] = {}  # rows that are guided together
     for i, row in enumerate(rows):
         falls = isinstance(row.guide, ClassifierFree) and row.guide.schedule == "falling"

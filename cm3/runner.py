@@ -70,15 +70,19 @@ class Runner:
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.scorer = scorer
-        self.known_words = known_words or KnownWords()
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
         self.context: int = config.max_position_embeddings
         self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
         self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
-        self.jobs = Jobs(self.processor, self.prompts)
+        self.jobs = Jobs(self.processor, self.prompts, known_words or KnownWords())
         self.engine = Engine(self.model, self.vocab, self.grid, compile=compile)
         self.completion = Completion(self.processor, self.prompts, self.engine.stream)
+
+    @property
+    def known_words(self) -> KnownWords:
+        """What the model has read."""
+        return self.jobs.known_words
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
         """The new ids of each request, those with prompts of like length side by side."""

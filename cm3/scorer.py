@@ -44,6 +44,7 @@ class ScorerConfig:
     merge: cells of merge x merge codes go through the image tower as one.
     max_text: tokens of a text that are read; what follows is cut off.
     text_tokenizer, image_tokenizer: fingerprints of those whose ids and codes it was trained on.
+    trained_for: the model that it was trained for, where another was trained on from that one; "" = this one.
     """
 
     text_vocab_size: int = 4096
@@ -60,6 +61,7 @@ class ScorerConfig:
     max_text: int = 48
     text_tokenizer: str = ""
     image_tokenizer: str = ""
+    trained_for: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_grid", tuple(self.image_grid))

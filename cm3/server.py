@@ -75,6 +75,10 @@ class Service:
         if n > self.limits.pictures:
             raise ValueError(f"n: at most {self.limits.pictures} pictures at once, candidates among them")
 
+    def check_words(self, *texts: str) -> None:
+        """Errors: Refusal, for texts as they were sent and as the model reads them."""
+        self.safety.check_prompt(*texts, *map(self.model.normal_prompt, texts))
+
     def told(self, error: Exception) -> str:
         """What is said of a mistake, a refusal, or time that is over; refusals are counted."""
         if isinstance(error, Refusal):
@@ -164,7 +168,7 @@ def make_app(
         count = body.n * body.best_of
         service.check_count(count)
         check_size(body.size)
-        service.safety.check_prompt(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
+        service.check_words(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
         seed = random.getrandbits(32) if body.seed is None else body.seed
         options = options_of(
             guidance=body.guidance,
@@ -172,6 +176,7 @@ def make_app(
             negative_prompt=body.negative_prompt,
             n=body.n,
             best_of=body.best_of,
+            normalise=body.normalise,
         )
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(count))
@@ -198,11 +203,12 @@ def make_app(
         n: Annotated[int, Form(ge=1)] = 1,
         size: Annotated[Size, Form()] = "auto",
         seed: Annotated[Seed | None, Form()] = None,
+        normalise: Annotated[bool, Form()] = True,
     ) -> Any:
         service.check_model(model_name)
         service.check_count(n)
         check_size(size)
-        service.safety.check_prompt(prompt)
+        service.check_words(prompt)
         first = random.getrandbits(32) if seed is None else seed
         content, hole = await image.read(), await mask.read() if mask is not None else None
 
@@ -210,10 +216,14 @@ def make_app(
             picture = picture_of(content, most.pixels)
             service.safety.check_pictures([picture])
             if hole is None:
-                drawn = [one for i in range(n) for one in service.draw(ticket, "edit", picture, prompt, seed=first + i)]
+                drawn = [
+                    one
+                    for i in range(n)
+                    for one in service.draw(ticket, "edit", picture, prompt, seed=first + i, normalise=normalise)
+                ]
             else:
                 painted = ImageChops.invert(picture_of(hole, most.pixels).convert("RGBA").getchannel("A"))
-                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first)
+                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first, normalise=normalise)
             return [png(one, size) for one in drawn]
 
         with desk.admit(n) as ticket:
@@ -231,15 +241,13 @@ def make_app(
             wanted = asked(body, most.pixels)
             if not draws and not wanted.pictures:
                 raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
-            service.safety.check_prompt(wanted.words, *(question for question, _ in wanted.history))
+            service.check_words(wanted.words, *(question for question, _ in wanted.history))
             service.safety.check_pictures(wanted.pictures)
             return wanted
 
         def drawn(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
-            if wanted.pictures:
-                [picture] = service.draw(ticket, "edit", wanted.pictures[-1], wanted.words, **options)
-            else:
-                [picture] = service.draw(ticket, "generate", wanted.words, **options)
+            task, given = ("edit", wanted.pictures[-1:]) if wanted.pictures else ("generate", [])
+            [picture] = service.draw(ticket, task, *given, wanted.words, normalise=body.normalise, **options)
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from PIL import Image as PIL_Image
 from pydantic import BaseModel, Field
 
+from cm3.options import GENERATE
 from tokenizer_image.pixels import open_image
 
 MAX_PROMPT = 2000  # characters
@@ -25,12 +26,14 @@ Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
 
 class Generation(BaseModel):
     """POST /v1/images/generations. Besides OpenAI's: best_of, seed, guidance, temperature,
-    negative_prompt."""
+    negative_prompt, normalise."""
 
     prompt: Prompt
     model: str | None = None
     n: int = Field(1, ge=1)
-    best_of: int = Field(1, ge=1, description="Candidates of each picture; the one that fits best is the answer.")
+    best_of: int = Field(
+        GENERATE.best_of, ge=1, description="Candidates of each picture; the one that fits best is the answer."
+    )
     size: Size = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
@@ -40,6 +43,7 @@ class Generation(BaseModel):
     guidance: float | None = Field(None, ge=0, le=100)
     temperature: float | None = Field(None, ge=0, le=2)
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    normalise: bool = Field(GENERATE.normalise, description="Whether words are put as the model reads them best.")
 
 
 class Picture(BaseModel):
@@ -73,7 +77,7 @@ class Message(BaseModel):
 
 class Chat(BaseModel):
     """POST /v1/chat/completions. A question about a picture, or with "image" among the modalities a picture: drawn
-    from the words, or the given one changed. Besides OpenAI's: seed up to 2^63."""
+    from the words, or the given one changed. Besides OpenAI's: seed up to 2^63, and normalise."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
@@ -82,6 +86,7 @@ class Chat(BaseModel):
     seed: Seed | None = None
     n: Literal[1] = 1
     modalities: list[Literal["text", "image"]] = ["text"]
+    normalise: bool = GENERATE.normalise
 
 
 class ModelCard(BaseModel):

@@ -53,6 +53,12 @@ def language_of(words: str) -> str:
     return "ar" if re.search("[\u0600-\u06ff]", words) else "en"
 
 
+def caption_language(words: str, form: str) -> str | None:
+    """The language of the caption that these words ask for; None where they ask for none."""
+    asks = ((text, language) for task in ("caption", "describe") for language, text in WORDS[form][task].items())
+    return next((language for text, language in asks if text == words), None)
+
+
 def prompt(task: str, words: str, form: str = "cm3") -> str:
     """The text of a task in the language of its words. form: of the model's documents, one of config.FORMS."""
     return WORDS[form][task][language_of(words)].format(words=words.strip())

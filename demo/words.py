@@ -34,6 +34,7 @@ WORDS = {  # key: English, Arabic
     "guidance": ("Guidance", "التوجيه"),
     "guidance_info": ("How much the text counts; 1 = off", "مقدار تأثير النص؛ 1 = بلا توجيه"),
     "falling": ("Guidance falls from row to row", "يقل التوجيه صفا بعد صف"),
+    "normalise": ("Put the words as the model reads them best", "صغ الكلمات كما يقرؤها النموذج أحسن قراءة"),
     "temperature": ("Temperature", "درجة العشوائية"),
     "temperature_info": ("0 = the likeliest", "0 = الأرجح"),
     "top_p": ("Top-p", "Top-p"),
@@ -106,12 +107,12 @@ WORDS = {  # key: English, Arabic
     "done": ("Done in {seconds:.1f} s, seed {seed}.", "تم في {seconds:.1f} ث، البذرة {seed}."),
 }
 PROMPTS = {
-    "en": ["a red apple", "a yellow taxi", "a tulip in the noto style", "broccoli, noto style", "قطة"],
-    "ar": ["تفاحة حمراء", "قطة", "سيارة أجرة", "دوار الشمس", "a red apple"],
+    "en": ["a yellow taxi", "a banana", "a tulip in the noto style", "broccoli, noto style", "قطة"],
+    "ar": ["موز", "قطة", "سيارة إسعاف", "دوار الشمس", "a yellow taxi"],
 }
 INSTRUCTIONS = {
-    "en": ["make it blue", "make the background yellow", "add a cat at the top left", "اجعل الخلفية زرقاء"],
-    "ar": ["اجعل الخلفية زرقاء", "make it blue", "add a cat at the top left"],
+    "en": ["make the background blue", "make the background yellow", "اجعل الخلفية زرقاء"],
+    "ar": ["اجعل الخلفية زرقاء", "make the background blue"],
 }
 QUESTIONS = {
     "en": ["What is this?", "What colour is it?", "What kind of thing is it?", "What style is it?", "ما هذا؟"],

@@ -34,7 +34,7 @@ from train.evaluation.report import concept_table
 from train.pictures.loader import to_pixels
 from train.pictures.metrics import psnr
 
-DRAWN = replace(GENERATE, n=4)  # how each prompt is drawn
+DRAWN = replace(GENERATE, n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
 
 
 def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:

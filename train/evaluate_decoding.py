@@ -60,7 +60,8 @@ def measure(
     model: CM3, asked: JudgedPrompts, judge: Judge, reference: Reference, options: dict[str, Any]
 ) -> dict[str, float]:
     """Top-1, top-5 and diversity of one way, and its standard error of top-5."""
-    features = judge.features([one for pair in model.generate(asked.prompts, n=PAIR, **options) for one in pair])
+    drawn = model.generate(asked.prompts, n=PAIR, normalise=False, **options)
+    features = judge.features([one for pair in drawn for one in pair])
     concepts, styles = ([fact for fact in facts for _ in range(PAIR)] for facts in (asked.concepts, asked.styles))
     rank = ranks(features, concepts, styles, reference).view(-1, PAIR)
     found = shares(rank)

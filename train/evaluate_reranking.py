@@ -44,7 +44,7 @@ from train.pictures.sheet import contact_sheet
 
 DRAWINGS = "drawings.safetensors"
 AS_THEY_COME = 4  # columns of the contact sheet
-EIGHT = replace(GENERATE, n=8)  # how each prompt is drawn
+EIGHT = replace(GENERATE, n=8, normalise=False)  # how each prompt is drawn, in the words that are measured
 
 
 def cached(path: Path, mark: str) -> dict[str, Tensor]:

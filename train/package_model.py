@@ -10,7 +10,6 @@ written before everything has been read.
 import json
 import shutil
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,7 +23,9 @@ from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
-from train.emoji.dataset import EXTRA, attribution, read_manifest
+from train.documents.words import texts_of
+from train.emoji.dataset import EXTRA, attribution, read_manifest, read_pictures
+from train.emoji.names import prompt_names
 from train.evaluation.report import concept_table
 from train.evaluation.report import task_table as task_table
 
@@ -110,19 +111,6 @@ def halve(source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(small, target, metadata={"format": "pt"})
     return sum(value.numel() for value in weights.values())
-
-
-def words_of_shards(folder: Path) -> KnownWords:
-    """All words of the documents in token shards."""
-    shards = Shards(folder)
-    vocab, text = shards.vocab(), shards.text_tokenizer()
-    spans = {
-        tuple(span)
-        for number in range(len(shards))
-        for is_text, span in groupby(shards.document(number).ids, vocab.is_text)
-        if is_text
-    }
-    return KnownWords(text.decode([id - vocab.first_text for id in span]) for span in spans)
 
 
 def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
@@ -259,9 +247,10 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     (ours / "README.md").write_text(card(name, device, note, facts), encoding="utf-8")
     for kind in ("evaluation", "task_evaluation"):
         (ours / f"{kind}.json").write_text(json.dumps(facts[kind], indent=1) + "\n")
-    KnownWords(word for folder in (runs.tokens, runs.tuning_tokens) for word in words_of_shards(folder).words).save(
-        ours
-    )
+    texts = [text for folder in (runs.tokens, runs.tuning_tokens) for text in texts_of(Shards(folder))]
+    concepts = set(read_json(runs.tokens / "concepts.json"))
+    names = prompt_names(read_pictures(runs.data, "train", (), concepts).rows)
+    KnownWords.read(texts, names).save(ours)
     write_checksums(ours)
     return embedded(root)
 

@@ -21,7 +21,7 @@ def drawer(model: CM3, say: Say) -> Any:
         prompt: str,
         n: float = 4,
         negative: str = "",
-        best_of: float = 1,
+        best_of: float = GENERATE.best_of,
         guidance: float = GENERATE.guidance,
         falling: bool = False,
         temperature: float = GENERATE.temperature,
@@ -32,6 +32,7 @@ def drawer(model: CM3, say: Say) -> Any:
         structure: Image.Image | None = None,
         kind: str = "edges",
         history: list[Image.Image] | None = None,
+        normalise: bool = GENERATE.normalise,
     ) -> Iterator[list[Any]]:
         """Draw n pictures of what the prompt says.
 
@@ -50,6 +51,7 @@ def drawer(model: CM3, say: Say) -> Any:
             structure: a picture whose edges or areas the drawing follows.
             kind: "edges" or "segments".
             history: earlier drawings.
+            normalise: whether words are put as the model reads them best, "A CAT!" as "a cat".
         """
         prompt = parts.checked_text(say, prompt, "" if boxes else "no_prompt")
         negative = parts.checked_text(say, negative)
@@ -66,6 +68,7 @@ def drawer(model: CM3, say: Say) -> Any:
             "structure": structure,
             "kind": kind,
             "negative_prompt": negative.strip() or None,
+            "normalise": normalise,
         }
         with parts.friendly(say):
             pictures: dict[int, Image.Image] = {}
@@ -79,7 +82,7 @@ def drawer(model: CM3, say: Say) -> Any:
             finished = list(pictures.values())
         kept = [*finished, *(history or [])][:KEPT]
         status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
-        if unknown := model.unknown_words(prompt):
+        if unknown := model.unknown_words(prompt, normalise):
             status += " ⚠️ " + say("unknown", words=", ".join(unknown))
         shown = gr.update(value=finished, visible=True, selected_index=None)
         yield [gr.update(visible=False), shown, status, kept, kept, seed]
@@ -106,12 +109,14 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 boxes = Boxes(say)
             with gr.Accordion(say("more"), open=False):
                 negative = gr.Textbox("", label=say("negative"), max_length=parts.MAX_TEXT)
-                several = MAX_BEST if model.scorer else 1
-                best_of = gr.Slider(1, MAX_BEST, several, step=1, label=say("best_of"), info=say("best_of_info"))
+                best_of = gr.Slider(
+                    1, MAX_BEST, GENERATE.best_of, step=1, label=say("best_of"), info=say("best_of_info")
+                )
                 guidance = gr.Slider(
                     1, 10, GENERATE.guidance, step=0.5, label=say("guidance"), info=say("guidance_info")
                 )
                 falling = gr.Checkbox(False, label=say("falling"))
+                normalise = gr.Checkbox(GENERATE.normalise, label=say("normalise"))
                 temperature = parts.temperature_input(say)
                 top_p = gr.Slider(0.05, 1, GENERATE.top_p, step=0.05, label=say("top_p"))
                 structure = parts.picture_input(say("structure"))
@@ -123,7 +128,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
         drawer(model, say),
         [
             *(prompt, n, negative, best_of, guidance, falling, temperature, top_p, dice, seed, boxes),
-            *(structure, kind, history),
+            *(structure, kind, history, normalise),
         ],
         [preview, drawings, status, history, earlier, seed],
         "draw",

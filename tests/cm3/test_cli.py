@@ -1,5 +1,6 @@
 """The `cm3` command, run in this process: what it prints, writes and returns."""
 
+import inspect
 import io
 import json
 import os
@@ -14,6 +15,9 @@ from PIL import Image
 
 from cm3 import CM3, cli, cli_draw
 from cm3.cli_files import grid, places_for
+from cm3.known_words import KnownWords
+from cm3.options import GENERATE
+from cm3.server_types import Generation
 
 
 @pytest.fixture
@@ -165,6 +169,44 @@ def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, picture: str):
     assert cm3("generate", *args, *more)[0] == 0
     drawn = tiny.generate("", n=2, decoding="both", boxes=boxes, structure=picture, kind="segments")
     assert Image.open("out.png").tobytes() == grid(drawn, 1).tobytes()
+
+
+@pytest.fixture
+def taught(tiny: CM3, tmp_path: Path) -> str:
+    """A folder of the tiny model that has names."""
+    known = KnownWords(["mouse", "a"], ["a mouse"])
+    model = CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=known)
+    model.save_pretrained(tmp_path / "taught")
+    return str(tmp_path / "taught")
+
+
+def test_words_are_put_as_the_model_reads_them_shown_and_left_as_they_are(
+    cm3, tiny: CM3, taught: str, picture: str, mask: str
+):
+    tail = ["--model", taught, "--seed", "0", "--scale", "1", "--overwrite"]
+    drawn = [
+        (["generate", "MICE!", "-n", "1"], ["generate", "a mouse"], ["generate", "MICE!"]),
+        (["infill", picture, mask, "MICE!"], ["infill", picture, mask, "a mouse"], ["infill", picture, mask, "MICE!"]),
+        (["edit", picture, "MICE!"], ["edit", picture, "a mouse"], ["edit", picture, "MICE!"]),
+    ]
+    for command, put, plain in drawn:
+        for more, (task, *args), read in (((), put, "a mouse"), (("--no-normalise",), plain, "MICE!")):
+            assert cm3(*command, *more, *tail, model=False)[0] == 0
+            expected = getattr(tiny, task)(*args)
+            expected = expected[0] if isinstance(expected, list) else expected
+            assert Image.open("out.png").tobytes() == expected.tobytes(), (command, more)
+            said = cm3(*command, "--verbose", *more, *tail, model=False)[2]
+            assert f"the model reads: {read}\n" in said
+    assert "never read MICE" not in cm3("generate", "MICE!", *tail, model=False)[2]
+    assert "never read mice" in cm3("generate", "MICE!", "--no-normalise", *tail, model=False)[2]
+    args = ["generate", "", "--box", "MICE 0 0 1 1", "--negative", "Mice", "--verbose"]
+    assert cm3(*args, *tail, model=False)[2].count("the model reads: a mouse\n") == 2
+
+
+def test_each_face_draws_as_many_candidates_by_default():
+    for face in (CM3.generate, cli_draw.generate, cli_draw.tour):
+        assert inspect.signature(face).parameters["best_of"].default == GENERATE.best_of, face
+    assert Generation.model_fields["best_of"].default == GENERATE.best_of
 
 
 def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from cm3 import CM3, cli, ranking
 from cm3.engine import Engine
+from cm3.known_words import KnownWords
 from cm3.safety import BlockList, Safety
 from cm3.server import make_app, read_keys
 from cm3.server_work import Limits
@@ -141,6 +142,39 @@ def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
     assert opened(url.partition(",")[2]).tobytes() == model.generate("a red apple", seed=7)[0].tobytes()
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).models.list()
+
+
+def test_words_are_put_as_the_model_reads_them_and_checked_so(tiny: CM3):
+    known = KnownWords(["mouse"], ["a mouse"])
+    model = CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=known)
+    http = client_of(model)
+    source, hole, white = picture_bytes(), io.BytesIO(), Image.new("L", (20, 20), "white")
+    Image.new("RGBA", (20, 20)).save(hole, "PNG")
+
+    def bodies(path: str, **body: Any) -> Any:
+        answer = http.post(path, json=body).json()
+        if "data" in answer:
+            return opened(answer["data"][0]["b64_json"]).tobytes()
+        return opened(answer["choices"][0]["message"]["images"][0]["image_url"]["url"].partition(",")[2]).tobytes()
+
+    def drawn(words: str, **options: Any) -> bytes:
+        return tiny.generate(words, seed=3, **options)[0].tobytes()
+
+    images, chat = "/v1/images/generations", "/v1/chat/completions"
+    assert bodies(images, prompt="MICE!", seed=3) == drawn("a mouse")
+    assert bodies(images, prompt="MICE!", seed=3, normalise=False) == drawn("MICE!", normalise=False)
+    asked = {"modalities": ["image"], "seed": 3}
+    assert bodies(chat, **asking("MICE!", **asked)) == drawn("a mouse")
+    assert bodies(chat, **asking("MICE!", normalise=False, **asked)) == drawn("MICE!", normalise=False)
+    for normalise, words in (("true", "a mouse"), ("false", "MICE!")):
+        form = {"prompt": "MICE!", "seed": "3", "normalise": normalise}
+        answer = http.post("/v1/images/edits", data=form, files={"image": source}).json()
+        assert opened(answer["data"][0]["b64_json"]).tobytes() == tiny.edit(source, words, seed=3).tobytes()
+        answer = http.post("/v1/images/edits", data=form, files={"image": source, "mask": hole.getvalue()}).json()
+        [filled] = tiny.infill(source, white, words, seed=3)
+        assert opened(answer["data"][0]["b64_json"]).tobytes() == filled.tobytes()
+    refusing = client_of(model, safety=Safety([BlockList({"rodents": ["mouse"]})]))
+    assert refusing.post(images, json={"prompt": "mice"}).status_code == 400
 
 
 def test_a_drawing_is_streamed(http: TestClient, tiny: CM3):

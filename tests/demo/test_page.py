@@ -1,5 +1,6 @@
 """The page: what it holds in both languages, and what its buttons do."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from cm3 import CM3
 from cm3.document import Document, Text
 from cm3.known_words import KnownWords
+from cm3.options import GENERATE
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
 from demo.page import build, clicked, example_pictures, handed_over
@@ -98,6 +100,13 @@ def test_the_best_of_several_is_drawn(handlers: dict[str, Callable], tiny: CM3):
     assert data(drawn[3]) == data(expected)
 
 
+def test_as_many_candidates_are_drawn_as_on_every_other_face(page: gr.Blocks):
+    sliders = [block for block in page.blocks.values() if getattr(block, "label", None) == WORDS["best_of"][0]]
+    assert [slider.value for slider in sliders] == [GENERATE.best_of]  # pyright: ignore
+    draw = next(one.fn for one in page.fns.values() if one.api_name == "draw")
+    assert draw is not None and inspect.signature(draw).parameters["best_of"].default == GENERATE.best_of
+
+
 def test_dice_draw_another_seed_each_time(handlers: dict[str, Callable]):
     seeds = {last(handlers["draw"]("a cat", 1, dice=True, seed=7))[5] for _ in range(3)}
     assert len(seeds) == 3
@@ -111,6 +120,17 @@ def test_a_word_that_the_model_never_read_is_named(tiny: CM3):
     assert draw is not None
     assert "never read: zzzz" in last(draw("a red zzzz", 1))[2]
     assert "never read" not in last(draw("a red apple", 1))[2]
+
+
+def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
+    known = KnownWords(["mouse"], ["a mouse"])
+    model = CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=known)
+    draw = next(one.fn for one in build(model).fns.values() if one.api_name == "draw")
+    assert draw is not None
+    drawn = last(draw("MICE!", 1, dice=False, seed=7))
+    assert data(drawn[3]) == data(tiny.generate("a mouse", seed=7)) and "never read: a" in drawn[2]
+    drawn = last(draw("MICE!", 1, dice=False, seed=7, normalise=False))
+    assert data(drawn[3]) == data(tiny.generate("MICE!", seed=7)) and "never read: mice" in drawn[2]
 
 
 def test_edit_and_fill_do_what_the_pipeline_does(

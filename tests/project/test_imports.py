@@ -15,6 +15,7 @@ SCRIPTS = ("train", "demo", "benchmarks")
 # cm3's modules from the bottom up: a module imports from lower floors, or from its own by going left.
 FLOORS = (
     (
+        "english",
         "safety",
         "known_words",
         "registration",
@@ -28,7 +29,7 @@ FLOORS = (
         "templates",
         "options",
     ),
-    ("memory", "diagnosis"),
+    ("memory", "diagnosis", "alphabet"),
     ("transformer", "scorer", "document", "spelling", "flat_tokenizer", "sampling", "guidance", "grammar", "chameleon"),
     ("model_files", "inpainting", "streaming", "masking", "request", "engine", "engine_thread", "prompts", "processor"),
     ("multimodal", "processing"),

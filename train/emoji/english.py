@@ -2,6 +2,8 @@
 
 import re
 
+from cm3.english import article
+
 # Names that take no article: what is not counted, and plurals without an s.
 BARE = {
     "bacon",
@@ -50,12 +52,16 @@ BARE = {
 SINGULAR = ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros", "lotus", "walrus", "lens", "iris")
 
 
+def head(name: str) -> str:
+    """The word that says what it is: "glass" of "glass of milk"."""
+    return re.split(" (?:of|with|in|on) ", name)[0].split(" ")[-1]
+
+
 def with_article(name: str) -> str:
     """ "apple" -> "an apple", "unicorn" -> "a unicorn", "hourglass" -> "an hourglass". Plurals, what is not counted and
     names that begin in capitals stay bare."""
-    last = re.split(" (?:of|with|in|on) ", name)[0].split(" ")[-1]  # "glass" of "a glass of milk"
+    last = head(name)
     plural = last.endswith("s") and not last.endswith(("ss", *SINGULAR))
     if name[:1].isupper() or plural or last in BARE:
         return name
-    silent, spoken = name.startswith(("hour", "honest", "heir")), name.startswith(("uni", "use", "eu", "one", "ewe"))
-    return f"{'an' if silent or (name[:1] in 'aeiou' and not spoken) else 'a'} {name}"
+    return f"{article(name)} {name}"

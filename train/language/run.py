@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
 from torch import Tensor
 
+from cm3.model_files import find_model
 from cm3.pipeline import CM3
 from cm3.vocab import Vocab
 from train.documents.shards import Shards
@@ -19,7 +21,7 @@ from train.language.lora import merged, save_adapter
 from train.language.loss import bridged_head
 from train.language.objective import KINDS
 from train.language.packing import Batch, Position, Rows, Step, Steps, load
-from train.language.setup import image_tokenizer_of, learner_of, optimizers_of, rebuilt
+from train.language.setup import Beside, beside, image_tokenizer_of, learner_of, optimizers_of, rebuilt
 from train.pictures.sheet import contact_sheet
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
@@ -46,6 +48,8 @@ def train(config: LMConfig, out: Path) -> Path:
         ):
             local.num_steps = run.first
             run.say_what_is_left_out(log)
+            if config.start and (find_model(config.start) / "scorer").is_dir():
+                log.say(f"the scorer stays that of {config.start}: train.scorer trains one on {config.data}")
             source = load(run.steps(), config.steps, config.workers, run.device.type == "cuda")
             for step in range(run.first, config.steps):
                 before = time.perf_counter()
@@ -211,6 +215,11 @@ class LMRun:
         position = Position(*self.state["position"])
         return Steps(self.rows, self.per_rank * self.world, self.micro, self.first, position, self.rank, self.world)
 
+    @cached_property
+    def beside(self) -> Beside:
+        """What is saved with the weights."""
+        return beside(self.config, self.shards)
+
     def say_what_is_left_out(self, log: RunLog) -> None:
         for name, why in self.shards.bad.items():
             log.say(f"left out: {name}: {why}")
@@ -338,7 +347,9 @@ class LMRun:
             full["lm_head.weight"] = bridged_head(*parts)
         if self.accelerator.is_main_process:
             kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
-            CM3(kept, self.text_tokenizer, self.image_tokenizer).save_pretrained(self.out / "model")
+            known, scorer = self.beside
+            model = CM3(kept, self.text_tokenizer, self.image_tokenizer, scorer, known_words=known)
+            model.save_pretrained(self.out / "model")
             if self.adapter:
                 save_adapter(full, self.adapter, self.out / "adapter")
         self.since.clock = time.perf_counter()

@@ -1,5 +1,6 @@
 """One run of train.lm: its settings, and what they make of a model, its optimisers and its attention."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import peft
@@ -8,12 +9,15 @@ from torch import Tensor
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cm3.config import CM3Config
+from cm3.known_words import KnownWords
 from cm3.model_files import find_model, load_image_tokenizer, read_config
 from cm3.pipeline import CM3
+from cm3.scorer import Scorer
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import layout
+from train.documents.shards import Shards, layout
+from train.documents.words import texts_of
 from train.language.config import LMConfig
 from train.language.lora import add_lora
 from train.language.loss import LMLearner
@@ -87,6 +91,26 @@ def learner_of(
         raise ValueError("bridged is for a head of its own, but tie_word_embeddings is set: leave bridged out")
     learner = LMLearner(model, config.z_loss, config.chunk, first_code, config.negatives, config.bridged)
     return Trainee(learner.to(device).train(), adapter)
+
+
+class Beside(NamedTuple):
+    """What a model folder holds beside the weights and tokenizers."""
+
+    known_words: KnownWords
+    scorer: Scorer | None
+
+
+def beside(config: LMConfig, shards: Shards) -> Beside:
+    """The words of the shards and, where the run goes on from a model, those that this one knows, and its scorer: it is
+    not trained on, and says whose it is."""
+    if not config.start:
+        return Beside(KnownWords.read(texts_of(shards)), None)
+    folder, scorer = find_model(config.start), None
+    if (folder / "scorer").is_dir():
+        scorer = Scorer.from_pretrained(folder / "scorer")
+        scorer.config = replace(scorer.config, trained_for=scorer.config.trained_for or config.start)
+    known = KnownWords.load(folder)
+    return Beside(known.after(texts_of(shards)) if known.words else known, scorer)
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from checkout import ROOT
 from cm3 import CM3
+from cm3.known_words import KnownWords
+from cm3.scorer import Scorer, ScorerConfig
 from tokenizer_image import ImageTokenizer
 from train import lm as command
 from train.documents.shards import Shards, read_meta
@@ -293,6 +295,29 @@ def test_a_model_is_trained_on_with_adapters(config: LMConfig, run: Path, tmp_pa
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved == {key for key in before if key.startswith("model.layers.") and key.endswith("_proj.weight")}
     assert CM3.from_pretrained(folder, device="cpu").generate("a cat", seed=1)
+
+
+def test_a_model_knows_the_words_of_its_data_and_keeps_those_of_its_start_and_its_scorer(
+    config: LMConfig, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = CM3.from_pretrained(run / "model", device="cpu")
+    assert first.unknown_words("a red apple, a zzzz") == ["zzzz"]
+    start = tmp_path / "start"
+    sizes = (len(first.text_tokenizer), first.image_tokenizer.num_codes, first.grid)
+    prints = (first.text_tokenizer.fingerprint(), first.image_tokenizer.fingerprint())
+    scorer = Scorer(ScorerConfig(*sizes, text_tokenizer=prints[0], image_tokenizer=prints[1]))
+    known = KnownWords(["Zzzz"], ["a gnu", "an apple"])
+    CM3(first.model, first.text_tokenizer, first.image_tokenizer, scorer, known_words=known).save_pretrained(start)
+    config = replace(config, start=str(start), image_tokenizer="", model={}, prompts=(), steps=1)
+    again = CM3.from_pretrained(lm.train(config, tmp_path / "run"), device="cpu")
+    assert again.unknown_words("a red apple, a zzzz, a yyyy") == ["yyyy"]
+    assert again.normal_prompt("ZZZZ, Zzzz, GNUS") == "zzzz, Zzzz, a gnu"
+    assert again.scorer is not None and again.scorer.config.trained_for == str(start)
+    assert f"the scorer stays that of {start}" in " ".join(capsys.readouterr().out.split())
+    bare = KnownWords()
+    CM3(first.model, first.text_tokenizer, first.image_tokenizer, known_words=bare).save_pretrained(tmp_path / "bare")
+    config = replace(config, start=str(tmp_path / "bare"))
+    assert CM3.from_pretrained(lm.train(config, tmp_path / "more"), device="cpu").unknown_words("yyyy") == []
 
 
 def test_a_model_is_trained_on_whole(config: LMConfig, run: Path, tmp_path: Path):

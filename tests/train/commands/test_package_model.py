@@ -9,13 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkout import ROOT
-from cm3.known_words import KnownWords, words_of
-from documents import write_shards
+from cm3.known_words import KnownWords
 from tokenizer_image import ImageTokenizer
 from train import package_model
-from train.documents.shards import Shards
 from train.emoji.dataset import EXTRA, attribution
-from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer, pictures_of, words_of_shards
+from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer, pictures_of
 
 
 def test_halved_weights_are_the_same_numbers_in_half_the_room(tmp_path: Path):
@@ -38,17 +36,6 @@ def test_hours_add_up_the_speeds_of_the_log(tmp_path: Path):
     rows = [{"step": 10, "speed": 20.0}, {"step": 10, "split": "x"}, {"step": 30, "speed": 40.0}]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert hours(tmp_path / "log.jsonl", batch=4, speed="speed") == pytest.approx((10 * 4 / 20 + 20 * 4 / 40) / 3600)
-
-
-def test_the_words_of_shards_are_those_of_their_texts(vq_folder: Path, tmp_path: Path):
-    shards = Shards(write_shards(tmp_path, vq_folder, [60] * 8))
-    vocab, text = shards.vocab(), shards.text_tokenizer()
-    said = [
-        text.decode([id - vocab.first_text for id in shards.document(i).ids if vocab.is_text(id)]) for i in range(8)
-    ]
-    known = words_of_shards(tmp_path)
-    assert known.words
-    assert known.words <= {word for one in said for word in words_of(one)}
 
 
 def test_nothing_is_written_when_a_run_is_missing(tmp_path: Path):
@@ -121,7 +108,10 @@ def test_a_model_is_packaged_from_its_runs(
         "- all of it: 30 steps" in phases
         and ("- the decoder alone, on scenes and signs of them too: 30 steps" in phases) == decoder
     )
-    assert KnownWords.load(root / "cm3" / "models" / "small").words
+    known = KnownWords.load(root / "cm3" / "models" / "small")
+    assert known.words
+    assert {"a cat face", "an airplane", "grapes"} <= set(known.names.names)
+    assert known.normal("GRAPES, and Airplanes!") == "grapes, and an airplane"
 
 
 def test_an_image_tokenizer_alone_is_packaged_with_card_and_credits(
