@@ -15,18 +15,22 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
+CONNECTION = "connection"  # in the state of a request: what `cut` ends it with
+DECODING = 2  # images at once: a file of a few kilobytes becomes one of 16 MB
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes of a request. pictures: of one request. queue: pictures and answers under way or waiting, of all;
-    more are told to come again. seconds: for a request, with its waiting. pixels: of a picture that is sent."""
+    """body: bytes of a request. pictures: of one request, sent or asked for. queue: pictures and answers under way or
+    waiting, of all; more are told to come again. seconds: for a request, with its waiting, and for its answer to be
+    taken. pixels: of a picture that is sent. arrival: seconds in which a request has to arrive."""
 
     body: int = 20_000_000
     pictures: int = 8
     queue: int = 64
     seconds: float = 60.0
     pixels: int = 4_000_000
+    arrival: float = 30.0
 
 
 class Busy(Exception):
@@ -52,8 +56,12 @@ class Ticket:
         """Errors: Gone, TooLate."""
         if self.gone.is_set():
             raise Gone
-        if time.monotonic() > self.end:
+        if not self.left():
             raise TooLate
+
+    def left(self) -> float:
+        """Seconds, 0 once they are over."""
+        return max(0.0, self.end - time.monotonic())
 
     def watch(self, items: Generator[T]) -> Generator[T]:
         """The items while there is time and somebody to take them; then what gives them is closed."""

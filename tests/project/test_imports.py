@@ -21,7 +21,8 @@ FLOORS = (
     ("multimodal", "processing"),
     ("jobs", "completion", "ranking", "runner", "carried", "convert"),
     ("pipeline",),
-    ("cli_files", "captioning", "cli_model", "server_work", "server_http", "server_types", "server"),
+    ("cli_files", "captioning", "cli_model"),
+    ("server_doors", "server_work", "server_connection", "server_http", "server_types", "server"),
     ("cli_draw", "cli_caption", "cli_serve", "cli"),
     ("__main__",),
 )
