@@ -44,7 +44,7 @@ def serve(
         from cm3.server import make_app
         from cm3.server_connection import settings
         from cm3.server_doors import is_local, read_keys
-        from cm3.server_work import Limits
+        from cm3.server_work import Limits, give_memory_back
     except ImportError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
     if not is_local(host) and api_key_file is None:
@@ -59,6 +59,7 @@ def serve(
         raise ValueError(f"--no-nudity needs nudenet: pip install 'cm3leon[nudenet]' ({error})") from error
     safety = Safety([] if block_list is None else [BlockList.read(block_list)], seen)
     threads = reserve_threads()
+    give_memory_back()
     pipeline = load(model, max_pixels, device, compile)
     limits = Limits(body, pictures, queue, seconds, max_pixels, arrival)
     app = make_app(pipeline, Path(model).name, limits, safety, keys, threads)

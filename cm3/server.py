@@ -233,12 +233,17 @@ def make_app(
         def jobs(ticket: Ticket) -> Iterator[Job]:
             with service.decoding(ticket):
                 picture = service.opened(image.file.read())
-                hole = None if mask is None else picture_of(mask.file.read(), most.pixels).convert("RGBA")
-            if hole is None:
-                yield from (model.job("edit", picture, prompt, seed=first + i) for i in range(n))
-            else:
-                painted = ImageChops.invert(hole.getchannel("A"))
-                yield model.job("infill", picture, painted, prompt, n=n, seed=first)
+                alpha = (
+                    None if mask is None else picture_of(mask.file.read(), most.pixels).convert("RGBA").getchannel("A")
+                )
+                hole = None if alpha is None else ImageChops.invert(alpha)
+            for i in range(n if hole is None else 1):
+                with service.decoding(ticket):
+                    if hole is None:
+                        job = model.job("edit", picture, prompt, seed=first + i)
+                    else:
+                        job = model.job("infill", picture, hole, prompt, n=n, seed=first)
+                yield job
 
         def work(ticket: Ticket) -> list[str]:
             return [png(one, size) for job in jobs(ticket) for one in service.draw(ticket, job)]

@@ -5,6 +5,8 @@ whether its time is over or its client has gone; leaving the stream frees its la
 """
 
 import asyncio
+import ctypes
+import sys
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
@@ -16,7 +18,20 @@ from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
 CONNECTION = "connection"  # in the state of a request: what `cut` ends it with
+M_MMAP_THRESHOLD, LARGE = -3, 4 * 2**20  # of malloc.h; bytes
 DECODING = 2  # images at once: a file of a few kilobytes becomes one of 16 MB
+
+
+def give_memory_back() -> None:
+    """Let this process give large pieces of memory, such as images, back to the system once they are free.
+
+    glibc keeps them otherwise: once it has freed one, it takes others of that size from the heaps of the threads, which
+    shrink only from their ends. 24 images of 4 million pixels at once left a server 890 MB larger. Does nothing where
+    the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 @dataclass(frozen=True)
