@@ -206,6 +206,42 @@ def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
     assert http.post("/v1/images/edits", data={"prompt": "a"}).status_code == 422
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_images_of_a_conversation_are_counted_before_any_is_decoded(tiny: CM3, apart: bool):
+    broken = [data_url(b"no image")] * 9
+    talk = [asking("What?", url)["messages"][0] for url in broken] if apart else asking("What?", *broken)["messages"]
+    for messages, limits in ((talk, Limits()), (asking("What?", *broken[:3])["messages"], Limits(pictures=2))):
+        answer = client_of(tiny, limits=limits).post("/v1/chat/completions", json={"messages": messages})
+        count = len(broken) if messages is talk else 3
+        assert answer.status_code == 422
+        assert f"{count} images, but at most {limits.pictures} are taken" in answer.json()["error"]["message"]
+
+
+def test_only_the_image_that_is_asked_about_is_decoded(http: TestClient, tiny: CM3):
+    broken, sound = [data_url(b"no image")] * 7, picture_bytes("blue")
+    answer = http.post("/v1/chat/completions", json=asking("What?", *broken, data_url(sound)))
+    assert answer.json()["choices"][0]["message"]["content"] == tiny.answer(sound, "What?")
+    assert http.post("/v1/chat/completions", json=asking("What?", data_url(sound), *broken)).status_code == 422
+
+
+def test_what_is_wrong_with_a_part_is_said_of_the_part(http: TestClient):
+    for parts, message in (
+        ([{"type": "text", "text": "a"}] * 65, "messages.0.content.parts: List should have at most 64 items"),
+        ([{"type": "sound"}], "messages.0.content.parts.0: Input tag 'sound'"),
+        (5, "messages.0.content.text: Input should be a valid string"),
+    ):
+        answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": parts}]})
+        assert answer.status_code == 422 and answer.json()["error"]["message"].startswith(message)
+
+
+def test_json_with_more_values_than_any_request_needs_is_refused_unread(http: TestClient):
+    for values in (b"{}," * 100_000, b"0," * 100_000, b"[" * 100_001):
+        answer = http.post("/v1/images/generations", content=b'{"prompt":"a cat","x":[' + values + b"0]}")
+        assert answer.status_code == 413 and "100,000 values" in answer.json()["error"]["message"]
+    image = picture_bytes(size=(20, 20)) + b"," * 200_000  # no JSON
+    assert http.post("/v1/images/edits", files={"image": image}, data={"prompt": "a"}).status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_large_body_is_refused_before_it_is_read(live: tuple[Live, CM3], chunked: bool):
     server, _ = live
