@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from cm3.captioning import Asks, Beside, Existing, Nowhere, Sink, Table, caption_files, find, is_many
 from cm3.checks import check_choice
 from cm3.cli_files import check_pictures
-from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, load
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load
 from cm3.options import Language
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def run(
             for told in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
                 if told.error:
                     failed += 1
-                    print(f"cm3: {told.path}: {told.error.removeprefix(f'{told.path}: ')}", file=sys.stderr)
+                    print(f"cm3: {told.path}: {in_options(told.error.removeprefix(f'{told.path}: '))}", file=sys.stderr)
                 else:
                     written += 1
                     show(told.path, told.texts)
