@@ -46,7 +46,8 @@ def opened(source: Path | bytes | None) -> Image.Image:
         data = source.read_bytes() if isinstance(source, Path) else source
         return open_image(data, MAX_PIXELS, ground=None)  # pyright: ignore[reportArgumentType]  # None is refused there
     except (OSError, ValueError, TypeError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        said = str(error).removesuffix(", or raise max_pixels")  # which a visitor cannot
+        raise gr.Error(said, print_exception=False) from error
 
 
 class Page(gr.Blocks):
