@@ -23,7 +23,7 @@ from cm3.caption_sinks import Sink, Told, is_text
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 WRITE_FAILURES = 3  # in a row end the run: a full disk would have everything captioned in vain
 
 
@@ -64,10 +64,10 @@ def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
     path = Path(source)
     if path.is_dir():
         inside = path.rglob("*") if recursive else path.iterdir()
-        return sorted(one for one in inside if one.suffix.lower() in PICTURES and one.is_file())
+        return sorted(one for one in inside if one.suffix.lower() in PICTURES and not one.is_dir())
     if path.exists() or not glob.has_magic(source):
         return [path]
-    return [Path(one) for one in sorted(glob.glob(source, recursive=True)) if Path(one).is_file()]
+    return [Path(one) for one in sorted(glob.glob(source, recursive=True)) if not Path(one).is_dir()]
 
 
 def list_of(source: str) -> Path | None:
@@ -161,7 +161,7 @@ def caption_files(
 
     def opened(path: Path) -> PIL_Image.Image | str:
         try:
-            return open_image(str(path), model.processor.max_pixels)
+            return open_image(str(path), model.processor.max_pixels, least=model.processor.least)
         except (ValueError, OSError) as error:
             return str(error)
 

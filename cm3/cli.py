@@ -20,7 +20,7 @@ from cm3.checks import check_choice
 from cm3.cli_caption import caption
 from cm3.cli_draw import edit, generate, infill, tour
 from cm3.cli_files import check_pictures
-from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, load
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, in_options, load
 from cm3.cli_serve import serve
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def run() -> int:
         code = INTERRUPTED
     except (ValueError, OSError, MemoryError, FloatingPointError, typer.TyperException) as error:
         message = getattr(error, "format_message", error.__str__)()
-        print("cm3:", " ".join(message.split()), file=sys.stderr)
+        print("cm3:", in_options(" ".join(message.split())), file=sys.stderr)
         return 2
     if code == INTERRUPTED:  # typer's too
         print("cm3: stopped", file=sys.stderr)

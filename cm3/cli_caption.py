@@ -14,7 +14,7 @@ from cm3.caption_tables import open_table
 from cm3.captioning import Asks, caption_files, find, is_many, read_by
 from cm3.checks import check_choice
 from cm3.cli_files import check_pictures, plain
-from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, load
+from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load
 from cm3.options import Language
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def run(
             for told in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
                 if told.error:
                     failed += 1
-                    print(plain(f"cm3: {told.path}: {told.error.removeprefix(f'{told.path}: ')}"), file=sys.stderr)
+                    reason = in_options(told.error.removeprefix(f"{told.path}: "))
+                    print(plain(f"cm3: {told.path}: {reason}"), file=sys.stderr)
                 else:
                     written += 1
                     show(told.path, told.texts)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Generator
@@ -42,6 +43,8 @@ def check_pictures(*paths: str) -> None:
     """Find out before the model is loaded that a picture's file cannot be read. Errors: ValueError."""
     for path in paths:
         try:
+            if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for its writer
+                raise ValueError(f"{path}: cannot be read (it is a pipe); save the image in a file first")
             open(path, "rb").close()
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror})") from error

@@ -2,8 +2,8 @@
 
 A folder holds config.json, model.safetensors, tokenizer.json (text) and image_tokenizer/, or in its place the field
 "image_tokenizer" of config.json naming one that tokenizer_image embeds. scorer/ re-ranks drawings, where there is one.
-checksums.json is checked if present. Nothing in a folder is believed before it is looked at: what config.json claims is
-compared with the header of the weights before memory is taken for it.
+checksums.json is checked if present, and says what is fetched from the hub. Nothing in a folder is believed before it
+is looked at: what config.json claims is compared with the header of the weights before memory is taken for it.
 """
 
 # huggingface_hub and transformers are typed in part only.
@@ -17,11 +17,12 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers.utils import logging
@@ -30,7 +31,7 @@ from cm3.config import CM3Config
 from cm3.known_words import KNOWN_NAMES, KNOWN_WORDS
 from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
-from tokenizer_image.checkpoint import SafetensorsWeights, shards_of
+from tokenizer_image.checkpoint import SafetensorsWeights, make_readable, shards_of
 from tokenizer_image.tokenizer import embedded as embedded_tokenizers
 
 EMBEDDED = Path(__file__).parent / "models"
@@ -86,9 +87,28 @@ def find_model(name: str | Path) -> Path:
     if "/" not in str(name):
         raise ValueError(none)
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+        return fetch(str(name))
     except (OSError, HFValidationError) as error:
         raise ValueError(f"{none}, and the hub does not give it ({error})") from error
+
+
+def fetch(name: str) -> Path:
+    """The files of a model in a repository of the hub, on this machine: those that checksums.json lists, or all that a
+    model folder may hold where there is no such list."""
+    folder = Path(snapshot_download(name, allow_patterns=[CHECKSUMS, "config.json"]))
+    listed = [CHECKSUMS, *map(escape, read_checksums(folder))]
+    patterns = listed if (folder / CHECKSUMS).is_file() else [*OURS, *(f"{one}/*" for one in OURS)]
+    # The snapshot's folder has the commit's name: what is listed and what is fetched are of one commit.
+    return Path(snapshot_download(name, revision=folder.name, allow_patterns=patterns))
+
+
+def upload(folder: Path, name: str, private: bool | None, token: str | bool | None) -> str:
+    """Write a model folder to a repository of the hub, which is made where there is none. Returns its address.
+    Errors: ValueError for what is no name of a repository, OSError where the hub refuses."""
+    hub = HfApi(token=token)
+    address = hub.create_repo(name, private=private, exist_ok=True)
+    hub.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Upload the model")
+    return str(address)
 
 
 def left_of(folder: Path) -> Path | None:
@@ -111,6 +131,7 @@ def write_folder(folder: Path) -> Generator[Path, None, None]:
         shutil.rmtree(old, ignore_errors=True)
     fresh.mkdir()
     yield fresh
+    make_readable(*fresh.rglob("*.safetensors"))
     before = folder if folder.exists() else left_of(folder)
     for path in before.iterdir() if before else ():
         if not is_ours(path):
@@ -131,17 +152,29 @@ def is_ours(path: Path) -> bool:
 
 def check_files(folder: Path) -> None:
     """Whether a model folder is whole and, where it has checksums, unchanged. Errors: ValueError naming the file."""
-    path = folder / CHECKSUMS
-    try:
-        checksums: dict[str, str] = dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch the model again") from error
+    checksums = read_checksums(folder)
     for name in ("config.json", "tokenizer.json", *checksums):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no whole model folder: {name} is missing; fetch the model again")
     for name, digest in checksums.items():
         if sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} was changed or damaged: its checksum differs; fetch the model again")
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name; {} where the folder has no checksums. Errors: ValueError for what is no such list, or
+    names what lies elsewhere."""
+    path = folder / CHECKSUMS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        assert isinstance(values, dict), f"it holds {type(values).__name__}"
+        for name, digest in values.items():
+            assert isinstance(digest, str), f"the checksum of {name!r:.60} is {digest!r:.60}"
+            inside = PurePosixPath(name)
+            assert not inside.is_absolute() and ".." not in inside.parts, f"{name!r:.60} is outside the folder"
+    except (ValueError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch the model again") from error
+    return values
 
 
 def write_checksums(folder: Path) -> None:

@@ -30,6 +30,7 @@ from cm3.spelling import draw_ids, last_codes, nothing
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 from tokenizer_image import ImageTokenizer
+from tokenizer_image.checkpoint import make_readable
 
 IMAGE_TOKENIZER = "image_tokenizer"  # folder inside a model folder
 MODES: dict[str, Mode] = {"text": "text", "image": "image", "interleaved": "document"}
@@ -111,6 +112,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.vqmodel = vqmodel
+        make_readable(*Path(save_directory).glob("model*.safetensors"))
         if vqmodel is not None:
             ImageTokenizer(vqmodel).save_pretrained(Path(save_directory) / IMAGE_TOKENIZER)
 

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack, overload
 
 import torch
@@ -37,6 +38,7 @@ from cm3.model_files import (
     load_image_tokenizer,
     load_transformer,
     no_bar,
+    upload,
     write_checksums,
     write_folder,
 )
@@ -121,6 +123,13 @@ class CM3(Runner):
             self.known_words.save(fresh)
             carry(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+        """Write what save_pretrained writes to a repository of the Hugging Face hub, which is made where there is none;
+        from_pretrained(repo_id) loads it. Returns its address. private, token: as huggingface_hub has them."""
+        with TemporaryDirectory() as place:
+            self.save_pretrained(Path(place) / "model")
+            return upload(Path(place) / "model", repo_id, private, token)
 
     def to(self, device: str | torch.device) -> "CM3":
         """Move it, as from_pretrained does."""

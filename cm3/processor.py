@@ -38,12 +38,17 @@ class Processor:
     def grid(self) -> tuple[int, int]:
         return self.image_tokenizer.grid
 
+    @property
+    def least(self) -> int:
+        """Pixels that a picture's shorter side has to have, and more do not help: twice the model's longest side."""
+        return 2 * max(side for grid in (self.grid, *self.vocab.grids) for side in self.image_tokenizer.size_of(grid))
+
     def image(self, picture: Picture, usual: bool = False) -> Image:
         """The middle of it that has the shape of one of the model's grids, the nearest to its own, or of the usual one.
         One by one: the same alone as in a list. Errors: as tokenizer_image.pixels.open_image."""
         if usual or not self.vocab.grids:
             return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
-        opened = open_image(picture, self.max_pixels)
+        opened = open_image(picture, self.max_pixels, least=self.least)
         grid = nearest_grid(opened.width / opened.height, (self.grid, *self.vocab.grids))
         size = self.image_tokenizer.size_of(grid)
         return Image(self.image_tokenizer.encode(opened, size, max_pixels=self.max_pixels))

@@ -11,8 +11,8 @@ import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from threading import BoundedSemaphore
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
@@ -27,12 +27,13 @@ from starlette.exceptions import HTTPException
 
 from cm3 import __version__
 from cm3.engine_thread import EngineThread
+from cm3.jobs import Job
 from cm3.pipeline import CM3
 from cm3.safety import Refusal, Safety
+from cm3.server_doors import Keys
 from cm3.server_http import TROUBLES, BodyLimit, Door, Measured, Meters, Streamed, trouble
 from cm3.server_types import (
     MAX_PROMPT,
-    Asked,
     Chat,
     Error,
     Generation,
@@ -45,6 +46,7 @@ from cm3.server_types import (
     asked,
     check_size,
     completion,
+    content_of,
     data,
     event,
     options_of,
@@ -52,7 +54,7 @@ from cm3.server_types import (
     piece,
     png,
 )
-from cm3.server_work import Desk, Limits, Ticket, TooLate
+from cm3.server_work import DECODING, Desk, Limits, Ticket, TooLate
 from cm3.streaming import Piece
 
 log = logging.getLogger("cm3.server")
@@ -63,7 +65,7 @@ class Service:
 
     def __init__(self, model: CM3, name: str, limits: Limits, safety: Safety) -> None:
         self.model, self.name, self.limits, self.safety = model, name, limits, safety
-        self.desk = Desk(limits)
+        self.desk, self.turns = Desk(limits), BoundedSemaphore(DECODING)
         self.meters = Meters(self.desk, lambda: len(model.engine.running))
         self.started = int(time.time())
 
@@ -86,18 +88,29 @@ class Service:
             log.info("refused: %s", error.category)
         return TROUBLES[type(error)][2] if type(error) in TROUBLES else " ".join(str(error).split())[:300]
 
-    def draw(self, ticket: Ticket, task: str, *args: Any, **options: Any) -> list[PIL_Image.Image]:
-        """Pictures of a task, while there is time."""
-        job = self.model.job(task, *args, **options)
+    @contextmanager
+    def decoding(self, ticket: Ticket) -> Generator[None]:
+        """A turn to decode images, and to make a job of them, which holds less. Errors: Gone, TooLate."""
+        with self.turns:
+            ticket.check()
+            yield
+
+    def opened(self, content: bytes) -> PIL_Image.Image:
+        """An image that was sent. Errors: ValueError, Refusal."""
+        image = picture_of(content, self.limits.pixels)
+        self.safety.check_pictures([image])
+        return image
+
+    def draw(self, ticket: Ticket, job: Job) -> list[PIL_Image.Image]:
+        """The job's images, while there is time."""
         pictures = self.model.pictures_of(job, ticket.watch(self.model.engine.stream(job.requests)))
         self.safety.check_pictures(pictures)
         self.meters.pictures.inc(len(pictures))
         return pictures
 
-    def write(self, ticket: Ticket, wanted: Asked, **options: Any) -> Generator[str]:
-        """The answer, piece by piece."""
-        picture, history = wanted.pictures[-1], wanted.history
-        for part in ticket.watch(self.model.stream("answer", picture, wanted.words, history=history, **options)):
+    def write(self, ticket: Ticket, job: Job) -> Generator[str]:
+        """The job's text, piece by piece."""
+        for part in ticket.watch(self.model.streamed(job)):
             yield str(part.content)
         self.meters.texts.inc()
 
@@ -110,8 +123,21 @@ def make_app(
     api_keys: Sequence[str] = (),
     threads: int | None = None,
 ) -> FastAPI:
-    """The application. api_keys: one of them must come with each request to /v1; none = everybody may. threads: see
-    EngineThread."""
+    """The application.
+
+    Args:
+        model: what draws and answers.
+        name: of the model, to clients.
+        limits: see Limits.
+        safety: filters of prompts and images.
+        api_keys: one of them, of 16 characters or more, must come with each request but /health; none = every program
+            on this machine may ask, under 127.0.0.1 or localhost.
+        threads: see EngineThread.
+
+    Raises:
+        ValueError: a key that is too short, or that no header can carry.
+    """
+    keys = Keys(api_keys)
     service = Service(model, name, limits or Limits(), safety or Safety())
     desk, meters, most = service.desk, service.meters, service.limits
 
@@ -123,8 +149,8 @@ def make_app(
 
     app = FastAPI(title="cm3", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Door, desk=desk, keys=api_keys)
-    app.add_middleware(BodyLimit, most=most.body)
+    app.add_middleware(Door, desk=desk, keys=keys)
+    app.add_middleware(BodyLimit, most=most.body, seconds=most.arrival)
     app.add_middleware(Measured, meters=meters)
 
     @app.exception_handler(RequestValidationError)
@@ -157,7 +183,7 @@ def make_app(
         return trouble(500, "server_error", "something went wrong here")
 
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": Error} for status in (400, 401, 404, 413, 422, 429, 500, 504)
+        status: {"model": Error} for status in (400, 401, 403, 404, 408, 413, 422, 429, 500, 504)
     }
     bearer = Depends(HTTPBearer(auto_error=False))  # for the OpenAPI document: Door checks
     secured: dict[str, Any] = {"dependencies": [bearer], "responses": errors}
@@ -183,14 +209,13 @@ def make_app(
             if body.stream:
                 parts = model.stream("generate", body.prompt, seed=seed, **options)  # says at once what is wrong
                 events = drawing(service, ticket, body, parts)
-                return Streamed(iterate_in_threadpool(events), stack.pop_all().close)
-            pictures = await desk.run(
-                ticket,
-                request.is_disconnected,
-                lambda: [
-                    png(one, body.size) for one in service.draw(ticket, "generate", body.prompt, seed=seed, **options)
-                ],
-            )
+                return Streamed(iterate_in_threadpool(events), ticket, stack.pop_all().close)
+
+            def work() -> list[str]:
+                job = model.job("generate", body.prompt, seed=seed, **options)
+                return [png(one, body.size) for one in service.draw(ticket, job)]
+
+            pictures = await desk.run(ticket, request.is_disconnected, work)
         return Pictures(created=int(time.time()), data=[Picture(b64_json=one) for one in pictures], seed=seed)
 
     @app.post("/v1/images/edits", response_model=Pictures, **secured)
@@ -210,21 +235,24 @@ def make_app(
         check_size(size)
         service.check_words(prompt)
         first = random.getrandbits(32) if seed is None else seed
-        content, hole = await image.read(), await mask.read() if mask is not None else None
+
+        def jobs(ticket: Ticket) -> Iterator[Job]:
+            with service.decoding(ticket):
+                picture = service.opened(image.file.read())
+                alpha = (
+                    None if mask is None else picture_of(mask.file.read(), most.pixels).convert("RGBA").getchannel("A")
+                )
+                hole = None if alpha is None else ImageChops.invert(alpha)
+            for i in range(n if hole is None else 1):
+                with service.decoding(ticket):
+                    if hole is None:
+                        job = model.job("edit", picture, prompt, seed=first + i, normalise=normalise)
+                    else:
+                        job = model.job("infill", picture, hole, prompt, n=n, seed=first, normalise=normalise)
+                yield job
 
         def work(ticket: Ticket) -> list[str]:
-            picture = picture_of(content, most.pixels)
-            service.safety.check_pictures([picture])
-            if hole is None:
-                drawn = [
-                    one
-                    for i in range(n)
-                    for one in service.draw(ticket, "edit", picture, prompt, seed=first + i, normalise=normalise)
-                ]
-            else:
-                painted = ImageChops.invert(picture_of(hole, most.pixels).convert("RGBA").getchannel("A"))
-                drawn = service.draw(ticket, "infill", picture, painted, prompt, n=n, seed=first, normalise=normalise)
-            return [png(one, size) for one in drawn]
+            return [png(one, size) for job in jobs(ticket) for one in service.draw(ticket, job)]
 
         with desk.admit(n) as ticket:
             pictures = await desk.run(ticket, request.is_disconnected, lambda: work(ticket))
@@ -237,30 +265,34 @@ def make_app(
         draws = "image" in body.modalities
         options = options_of(temperature=body.temperature, seed=body.seed)
 
-        def prepared() -> Asked:
-            wanted = asked(body, most.pixels)
-            if not draws and not wanted.pictures:
-                raise ValueError('messages: send a picture to ask about, or ask for one with "modalities": ["image"]')
+        def prepared(ticket: Ticket) -> Job:
+            wanted = asked(body, most.pictures)
+            if not draws and wanted.url is None:
+                raise ValueError('messages: send an image to ask about, or ask for one with "modalities": ["image"]')
             service.check_words(wanted.words, *(question for question, _ in wanted.history))
-            service.safety.check_pictures(wanted.pictures)
-            return wanted
+            if wanted.url is None:
+                return model.job("generate", wanted.words, normalise=body.normalise, **options)
+            with service.decoding(ticket):
+                picture = service.opened(content_of(wanted.url))
+                if draws:
+                    return model.job("edit", picture, wanted.words, normalise=body.normalise, **options)
+                return model.job("answer", picture, wanted.words, history=wanted.history, **options)
 
-        def drawn(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
-            task, given = ("edit", wanted.pictures[-1:]) if wanted.pictures else ("generate", [])
-            [picture] = service.draw(ticket, task, *given, wanted.words, normalise=body.normalise, **options)
+        def drawn(ticket: Ticket, job: Job) -> dict[str, Any]:
+            [picture] = service.draw(ticket, job)
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
-        def written(ticket: Ticket, wanted: Asked) -> dict[str, Any]:
-            return {"content": "".join(service.write(ticket, wanted, **options)).strip()}
+        def written(ticket: Ticket, job: Job) -> dict[str, Any]:
+            return {"content": "".join(service.write(ticket, job)).strip()}
 
-        def events(ticket: Ticket, wanted: Asked) -> Iterator[str]:
+        def events(ticket: Ticket, job: Job) -> Iterator[str]:
             try:
                 yield data(piece(id, created, name, {"role": "assistant", "content": ""}))
                 if draws:
-                    yield data(piece(id, created, name, drawn(ticket, wanted)))
+                    yield data(piece(id, created, name, drawn(ticket, job)))
                 else:
-                    for text in service.write(ticket, wanted, **options):
+                    for text in service.write(ticket, job):
                         yield data(piece(id, created, name, {"content": text}))
                 yield data(piece(id, created, name, {}, end=True))
                 yield "data: [DONE]\n\n"
@@ -270,10 +302,10 @@ def make_app(
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(1))
             if body.stream:
-                wanted = await desk.run(ticket, request.is_disconnected, prepared)
-                return Streamed(iterate_in_threadpool(events(ticket, wanted)), stack.pop_all().close)
+                job = await desk.run(ticket, request.is_disconnected, lambda: prepared(ticket))
+                return Streamed(iterate_in_threadpool(events(ticket, job)), ticket, stack.pop_all().close)
             work = drawn if draws else written
-            message = await desk.run(ticket, request.is_disconnected, lambda: work(ticket, prepared()))
+            message = await desk.run(ticket, request.is_disconnected, lambda: work(ticket, prepared(ticket)))
             return completion(id, created, name, message)
 
     @app.get("/v1/models", response_model=Models, **secured)
@@ -317,11 +349,3 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
                 )
     except (ValueError, TooLate) as error:
         yield event("error", message=service.told(error))
-
-
-def read_keys(path: Path) -> list[str]:
-    """API keys, one a line. Errors: ValueError for a file with none."""
-    keys = path.read_text(encoding="utf-8").split()
-    if not keys:
-        raise ValueError(f"{path}: there are no keys")
-    return keys

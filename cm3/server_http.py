@@ -1,16 +1,21 @@
 """The server's outermost layer: errors in OpenAI's shape, bodies of bounded size, what is counted, streams that end."""
 
-import secrets
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cm3.server_work import Busy, Desk, Gone, TooLate
+from cm3.server_doors import Keys, foreign
+from cm3.server_work import CONNECTION, Busy, Desk, Gone, Ticket, TooLate
 
-OPEN = ("/health", "/metrics", "/openapi.json")  # to everybody
+OPEN = ("/health", "/openapi.json")  # without a key
+BEFORE_VALUES = (b",", b"[", b"{")  # in JSON; as objects of Python, values take up to 30 times the room of the text
+MAX_VALUES = 100_000  # of a body
+LAST_WORDS = 1.0  # seconds for a stream to say that its time is over
 CLOSED = 499  # nginx's, for a client that has gone
 TROUBLES: dict[type[Exception], tuple[int, str, str]] = {
     Busy: (429, "rate_limit_error", "all places are taken: come again in a moment"),
@@ -28,29 +33,55 @@ def trouble(status: int, kind: str, message: str, code: str | None = None) -> JS
 
 
 class BodyLimit:
-    """Refuses bodies that are too large before they are read, whether they say their length or not."""
+    """Refuses bodies before they are read that are too large, whether they say their length or not, hold more values
+    than any request needs, or take too long to arrive.
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    Args:
+        most: bytes.
+        seconds: from the head to the end of the body.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+        self.app, self.most, self.seconds = app, most, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        refusal = trouble(413, "invalid_request_error", f"a request may have {self.most:,} bytes")
-        said = dict(scope["headers"]).get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self.most:
-            return await refusal(scope, receive, send)
-        read, answered, refused = 0, False, False
+        headers = Headers(scope=scope)
+        large = trouble(413, "invalid_request_error", f"a request may have {self.most:,} bytes")
+        said = headers.get("content-length", "0")
+        if not (said.isascii() and said.isdigit()) or int(said) > self.most:
+            return await large(scope, receive, send)
+        form = headers.get("content-type", "").startswith(("multipart/form-data", "application/x-www-form-urlencoded"))
+        end, read, values = time.monotonic() + self.seconds, 0, 0
+        arrived, answered, refused = False, False, False
+
+        async def refuse(refusal: JSONResponse) -> Message:
+            nonlocal refused
+            refused = True
+            if not answered:
+                refusal.headers["Connection"] = "close"  # the rest is not awaited
+                await refusal(scope, receive, send)
+            return {"type": "http.disconnect"}
 
         async def counted() -> Message:
-            nonlocal read, refused
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.most:
-                refused = True
-                if not answered:
-                    await refusal(scope, receive, send)
+            nonlocal read, values, arrived
+            if refused:
                 return {"type": "http.disconnect"}
+            try:
+                async with asyncio.timeout(None if arrived else max(0.0, end - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                late = f"a request has to arrive within {self.seconds:g} seconds"
+                return await refuse(trouble(408, "timeout_error", late))
+            part: bytes = message.get("body", b"")
+            arrived = not message.get("more_body", False)
+            read += len(part)
+            if read > self.most:
+                return await refuse(large)
+            values += 0 if form else sum(map(part.count, BEFORE_VALUES))
+            if values > MAX_VALUES:
+                return await refuse(trouble(413, "invalid_request_error", f"JSON may have {MAX_VALUES:,} values here"))
             return message
 
         async def sent(message: Message) -> None:
@@ -63,19 +94,22 @@ class BodyLimit:
 
 
 class Door:
-    """Sends away who has none of the keys (none = everybody may come), and work while all places are taken, before
-    anything of it is understood: a stranger's JSON is not parsed, and under overload a refusal has to be cheap. OPEN is
-    open to all. The body is taken in, as a connection that is closed before can lose the answer."""
+    """Sends away who has none of the keys (without any: what a browser sends for a page from elsewhere), and work while
+    all places are taken, before anything of it is understood: a stranger's JSON is not parsed, and under overload a
+    refusal has to be cheap. OPEN needs no key. The body is taken in, as a connection that is closed before can lose the
+    answer."""
 
-    def __init__(self, app: ASGIApp, desk: Desk, keys: Sequence[str]) -> None:
-        self.app, self.desk, self.keys = app, desk, [key.encode() for key in keys]
+    def __init__(self, app: ASGIApp, desk: Desk, keys: Keys) -> None:
+        self.app, self.desk, self.keys = app, desk, keys
 
     def refusal(self, scope: Scope) -> JSONResponse | None:
-        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+        if scope["type"] != "http":
             return None
-        scheme, _, said = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        right = [secrets.compare_digest(said.strip(), key) for key in self.keys]  # all, in equal time
-        if self.keys and not (scheme.lower() == b"bearer" and any(right)):
+        if not self.keys and (reason := foreign(scope)):
+            return trouble(403, "invalid_request_error", reason)
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+            return None
+        if self.keys and not self.keys.open(Headers(scope=scope).get("authorization", "")):
             return trouble(401, "authentication_error", "an API key is needed, and this is none")
         return trouble(*TROUBLES[Busy]) if scope["method"] == "POST" and not self.desk.has_room() else None
 
@@ -130,14 +164,26 @@ class Meters:
 
 
 class Streamed(StreamingResponse):
-    """Server-sent events. close: called when it is over, however it ends."""
+    """Server-sent events, as long as the ticket lasts: a client that takes none of them loses its connection then.
+    close: called when it is over, however it ends."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], object]) -> None:
+    def __init__(self, events: AsyncIterator[str], ticket: Ticket, close: Callable[[], object]) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self.close = close
+        self.ticket, self.close = ticket, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def in_time(message: Message) -> None:
+            async with asyncio.timeout(self.ticket.left() + LAST_WORDS):
+                await send(message)
+
+        connection = scope.get("state", {}).get(CONNECTION)
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, in_time)
+        except TimeoutError:
+            if connection is None:
+                raise  # this server knows no other way
+            connection.cut()
         finally:
             self.close()
+        while connection is not None and (await receive())["type"] != "http.disconnect":
+            pass

@@ -4,19 +4,19 @@ Fields that it does not know are passed over, as OpenAI's clients send many; tho
 """
 
 import base64
-import binascii
 import io
 import json
 from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image as PIL_Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from cm3.options import GENERATE
 from tokenizer_image.pixels import open_image
 
 MAX_PROMPT = 2000  # characters
 MAX_MESSAGES = 64
+MAX_PARTS = 64  # of a message
 MAX_SIDE = 1024  # pixels of a picture that is given back
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
@@ -70,9 +70,17 @@ class ImagePart(BaseModel):
     image_url: Url
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+# Tagged, so that what is wrong is said of what was sent. Lists without a length make an error of each wrong item.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=MAX_PARTS), Tag("parts")],
+    Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
+]
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Content
 
 
 class Chat(BaseModel):
@@ -85,7 +93,7 @@ class Chat(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     seed: Seed | None = None
     n: Literal[1] = 1
-    modalities: list[Literal["text", "image"]] = ["text"]
+    modalities: list[Literal["text", "image"]] = Field(["text"], max_length=2)
     normalise: bool = GENERATE.normalise
 
 
@@ -150,13 +158,18 @@ def picture_of(content: bytes, pixels: int) -> PIL_Image.Image:
         raise ValueError(f"a picture has more than {pixels:,} pixels" if large else "no picture can be read") from error
 
 
-def from_data_url(url: str, pixels: int) -> PIL_Image.Image:
-    head, comma, content = url.partition(",")
+def check_url(url: str) -> None:
+    """Errors: ValueError for what is no data URL."""
+    head, comma, _ = url[:100].partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise ValueError("image_url: only data URLs are taken, data:image/png;base64,...: nothing is fetched")
+
+
+def content_of(url: str) -> bytes:
+    """The file in a data URL. Errors: ValueError."""
     try:
-        return picture_of(base64.b64decode(content, validate=True), pixels)
-    except binascii.Error as error:
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    except ValueError as error:  # binascii.Error, or letters that are none of ASCII
         raise ValueError("image_url: no base64 stands behind the comma") from error
 
 
@@ -174,10 +187,10 @@ def data(content: dict[str, Any]) -> str:
 
 
 class Asked(NamedTuple):
-    """The words of the last message, the pictures of the conversation, and what was said before of the last picture."""
+    """The words of the last message, the data URL of the conversation's last image, and what was said before of it."""
 
     words: str
-    pictures: list[PIL_Image.Image]
+    url: str | None
     history: list[tuple[str, str]]
 
 
@@ -188,16 +201,35 @@ def text_of(content: str | list[TextPart | ImagePart]) -> str:
     return " ".join(words).strip()
 
 
-def asked(chat: Chat, pixels: int) -> Asked:
-    """What a conversation asks for. Errors: ValueError."""
+def urls_of(said: Message) -> list[str]:
+    """Of its images. Errors: ValueError for one that is no data URL."""
+    parts = [] if isinstance(said.content, str) else said.content
+    urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    for url in urls:
+        check_url(url)
+    return urls
+
+
+def asked(chat: Chat, images: int) -> Asked:
+    """What a conversation asks for; no image is decoded.
+
+    Args:
+        chat: the conversation.
+        images: how many it may have.
+
+    Raises:
+        ValueError: a conversation that asks for nothing, or has too many images.
+    """
     if chat.messages[-1].role != "user":
         raise ValueError("messages: the last must be the user's")
-    pictures, history = list[PIL_Image.Image](), list[tuple[str, str]]()
-    for said, reply in zip(chat.messages, [*chat.messages[1:], None], strict=True):
-        shown = [] if isinstance(said.content, str) else [part for part in said.content if isinstance(part, ImagePart)]
-        pictures += [from_data_url(part.image_url.url, pixels) for part in shown]
-        if shown:
-            history.clear()  # it was about another picture
+    shown = [urls_of(said) for said in chat.messages]
+    if (count := sum(map(len, shown))) > images:
+        raise ValueError(f"messages: {count} images, but at most {images} are taken: leave out the older ones")
+    url, history = None, list[tuple[str, str]]()
+    for urls, said, reply in zip(shown, chat.messages, [*chat.messages[1:], None], strict=True):
+        if urls:
+            url = urls[-1]
+            history.clear()  # it was about another image
         if reply is not None and (said.role, reply.role) == ("user", "assistant"):
             history.append((text_of(said.content)[:MAX_PROMPT], text_of(reply.content)[:MAX_PROMPT]))
     text = text_of(chat.messages[-1].content)
@@ -205,4 +237,4 @@ def asked(chat: Chat, pixels: int) -> Asked:
         raise ValueError("messages: the last says nothing")
     if len(text) > MAX_PROMPT:
         raise ValueError(f"messages: the last has more than {MAX_PROMPT:,} characters")
-    return Asked(text, pictures, [turn for turn in history if all(turn)])
+    return Asked(text, url, [turn for turn in history if all(turn)])

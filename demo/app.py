@@ -14,7 +14,8 @@ import gradio as gr
 
 from cm3.engine_thread import EngineThread, reserve_threads
 from cm3.pipeline import CM3
-from demo.doors import HOSTS, doors
+from cm3.server_doors import is_local
+from demo.doors import doors
 from demo.page import CSS, build
 from demo.uploads import MAX_BYTES
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 def checked(options: argparse.Namespace) -> None:
     """Errors: ValueError for a page that anybody could use, and for MCP without its package."""
-    if (options.share or options.host not in HOSTS) and len(options.password or "") < LEAST_PASSWORD:
+    if (options.share or not is_local(options.host)) and len(options.password or "") < LEAST_PASSWORD:
         raise ValueError(
             f"others can reach the page with --share or --host {options.host}: give --password, at least "
             f"{LEAST_PASSWORD} characters"
@@ -70,7 +71,7 @@ def serve(
         show_error=False,
         css=CSS,
         max_file_size=MAX_BYTES,
-        app_kwargs={"middleware": doors(any_host=share or host not in HOSTS)},
+        app_kwargs={"middleware": doors(any_host=share or not is_local(host))},
         **options,
     )
 

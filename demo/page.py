@@ -14,7 +14,7 @@ from PIL import Image
 from cm3.pipeline import CM3
 from demo import parts
 from demo.tabs import ask, describe, draw, edit, fill, look, write
-from demo.uploads import NOT_UPLOADED, uploaded
+from demo.uploads import NOT_UPLOADED, Page, uploaded
 from demo.words import Say
 
 TITLE = "CM3leon"
@@ -59,7 +59,7 @@ def example_pictures() -> list[Image.Image]:
 
 def build(model: CM3) -> gr.Blocks:
     """Both pages; nothing is served yet."""
-    with gr.Blocks(title=TITLE, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
+    with Page(title=TITLE, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
         Navbar(main_page_name="English")
         fill_page(model, Say("en"))
     with page.route("العربية", "ar"):

@@ -4,6 +4,7 @@ whatever a request says.
 gradio checks the path of a file only where the request calls it one; what a request says here is believed nowhere.
 """
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import gradio as gr
 from gradio.components.base import server
 from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs, EditorValue
 from gradio.data_classes import FileData, ImageData
+from gradio.exceptions import InvalidPathError
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -21,6 +23,9 @@ MAX_LAYERS = 8
 MAX_BYTES = 20_000_000  # of an upload
 MAX_PAINTINGS = 32  # that were sent and are not yet asked about
 NOT_UPLOADED = "This picture was not uploaded here: upload it, or click a drawing."
+UNREADABLE = "This request cannot be read: use the fields as the page shows them."
+
+log = logging.getLogger("demo")
 
 
 def uploaded(path: str | None) -> Path:
@@ -41,7 +46,24 @@ def opened(source: Path | bytes | None) -> Image.Image:
         data = source.read_bytes() if isinstance(source, Path) else source
         return open_image(data, MAX_PIXELS, ground=None)  # pyright: ignore[reportArgumentType]  # None is refused there
     except (OSError, ValueError, TypeError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        said = str(error).removesuffix(", or raise max_pixels")  # which a visitor cannot
+        raise gr.Error(said, print_exception=False) from error
+
+
+class Page(gr.Blocks):
+    """Blocks that tell in one line what is wrong with a request; the log has its kind, and nothing that was sent."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """What the page's functions get. Errors: gr.Error for whatever a request may have wrong."""
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            log.info("refused: %s", type(error).__name__)
+            told = NOT_UPLOADED if isinstance(error, InvalidPathError) else UNREADABLE
+            raise gr.Error(told, print_exception=False) from None
 
 
 class UploadedImage(gr.Image):

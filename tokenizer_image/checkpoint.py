@@ -9,6 +9,7 @@ that part. A pickle is read by torch with weights_only; what trainers leave besi
 
 import json
 import pickle
+import secrets
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,15 @@ WRAPPERS = ("ema", "model", "state_dict")  # keys that trainers put the weights 
 # Classes that trainers store beside the weights (options, callbacks, best scores): replaced, never imported.
 LEFTOVERS = ("argparse.Namespace", "builtins.dict", "builtins.int", "builtins.list", "collections.defaultdict")
 LEFTOVER_PACKAGES = {"lightning", "lightning_fabric", "numpy", "omegaconf", "pytorch_lightning", "typing"}
+
+
+def make_readable(*files: Path) -> None:
+    """Give files the mode of any new file: those that safetensors' save_file writes nobody but their owner can read."""
+    for file in files:
+        probe = file.with_name(f".{secrets.token_hex(8)}")
+        probe.touch()  # the umask, and what else the folder asks for
+        file.chmod(probe.stat().st_mode)
+        probe.unlink()
 
 
 class Leftover:

@@ -5,7 +5,8 @@
 
 SOURCE is a checkpoint of taming-transformers (.ckpt), Meta's Chameleon (vqgan.ckpt), transformers' ChameleonVQVAE,
 LlamaGen (.pt), Janus (its own or transformers' names) or diffusers' VQModel (folder); a larger model that holds one of
-them will do. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours.
+them will do. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours whose shape
+diffusers' VQModel has: taming's, Chameleon's or its own; the embedded "emoji" has none of them.
 """
 
 # safetensors is typed in part only.
@@ -22,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokenizer_image.checkpoint import MAX_GIGABYTES, open_checkpoint
+from tokenizer_image.checkpoint import MAX_GIGABYTES, make_readable, open_checkpoint
 from tokenizer_image.config import PRESETS, VQConfig
 from tokenizer_image.families import (
     FAMILIES,
@@ -41,6 +42,7 @@ from tokenizer_image.vqgan import VQModel
 
 CHOICES = ("auto", "taming", "chameleon", "llamagen", "janus", "diffusers")
 CHAMELEON = PRESETS["chameleon-512"]
+EXPORTED = "diffusion_pytorch_model.safetensors"
 SHOWN = 10  # keys that an error names; it counts the others
 
 # What a tokenizer is called inside a larger model, or by a wrapper around it.
@@ -98,15 +100,13 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     config, folder = tokenizer.model.config, Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a config.json already; name a new folder to write to")
+    if lost := not_in_diffusers(config):
+        can = [name for name, preset in PRESETS.items() if not not_in_diffusers(preset)]
+        raise ValueError(
+            f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there; what was converted "
+            f"from taming, Chameleon or diffusers has one, and so have the presets {', '.join(can)}"
+        )
     values = to_diffusers(config)
-    back = from_diffusers(values)
-    same = replace(
-        config,
-        attn_resolutions=back.attn_resolutions,
-        decoder_ch=None if config.decoder_ch == config.ch else config.decoder_ch,
-    )
-    if lost := [f"{name} = {value}" for name, value in vars(same).items() if value != getattr(back, name)]:
-        raise ValueError(f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there")
     weights: dict[str, Tensor] = {}
     for key, value in tokenizer.model.state_dict().items():
         name = rename(key, FAMILIES["diffusers"].names, len(config.ch_mult))
@@ -114,7 +114,19 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
         weights[name] = (value[:, :, 0, 0] if linear else value).cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / EXPORTED, metadata={"format": "pt"})
+    make_readable(folder / EXPORTED)
+
+
+def not_in_diffusers(config: VQConfig) -> list[str]:
+    """What of a shape diffusers' VQModel cannot have, as "name = value"; [] = it can be exported."""
+    back = from_diffusers(to_diffusers(config))
+    same = replace(
+        config,
+        attn_resolutions=back.attn_resolutions,
+        decoder_ch=None if config.decoder_ch == config.ch else config.decoder_ch,
+    )
+    return [f"{name} = {value}" for name, value in vars(same).items() if value != getattr(back, name)]
 
 
 def read(source: Path, family: str, resolution: int | None, max_gigabytes: float) -> tuple[VQConfig, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokenizer_image.checkpoint import SafetensorsWeights
+from tokenizer_image.checkpoint import SafetensorsWeights, make_readable
 from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_image, to_pil, to_tensor
 from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel
@@ -69,6 +69,7 @@ class ImageTokenizer:
         self.model.config.save(folder / CONFIG)
         weights = {key: value.to(dtype).contiguous() for key, value in self.model.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
+        make_readable(folder / WEIGHTS)
 
     @property
     def size(self) -> tuple[int, int]:

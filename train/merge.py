@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cm3.flat_tokenizer import load_text
 from cm3.model_files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
 from cm3.vocab import Vocab
+from tokenizer_image.checkpoint import make_readable
 from train.documents.shards import Shards, layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -137,6 +138,7 @@ def write_average(folders: Sequence[Path], out: Path, shares: Sequence[float]) -
                 key: mean(key, [place[key].get_tensor(key) for place in places], shares, folders) for key in file.keys()
             }
             save_file(tensors, out / name, {"format": "pt"})
+            make_readable(out / name)
     write_checksums(out)
 
 

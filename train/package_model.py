@@ -22,6 +22,7 @@ from cm3.known_words import KnownWords
 from cm3.model_files import read_config, write_checksums
 from cm3.scorer import Scorer
 from tokenizer_image import ImageTokenizer
+from tokenizer_image.checkpoint import make_readable
 from train.documents.shards import Shards
 from train.documents.words import texts_of
 from train.emoji.dataset import EXTRA, attribution, read_manifest, read_pictures
@@ -110,6 +111,7 @@ def halve(source: Path, target: Path) -> int:
         raise ValueError(f"{source}: {bad[0]} does not fit into 16 bits")
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(small, target, metadata={"format": "pt"})
+    make_readable(target)
     return sum(value.numel() for value in weights.values())
 
 

@@ -218,3 +218,17 @@ def test_a_folder_that_was_left_aside_is_found(tiny_folder: Path, tmp_path: Path
 def test_presets_and_saved_shapes_pass_the_limits():
     for preset in (*PRESETS.values(), ImageTokenizer.from_pretrained("emoji").model.config):
         assert VQConfig.from_dict(vars(preset)) == preset
+
+
+def test_every_file_of_a_saved_model_has_the_mode_that_the_umask_asks_for(tiny: CM3, tmp_path: Path):
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            tiny.save_pretrained(tmp_path / "model")
+            tiny.image_tokenizer.save_pretrained(tmp_path / f"image_tokenizer-{mask}")
+        finally:
+            os.umask(before)
+        for folder in (tmp_path / "model", tmp_path / f"image_tokenizer-{mask}"):
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            assert any(path.suffix == ".safetensors" for path in files)
+            assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import httpx
 import openai
 import pytest
 import torch
-import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -23,10 +21,10 @@ from cm3 import CM3, cli, ranking
 from cm3.engine import Engine
 from cm3.known_words import KnownWords
 from cm3.safety import BlockList, Safety
-from cm3.server import make_app, read_keys
+from cm3.server import make_app
 from cm3.server_work import Limits
+from serving import KEY, LOCAL, Live, asking, data_url, picture_bytes, until
 
-KEY = "a-key-of-the-test"
 SAFETY = Safety([BlockList({"weapons": ["gun"]})])
 
 
@@ -37,7 +35,7 @@ def fresh(tiny_folder: Path) -> CM3:
 
 
 def client_of(model: CM3, **options: Any) -> TestClient:
-    return TestClient(make_app(model, "tiny", **options), raise_server_exceptions=False)
+    return TestClient(make_app(model, "tiny", **options), LOCAL, raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -45,42 +43,8 @@ def http(tiny: CM3) -> TestClient:
     return client_of(tiny)
 
 
-def picture_bytes(colour: str = "red", size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
-def data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
 def opened(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
-
-
-def asking(text: str, url: str | None = None, **more: Any) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    if url is not None:
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    return {"messages": [{"role": "user", "content": parts}], **more}
-
-
-class Live:
-    """A server on a port of its own."""
-
-    def __init__(self, app: Any) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture
@@ -205,7 +169,7 @@ def test_the_best_of_several_is_drawn_and_streamed(http: TestClient, tiny: CM3, 
 
 
 def test_health_metrics_and_what_no_key_opens(tiny: CM3):
-    http = client_of(tiny, api_keys=["other", KEY])
+    http = client_of(tiny, api_keys=["another-key-of-the-test", KEY])
     assert http.get("/health").json() == {"status": "ok"}
     for path in ("/v1/models", "/v1/images/generations", "/v1/chat/completions"):
         method = "GET" if path == "/v1/models" else "POST"
@@ -215,7 +179,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
     headers = {"Authorization": f"Bearer {KEY}"}
     assert http.get("/v1/models", headers=headers).status_code == 200
     assert http.post("/v1/images/generations", headers=headers, json={"prompt": "a"}).status_code == 200
-    page = http.get("/metrics").text
+    page = http.get("/metrics", headers=headers).text
     assert 'cm3_requests_total{route="/v1/images/generations",status="200"} 1.0' in page
     assert "cm3_pictures_total 1.0" in page and "cm3_places_taken 0.0" in page and KEY not in page
 
@@ -241,7 +205,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
         ("images/generations", {"prompt": "secret G U N"}, 400, "the prompt is refused: weapons"),
         ("chat/completions", {"messages": []}, 422, "messages: List should have at least 1 item"),
         ("chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 422, "the last must be the user's"),
-        ("chat/completions", asking("secret"), 422, "send a picture"),
+        ("chat/completions", asking("secret"), 422, "send an image"),
         ("chat/completions", asking("secret", "http://10.0.0.1/a.png"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "file:///etc/passwd"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "no base64 stands behind the comma"),
@@ -274,6 +238,42 @@ def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
         answer = http.post("/v1/images/edits", files={"image": content}, data={"prompt": "a"})
         assert answer.status_code == 422 and message in answer.json()["error"]["message"]
     assert http.post("/v1/images/edits", data={"prompt": "a"}).status_code == 422
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_images_of_a_conversation_are_counted_before_any_is_decoded(tiny: CM3, apart: bool):
+    broken = [data_url(b"no image")] * 9
+    talk = [asking("What?", url)["messages"][0] for url in broken] if apart else asking("What?", *broken)["messages"]
+    for messages, limits in ((talk, Limits()), (asking("What?", *broken[:3])["messages"], Limits(pictures=2))):
+        answer = client_of(tiny, limits=limits).post("/v1/chat/completions", json={"messages": messages})
+        count = len(broken) if messages is talk else 3
+        assert answer.status_code == 422
+        assert f"{count} images, but at most {limits.pictures} are taken" in answer.json()["error"]["message"]
+
+
+def test_only_the_image_that_is_asked_about_is_decoded(http: TestClient, tiny: CM3):
+    broken, sound = [data_url(b"no image")] * 7, picture_bytes("blue")
+    answer = http.post("/v1/chat/completions", json=asking("What?", *broken, data_url(sound)))
+    assert answer.json()["choices"][0]["message"]["content"] == tiny.answer(sound, "What?")
+    assert http.post("/v1/chat/completions", json=asking("What?", data_url(sound), *broken)).status_code == 422
+
+
+def test_what_is_wrong_with_a_part_is_said_of_the_part(http: TestClient):
+    for parts, message in (
+        ([{"type": "text", "text": "a"}] * 65, "messages.0.content.parts: List should have at most 64 items"),
+        ([{"type": "sound"}], "messages.0.content.parts.0: Input tag 'sound'"),
+        (5, "messages.0.content.text: Input should be a valid string"),
+    ):
+        answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": parts}]})
+        assert answer.status_code == 422 and answer.json()["error"]["message"].startswith(message)
+
+
+def test_json_with_more_values_than_any_request_needs_is_refused_unread(http: TestClient):
+    for values in (b"{}," * 100_000, b"0," * 100_000, b"[" * 100_001):
+        answer = http.post("/v1/images/generations", content=b'{"prompt":"a cat","x":[' + values + b"0]}")
+        assert answer.status_code == 413 and "100,000 values" in answer.json()["error"]["message"]
+    image = picture_bytes(size=(20, 20)) + b"," * 200_000  # no JSON
+    assert http.post("/v1/images/edits", files={"image": image}, data={"prompt": "a"}).status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -343,13 +343,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "advance", slowly)
 
 
-def until(holds: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.usefixtures("slow")
 def test_time_that_is_over_frees_the_lanes(fresh: CM3):
     http = client_of(fresh, limits=Limits(seconds=0.7))
@@ -371,25 +364,21 @@ def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], stream: 
             f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
         )
     until(lambda: not model.engine.rows)
-    page = httpx.get(f"{server.url}/metrics").text
+    page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     assert "cm3_places_taken 0.0" in page
 
 
 @pytest.mark.usefixtures("slow")
 def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(live: tuple[Live, CM3]):
     server, _ = live
+    client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
     def post(i: int) -> tuple[int, float]:
         began = time.monotonic()
-        answer = httpx.post(
-            f"{server.url}/v1/images/generations",
-            json={"prompt": "a cat", "seed": i},
-            headers={"Authorization": f"Bearer {KEY}"},
-            timeout=60,
-        )
+        answer = client.post("/v1/images/generations", json={"prompt": "a cat", "seed": i})
         return answer.status_code, time.monotonic() - began
 
-    with ThreadPoolExecutor(40) as pool:
+    with client, ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(post, range(40)))
     codes = [code for code, _ in answers]
     assert set(codes) == {200, 429} and codes.count(200) >= 4
@@ -399,14 +388,16 @@ def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_fin
         assert code == 200 or seconds < 3
 
 
-def test_a_strangers_body_is_not_parsed_and_only_health_and_figures_are_open(fresh: CM3):
+def test_a_strangers_body_is_not_parsed_and_only_health_and_the_interface_are_open(fresh: CM3):
     client = TestClient(make_app(fresh, "tiny", api_keys=[KEY]))
     for path, method in (("images/generations", "POST"), ("chat/completions", "POST"), ("models", "GET"), ("x", "GET")):
         for header in ({}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer "}):
             answer = client.request(method, f"/v1/{path}", content=b"{no json", headers=header)
             assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
-    assert client.get("/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
-    assert {client.get(path).status_code for path in ("/health", "/metrics", "/openapi.json")} == {200}
+    for path in ("/v1/models", "/metrics"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers={"Authorization": f"bearer {KEY}"}).status_code == 200
+    assert {client.get(path).status_code for path in ("/health", "/openapi.json")} == {200}
     behind = TestClient(make_app(fresh, "tiny", api_keys=[KEY]), root_path="/api")  # of a proxy
     assert behind.get("/api/v1/models").status_code == 401 and behind.get("/api/health").status_code == 200
 
@@ -425,7 +416,7 @@ def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
             assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 401
             assert client.get("/health").status_code == client.get("/v1/models", headers=keyed).status_code == 200
         assert client.post("/v1/images/generations", content=b"no json", headers=keyed).status_code == 422
-    assert 'route="none",status="429"} 3.0' in httpx.get(f"{server.url}/metrics").text
+    assert 'route="none",status="429"} 3.0' in httpx.get(f"{server.url}/metrics", headers=keyed).text
     server.stop()
 
 
@@ -463,8 +454,3 @@ def test_the_command_refuses_what_is_not_safe(
         cli.main()
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_keys_are_read(tmp_path: Path):
-    (tmp_path / "keys").write_text("one\n\ntwo\n")
-    assert read_keys(tmp_path / "keys") == ["one", "two"]

@@ -12,6 +12,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from cm3 import CM3
 from cm3.server import make_app
+from serving import LOCAL
 
 CALM = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 PATHS = ("images/generations", "images/edits", "chat/completions")
@@ -24,7 +25,7 @@ FIELDS = st.sampled_from("prompt n size seed model messages stream modalities te
 
 @pytest.mark.slow
 def test_what_the_schema_allows_is_answered_as_it_says(tiny: CM3):
-    schema: Any = schemathesis.openapi.from_asgi("/openapi.json", make_app(tiny, "tiny"))
+    schema: Any = schemathesis.openapi.from_asgi("/openapi.json", make_app(tiny, "tiny"), base_url=LOCAL)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {operation.path for operation in operations} >= {f"/v1/{path}" for path in PATHS}
     for operation in operations:
@@ -39,7 +40,7 @@ def test_what_the_schema_allows_is_answered_as_it_says(tiny: CM3):
 
 @pytest.fixture(scope="module")
 def http(tiny: CM3) -> TestClient:
-    return TestClient(make_app(tiny, "tiny"), raise_server_exceptions=False)
+    return TestClient(make_app(tiny, "tiny"), LOCAL, raise_server_exceptions=False)
 
 
 @settings(max_examples=150, **CALM)

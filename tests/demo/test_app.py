@@ -21,7 +21,7 @@ from checkout import ROOT
 from cm3 import CM3
 from demo.app import USER, main, serve
 from demo.page import build
-from demo.uploads import PaintedImage
+from demo.uploads import NOT_UPLOADED, UNREADABLE, PaintedImage
 from tests.tokenizer_image.test_pixels import png_that_claims
 
 CHECKOUT = ROOT
@@ -135,16 +135,47 @@ def test_nothing_is_fetched_for_a_visitor(url: str):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1"])
 def test_other_names_are_refused(url: str, host: str):
-    assert httpx.get(url, headers={"Host": host}).status_code == 400
+    assert httpx.get(url, headers={"Host": host}).status_code == 403
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "https://localhost.evil.example", "http://127.0.0.1:1"]
+    "origin", ["http://evil.example", "null", "https://localhost.evil.example", "http://127.0.0.1:1", "http://[::1"]
 )
 def test_pages_from_elsewhere_are_refused(url: str, origin: str):
     assert "refused" in ask(url, "ask", [None, "What?", []], Origin=origin)
     own = url.removesuffix("/")
     assert "refused" not in ask(url, "ask", [None, "What?", []], Origin=own)
+
+
+@pytest.mark.parametrize("any_host", [False, True])
+def test_an_origin_without_a_host_is_refused(tiny: CM3, any_host: bool):
+    """HTTP/1.0 has none."""
+    page = build(tiny)
+    others = {"host": "0.0.0.0", "auth": (USER, "long enough")} if any_host else {}
+    _, url, _ = serve(page, prevent_thread_lock=True, quiet=True, **others)
+    try:
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as client:
+            client.settimeout(20)
+            client.sendall(b"GET / HTTP/1.0\r\nOrigin: http://127.0.0.1\r\n\r\n")
+            assert b"".join(iter(lambda: client.recv(4096), b"")).split(b" ")[1] == b"403"
+    finally:
+        page.close()
+
+
+def test_a_request_that_cannot_be_read_is_told_so_and_the_log_repeats_nothing(
+    url: str, secret: str, uploads: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    sent = [("describe", [shape, None, "en", False]) for shape in shapes(secret, uploads)]
+    sent += [("look", [{"path": "a\0b", "meta": {"_type": "gradio.FileData"}}, secret]), ("draw", [secret])]
+    sent += [("draw", [secret, secret, "", 1, 3, False, 1, 0.95, False, 0, "", None, "edges", []])]
+    sent += [("draw", ["a cat", 1, "", 1, 3, False, 1, 0.95, False, 0, "", None, secret, []])]
+    for name, data in sent:
+        said = ask(url, name, data)
+        assert "event: error" in said and '"error": null' not in said and "Traceback" not in said, (data, said)
+    assert any(one in said for one in (NOT_UPLOADED, UNREADABLE, "choices"))
+    told = capfd.readouterr()
+    for log in (told.out, told.err, caplog.text):
+        assert "Traceback" not in log and secret not in log
 
 
 def upload(url: str, data: bytes) -> dict:

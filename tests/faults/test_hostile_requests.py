@@ -16,8 +16,8 @@ import pytest
 from attempts import answer
 from cm3 import CM3
 from cm3.server import make_app
-from cm3.server_work import Limits
-from damage import bombs, flipped, judged, outcomes, pictures, strangers
+from cm3.server_work import Limits, give_memory_back
+from damage import bombs, flipped, judged, outcomes, pictures, resident, strangers
 
 pytestmark = pytest.mark.faults
 
@@ -45,6 +45,13 @@ WORDS = (
     "e\u0301" * 50,
     "[5 5 50 50]",
     "a [9 9 1 1], b [1e99 nan inf -1]",
+)
+BULK = (
+    b"[" * 50_000,
+    b'{"a":' * 50_000,
+    b'{"messages":[{"role":"user","content":[' + b"{}," * 400_000 + b"{}]}]}",
+    b'{"messages":[{"role":"user","content":[' + b"{}," * 30_000 + b"{}]}]}",
+    b'{"prompt":"a","n":1,"x":[' + b"[]," * 90_000 + b"1]}",
 )
 
 
@@ -119,7 +126,7 @@ def text_of(rng: random.Random, body: Any) -> bytes:
         return content
     if way < 0.9 and content:
         return flipped(content, rng, min(len(content), rng.randrange(1, 9)))
-    return content[: rng.randrange(len(content) + 1)] if way < 0.95 else rng.choice((b"[" * 50_000, b'{"a":' * 50_000))
+    return content[: rng.randrange(len(content) + 1)] if way < 0.95 else rng.choice(BULK)
 
 
 def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
@@ -138,9 +145,9 @@ def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
         body = {"prompt": words(rng), "n": rng.choice((1, 1, 2)), "seed": rng.choice((1, None))}
     else:
         parts = [{"type": "text", "text": words(rng)}]
-        parts += [
-            {"type": "image_url", "image_url": {"url": url(rng, picture(rng, files))}} for _ in range(rng.randrange(3))
-        ]
+        many = rng.randrange(9, 100) if rng.random() < 0.1 else rng.randrange(3)
+        shown = [url(rng, picture(rng, files)) for _ in range(min(many, 3))]
+        parts += [{"type": "image_url", "image_url": {"url": rng.choice(shown)}} for _ in range(many)]
         body = {"messages": [{"role": "user", "content": parts}]}
         if rng.random() < 0.3:
             body["modalities"] = ["image"]
@@ -150,6 +157,7 @@ def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
 
 
 def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
+    give_memory_back()  # as cm3 serve does
     model = CM3.from_pretrained(folder, device="cpu")
     app = make_app(model, "tiny", Limits(body=2_000_000, seconds=20), api_keys=[KEY])
     kinds = (pictures(0), strangers(random.Random(0)), bombs())
@@ -185,13 +193,15 @@ def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
         return path, "harmless" if got.status_code == 200 else "refused", str(got.status_code)
 
     outcomes(min(cases, 500), seed + 1, one)  # what is loaded once is no leak
+    before = resident()
     result = outcomes(cases, seed, one)
     loop.close()
-    return result
+    return result | {"resident": (before, resident())}
 
 
 def test_hostile_requests_are_answered(tiny_folder: Path, tmp_path: Path, account: dict[str, Any]):
     result = answer(tmp_path, hostile, tiny_folder, REQUESTS, 7, limit=120 + REQUESTS / 10)
-    account["hostile requests"] = judged(result, 2**29)
+    before, after = (round(size / 2**20) for size in result["resident"])
+    account["hostile requests"] = judged(result, 2**29) | {"resident before": before, "resident after": after}
     assert sum(one.fate == "harmless" for one in result["outcomes"]) > REQUESTS / 20
     assert sum(one.fate == "refused" for one in result["outcomes"]) > REQUESTS / 3

@@ -1,5 +1,9 @@
-"""Every command in the documentation parses: its options exist, and its settings are fields of the script's Config."""
+"""Every command in the documentation parses: its options exist, and its settings are fields of the script's Config.
 
+test_docs_run.py runs those that are run in seconds.
+"""
+
+import argparse
 import importlib
 import re
 import shlex
@@ -9,6 +13,9 @@ import pytest
 import typer
 
 from checkout import ROOT
+from cm3 import cli
+from pages import PAGES, blocks
+from tokenizer_image import convert
 from train.build_instructions import InstructionsConfig
 from train.build_scenes import ScenesConfig
 from train.image_tokenizer import ImageTokenizerConfig
@@ -17,7 +24,6 @@ from train.runtime import config as configs
 from train.scorer import ScorerTrainingConfig
 from train.tokenize_emoji import TokenizeConfig
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = {
     "train.lm": LMConfig,
     "train.image_tokenizer": ImageTokenizerConfig,
@@ -65,3 +71,55 @@ def test_a_command_of_the_documentation_parses(module: str, arguments: str):
 def test_a_command_that_is_wrong_does_not_parse(arguments: str):
     with pytest.raises((typer.TyperException, ValueError)):
         test_a_command_of_the_documentation_parses("train.lm", arguments)
+
+
+def words_of(program: str) -> list[list[str]]:
+    """The command lines of the pages that begin with these words, without them."""
+    lines = {
+        part.strip() for page in PAGES for one in blocks(page) if one.kind == "shell" for part in one.code.split("|")
+    }
+    return [shlex.split(line.removeprefix(program)) for line in sorted(lines) if line.startswith(program)]
+
+
+@pytest.mark.parametrize("words", words_of("cm3 "), ids=" ".join)
+def test_a_line_of_the_command_parses(words: list[str]):
+    group: Any = typer.main.get_command(cli.app)
+    if words == ["--install-completion"]:  # typer's own, which ends the command
+        assert any(words[0] in parameter.opts for parameter in group.params)
+        return
+    with group.make_context("cm3", words[:]) as context:
+        name, command, rest = group.resolve_command(context, words)
+        assert command is not None
+        command.make_context(name, rest, parent=context)
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("words", words_of("python -m tokenizer_image.convert "), ids=" ".join)
+def test_a_line_of_the_converter_parses(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    whole = argparse.ArgumentParser.parse_args
+
+    def parse_args(self: argparse.ArgumentParser) -> None:
+        raise Parsed(whole(self, words))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(Parsed):
+        convert.main()
+
+
+def test_what_make_is_asked_for_is_in_the_makefile():
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    asked = {words[0] for words in words_of("make ")}
+    assert {"run", "test", "demo"} <= asked
+    for target in asked:
+        assert re.search(rf"^{re.escape(target)}:", rules, re.MULTILINE), target
+
+
+def test_scripts_that_are_named_are_there_and_know_their_options():
+    lines = words_of("python examples/")
+    assert lines
+    for script, *arguments in lines:
+        source = (ROOT / "examples" / script).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in arguments if word.startswith("-")), script

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
-from tokenizer_image.convert import convert, export_diffusers, main
-from tokenizer_image.families import FAMILIES, rename, to_ours
+from tokenizer_image.convert import convert, export_diffusers, main, not_in_diffusers
+from tokenizer_image.families import FAMILIES, from_diffusers, rename, to_diffusers, to_ours
 
 Weights = dict[str, Tensor]
 SMALL = VQConfig(
@@ -247,6 +247,7 @@ def test_the_encoder_of_transformers_chameleon_needs_a_decoder_of_its_codebook(m
 
 def test_what_is_exported_to_diffusers_and_imported_again_is_the_same_to_the_bit(model: VQModel, tmp_path: Path):
     export_diffusers(ImageTokenizer(model), tmp_path / "diffusers")
+    assert len({path.stat().st_mode for path in (tmp_path / "diffusers").iterdir()}) == 1  # others can read the weights
     stored = load_file(tmp_path / "diffusers/diffusion_pytorch_model.safetensors")
     assert stored["decoder.up_blocks.0.attentions.1.to_out.0.weight"].shape == (64, 64)
     assert stored["encoder.down_blocks.2.resnets.0.conv_shortcut.weight"].shape == (64, 32, 1, 1)
@@ -275,6 +276,18 @@ def test_what_diffusers_cannot_express_is_refused_by_name(preset: str, tmp_path:
     with pytest.raises(ValueError, match="cannot have .*normalize = True"):
         export_diffusers(tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_cannot_be_exported_is_told_which_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["convert", "emoji", str(tmp_path / "out"), "--to", "diffusers"])
+    with pytest.raises(SystemExit, match="convert: .*cell_width = 384.* so have the presets (.*)$") as error:
+        main()
+    named = str(error.value).rpartition("presets ")[2].split(", ")
+    assert {"taming-f16-1024", "chameleon-512"} <= set(named) <= PRESETS.keys()
+    for name in named:
+        assert not not_in_diffusers(PRESETS[name])
+        back = from_diffusers(to_diffusers(PRESETS[name]))
+        assert (back.ch_mult, back.n_embed) == (PRESETS[name].ch_mult, PRESETS[name].n_embed)
 
 
 def test_the_command_imports_exports_and_ends_with_one_line_on_a_mistake(

@@ -1,6 +1,9 @@
 """Every kind of picture that a person may hand in, and every broken one."""
 
+import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from io import BytesIO, StringIO
@@ -10,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from checkout import ROOT
 from tokenizer_image.pixels import open_image, to_pil, to_tensor
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -204,8 +208,105 @@ def test_a_jpeg_is_shrunk_while_it_is_decoded_where_less_is_enough():
     difference = np.asarray(shrunk).astype(int) - np.asarray(photograph.resize((625, 500), Image.Resampling.BOX))
     assert abs(difference).max() < 8
     assert open_image(data, max_pixels=20_000_000).size == (5_000, 4_000)
-    with pytest.raises(ValueError, match="too large: 5000 x 4000 pixels"):  # it is held whole whatever is asked
-        open_image(stored(photograph, "JPEG", progressive=True), least=128)
+    assert open_image(stored(photograph, "JPEG", progressive=True), least=128).size == (625, 500)
+
+
+def jpeg_that_claims(width: int, height: int) -> bytes:
+    """A JPEG whose header promises width x height pixels."""
+    data = stored(Image.new("RGB", (16, 16)), "JPEG")
+    at = data.index(b"\xff\xc0") + 5  # start of frame: marker, length, precision, height, width
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def test_a_photograph_of_24_million_pixels_is_read_by_default_where_less_is_enough():
+    photograph = stored(Image.radial_gradient("L").resize((6_000, 4_000)), "JPEG")
+    assert open_image(photograph, least=256).size == (750, 500)
+    with pytest.raises(ValueError, match="too large: 6000 x 4000 pixels, the limit is 16,000,000; scale it down"):
+        open_image(photograph)
+
+
+def test_where_less_is_enough_a_jpeg_may_have_64_million_pixels_by_default_and_others_16():
+    assert open_image(jpeg_that_claims(8_000, 8_000), least=256).size == (1_000, 1_000)
+    with pytest.raises(ValueError, match="too large: 8000 x 8001 pixels, the limit is 64,000,000 for JPEG"):
+        open_image(jpeg_that_claims(8_000, 8_001), least=256)
+    with pytest.raises(ValueError, match="the limit is 16,000,000 for JPEG"):
+        open_image(jpeg_that_claims(4_000, 4_001), max_pixels=4_000_000, least=256)
+    with pytest.raises(ValueError, match="too large: 8000 x 8000 pixels, the limit is 16,000,000;"):
+        open_image(jpeg_that_claims(8_000, 8_000), least=4_001)  # no half of it is enough
+    with pytest.raises(ValueError, match="too large: 4001 x 4001 pixels, the limit is 16,000,000;"):
+        open_image(png_that_claims(4_001, 4_001), least=256)
+
+
+PEAK = """
+import resource, sys
+from tokenizer_image.pixels import open_image
+open_image(sys.argv[1], least=256)  # what libraries take the first time
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+open_image(sys.argv[2], least=256)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_jpeg_of_64_million_pixels_takes_little_memory_where_less_is_enough(tmp_path):
+    Image.new("RGB", (300, 300)).save(tmp_path / "small.jpg")
+    Image.new("L", (8_000, 8_000)).save(tmp_path / "large.jpg")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "small.jpg"), str(tmp_path / "large.jpg")]
+    megabytes = float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    assert megabytes < 40  # whole it would be 256
+
+
+def test_of_a_large_picture_of_any_format_no_more_is_kept_than_is_enough():
+    picture = Image.radial_gradient("L").resize((1_500, 1_200)).convert("RGB")
+    kept = open_image(stored(picture), least=256)
+    assert kept.size == picture.reduce(4).size == (375, 300)
+    assert kept.tobytes() == open_image(picture, least=256).tobytes() == picture.reduce(4).tobytes()
+    assert open_image(stored(picture)).size == (1_500, 1_200)
+    assert open_image(stored(picture.crop((0, 0, 1_000, 1_000))), least=256).size == (1_000, 1_000)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"pipe.png: cannot be read \(a pipe"):
+        open_image(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"link.png: cannot be read \(a link that leads nowhere\)"):
+        open_image(tmp_path / "link.png")
+
+
+HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100)  # "heic" among the compatible brands
+
+
+@pytest.mark.parametrize("data", [HEIC, b"\0\0\0\x14ftypheic\0\0\0\0heic" + bytes(100)])
+def test_heic_without_its_package_says_which_to_install(data: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # to import it is an error
+    with pytest.raises(ValueError, match="the picture: HEIC needs a package: pip install pillow-heif"):
+        open_image(data)
+
+
+def test_avif_is_not_taken_for_heic(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert open_image(stored(Image.new("RGB", (16, 16), RED), "AVIF")).size == (16, 16)
+
+
+def test_heic_is_read_upright_and_within_limits():
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    picture = Image.new("RGB", (64, 32), RED)
+    picture.paste((0, 0, 255), (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    data = stored(picture, "HEIF", exif=exif.tobytes())
+    upright = open_image(data)
+    assert upright.size == (32, 64)
+    top, bottom = corners(upright)
+    assert top[2] > 200 > 50 > top[0] and bottom[0] > 200 > 50 > bottom[2]
+    with pytest.raises(ValueError, match="too large: .*the limit is 1,000;"):
+        open_image(data, max_pixels=1_000)
+    assert open_image(data, max_pixels=1_024, least=8).size == (32, 64)  # twice that
+    with pytest.raises(ValueError, match="the limit is 2,046 for HEIF"):
+        open_image(data, max_pixels=1_023, least=8)
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        open_image(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])

@@ -71,7 +71,7 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
     Raises:
         ValueError: nothing there that can be read, or several layouts at once.
     """
-    path = Path(path)
+    path, passed_over = Path(path), dict[str, str]()
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: want one of {', '.join(FORMATS)}")
     if path.is_file():
@@ -81,7 +81,7 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
     elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         kinds = {"datasets": [path]}
     elif path.is_dir():
-        kinds = _kinds(path)
+        kinds = _kinds(path, passed_over)
     else:
         raise ValueError(f"{path} does not exist: give a folder or a file")
     if format != "auto":
@@ -90,7 +90,11 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
         raise ValueError(_which(path, format, kinds))
     kind, files = next(iter(kinds.items()))
     if kind == "folder":
-        return PictureFolder(path, files, samples)
+        folder = PictureFolder(path, files, samples)
+        folder.skipped += [
+            Skip(str(Path(name).relative_to(path)), f"no file: {reason}") for name, reason in passed_over.items()
+        ]
+        return folder
     root = path if path.is_dir() else path.parent
     if kind == "tar":
         return Tars(root, files)
@@ -117,10 +121,11 @@ def _kind(path: Path) -> str:
     }.get(suffix, "")
 
 
-def _kinds(folder: Path) -> dict[str, list[Path]]:
-    """Format -> files. Pictures without captions are a table's, and a table beside tars is img2dataset's account."""
+def _kinds(folder: Path, passed_over: dict[str, str]) -> dict[str, list[Path]]:
+    """Format -> files. Pictures without captions are a table's, and a table beside tars is img2dataset's account.
+    passed_over: as for train.pictures.files.walk."""
     found: dict[str, list[Path]] = {}
-    for path in walk(folder):
+    for path in walk(folder, passed_over):
         if kind := _kind(path):
             found.setdefault(kind, []).append(path)
     pictures, words = found.pop("picture", []), found.pop("words", [])

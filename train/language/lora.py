@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3.transformer import CM3ForCausalLM
+from tokenizer_image.checkpoint import make_readable
 
 ADAPTER = "default"
+WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
 
 
@@ -84,4 +86,5 @@ def save_adapter(state: dict[str, Tensor], config: peft.LoraConfig, folder: Path
     for module in config.modules_to_save or ():
         tensor = state.get(EMBEDDINGS[module], state[EMBEDDINGS["embed_tokens"]])  # a tied head has one name
         adapters[f"base_model.model.{EMBEDDINGS[module]}"] = tensor.clone(memory_format=torch.contiguous_format)
-    save_file(adapters, folder / "adapter_model.safetensors")
+    save_file(adapters, folder / WEIGHTS)
+    make_readable(folder / WEIGHTS)

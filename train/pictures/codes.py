@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenizer_image import ImageTokenizer
+from tokenizer_image.checkpoint import make_readable
 from tokenizer_image.tokenizer import Size
 from train.pictures.files import Entry, index
 from train.pictures.loader import to_pixels
@@ -208,6 +209,7 @@ def _save(path: Path, encoded: list[Encoded], folder: Path, num_codes: int) -> N
     }
     unfinished = path.with_suffix(".unfinished")
     save_file(arrays, unfinished, metadata)
+    make_readable(unfinished)
     unfinished.replace(path)
 
 

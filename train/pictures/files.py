@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import track
 
 from cm3.captioning import PICTURES
-from tokenizer_image.pixels import open_image
+from tokenizer_image.pixels import no_file, open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -38,17 +38,18 @@ class Entry(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Pictures to train on and pictures to evaluate on; `bad`: file -> reason, for tars that are cut off."""
+    """Pictures to train on and pictures to evaluate on; `bad`: file -> reason, for what index passes over."""
 
     train: list[Entry]
     held_out: list[Entry]
     bad: dict[str, str]
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, passed_over: dict[str, str] | None = None) -> Iterator[Path]:
     """The files in a folder and below, in order; none that is hidden, and no folder twice where links go round.
 
-    Raises ValueError where there is no such folder.
+    passed_over: takes up, by path, why what has a picture's name and is no file is left out: pipes, links that lead
+    nowhere. Raises ValueError where there is no such folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -60,8 +61,13 @@ def walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         for name in sorted(names):
-            if not name.startswith(".") and os.path.isfile(os.path.join(place, name)):
-                yield Path(place, name)
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            if not (reason := no_file(path)):
+                yield path
+            elif passed_over is not None and path.suffix.lower() in PICTURES:
+                passed_over[str(path)] = reason
 
 
 def members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -97,16 +103,17 @@ def compressed(path: Path) -> str:
 
 
 def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off."""
+    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off, and for
+    what has a picture's name and is no file."""
     entries: list[Entry] = []
     tars: list[Path] = []
-    for path in walk(folder):
+    bad: dict[str, str] = {}
+    for path in walk(folder, bad):
         suffix = path.suffix.lower()
         if suffix in PICTURES:
             entries.append(Entry(str(path), str(path), 0, path.stat().st_size))
         elif suffix == ".tar":
             tars.append(path)
-    bad: dict[str, str] = {}
     for path in track(tars, "reading the tars' tables", disable=len(tars) < 10, transient=True):
         try:
             for member in members(path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ def test_what_is_wrong_in_a_folder_is_named(root: Path, monkeypatch: pytest.Monk
     assert reasons["huge.png"] == "too many bytes: 300,000,000, the limit is 256,000,000"
     kinds = {found.kind for found in read(found) if isinstance(found, Skip)}
     assert {"not UTF-8", "no caption", "broken JSON", "too many bytes", "second picture of one name"} <= kinds
+
+
+def test_pipes_and_links_that_lead_nowhere_are_skipped_and_named(root: Path):
+    (root / "p0.txt").write_text("a field")
+    os.mkfifo(root / "pipe.png")
+    (root / "link.png").symlink_to(root / "nothing.png")
+    found = open_source(root)
+    assert list(good(found)) == ["p0.png"]
+    reasons = bad(found)
+    assert reasons["pipe.png"] == "no file: a pipe, a socket or a device"
+    assert reasons["link.png"] == "no file: a link that leads nowhere"
+    assert [skip.kind for skip in found.skipped] == ["no file", "no file"]
 
 
 def test_folders_without_captions_pictures_or_anything_are_refused(root: Path, tmp_path: Path):

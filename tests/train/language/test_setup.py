@@ -162,6 +162,8 @@ def test_peft_reads_the_saved_adapters_onto_the_model_they_were_trained_on(tmp_p
     model, config = with_adapters(LORA, tie_word_embeddings=tied)
     save_adapter(state_of(model), config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) == 1  # safetensors alone would let nobody else read its file
     facts = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (facts["r"], facts["lora_alpha"], len(facts["target_modules"])) == (3, 7, 7)
     base = model_of(tie_word_embeddings=tied)

@@ -1,7 +1,9 @@
 """Finding pictures in folders and tars, holding some out, and reading one."""
 
 import io
+import os
 import struct
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -50,6 +52,26 @@ def test_pictures_are_found_at_any_depth_and_in_tars_always_in_the_same_order(fo
     names = [entry.name.removeprefix(f"{folder}/") for entry in entries]
     assert names == ["b.JPG", "deep/er/a.png", "shard.tar:x.png", "shard.tar:y.webp"] and not bad
     assert index(folder)[0] == entries
+
+
+def test_what_has_a_pictures_name_and_is_no_file_is_named(folder: Path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "deep" / "link.jpg").symlink_to(folder / "none.jpg")
+    (folder / "deep" / "notes").symlink_to(folder / "nothing")
+    (folder / "folder.png").mkdir()
+    _, bad = index(folder)
+    assert bad == {
+        str(folder / "pipe.png"): "a pipe, a socket or a device",
+        str(folder / "deep" / "link.jpg"): "a link that leads nowhere",
+    }
+
+
+def test_photographs_of_phones_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (folder / "z.HEIC").write_bytes(b"\0\0\0\x14ftypheic\0\0\0\0heic" + bytes(100))
+    entry = next(one for one in index(folder)[0] if one.name.endswith("z.HEIC"))
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        decode(entry.read(), 16)
 
 
 def test_a_tar_member_is_read_where_it_lies(folder: Path):
