@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -26,6 +26,8 @@ from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_w
 from cm3.cli_serve import serve
 
 if TYPE_CHECKING:
+    import torch
+
     pass
 
 app = typer.Typer(
@@ -85,7 +87,7 @@ def info(
     folder, device = find_model(model), device_of("auto")
     check_files(folder)
     config = read_config(folder)
-    vocab, dtype = Vocab.from_config(config), config.dtype
+    vocab, dtype = Vocab.from_config(config), cast("torch.dtype", config.dtype)  # transformers reads its name as one
     parameters = sum(math.prod(shape) for shape in weight_shapes(folder).values())
     rows, columns = config.grid
     table = Table(show_header=False, title=f"cm3 {model}")
