@@ -5,11 +5,13 @@ Help and most mistakes are answered at once: torch and transformers, which take 
 """
 
 import io
+import json
+import math
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -24,7 +26,9 @@ from cm3.cli_model import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_w
 from cm3.cli_serve import serve
 
 if TYPE_CHECKING:
-    from cm3.pipeline import CM3
+    import torch
+
+    pass
 
 app = typer.Typer(
     help="Draw pictures, change them, caption them, and ask about them.",
@@ -75,33 +79,36 @@ def info(
     batch: Annotated[int, typer.Option(help="Show the memory that so many guided drawings at once take.", min=1)] = 1,
 ) -> None:
     """Show what a model is: sizes, vocabulary, pictures; and the image tokenizers that can be trained or imported."""
-    cm3 = load(model)
-    from cm3.engine import room
-    from cm3.memory import free_bytes, memory
+    from cm3.memory import free_bytes, memory, room
+    from cm3.model_files import check_files, device_of, find_model, read_config, weight_shapes
     from cm3.prompts import MAX_TEXT
+    from cm3.vocab import Vocab
 
-    config = cm3.model.config
-    rows, columns = cm3.grid
+    folder, device = find_model(model), device_of("auto")
+    check_files(folder)
+    config = read_config(folder)
+    vocab, dtype = Vocab.from_config(config), cast("torch.dtype", config.dtype)  # transformers reads its name as one
+    parameters = sum(math.prod(shape) for shape in weight_shapes(folder).values())
+    rows, columns = config.grid
     table = Table(show_header=False, title=f"cm3 {model}")
-    table.add_row("parameters", f"{cm3.model.num_parameters():,}")
+    table.add_row("parameters", f"{parameters:,}")
     table.add_row(
         "layers, width, heads", f"{config.num_hidden_layers}, {config.hidden_size}, {config.num_attention_heads}"
     )
     table.add_row(
         "vocabulary",
-        f"{len(cm3.vocab):,} = {cm3.vocab.num_special} special + {cm3.vocab.num_text:,} text + "
-        f"{cm3.vocab.num_codes:,} image codes",
+        f"{len(vocab):,} = {vocab.num_special} special + {vocab.num_text:,} text + {vocab.num_codes:,} image codes",
     )
-    table.add_row("context", f"{cm3.context:,} tokens")
-    others = "".join(f"; {grid[0]} x {grid[1]}" for grid in cm3.vocab.grids)
+    table.add_row("context", f"{config.max_position_embeddings:,} tokens")
+    others = "".join(f"; {grid[0]} x {grid[1]}" for grid in vocab.grids)
     table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}{others}")
-    table.add_row("documents", cm3.vocab.form)
-    table.add_row("scorer, for --best-of", scorer_of(cm3))
-    table.add_row("precision, device", f"{cm3.model.dtype}, {cm3.model.device}".replace("torch.", ""))
+    table.add_row("documents", vocab.form)
+    table.add_row("scorer, for --best-of", scorer_of(folder / "scorer"))
+    table.add_row("precision, device", f"{dtype}, {device}".replace("torch.", ""))
     lanes, prompt = 2 * batch, MAX_TEXT + 3
     slots = room(prompt + rows * columns + 2)
-    sizes = memory(config, cm3.model.num_parameters(), lanes, slots, lanes * prompt, cm3.model.dtype)
-    free = free_bytes(cm3.model.device)
+    sizes = memory(config, parameters, lanes, slots, lanes * prompt, dtype)
+    free = free_bytes(device)
     table.add_row(
         f"memory to draw {batch}, guided",
         f"{sum(sizes) / 1e6:,.0f} MB at most = weights {sizes.weights / 1e6:,.0f} + keys and values "
@@ -134,11 +141,11 @@ def convert(
     print(f"{out} is written")
 
 
-def scorer_of(cm3: "CM3") -> str:
-    """Whether there is a scorer, and for which model it was trained."""
-    if cm3.scorer is None:
+def scorer_of(folder: Path) -> str:
+    """Whether the folder holds a scorer, and for which model it was trained."""
+    if not folder.is_dir():
         return "none"
-    start = cm3.scorer.config.trained_for
+    start: str = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("trained_for", "")
     return f"that of {start}, which this model was trained on from" if start else "yes"
 
 

@@ -27,20 +27,14 @@ from cm3.cache import SlotCache
 from cm3.diagnosis import first_not_finite
 from cm3.grammar import Legal
 from cm3.linear import Linear, project
-from cm3.memory import lane_bytes, lanes_that_fit
+from cm3.memory import lane_bytes, lanes_that_fit, room
 from cm3.request import Request, Row, choose
 from cm3.transformer import CM3ForCausalLM
 from cm3.vocab import Vocab
 
 MOST_LANES = 192  # MAX_PICTURES rows of three
 PREFILL_TOKENS = 16384  # read at once, padding included
-SLOTS = 32  # room is taken in multiples of it
 ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several new ids
-
-
-def room(tokens: int) -> int:
-    """Slots that are taken for a lane of so many tokens."""
-    return -(-tokens // SLOTS) * SLOTS
 
 
 class Streams(Protocol):

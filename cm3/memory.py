@@ -12,6 +12,7 @@ from cm3.config import CM3Config
 
 SPARE = 0.9  # of what is free; the rest is for what is not reckoned
 SCORES = 4 + 4 + 8 + 8  # bytes of each logit while an id is drawn from it: as it is, guided, twice in double precision
+SLOTS = 32  # room is taken in multiples of it
 
 
 class Memory(NamedTuple):
@@ -20,6 +21,11 @@ class Memory(NamedTuple):
     weights: int
     cache: int
     activations: int
+
+
+def room(tokens: int) -> int:
+    """Slots that are taken for a lane of so many tokens."""
+    return -(-tokens // SLOTS) * SLOTS
 
 
 def lane_bytes(config: CM3Config, slots: int, dtype: torch.dtype) -> int:

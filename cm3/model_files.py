@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -29,10 +29,12 @@ from transformers.utils import logging
 
 from cm3.config import CM3Config
 from cm3.known_words import KNOWN_NAMES, KNOWN_WORDS
-from cm3.transformer import CM3ForCausalLM
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable, shards_of
 from tokenizer_image.tokenizer import embedded as embedded_tokenizers
+
+if TYPE_CHECKING:
+    from cm3.transformer import CM3ForCausalLM
 
 EMBEDDED = Path(__file__).parent / "models"
 CHECKSUMS, WEIGHTS, INDEX = "checksums.json", "model.safetensors", "model.safetensors.index.json"
@@ -237,11 +239,18 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def load_transformer(folder: Path, options: dict[str, Any]) -> CM3ForCausalLM:
-    """The weights of a model folder, none missing, each a number. Errors: ValueError."""
-    config = read_config(folder, "attn_implementation" in options)
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Of every tensor of a model folder, from the headers of its files. Errors: ValueError."""
     index = folder / INDEX
-    shapes = SafetensorsWeights(shards_of(index) if index.is_file() else [folder / WEIGHTS]).shapes()
+    return SafetensorsWeights(shards_of(index) if index.is_file() else [folder / WEIGHTS]).shapes()
+
+
+def load_transformer(folder: Path, options: dict[str, Any]) -> "CM3ForCausalLM":
+    """The weights of a model folder, none missing, each a number. Errors: ValueError."""
+    from cm3.transformer import CM3ForCausalLM  # takes seconds, and `cm3 info` looks at the files alone
+
+    config = read_config(folder, "attn_implementation" in options)
+    shapes = weight_shapes(folder)
     with torch.device("meta"):
         wanted = {name: list(tensor.shape) for name, tensor in CM3ForCausalLM(config).state_dict().items()}
     for name in sorted(wanted.keys() & shapes.keys()):

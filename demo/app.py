@@ -71,7 +71,7 @@ def serve(
         show_error=False,
         css=CSS,
         max_file_size=MAX_BYTES,
-        app_kwargs={"middleware": doors(any_host=share or not is_local(host))},
+        app_kwargs={"lifespan": doors(any_host=share or not is_local(host))},
         **options,
     )
 

@@ -1,6 +1,9 @@
 """Who may ask: pages that this server itself has given out, under a name of this machine."""
 
-from starlette.middleware import Middleware
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +23,19 @@ class OwnPages:
         await self.app(scope, receive, send)
 
 
-def doors(any_host: bool = False) -> list[Middleware]:
-    """any_host: whether the page is reached under names that are not this machine's; a password guards it then."""
-    return [Middleware(OwnPages, any_host=any_host)]
+def doors(any_host: bool = False) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """A lifespan that puts the door before all else: gradio puts its own middleware before any that it is given, and
+    its own fails where there is an Origin and no Host.
+
+    Args:
+        any_host: whether the page is reached under names that are not this machine's; a password guards it then.
+    """
+
+    @asynccontextmanager
+    async def life(app: Starlette) -> AsyncGenerator[None]:
+        inner = app.middleware_stack
+        assert inner is not None, "the lifespan itself came through it"
+        app.middleware_stack = OwnPages(inner, any_host)
+        yield
+
+    return life

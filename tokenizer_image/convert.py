@@ -38,7 +38,7 @@ from tokenizer_image.families import (
     to_ours,
 )
 from tokenizer_image.tokenizer import ImageTokenizer
-from tokenizer_image.vqgan import VQModel
+from tokenizer_image.vqgan import VQModel, outline
 
 CHOICES = ("auto", "taming", "chameleon", "llamagen", "janus", "diffusers")
 CHAMELEON = PRESETS["chameleon-512"]
@@ -171,8 +171,7 @@ def read(source: Path, family: str, resolution: int | None, max_gigabytes: float
 
 def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Names, levels: int) -> dict[str, Tensor]:
     """The weights, keys as ours, with linear layers made 1 x 1 convolutions. Errors: ValueError, in their names."""
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in VQModel(config).state_dict().items()}
+    shapes = {key: value.shape for key, value in outline(config).state_dict().items()}
     if not _has_decoder(found):
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("decoder.")}
     fitted = {

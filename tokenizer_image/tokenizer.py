@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable
 from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_image, to_pil, to_tensor
 from tokenizer_image.tiles import tiled_decode, tiled_encode
-from tokenizer_image.vqgan import VQConfig, VQModel
+from tokenizer_image.vqgan import VQConfig, VQModel, outline
 
 MODELS = Path(__file__).parent / "models"  # the embedded ones
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -211,8 +211,7 @@ class ImageTokenizer:
 
 def _check_shapes(config: VQConfig, weights: Path) -> None:
     """Raises ValueError where a file of weights is not of a model of this shape; only its header is read."""
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in VQModel(config).state_dict().items()}
+    wanted = {name: list(tensor.shape) for name, tensor in outline(config).state_dict().items()}
     has = SafetensorsWeights([weights]).shapes()
     if odd := sorted(name for name in wanted.keys() | has.keys() if wanted.get(name) != has.get(name)):
         raise ValueError(f"{odd[0]} is {has.get(odd[0])} in the weights, but {CONFIG} wants {wanted.get(odd[0])}")

@@ -9,11 +9,12 @@ Shapes: B pictures, H x W pixels, C channels, Z latent channels, h x w = H/f x W
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tokenizer_image.config import VQConfig
 from tokenizer_image.quantizer import VectorQuantizer
@@ -384,10 +385,27 @@ class Parameters(NamedTuple):
     total: int
 
 
+class Unfilled(TorchFunctionMode):
+    """Leaves new weights as they are: to fill those of the meta device with random numbers imports torch._dynamo, which
+    takes longer than all else that is done with them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: VQConfig) -> VQModel:
+    """A VQModel of this shape on the meta device: names and shapes of its weights, without any memory for them."""
+    with torch.device("meta"), Unfilled():
+        return VQModel(config)
+
+
 def count_parameters(config: VQConfig) -> Parameters:
     """How large a VQModel of this shape is, without making its weights."""
-    with torch.device("meta"):
-        model = VQModel(config)
+    model = outline(config)
 
     def count(*modules: nn.Module) -> int:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from PIL import Image
 
 from cm3 import CM3, cli, cli_draw
@@ -18,6 +19,7 @@ from cm3.cli_files import grid, places_for
 from cm3.known_words import KnownWords
 from cm3.options import GENERATE
 from cm3.server_types import Generation
+from models import build
 
 
 @pytest.fixture
@@ -260,6 +262,18 @@ def test_info_reckons_the_memory_of_a_batch(cm3, tiny_folder: Path):
         return float(said[1].replace(",", ""))
 
     assert megabytes(10000) > 50 * megabytes(100) > 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_info_says_of_the_files_what_the_loaded_model_is(cm3, tiny: CM3, tmp_path: Path, tied: bool, dtype: str):
+    model = build(tie_word_embeddings=tied, image_grid=tiny.grid).to(getattr(torch, dtype))
+    CM3(model, tiny.text_tokenizer, tiny.image_tokenizer).save_pretrained(tmp_path / "model")
+    loaded = CM3.from_pretrained(tmp_path / "model", device="cpu")
+    out = cm3("info", str(tmp_path / "model"), model=False)[1]
+    assert re.search(rf"parameters\W+{loaded.model.num_parameters():,}\s", out)
+    assert re.search(rf"precision, device\W+{loaded.model.dtype}".replace("torch.", ""), out)
+    assert re.search(rf"context\W+{loaded.context:,} tokens", out)
 
 
 def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):

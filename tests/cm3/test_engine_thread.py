@@ -35,7 +35,7 @@ def engine(model: CM3ForCausalLM) -> Iterator[Engine]:
 
 
 def wait_until_idle(engine: Engine) -> None:
-    for _ in range(500):
+    for _ in range(6_000):  # a minute
         if not engine.rows:
             break
         time.sleep(0.01)

@@ -63,6 +63,15 @@ def test_help_and_wrong_arguments_are_answered_at_once(args: list[str], code: in
     assert seconds < CPU_SECONDS
 
 
+def test_info_looks_at_the_files_and_builds_no_model(tmp_path: Path, tiny_folder: Path):
+    """The models of transformers take most of the time that a command takes to start."""
+    done = run(REPORT.replace('.split(".")[0]', ""), "info", str(tiny_folder), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stderr.splitlines()[-1])[1]
+    assert "cm3.memory" in loaded
+    assert not {"transformers.modeling_utils", "torch._dynamo", "cm3.transformer"} & set(loaded)
+
+
 def test_the_model_is_known_to_transformers_however_they_are_imported(tmp_path: Path):
     for order in (("cm3", "transformers"), ("transformers", "cm3"), ("transformers.models.auto.modeling_auto", "cm3")):
         code = (

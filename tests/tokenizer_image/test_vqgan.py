@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer_image import PRESETS
-from tokenizer_image.vqgan import AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel
+from tokenizer_image.vqgan import AttnBlock, ResnetBlock, Upsample, VQConfig, VQModel, count_parameters, outline
 
 SMALL_TAMING = VQConfig(
     resolution=16,
@@ -201,3 +201,13 @@ def test_configs_survive_a_file_and_refuse_unknown_keys(tmp_path: Path) -> None:
 def test_channels_that_do_not_divide_into_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="norm_groups"):
         VQConfig(ch=100)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "emoji-128-cells"])
+def test_an_outline_has_the_names_and_shapes_of_the_model(preset: str):
+    config = PRESETS[preset]
+    shapes = {name: value.shape for name, value in VQModel(config).state_dict().items()}
+    drawn = outline(config)
+    assert {name: value.shape for name, value in drawn.state_dict().items()} == shapes
+    assert all(parameter.is_meta for parameter in drawn.parameters())
+    assert count_parameters(config)[2] == sum(value.numel() for value in VQModel(config).parameters())

@@ -158,9 +158,9 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: LMConfig, 
     monkeypatch.setattr(plan, "learner_of", never)
     large = replace(config, preset="cm3leon-7b", parallel="fsdp", processes=4)
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
-    started = time.perf_counter()
+    started = time.process_time()
     figures = plan_run(large, False)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10  # of CPU: the machine may be busy
     assert 6e9 < figures["parameters"] < 8e9 and "hours" not in figures
     assert figures["weights_gib"] * 2**30 == figures["parameters"]  # 4 bytes on 4 devices
     assert "not measured: weights, gradients and optimisers take" in capsys.readouterr().out

@@ -14,25 +14,28 @@ from train.runtime.lock import locked
 
 CHECKOUT = ROOT
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from train.runtime.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until the test closes it
 """
 
 
 @pytest.fixture
 def holder(tmp_path: Path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "out")], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+    with process:  # closes its stdin and waits for its end
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 def test_the_second_run_gets_one_line_that_names_the_first(holder: subprocess.Popen, tmp_path: Path):
@@ -49,6 +52,7 @@ def test_the_second_run_gets_one_line_that_names_the_first(holder: subprocess.Po
         assert done.returncode == 1
         assert owner in done.stderr
         assert len(done.stderr.splitlines()) == 1
+    assert holder.poll() is None  # it held the lock all the time
     assert os.listdir(tmp_path / "out") == ["run.lock"]
 
 
