@@ -24,8 +24,8 @@ class OwnPages:
 
 
 def doors(any_host: bool = False) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    """A lifespan that puts the door before all else: gradio puts its own middleware before any that it is given, and its
-    own fails where there is an Origin and no Host.
+    """A lifespan that puts the door before all else: gradio puts its own middleware before any that it is given, and
+    its own fails where there is an Origin and no Host.
 
     Args:
         any_host: whether the page is reached under names that are not this machine's; a password guards it then.
