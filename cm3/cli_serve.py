@@ -37,14 +37,7 @@ def serve(
     """Serve the model over HTTP with OpenAI's interface: /v1/images/generations, /v1/images/edits,
     /v1/chat/completions, /v1/models; /health and /metrics."""
     try:
-        import uvicorn
-
-        from cm3.engine_thread import reserve_threads
-        from cm3.safety import BlockList, NudityFilter, Safety
-        from cm3.server import make_app
-        from cm3.server_connection import settings
         from cm3.server_doors import is_local, read_keys
-        from cm3.server_work import Limits, give_memory_back
     except ImportError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
     if not is_local(host) and api_key_file is None:
@@ -53,6 +46,16 @@ def serve(
         if path is not None and not path.is_file():
             raise ValueError(f"{path}: there is no such file")
     keys = [] if api_key_file is None else read_keys(api_key_file)
+    try:
+        import uvicorn
+
+        from cm3.engine_thread import reserve_threads
+        from cm3.safety import BlockList, NudityFilter, Safety
+        from cm3.server import make_app
+        from cm3.server_connection import settings
+        from cm3.server_work import Limits, give_memory_back
+    except ImportError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
     try:
         seen = [NudityFilter()] if no_nudity else []
     except ImportError as error:
