@@ -1,5 +1,8 @@
 """Linear layers that are as fast with few rows on a CPU, as decoding has them, as their weights can be read."""
 
+# torch is typed in part only.
+# pyright: reportUnknownMemberType=false
+
 from pathlib import Path
 
 import torch

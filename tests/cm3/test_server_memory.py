@@ -43,8 +43,8 @@ def server(tiny_folder: Path) -> Iterator[tuple[httpx.Client, Path]]:
     """A client, and the status of the server's process."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "helpers")))
     command = [sys.executable, "-c", SERVER, str(tiny_folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=os.environ | {"PYTHONPATH": paths}, **pipes) as process:
+    env, pipe = os.environ | {"PYTHONPATH": paths}, subprocess.PIPE
+    with subprocess.Popen(command, text=True, env=env, stdin=pipe, stdout=pipe) as process:
         try:
             assert process.stdout is not None
             with httpx.Client(base_url=f"http://127.0.0.1:{process.stdout.readline().strip()}", timeout=60) as client:

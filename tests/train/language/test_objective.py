@@ -255,7 +255,8 @@ def test_pictures_that_are_asked_about_count_as_much_as_is_wished():
 def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
     ids = [VOCAB.eos, *WORDS, *WORDS, VOCAB.eos]
     span = (1 + len(WORDS), 1 + 2 * len(WORDS))
-    forms = choose_forms(*(np.array([count]) for count in (1, 1, 0)), 16, Objective(), np.random.default_rng(0))
+    one, none = np.array([1]), np.array([0])
+    forms = choose_forms(one, one, none, 16, Objective(), np.random.default_rng(0))
     assert forms.form == [TEXT] and forms.moved == [0] and forms.extra == [0]
     made = training_row(ids, [span], TEXT, 0, VOCAB, Objective(prompt=0.2, answer=3.0), (4, 4), 0)
     assert made.ids.tolist() == ids

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_every_so_many_pictures_of_a_plain_folder_are_held_out(tmp_path: Path):
 
 @pytest.mark.parametrize(("mode", "program"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
 def test_a_compressed_tar_is_named_with_the_program_that_unpacks_it(tmp_path: Path, mode: str, program: str):
-    with tarfile.open(tmp_path / "shard.tar", f"w:{mode}") as tar:
+    with tarfile.open(tmp_path / "shard.tar", cast(Any, f"w:{mode}")) as tar:
         info = tarfile.TarInfo("a.png")
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
