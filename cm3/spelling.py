@@ -227,6 +227,12 @@ def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
     return spans
 
 
+def before_last(ids: Sequence[int], vocab: Vocab) -> int:
+    """How many ids stand before the last document where several follow on each other, `<eos> one <eos> other <eos>`:
+    all up to the end of the last but one. 0 where there is one."""
+    return max((i + 1 for i in range(1, len(ids) - 1) if ids[i] == vocab.eos), default=0)
+
+
 def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
     """The codes of the last picture, from 0; of ids without a picture's bounds all codes."""
     starts = [i for i, id in enumerate(ids) if id == vocab.image]

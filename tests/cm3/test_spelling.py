@@ -99,6 +99,13 @@ def test_answers_are_marked_where_they_stand_and_read_back(tiny: CM3):
     assert Document.from_json(whole.to_json()) == whole
 
 
+def test_documents_before_the_last_are_counted(tiny: CM3):
+    one, other = (spelling.to_ids(Document((Text(words),)), tiny.vocab, tiny.text_tokenizer) for words in ("a", "a b"))
+    assert spelling.before_last([*one, *other[1:]], tiny.vocab) == len(one)
+    assert spelling.before_last([*one, *one[1:], *other[1:]], tiny.vocab) == 2 * len(one) - 1
+    assert spelling.before_last(one, tiny.vocab) == 0
+
+
 def test_every_special_token_has_its_name():
     names = {Vocab(64, 10, 10).name(id) for id in range(5)}
     assert names == {"<pad>", "<eos>", "<break>", "<image>", "</image>"}

@@ -22,7 +22,7 @@ import torch
 
 from cm3.document import Span
 from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
-from cm3.spelling import grid_behind, hidden, in_turns, join, parts, picture_spans
+from cm3.spelling import before_last, grid_behind, hidden, in_turns, join, parts, picture_spans
 from cm3.vocab import MAX_MASKS, Vocab
 
 DRAW, FREE, CM3, ASK, HOLES, TELL, TEXT = range(7)
@@ -202,8 +202,7 @@ def training_row(
     if form in (ASK, TELL):
         out[is_code] *= np.float32(objective.asked)
     out[copied] *= np.float32(objective.copied)
-    closed = np.flatnonzero(row[1:-1] == vocab.eos)  # of the documents before the last
-    out[: closed[-1] + 2 if len(closed) else 0] *= np.float32(objective.retrieved)
+    out[: before_last(rotated, vocab)] *= np.float32(objective.retrieved)
     kinds[out == 0] = 0
     return Row(row, out, kinds)
 

@@ -1,0 +1,106 @@
+"""Encoder and decoder that are local: a code sees its own grid position, and a pixel the codes near it.
+
+So an image can be put together from tiles: what stands in one has the same codes, and looks the same, whatever stands
+in the others.
+
+Shapes: B images, H x W pixels, C channels, h x w = H/f x W/f codes.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer_image.config import VQConfig
+
+
+class CellBlock(nn.Module):
+    """LayerNorm and a two-layer perceptron at each position, around a skip."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))  # [B, h, w, C]
+
+
+class CellEncoder(nn.Module):
+    """[B, 3, H, W] -> [B, z_channels, h, w]; a code sees nothing but its cell and the ring around that.
+
+    So a thing that moves by a whole cell keeps its codes, and a new ground changes the codes of no cell that it does
+    not touch: what a code says depends on what is there, not on the rest of the picture.
+    """
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        f, self.ring = config.downsampling, config.cell_ring
+        self.conv_in = nn.Conv2d(3, config.cell_width, f + 2 * self.ring, stride=f)
+        self.blocks = nn.ModuleList(CellBlock(config.cell_width) for _ in range(config.cell_blocks))
+        self.norm_out = nn.LayerNorm(config.cell_width)
+        self.conv_out = nn.Conv2d(config.cell_width, config.z_channels, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        ring = self.ring
+        x = self.conv_in(F.pad(pixels, (ring, ring, ring, ring), mode="replicate")).movedim(1, -1)
+        for block in self.blocks:
+            x = block(x)
+        return self.conv_out(self.norm_out(x).movedim(-1, 1))
+
+
+class PositionNorm(nn.LayerNorm):
+    """LayerNorm over the channels at each position of [B, C, H, W].
+
+    GroupNorm takes its mean over the whole image, so that what stands in one corner changes all others; this one keeps
+    a decoder local.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class LocalBlock(nn.Module):
+    """PositionNorm, then two 3 x 3 convolutions with SiLU between, around a skip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = PositionNorm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(self.norm(x))))  # [B, C, H, W]
+
+
+class CellDecoder(nn.Module):
+    """[B, z_channels, h, w] -> [B, 3, H, W]; a pixel depends on the codes within `reach` grid positions alone.
+
+    A perceptron at each grid position does most of the work; convolutions at finer levels only join neighbours. So a
+    part of an image decodes alike whatever stands in the rest.
+    """
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        self.patch_size, width = config.patch_size, config.cell_width
+        ch = config.decoder_ch or config.ch
+        self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(CellBlock(width) for _ in range(config.decoder_cell_blocks))
+        self.up = nn.ModuleList()
+        for mult in reversed(config.ch_mult[:-1]):
+            spread = nn.Conv2d(width, 4 * ch * mult, 1)
+            blocks = [LocalBlock(ch * mult) for _ in range(config.num_res_blocks)]
+            self.up.append(nn.Sequential(spread, nn.PixelShuffle(2), *blocks))
+            width = ch * mult
+        self.norm_out = PositionNorm(width)
+        self.conv_out = nn.Conv2d(width, 3 * config.patch_size**2, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.conv_in(latents).movedim(1, -1)
+        for block in self.blocks:
+            x = block(x)
+        x = x.movedim(-1, 1)
+        for level in self.up:
+            x = level(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
