@@ -239,4 +239,4 @@ def test_a_real_folder_is_learnt_with_the_embedded_model_as_the_page_says(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run_section("On a real folder", monkeypatch)
-    assert capsys.readouterr().out.splitlines()[-1].endswith(" style")
+    assert capsys.readouterr().out.splitlines()[-1] == "turtle in the noto style"
