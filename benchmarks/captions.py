@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from benchmarks.report import device_name, finish
 from cm3 import CM3
-from cm3.templates import prompt
+from cm3.tokens.templates import prompt
 from tokenizer_image.pixels import open_image
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "train" / "shard-00000.tar"

@@ -19,17 +19,17 @@ from unittest.mock import patch
 import torch
 import typer
 
-import cm3.transformer
+import cm3.model.transformer
 from benchmarks.report import device_name, finish
 from cm3 import CM3
-from cm3.config import CM3Config
-from cm3.engine import Engine
-from cm3.guidance import ClassifierFree
-from cm3.memory import lane_bytes
-from cm3.options import SamplingConfig
-from cm3.request import Request
-from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.engine.engine import Engine
+from cm3.engine.guidance import ClassifierFree
+from cm3.engine.options import SamplingConfig
+from cm3.engine.request import Request
+from cm3.model.config import CM3Config
+from cm3.model.memory import lane_bytes
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tokens.vocab import Vocab
 
 SCALE, TOP_P, TEMPERATURE = 3.0, 0.9, 1.0
 SHAPES = {  # of random models, by their millions of parameters
@@ -84,7 +84,7 @@ def transformers_way(model: CM3ForCausalLM, prompt: list[int], nothing: list[int
     rows, columns = model.config.grid
 
     def draw(count: int) -> object:
-        with patch.object(cm3.transformer, "FEW", 0):  # layers as everywhere
+        with patch.object(cm3.model.transformer, "FEW", 0):  # layers as everywhere
             return generate(count)
 
     def generate(count: int) -> object:

@@ -18,8 +18,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.report import device_name, finish
-from cm3 import linear
-from cm3.linear import project
+from cm3.model import linear
+from cm3.model.linear import project
 
 SHAPES = ((256, 256), (704, 256), (256, 704), (1408, 512), (512, 1408), (2048, 768), (768, 2048))  # out, in
 ROWS = (1, 2, 4, 8, 16)

@@ -1,6 +1,6 @@
 """`python -m cm3`: the `cm3` command."""
 
-from cm3.cli import main
+from cm3.cli.main import main
 
 if __name__ == "__main__":
     main()

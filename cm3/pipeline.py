@@ -6,7 +6,7 @@
     model.caption(pictures[0]), model.answer(pictures[0], "What is this?")
     model.edit(pictures[0], "make it blue"), model.infill(pictures[0], mask)
 
-Each task becomes a job (jobs.py): requests to the engine, and what makes pictures of what it gives.
+Each task becomes a job (tasks/jobs.py): requests to the engine, and what makes pictures of what it gives.
 Letters in shapes: T tokens, h x w codes of a picture.
 """
 
@@ -24,25 +24,8 @@ from typing import Any, Unpack, overload
 import torch
 from PIL import Image as PIL_Image
 
-from cm3.carried import carry
 from cm3.checks import bound, check_text, check_whole, is_many, named
-from cm3.document import Document, check_document
-from cm3.flat_tokenizer import load_text, save_flat
-from cm3.jobs import Job
-from cm3.known_words import KnownWords
-from cm3.model_files import (
-    check_files,
-    check_finite,
-    device_of,
-    find_model,
-    load_image_tokenizer,
-    load_transformer,
-    no_bar,
-    upload,
-    write_checksums,
-    write_folder,
-)
-from cm3.options import (
+from cm3.engine.options import (
     ANSWER,
     CAPTION,
     COMPLETE,
@@ -56,12 +39,29 @@ from cm3.options import (
     Schedule,
     TellOptions,
 )
-from cm3.prompts import History
-from cm3.runner import Runner, Score
-from cm3.scorer import Scorer
-from cm3.spelling import from_ids, to_ids
-from cm3.streaming import Piece
-from cm3.vocab import Vocab
+from cm3.hf.model_folder import (
+    check_files,
+    check_finite,
+    device_of,
+    find_model,
+    load_image_tokenizer,
+    load_transformer,
+    no_bar,
+    upload,
+    write_checksums,
+    write_folder,
+)
+from cm3.hf.remote_code import carry
+from cm3.model.scorer import Scorer
+from cm3.tasks.jobs import Job
+from cm3.tasks.known_words import KnownWords
+from cm3.tasks.prompts import History
+from cm3.tasks.runner import Runner, Score
+from cm3.tasks.streaming import Piece
+from cm3.tokens.document import Document, check_document
+from cm3.tokens.encoding import from_ids, to_ids
+from cm3.tokens.tokenizer_json import load_text, save_flat
+from cm3.tokens.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, Picture
 
 
@@ -96,11 +96,11 @@ class CM3(Runner):
         compile: bool = False,
         **options: Any,
     ) -> "CM3":
-        """An embedded model's name, a model folder, or a hub id (cm3/model_files.py).
+        """An embedded model's name, a model folder, or a hub id (cm3/hf/model_folder.py).
 
         device: "auto" takes a GPU if there is one. image_tokenizer: an embedded one's name or a folder, for a model
         that brings none. max_pixels: the most that a picture may have (tokenizer_image/pixels.py). compile:
-        the decoding step, for more speed where much is drawn (cm3/engine.py). options go to transformers (dtype,
+        the decoding step, for more speed where much is drawn (cm3/engine/engine.py). options go to transformers (dtype,
         attn_implementation ...); dtype=torch.bfloat16 halves the memory, and is faster where the device has it."""
         device, folder = device_of(device), find_model(name)
         check_files(folder)
@@ -188,7 +188,7 @@ class CM3(Runner):
         grid=None,
     ):
         """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
-        is picture 0 of seed s + i. More options: see cm3.options.GenerateOptions."""
+        is picture 0 of seed s + i. More options: see cm3.engine.options.GenerateOptions."""
         job = self.job(
             "generate",
             *(prompt, n, guidance, temperature, top_p, top_k, seed),
@@ -288,7 +288,7 @@ class CM3(Runner):
     def caption(self, image, language="en", temperature=CAPTION.temperature, seed=CAPTION.seed, long=False, batch=32):
         """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
         str; an iterator or a generator of them gives an iterator, which takes `batch` of them at a time. temperature
-        0 = greedy. For folders of files see cm3.captioning."""
+        0 = greedy. For folders of files see cm3.captioning.run."""
         if isinstance(image, Iterator) and not hasattr(image, "read"):  # an open file is one picture
             check_whole("batch", batch)
             if batch < 1:
@@ -312,7 +312,7 @@ class CM3(Runner):
     def answer(self, image, question, temperature=ANSWER.temperature, seed=ANSWER.seed, history=()):
         """The answer to a question about the picture. A list of pictures gives a list of str, from one question for
         all or a list of as many. history: what was asked about the one picture before, with the answers, oldest first;
-        the last ones are read (cm3/prompts.py)."""
+        the last ones are read (cm3/tasks/prompts.py)."""
         texts = self.texts(self.job("answer", image, question, temperature, seed, history).requests)
         return texts if is_many(image) else texts[0]
 
@@ -340,7 +340,8 @@ class CM3(Runner):
 
     def unknown_words(self, prompt: str, normalise: bool = True) -> list[str]:
         """The words of a prompt that the model never read while it was trained: what they name it cannot draw. None
-        where the model's folder does not say what it read (cm3/known_words.py). normalise: as the prompt is drawn."""
+        where the model's folder does not say what it read (cm3/tasks/known_words.py). normalise: as the prompt is
+        drawn."""
         check_text("the prompt", prompt)
         return self.known_words.unknown(self.normal_prompt(prompt) if normalise else prompt)
 

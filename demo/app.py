@@ -12,9 +12,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
-from cm3.engine_thread import EngineThread, reserve_threads
+from cm3.engine.thread import EngineThread, reserve_threads
 from cm3.pipeline import CM3
-from cm3.server_doors import is_local
+from cm3.serving.access import is_local
 from demo.doors import doors
 from demo.page import CSS, build
 from demo.uploads import MAX_BYTES

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from cm3.templates import Box, is_box
+from cm3.tokens.templates import Box, is_box
 from demo.parts import mistake
 from demo.words import Say
 

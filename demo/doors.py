@@ -7,11 +7,11 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cm3.server_doors import foreign
+from cm3.serving.access import foreign
 
 
 class OwnPages:
-    """Refuses requests that a browser sends for a page from elsewhere (cm3/server_doors.py)."""
+    """Refuses requests that a browser sends for a page from elsewhere (cm3/serving/access.py)."""
 
     def __init__(self, app: ASGIApp, any_host: bool) -> None:
         self.app, self.any_host = app, any_host

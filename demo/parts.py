@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import gradio as gr
 from PIL import Image
 
-from cm3.options import GENERATE
-from cm3.server_work import Ticket, TooLate
-from cm3.streaming import Piece
+from cm3.engine.options import GENERATE
+from cm3.serving.admission import Ticket, TooLate
+from cm3.tasks.streaming import Piece
 from demo.uploads import UploadedImage
 from demo.words import Say
 

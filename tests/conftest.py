@@ -12,10 +12,11 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from cm3.config import CM3Config
+import cm3.hf.auto  # noqa: F401 - the Auto classes know the model in every test
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
 from cm3.pipeline import CM3
-from cm3.text import TextTokenizer
-from cm3.transformer import CM3ForCausalLM
+from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 torch.set_num_threads(1)  # tiny tensors are slower on more

@@ -20,7 +20,7 @@ from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_i
 from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel, outline
 
-MODELS = Path(__file__).parent / "models"  # the embedded ones
+MODELS = Path(__file__).parent / "pretrained"  # the embedded ones
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CODE_PARTS = ("encoder", "quant_conv", "quantize")  # of the model: what makes the codes
 TILE = 512  # side in pixels of what goes through the model at once; a batch of smaller pictures has as many pixels

@@ -26,7 +26,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from train.emoji.colours import main_colour
 from train.emoji.concepts import Concept, extra_icons, icon_keys, read_concepts, svg
 from train.emoji.dataset import EVERYDAY, EXTRA, SPLITS, cut_sample, write_manifest, write_shards

@@ -26,9 +26,9 @@ import torch
 import typer
 from rich.progress import track
 
-from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
-from cm3.templates import LANGUAGES
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.templates import LANGUAGES
 from train.documents.shards import Shards, ShardWriter, clear, finish, questions
 from train.emoji.dataset import MANIFEST, read_manifest
 from train.runtime import config as configs

@@ -22,7 +22,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from train.emoji.dataset import read_samples, write_shards
 from train.runtime import config as configs
 from train.scenes.scene import THINGS, Thing, render

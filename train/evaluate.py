@@ -20,9 +20,9 @@ import typer
 from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from cm3.options import GENERATE, GenerationOptions
+from cm3.engine.options import GENERATE, GenerationOptions
 from cm3.pipeline import CM3
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from train.documents.shards import Shards, Target, read_meta
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS

@@ -18,11 +18,11 @@ import numpy as np
 import typer
 from PIL import Image
 
-from cm3.document import Image as CodeImage
 from cm3.pipeline import CM3
-from cm3.templates import TEMPLATES
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Image as CodeImage
+from cm3.tokens.templates import TEMPLATES
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, read_split

@@ -21,14 +21,14 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from cm3.document import HOLE, Document, Image, Mask, Span, Text
-from cm3.guidance import ClassifierFree
-from cm3.masking import rotate
-from cm3.options import GREEDY, SamplingConfig
+from cm3.engine.guidance import ClassifierFree
+from cm3.engine.options import GREEDY, SamplingConfig
+from cm3.engine.request import Request
 from cm3.pipeline import CM3
-from cm3.request import Request
-from cm3.spelling import encode, from_ids, last_ids, open_ids, picture_spans, prompt_ids
-from cm3.templates import TEMPLATES
+from cm3.tokens.document import HOLE, Document, Image, Mask, Span, Text
+from cm3.tokens.encoding import encode, from_ids, last_ids, open_ids, picture_spans, prompt_ids
+from cm3.tokens.masking import rotate
+from cm3.tokens.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
 from train.documents.shards import Shards
 from train.evaluation.concepts import plain

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cm3.options import GENERATE, GenerationOptions
+from cm3.engine.options import GENERATE, GenerationOptions
+from cm3.model.scorer import Scorer
 from cm3.pipeline import CM3
-from cm3.scorer import Scorer
 from train.emoji.phrases import STYLED
 from train.evaluation.concepts import (
     JUDGED,

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from cm3.safety import BlockList
+from cm3.serving.safety import BlockList
 from train.scenes.scene import THINGS
 
 SENTENCES = ("{}", "a picture of {} on a table", "draw me {}, please", "صورة {}")

@@ -23,12 +23,12 @@ from PIL import Image as PIL_Image
 from rich.progress import track
 from torch import Tensor
 
-from cm3.document import HOLE, Document, Image, Text
-from cm3.guidance import ClassifierFree
-from cm3.options import EDIT, GREEDY, INFILL, GenerationOptions
+from cm3.engine.guidance import ClassifierFree
+from cm3.engine.options import EDIT, GREEDY, INFILL, GenerationOptions
+from cm3.engine.request import Request
 from cm3.pipeline import CM3
-from cm3.request import Request
-from cm3.templates import LANGUAGES
+from cm3.tokens.document import HOLE, Document, Image, Text
+from cm3.tokens.templates import LANGUAGES
 from train.evaluation.judge import Judge, Reference
 from train.evaluation.report import MAPS, task_table
 from train.evaluation.task_cases import (

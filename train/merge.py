@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cm3.flat_tokenizer import load_text
-from cm3.model_files import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
-from cm3.vocab import Vocab
+from cm3.hf.model_folder import check_files, load_image_tokenizer, load_transformer, read_config, write_checksums
+from cm3.tokens.tokenizer_json import load_text
+from cm3.tokens.vocab import Vocab
 from tokenizer_image.checkpoint import make_readable
 from train.documents.shards import Shards, layout
 

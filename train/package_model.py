@@ -3,8 +3,8 @@
     python -m train.package_model --name emoji --runs runs --tokens data/emoji-tokens --data data/emoji
     python -m train.package_model --name emoji-128-f8 --tokenizer runs/f8
 
-Writes cm3/models/NAME and tokenizer_image/models/NAME, or, with --tokenizer, an image tokenizer alone. Nothing is
-written before everything has been read.
+Writes cm3/pretrained/NAME and tokenizer_image/pretrained/NAME, or, with --tokenizer, an image tokenizer alone. Nothing
+is written before everything has been read.
 """
 
 import json
@@ -17,10 +17,10 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from cm3.carried import write_processor
-from cm3.known_words import KnownWords
-from cm3.model_files import read_config, write_checksums
-from cm3.scorer import Scorer
+from cm3.hf.model_folder import read_config, write_checksums
+from cm3.hf.remote_code import write_processor
+from cm3.model.scorer import Scorer
+from cm3.tasks.known_words import KnownWords
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import make_readable
 from train.documents.shards import Shards
@@ -230,7 +230,7 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     facts["side"], facts["vq_parameters"] = tokenizer.config.resolution, sum(map(torch.numel, tokenizer.parameters()))
 
     package_tokenizer(name, list(phases.values()), runs.data, device, root)
-    ours = root / "cm3" / "models" / name
+    ours = root / "cm3" / "pretrained" / name
     shutil.rmtree(ours, ignore_errors=True)
     ours.mkdir(parents=True)
     (ours / "ATTRIBUTION.md").write_text(attribution(pictures_of(runs.data, "train", EXTRA)), encoding="utf-8")
@@ -258,8 +258,8 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
 
 
 def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, root: Path = ROOT) -> int:
-    """Write tokenizer_image/models/NAME from runs of train.image_tokenizer, each of which went on from the one before:
-    the last one's weights. Returns what `package` does."""
+    """Write tokenizer_image/pretrained/NAME from runs of train.image_tokenizer, each of which went on from the one
+    before: the last one's weights. Returns what `package` does."""
     configs = [read_json(run / "config.json") for run in runs]
     logs = [[json.loads(line) for line in (run / "log.jsonl").open()] for run in runs]
     model = runs[-1] / "model"
@@ -267,7 +267,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     last = [row for row in logs[-1] if "code_use" in row][-1]
     train = pictures_of(data, "train")
 
-    folder = root / "tokenizer_image" / "models" / name
+    folder = root / "tokenizer_image" / "pretrained" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "ATTRIBUTION.md").write_text(attribution(train), encoding="utf-8")

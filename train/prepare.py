@@ -27,12 +27,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cm3.config import MAX_GRIDS
-from cm3.flat_tokenizer import load_text
-from cm3.model_files import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
-from cm3.templates import TEMPLATES
-from cm3.text import FILE, TextTokenizer
-from cm3.vocab import Vocab
+from cm3.hf.model_folder import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
+from cm3.model.config import MAX_GRIDS
+from cm3.tokens.templates import TEMPLATES
+from cm3.tokens.text_tokenizer import FILE, TextTokenizer
+from cm3.tokens.tokenizer_json import load_text
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.sample import Columns, Skip
 from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts

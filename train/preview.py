@@ -15,11 +15,11 @@ import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
-from cm3.document import Answer, Document, Mask, Text
-from cm3.document import Image as Picture
-from cm3.spelling import from_ids
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Answer, Document, Mask, Text
+from cm3.tokens.document import Image as Picture
+from cm3.tokens.encoding import from_ids
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards, StoredDocument
 

@@ -3,9 +3,9 @@
     python -m train.scorer --out runs/scorer model.embedding_size=32  # as the embedded one is
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
-`cm3.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it found
-among the held-out ones stands in the log. `python -m train.evaluate_reranking` measures whether its choice is worth
-anything.
+`cm3.model.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it
+found among the held-out ones stands in the log. `python -m train.evaluate_reranking` measures whether its choice is
+worth anything.
 """
 
 import time
@@ -17,7 +17,7 @@ import torch
 import typer
 from accelerate import Accelerator
 
-from cm3.scorer import Scorer, ScorerConfig
+from cm3.model.scorer import Scorer, ScorerConfig
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
 from train.language import setup as recipe
@@ -42,7 +42,7 @@ class ScorerTrainingConfig:
     Attributes:
         data: folder of token shards.
         image_tokenizer: folder or name of the image tokenizer that made them; empty = where it was then.
-        model: fields of cm3.scorer.ScorerConfig that do not come from the shards.
+        model: fields of cm3.model.scorer.ScorerConfig that do not come from the shards.
         steps: optimiser steps.
         batch: pairs a step.
         lr: peak rate of AdamW; linear warm-up, then half a cosine to 0.

@@ -19,11 +19,11 @@ import torch
 import typer
 from rich.progress import track
 
-from cm3.document import Document, Image, Text
 from cm3.pipeline import CM3
-from cm3.templates import LANGUAGES
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.templates import LANGUAGES
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, EXTRA, EmojiPictures, manifest_row, others_of, read_pictures

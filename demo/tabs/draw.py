@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.options import GENERATE
+from cm3.engine.options import GENERATE
 from cm3.pipeline import CM3
 from demo import parts
 from demo.boxes import Boxes

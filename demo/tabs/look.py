@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.document import Document, Text
 from cm3.pipeline import CM3
+from cm3.tokens.document import Document, Text
 from demo import parts
 from demo.words import Say
 

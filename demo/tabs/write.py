@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.document import Document, Item, Mask, Text
-from cm3.options import COMPLETE
+from cm3.engine.options import COMPLETE
 from cm3.pipeline import CM3
+from cm3.tokens.document import Document, Item, Mask, Text
 from demo import parts
 from demo.words import STARTS, Say
 

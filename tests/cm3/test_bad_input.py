@@ -17,9 +17,9 @@ import torch
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
-from cm3.document import HOLE, Document, Image, Mask, Text
-from cm3.model_files import find_model
-from cm3.text import TextTokenizer
+from cm3.hf.model_folder import find_model
+from cm3.tokens.document import HOLE, Document, Image, Mask, Text
+from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 APPLE = "a red apple"

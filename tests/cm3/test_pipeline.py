@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image as PIL_Image
 
-from cm3 import CM3, ranking
-from cm3.document import HOLE, Document, Image, Mask, Text
-from cm3.options import Decoding
-from cm3.spelling import prompt_ids
-from cm3.templates import TEMPLATES, boxed, prompt
+from cm3 import CM3
+from cm3.engine.options import Decoding
+from cm3.tasks import reranking as ranking
+from cm3.tokens.document import HOLE, Document, Image, Mask, Text
+from cm3.tokens.encoding import prompt_ids
+from cm3.tokens.templates import TEMPLATES, boxed, prompt
 
 APPLE = "a red apple"
 CODES = Image(torch.arange(16).view(4, 4))

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from cm3 import CM3
-from cm3.document import Document, Text
-from cm3.known_words import KnownWords
-from cm3.options import GENERATE
+from cm3.engine.options import GENERATE
+from cm3.tasks.known_words import KnownWords
+from cm3.tokens.document import Document, Text
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
 from demo.page import build, clicked, example_pictures, handed_over

@@ -18,7 +18,7 @@ from webdataset.writer import ShardWriter
 
 from checkout import ROOT
 from cm3 import CM3
-from cm3.model_files import EMBEDDED
+from cm3.hf.model_folder import EMBEDDED
 
 EXAMPLES = ROOT / "examples"
 

@@ -15,8 +15,8 @@ import pytest
 
 from attempts import answer
 from cm3 import CM3
-from cm3.server import make_app
-from cm3.server_work import Limits, give_memory_back
+from cm3.serving.admission import Limits, give_memory_back
+from cm3.serving.app import make_app
 from damage import bombs, flipped, judged, outcomes, pictures, resident, strangers
 
 pytestmark = pytest.mark.faults

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cm3.document import Image
-from cm3.spelling import join, picture_ids
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Image
+from cm3.tokens.encoding import join, picture_ids
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 from train import lm
 from train.documents.shards import NUM_SPECIAL, ShardWriter, finish

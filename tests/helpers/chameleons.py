@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from cm3.chameleon import EACH, weights
+from cm3.hf.chameleon import EACH, weights
 from tokenizer_image import VQConfig, VQModel
 
 CODES = 24  # image codes, so that their names have one digit or two

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from cm3.config import CM3Config
-from cm3.transformer import CM3ForCausalLM
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
 
 
 def build(std: float = 0.3, **overrides: Any) -> Any:

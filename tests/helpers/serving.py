@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from cm3.server_connection import settings
-from cm3.server_work import Desk
+from cm3.serving.admission import Desk
+from cm3.serving.connection import settings
 
 KEY = "a-key-of-the-test"
 LOCAL = "http://localhost"  # without keys, the server answers under names of this machine only

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from checkout import ROOT
-from cm3 import cli
+from cm3.cli import main as cli
 from pages import PAGES, blocks
 from tokenizer_image import convert
 from train.build_instructions import InstructionsConfig

@@ -22,10 +22,12 @@ import uvicorn
 from PIL import Image
 
 from checkout import ROOT
-from cm3 import CM3, cli, model_files
-from cm3.known_words import KnownWords
-from cm3.scorer import Scorer, ScorerConfig
-from cm3.server import make_app
+from cm3 import CM3
+from cm3.cli import main as cli
+from cm3.hf import model_folder as model_files
+from cm3.model.scorer import Scorer, ScorerConfig
+from cm3.serving.app import make_app
+from cm3.tasks.known_words import KnownWords
 from demo.app import serve
 from demo.page import build
 from pages import PAGES, Block, blocks

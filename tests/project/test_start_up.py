@@ -30,7 +30,7 @@ def run(code: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedPro
 
 REPORT = """
 import json, resource, sys
-from cm3.cli import main
+from cm3.cli.main import main
 try:
     main()
 finally:
@@ -68,12 +68,13 @@ def test_info_looks_at_the_files_and_builds_no_model(tmp_path: Path, tiny_folder
     done = run(REPORT.replace('.split(".")[0]', ""), "info", str(tiny_folder), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stderr.splitlines()[-1])[1]
-    assert "cm3.memory" in loaded
-    assert not {"transformers.modeling_utils", "torch._dynamo", "cm3.transformer"} & set(loaded)
+    assert "cm3.model.memory" in loaded
+    assert not {"transformers.modeling_utils", "torch._dynamo", "cm3.model.transformer"} & set(loaded)
 
 
 def test_the_model_is_known_to_transformers_however_they_are_imported(tmp_path: Path):
-    for order in (("cm3", "transformers"), ("transformers", "cm3"), ("transformers.models.auto.modeling_auto", "cm3")):
+    leader = "transformers.models.auto.modeling_auto"
+    for order in (("cm3.hf.auto", "transformers"), ("transformers", "cm3.hf.auto"), (leader, "cm3.hf.auto")):
         code = (
             "\n".join(f"import {name}" for name in order)
             + """
@@ -82,11 +83,11 @@ config = transformers.AutoConfig.for_model("cm3")
 print(type(config).__module__, transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__)
 """
         )
-        assert run(code, cwd=tmp_path).stdout == "cm3.config CM3ForCausalLM\n"
+        assert run(code, cwd=tmp_path).stdout == "cm3.model.config CM3ForCausalLM\n"
 
 
 def test_any_module_may_be_imported_first(tmp_path: Path):
-    """registration.py imports modules at the end of others', which must not close a circle."""
+    """No module needs another one to be imported before it."""
     code = """
 import importlib, os, sys
 import huggingface_hub, numpy, torch, transformers.modeling_utils  # which all need
@@ -101,8 +102,10 @@ for name in sys.argv[1:]:
         os._exit(0)
     os.waitpid(child, 0)
 """
-    names = [f"cm3.{path.stem}" for path in sorted((CHECKOUT / "cm3").glob("*.py")) if not path.stem.startswith("__")]
-    names += [f"train.{path.stem}" for path in sorted((CHECKOUT / "train").glob("*.py")) if path.stem != "__init__"]
+    paths = [*sorted((CHECKOUT / "cm3").rglob("*.py")), *sorted((CHECKOUT / "train").glob("*.py"))]
+    names = [
+        ".".join(path.relative_to(CHECKOUT).with_suffix("").parts) for path in paths if not path.stem.startswith("__")
+    ]
     done = run(code, *names, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -120,7 +123,7 @@ import tokenizer_image, demo.app, train.lm, train.image_tokenizer, train.evaluat
 
 
 def test_the_version_is_one(tmp_path: Path):
-    assert run("from cm3.cli import main; main()", "--version", cwd=tmp_path).stdout == f"cm3 {cm3.__version__}\n"
+    assert run("from cm3.cli.main import main; main()", "--version", cwd=tmp_path).stdout == f"cm3 {cm3.__version__}\n"
     module = [sys.executable, "-m", "cm3", "--version"]
     assert subprocess.run(module, cwd=CHECKOUT, capture_output=True, text=True).stdout == f"cm3 {cm3.__version__}\n"
 
@@ -136,7 +139,7 @@ class Key:
         if name == {module!r}:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Key())
-from cm3.cli import main
+from cm3.cli.main import main
 main()
 """
     done = run(code, "caption", "a.png", cwd=tmp_path)
@@ -153,7 +156,7 @@ def test_output_that_nobody_reads_is_no_crash(closed: str, tmp_path: Path, tiny_
 
 
 def test_arabic_reaches_a_terminal_that_says_it_knows_ascii_only(tmp_path: Path, tiny_folder: Path):
-    code = "from cm3.cli import main; main()"
+    code = "from cm3.cli.main import main; main()"
     done = run(code, "tour", "تفاحة", "--model", str(tiny_folder), cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("prompt:   تفاحة\n")
@@ -162,14 +165,16 @@ def test_arabic_reaches_a_terminal_that_says_it_knows_ascii_only(tmp_path: Path,
 def test_a_linked_output_stays_a_link(tmp_path: Path, tiny_folder: Path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "out.png").symlink_to("pictures/apple.png")
-    done = run("from cm3.cli import main; main()", "generate", "a", "-q", "--model", str(tiny_folder), cwd=tmp_path)
+    done = run(
+        "from cm3.cli.main import main; main()", "generate", "a", "-q", "--model", str(tiny_folder), cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.png").is_symlink()
     assert Image.open(tmp_path / "pictures" / "apple.png").width == 512
 
 
 def test_two_runs_with_one_output_do_not_share_the_unfinished_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from cm3.cli_files import save
+    from cm3.cli.files import save
 
     parts: set[Path] = set()
     whole = Image.Image.save
@@ -196,5 +201,5 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_drawing(tmp_path
 
 
 def test_the_usage_line_says_that_there_may_be_several_pictures(tmp_path: Path):
-    help = run("from cm3.cli import main; main()", "caption", "--help", cwd=tmp_path, COLUMNS="100").stdout
+    help = run("from cm3.cli.main import main; main()", "caption", "--help", cwd=tmp_path, COLUMNS="100").stdout
     assert "{SOURCE}... " in help

@@ -30,9 +30,9 @@ def test_the_wheel_holds_the_library_and_its_model_and_nothing_else(wheel: Path)
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"cm3", "tokenizer_image"}
     for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "ATTRIBUTION.md"):
-        assert f"cm3/models/emoji/{file}" in names
+        assert f"cm3/pretrained/emoji/{file}" in names
     for file in ("config.json", "model.safetensors", "ATTRIBUTION.md"):
-        assert f"tokenizer_image/models/emoji/{file}" in names
+        assert f"tokenizer_image/pretrained/emoji/{file}" in names
     assert any(name.endswith("entry_points.txt") for name in names)
     assert wheel.stat().st_size < 60e6
 

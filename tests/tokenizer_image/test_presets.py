@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3 import cli
+from cm3.cli import main as cli
 from tokenizer_image import PRESETS, VQConfig, VQModel, count_parameters
 
 

@@ -9,7 +9,8 @@
     FOLDER/meta.json                   vocabulary layout, fingerprints of both tokenizers, counts and hash of each shard
 
 A document is stored as it reads, `<eos> ... <eos>`; a span (start, end) marks an answer in it, which training moves to
-the end behind a <mask> (cm3/masking.py). Documents without spans are text and pictures in the order they are learnt.
+the end behind a <mask> (cm3/tokens/masking.py). Documents without spans are text and pictures in the order they are
+learnt.
 """
 
 import hashlib
@@ -27,12 +28,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cm3.config import FORMS
-from cm3.document import Answer, Document, Image, Span, Text
-from cm3.model_files import sha256
-from cm3.spelling import encode, parts
-from cm3.text import FILE, TextTokenizer
-from cm3.vocab import Vocab
+from cm3.hf.model_folder import sha256
+from cm3.model.config import FORMS
+from cm3.tokens.document import Answer, Document, Image, Span, Text
+from cm3.tokens.encoding import encode, parts
+from cm3.tokens.text_tokenizer import FILE, TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.runtime.files import write_whole
 

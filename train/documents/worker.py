@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 
-from cm3.document import Document, Image, Text
-from cm3.processor import nearest_grid
-from cm3.spelling import encode, join, parts
-from cm3.templates import WORDS
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tasks.images import nearest_grid
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.encoding import encode, join, parts
+from cm3.tokens.templates import WORDS
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image
 from train.documents.sample import Sample, Skip

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from train.emoji.packages import ANNOTATIONS, DERIVED, EMOJIBASE, STYLES, Package, Style, Tarball
 
 VARIATION_SELECTOR = "fe0f"

@@ -2,7 +2,7 @@
 
 import re
 
-from cm3.english import article
+from cm3.tasks.wording import article
 
 # Names that take no article: what is not counted, and plurals without an s.
 BARE = {

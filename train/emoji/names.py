@@ -1,6 +1,6 @@
 """What captions call things, as prompts say it."""
 
-from cm3.english import plurals
+from cm3.tasks.wording import plurals
 from train.emoji.english import head, with_article
 from train.emoji.phrases import Facts
 

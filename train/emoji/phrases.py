@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cm3.templates import TEMPLATES
+from cm3.tokens.templates import TEMPLATES
 from train.documents.shards import Target
 from train.emoji.english import with_article
 from train.pictures.views import GROUNDS

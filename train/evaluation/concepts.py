@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cm3.options import GenerationOptions
+from cm3.engine.options import GenerationOptions
 from cm3.pipeline import CM3
 from train.emoji.dataset import read_split
 from train.emoji.phrases import STYLED, Facts

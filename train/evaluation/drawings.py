@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cm3.options import GenerationOptions
+from cm3.engine.options import GenerationOptions
 from cm3.pipeline import CM3
 from train.emoji.phrases import STYLED
 from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings, shares

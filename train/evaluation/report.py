@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from train.evaluation.task_cases import WRONG
 from train.scenes.tasks import EDITS
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cm3.masking import sample_holes
-from cm3.templates import LANGUAGES
+from cm3.tokens.masking import sample_holes
+from cm3.tokens.templates import LANGUAGES
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Target
 from train.pictures.loader import to_pixels

@@ -17,7 +17,7 @@ class LMConfig:
         image_tokenizer: folder or name of the image tokenizer that made them; empty = where it was then, or the one of
             `start`.
         start: folder or name of a model to train on; empty = from nothing, as `preset` and `model` say.
-        preset: key of cm3.config.PRESETS; the vocabulary's layout comes from the shards.
+        preset: key of cm3.model.config.PRESETS; the vocabulary's layout comes from the shards.
         model: fields of CM3Config that replace the preset's.
         lora: adapters in place of all weights, where its rank is not 0.
         objective: which forms documents take, and how much each kind of token counts.

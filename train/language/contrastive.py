@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cm3.scorer import Scorer
-from cm3.spelling import parts
+from cm3.model.scorer import Scorer
+from cm3.tokens.encoding import parts
 from train.documents.shards import Shards
 
 

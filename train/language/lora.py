@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cm3.transformer import CM3ForCausalLM
+from cm3.model.transformer import CM3ForCausalLM
 from tokenizer_image.checkpoint import make_readable
 
 ADAPTER = "default"

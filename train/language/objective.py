@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cm3.document import Span
-from cm3.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
-from cm3.spelling import before_last, grid_behind, hidden, in_turns, join, parts, picture_spans
-from cm3.vocab import MAX_MASKS, Vocab
+from cm3.tokens.document import Span
+from cm3.tokens.encoding import before_last, grid_behind, hidden, in_turns, join, parts, picture_spans
+from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
+from cm3.tokens.vocab import MAX_MASKS, Vocab
 
 DRAW, FREE, CM3, ASK, HOLES, TELL, TEXT = range(7)
 

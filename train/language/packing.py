@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cm3.spelling import picture_spans
-from cm3.vocab import Vocab
+from cm3.tokens.encoding import picture_spans
+from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
 from train.language.objective import DRAWN, Forms, Objective, choose_forms, training_row
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cm3.config import PRESETS, CM3Config
-from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.model.config import PRESETS, CM3Config
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards, read_meta
 from train.language.config import LMConfig
 from train.language.lora import add_lora

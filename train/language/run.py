@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
 from torch import Tensor
 
-from cm3.model_files import find_model
+from cm3.hf.model_folder import find_model
 from cm3.pipeline import CM3
-from cm3.vocab import Vocab
+from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
 from train.language.config import LMConfig
 from train.language.held_out import by_kind, held_out_loss

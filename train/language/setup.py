@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from cm3.config import CM3Config
-from cm3.known_words import KnownWords
-from cm3.model_files import find_model, load_image_tokenizer, read_config
+from cm3.hf.model_folder import find_model, load_image_tokenizer, read_config
+from cm3.model.config import CM3Config
+from cm3.model.scorer import Scorer
+from cm3.model.transformer import CM3ForCausalLM
 from cm3.pipeline import CM3
-from cm3.scorer import Scorer
-from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.tasks.known_words import KnownWords
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards, layout
 from train.documents.words import texts_of
@@ -136,7 +136,7 @@ def fresh_model(
     """A model with random weights and the shards' vocabulary.
 
     Args:
-        preset: key of cm3.config.PRESETS.
+        preset: key of cm3.model.config.PRESETS.
         fields: of CM3Config, in place of the preset's.
         meta: content of the shards' meta.json.
         image_tokenizer: whose codebook the embeddings of codes start from.

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 from PIL import Image
 from rich.progress import track
 
-from cm3.captioning import PICTURES
+from cm3.captioning.run import PICTURES
 from tokenizer_image.pixels import no_file, open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar

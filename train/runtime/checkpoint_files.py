@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
-from cm3.model_files import sha256
+from cm3.files import sha256
 
 DAMAGED = ".damaged"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from cm3.config import CM3Config
+from cm3.model.config import CM3Config
 
 # Dense bf16 peaks in FLOP/s, from the makers' data sheets.
 PEAKS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}

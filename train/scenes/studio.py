@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cm3.templates import LANGUAGES
+from cm3.tokens.templates import LANGUAGES
 from tokenizer_image import ImageTokenizer
 from train.emoji.dataset import EVERYDAY, read_samples
 from train.pictures.loader import to_pixels

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cm3.templates import TEMPLATES, boxed, prompt
+from cm3.tokens.templates import TEMPLATES, boxed, prompt
 from train.documents.shards import Target
 from train.emoji.english import with_article
 from train.pictures.views import GROUNDS

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cm3.templates import prompt
+from cm3.tokens.templates import prompt
 from train.documents.shards import Target
 from train.emoji.english import with_article
 from train.emoji.phrases import COLOURS_AR

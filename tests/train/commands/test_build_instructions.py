@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from cm3 import CM3
-from cm3.document import Document, Image, Text
-from cm3.spelling import from_ids
-from cm3.text import TextTokenizer
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.encoding import from_ids
+from cm3.tokens.text_tokenizer import TextTokenizer
 from drawings import drawn_things
 from tokenizer_image import ImageTokenizer
 from train import build_instructions

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cm3 import CM3
-from cm3.text import TextTokenizer
+from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import evaluate as module
 from train.documents.shards import Shards, read_meta

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.objective import RUNS, table
-from cm3.document import Image, Text
-from cm3.masking import sample_holes, unrotate
-from cm3.options import GREEDY
+from cm3.engine.options import GREEDY
 from cm3.pipeline import CM3
+from cm3.tokens.document import Image, Text
+from cm3.tokens.masking import sample_holes, unrotate
 from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, held_out, mean_loss, with_hole
 from train.language.config import LMConfig
 from train.language.objective import ASK, DRAW, HOLES, TELL, Objective, training_row

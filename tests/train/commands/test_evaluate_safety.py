@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from checkout import ROOT
-from cm3.safety import BlockList
+from cm3.serving.safety import BlockList
 from train.evaluate_safety import DISGUISES, past
 
 

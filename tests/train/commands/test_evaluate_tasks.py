@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from cm3 import CM3
-from cm3.options import GENERATE
-from cm3.vocab import Vocab
+from cm3.engine.options import GENERATE
+from cm3.tokens.vocab import Vocab
 from drawings import SHAPES, drawn_things
 from tokenizer_image import ImageTokenizer
 from train import evaluate_tasks

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from checkout import ROOT
 from cm3 import CM3
-from cm3.known_words import KnownWords
-from cm3.scorer import Scorer, ScorerConfig
+from cm3.model.scorer import Scorer, ScorerConfig
+from cm3.tasks.known_words import KnownWords
 from tokenizer_image import ImageTokenizer
 from train import lm as command
 from train.documents.shards import Shards, read_meta

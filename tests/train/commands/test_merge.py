@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cm3.config import CM3Config
-from cm3.model_files import write_checksums
+from cm3.hf.model_folder import write_checksums
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
 from cm3.pipeline import CM3
-from cm3.text import TextTokenizer
-from cm3.transformer import CM3ForCausalLM
+from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import merge
 from train.documents.shards import Shards, read_meta

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkout import ROOT
-from cm3.known_words import KnownWords
+from cm3.tasks.known_words import KnownWords
 from tokenizer_image import ImageTokenizer
 from train import package_model
 from train.emoji.dataset import EXTRA, attribution
@@ -85,7 +85,7 @@ def test_a_model_is_packaged_from_its_runs(
     meta = json.loads((token_shards / "meta.json").read_text())
     meta["config"]["things"], meta["tasks"] = ["cat", "dog"], {"draw": 5}
     (runs.tuning_tokens / "meta.json").write_text(json.dumps(meta))
-    measured = ROOT / "cm3" / "models" / "emoji"
+    measured = ROOT / "cm3" / "pretrained" / "emoji"
     drawn = {"concepts": 250, "drawings by name": {"pictures": 9, "lite0": {"top1": 0.25, "top5": 0.5}}}
     for run, name, more in (
         (runs.evaluation, "evaluation", {"drawings": drawn}),
@@ -96,19 +96,19 @@ def test_a_model_is_packaged_from_its_runs(
         (run / "evaluation.json").write_text(json.dumps(figures | more))
     root = tmp_path / "root"
     assert package("small", runs, "a toaster", "It was a test.", root=root) == embedded(root) > 0
-    card = (root / "cm3" / "models" / "small" / "README.md").read_text(encoding="utf-8")
+    card = (root / "cm3" / "pretrained" / "small" / "README.md").read_text(encoding="utf-8")
     assert "16 x 16 pixels" in card and "2 things" in card and "a toaster" in card and "It was a test." in card
     assert "1.80 hours, 90 steps of 36 tokens, seed 7" in card
     assert "Image tokenizer: 0.50 hours, 30 steps of 4 pictures" in card
     assert ("then its decoder alone, 0.50 hours, 30 steps" in card) == decoder
-    folder = root / "tokenizer_image" / "models" / "small"
+    folder = root / "tokenizer_image" / "pretrained" / "small"
     assert ImageTokenizer.from_pretrained(folder).num_codes == 32
     phases = (folder / "README.md").read_text()
     assert (
         "- all of it: 30 steps" in phases
         and ("- the decoder alone, on scenes and signs of them too: 30 steps" in phases) == decoder
     )
-    known = KnownWords.load(root / "cm3" / "models" / "small")
+    known = KnownWords.load(root / "cm3" / "pretrained" / "small")
     assert known.words
     assert {"a cat face", "an airplane", "grapes"} <= set(known.names.names)
     assert known.normal("GRAPES, and Airplanes!") == "grapes, and an airplane"
@@ -118,7 +118,7 @@ def test_an_image_tokenizer_alone_is_packaged_with_card_and_credits(
     tokenizer_run: Path, vq_folder: Path, sample: Path, tmp_path: Path
 ):
     package_tokenizer("small", [tokenizer_run], sample, "a toaster", root=tmp_path)
-    folder = tmp_path / "tokenizer_image" / "models" / "small"
+    folder = tmp_path / "tokenizer_image" / "pretrained" / "small"
     loaded = ImageTokenizer.from_pretrained(folder)
     assert loaded.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
     card = (folder / "README.md").read_text()

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image as PIL_Image
 
-from cm3.convert import convert
-from cm3.document import Document, Image, Text
+from cm3.hf.convert import convert
 from cm3.pipeline import CM3
-from cm3.spelling import from_ids, to_ids
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.encoding import from_ids, to_ids
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tests.helpers.chameleons import write_chameleon
 from tokenizer_image import ImageTokenizer
 from train import prepare as module

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cm3.document import Answer, Document, Text
-from cm3.document import Image as Picture
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Answer, Document, Text
+from cm3.tokens.document import Image as Picture
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train import preview as module
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, StoredDocument, Target, finish, questions

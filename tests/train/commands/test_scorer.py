@@ -15,11 +15,11 @@ from PIL import Image as PIL_Image
 
 from checkpoint_files import same_tensors
 from cm3 import CM3
-from cm3.document import Document, Image, Text
-from cm3.options import GenerationOptions
-from cm3.scorer import Scorer
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.engine.options import GenerationOptions
+from cm3.model.scorer import Scorer
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
 from train import evaluate_reranking, scorer

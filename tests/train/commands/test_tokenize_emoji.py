@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image as PIL_Image
 
-from cm3.document import Document, Image, Text
-from cm3.spelling import from_ids
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.encoding import from_ids
 from tokenizer_image import ImageTokenizer
 from train import tokenize_emoji
 from train.documents.shards import Shards

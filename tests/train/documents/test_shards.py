@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cm3.document import Document, Image, Text
-from cm3.model_files import sha256
-from cm3.spelling import from_ids
-from cm3.templates import TEMPLATES
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.hf.model_folder import sha256
+from cm3.tokens.document import Document, Image, Text
+from cm3.tokens.encoding import from_ids
+from cm3.tokens.templates import TEMPLATES
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import (
     MAX_TARGETS,

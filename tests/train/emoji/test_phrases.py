@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3.templates import prompt
+from cm3.tokens.templates import prompt
 from train.documents.shards import Target
 from train.emoji import colours
 from train.emoji.dataset import read_split

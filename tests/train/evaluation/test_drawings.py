@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from cm3 import CM3
-from cm3.jobs import Job
-from cm3.options import GENERATE, GenerationOptions
-from cm3.runner import Runner
+from cm3.engine.options import GENERATE, GenerationOptions
+from cm3.tasks.jobs import Job
+from cm3.tasks.runner import Runner
 from train.evaluation import concepts
 from train.evaluation.concepts import SplitPicture, judged_concepts
 from train.evaluation.drawings import Asked, Gallery, asked, nearest

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from cm3.config import CM3Config
-from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tokens.vocab import Vocab
 from largest import Largest
 from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy, rivals
 from train.language.objective import KINDS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cm3.masking import sample_holes, unrotate
-from cm3.vocab import Vocab
+from cm3.tokens.masking import sample_holes, unrotate
+from cm3.tokens.vocab import Vocab
 from train.language.objective import (
     ASK,
     CM3,

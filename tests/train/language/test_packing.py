@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3.masking import unrotate
-from cm3.spelling import picture_spans
-from cm3.vocab import Vocab
+from cm3.tokens.encoding import picture_spans
+from cm3.tokens.masking import unrotate
+from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from train.documents.shards import Shards
 from train.language.objective import CM3, DRAWN, HOLES, KINDS, Objective

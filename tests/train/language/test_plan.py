@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cm3.config import PRESETS, CM3Config
-from cm3.transformer import CM3ForCausalLM
+from cm3.model.config import PRESETS, CM3Config
+from cm3.model.transformer import CM3ForCausalLM
 from documents import write_shards
 from train import lm
 from train.language import plan
@@ -138,7 +138,7 @@ def test_a_plan_with_adapters_trains_them_alone(config: LMConfig):
 
 def test_a_plan_of_a_run_from_another_model(tiny_folder: Path, tmp_path: Path):
     from cm3 import CM3
-    from cm3.document import Document, Image, Text
+    from cm3.tokens.document import Document, Image, Text
     from train.documents.shards import ShardWriter, finish
 
     pipeline = CM3.from_pretrained(tiny_folder, device="cpu")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cm3 import CM3
-from cm3.transformer import CM3ForCausalLM
-from cm3.vocab import Vocab
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tests.helpers.models import build
 from tokenizer_image import ImageTokenizer

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from cm3.config import CM3Config
-from cm3.transformer import CM3ForCausalLM
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
 from train.language.loss import LMLearner
 from train.runtime.optim import (
     EMA,

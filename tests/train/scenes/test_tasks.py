@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from cm3.templates import language_of
+from cm3.tokens.templates import language_of
 from drawings import SHAPES, drawn_things
 from train.documents.shards import Target
 from train.emoji.phrases import COLOURS_AR

@@ -4,7 +4,7 @@
         --out data/emoji-documents
 
     draw      plan <break> image                               single drawings, large and small, and scenes of tiles
-    read      plan, questions and answers behind the image     (cm3/masking.py moves them there)
+    read      plan, questions and answers behind the image     (cm3/tokens/masking.py moves them there)
     change    from: plan, to: plan <break> image, image        edits: paint, ground, things, places, style
     recall    documents of other images, then one of them      what retrieval brings (CM3leon, section 2.1)
     text      request -> plan; plan, instruction -> plan; plan -> caption in 24 languages
@@ -25,9 +25,9 @@ import torch
 import typer
 from rich.progress import track
 
-from cm3.document import Text
-from cm3.text import LETTERS, TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Text
+from cm3.tokens.text_tokenizer import LETTERS, TextTokenizer
+from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, finish
 from train.recipes.emoji.documents import Builder, DocumentsConfig

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image as PIL_Image
 
-from cm3.document import Answer, Document, Image, Text
-from cm3.plan import PLACES, Plan, Thing
-from cm3.spelling import encode, to_ids
-from cm3.templates import PLANS
-from cm3.text import TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Answer, Document, Image, Text
+from cm3.tokens.encoding import encode, to_ids
+from cm3.tokens.plan import PLACES, Plan, Thing
+from cm3.tokens.templates import PLANS
+from cm3.tokens.text_tokenizer import TextTokenizer
+from cm3.tokens.vocab import Vocab
 from train.documents.shards import StoredDocument, Target, questions
 from train.pictures.views import GROUNDS, Augmentation, distort, place
 from train.recipes.emoji.art import CANVAS, PAINTS, TILE, Drawing, takes

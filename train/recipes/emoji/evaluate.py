@@ -26,13 +26,13 @@ import torch
 import typer
 from PIL import Image as PIL_Image
 
-from cm3.document import Document, Image, Mask, Text
-from cm3.options import GREEDY, SamplingConfig
+from cm3.engine.options import GREEDY, SamplingConfig
+from cm3.engine.request import Request
 from cm3.pipeline import CM3
-from cm3.plan import PLACES, Plan, Thing
-from cm3.request import Request
-from cm3.spelling import draw_ids, open_ids, prompt_ids
-from cm3.templates import PLANS
+from cm3.tokens.document import Document, Image, Mask, Text
+from cm3.tokens.encoding import draw_ids, open_ids, prompt_ids
+from cm3.tokens.plan import PLACES, Plan, Thing
+from cm3.tokens.templates import PLANS
 from tokenizer_image import ImageTokenizer
 from train.evaluation.judge import Judge, Reference, ranks
 from train.pictures.sheet import contact_sheet

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cm3.plan import PLACES, Plan
+from cm3.tokens.plan import PLACES, Plan
 from train.pictures.views import GROUNDS
 from train.recipes.emoji.english import plural
 from train.recipes.emoji.requests import COLOURS_AR, PLACES_AR, one_of

@@ -1,4 +1,4 @@
-"""What people type, and the plan that it means: text documents that teach the model to plan (cm3/plan.py).
+"""What people type, and the plan that it means: text documents that teach the model to plan (cm3/tokens/plan.py).
 
 Everything is drawn from a seed. A request leaves most things open (which style, which corner): the plan decides them,
 so that sampling a plan gives variety and drawing it does not have to.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cm3.plan import PLACES, Plan, Thing
+from cm3.tokens.plan import PLACES, Plan, Thing
 from train.pictures.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
 from train.recipes.emoji.english import plural, with_article

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cm3.document import Answer, Document, Image, Text
-from cm3.plan import Plan
-from cm3.text import LETTERS, TextTokenizer
-from cm3.vocab import Vocab
+from cm3.tokens.document import Answer, Document, Image, Text
+from cm3.tokens.plan import Plan
+from cm3.tokens.text_tokenizer import LETTERS, TextTokenizer
+from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
 from train.recipes.emoji.art import TILE, single
 from train.recipes.emoji.build_documents import build

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3.plan import PLACES, Plan, Thing
+from cm3.tokens.plan import PLACES, Plan, Thing
 from train.recipes.emoji.edits import KINDS, Editor
 from train.recipes.emoji.english import plural
 from train.recipes.emoji.packages import LANGUAGES

@@ -1,0 +1,1 @@
+"""Captions for many images: folders, tables, shards."""

@@ -1,0 +1,1 @@
+"""The `cm3` command."""

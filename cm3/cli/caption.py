@@ -1,0 +1,151 @@
+"""`cm3 caption`: texts for one picture or for a folder of them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from cm3.captioning.run import Asks, caption_files, find, is_many, read_by
+from cm3.captioning.sinks import Beside, Existing, Nowhere, Sink
+from cm3.captioning.tables import open_table
+from cm3.checks import check_choice
+from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load
+from cm3.cli.files import check_pictures, plain
+from cm3.engine.options import Language
+
+if TYPE_CHECKING:
+    from cm3.pipeline import CM3
+
+FAILED = 1  # exit code where some files gave no text
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help='Picture files, folders, patterns ("in/*.png"), @a_list.txt, or - for names on stdin.', metavar="SOURCE"
+    ),
+]
+Languages = Annotated[list[str] | None, typer.Option("--language", "--lang", help="en, ar; repeatable.")]
+
+
+def caption(
+    sources: Sources,
+    language: Languages = None,
+    long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
+    question: Annotated[
+        list[str] | None, typer.Option(help="Answer this of each picture; repeatable. Captions then only with --lang.")
+    ] = None,
+    extension: Annotated[
+        str | None, typer.Option(help="Write a file beside each picture, with this ending. The default for many: .txt.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write one table, metadata.jsonl, a .csv or a .parquet; what it has stays."),
+    ] = None,
+    existing: Annotated[Existing, typer.Option(help="Where a picture has a text already.")] = "skip",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders with all that is in them.")] = False,
+    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that open pictures.", min=1)] = 2,
+    prefix: Annotated[str, typer.Option(help="Before each caption, such as a trigger word.")] = "",
+    suffix: Annotated[str, typer.Option(help="Behind each caption.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each picture.")] = False,
+    quiet: Quiet = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    model: Model = "emoji",
+) -> None:
+    """Say what pictures show, a line each. A folder, a pattern or a list is captioned like a data set: a .txt beside
+    each picture (--extension), or one table (--out); what has a text is skipped, so that the same command goes on
+    after a stop. A file that is no picture is named and counted, and the exit code is 1."""
+    for one in language or ():
+        check_choice("--lang", one, get_args(Language))
+    asks = Asks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
+    many = any(map(is_many, sources))
+    if not many:
+        check_pictures(*sources)
+    ending = extension or (".txt" if many and out is None else None)
+    sink = sink_of(asks, out, ending, existing, read_by(sources, model))
+    paths = find(sources, recursive, sys.stdin)
+    total = None
+    if "-" not in sources:
+        listed = list(paths)
+        paths, total = iter(listed), len(listed)
+    cm3 = load(model, max_pixels, device)
+    counts = run(cm3, paths, sink, asks, (batch, workers), total, show_of(as_json, quiet, many or len(sources) > 1))
+    if many and not quiet:
+        written, failed, skipped = counts
+        print(f"{written} captioned, {skipped} skipped, {failed} failed", file=sys.stderr)
+    if counts[1]:
+        raise typer.Exit(FAILED)
+
+
+def sink_of(
+    asks: Asks, out: Path | None, extension: str | None, existing: Existing, reads: frozenset[Path] = frozenset()
+) -> Sink:
+    if out is not None and extension is not None:
+        raise ValueError("--out writes one table, --extension a file beside each picture: give one of them")
+    if out is not None:
+        return open_table(out, asks.columns, existing, reads)
+    if extension is None:
+        return Nowhere()
+    ending = extension if extension.startswith(".") else f".{extension}"
+    if "/" in ending or ending == ".":
+        raise ValueError(f"--extension is {extension!r}, but must be the ending of a name, such as .txt")
+    return Beside(ending, existing, reads)
+
+
+def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
+    def show(path: Path, texts: dict[str, str]) -> None:
+        if quiet:
+            return
+        if as_json:
+            print(json.dumps({"file": str(path), **texts}, ensure_ascii=False), flush=True)
+            return
+        line = " | ".join(texts.values())
+        print(f"{plain(str(path))}: {line}" if with_name else line, flush=True)
+
+    return show
+
+
+def run(
+    cm3: "CM3", paths: Any, sink: Sink, asks: Asks, sizes: tuple[int, int], total: int | None, show: Any
+) -> tuple[int, int, int]:
+    """How many were written, failed and skipped. What was written stays, whatever ends it."""
+    written = failed = skipped = 0
+    bar = progress(shown=sys.stderr.isatty() and (total is None or total > 1))
+    task = bar.add_task("captioning", total=total)
+
+    def skip(_: Path) -> None:
+        nonlocal skipped
+        skipped += 1
+        bar.advance(task)
+
+    with bar:
+        try:
+            for told in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
+                if told.error:
+                    failed += 1
+                    reason = in_options(told.error.removeprefix(f"{told.path}: "))
+                    print(plain(f"cm3: {told.path}: {reason}"), file=sys.stderr)
+                else:
+                    written += 1
+                    show(told.path, told.texts)
+                bar.advance(task)
+        finally:
+            sink.close()
+    return written, failed, skipped
+
+
+def progress(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )

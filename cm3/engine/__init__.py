@@ -1,0 +1,1 @@
+"""Continuous batching over token ids: requests, sampling, guidance."""

@@ -1,0 +1,1 @@
+"""transformers and the hub: model folders, conversion, Auto classes, remote code."""

@@ -1,0 +1,31 @@
+"""`import cm3.hf.auto` registers the model with transformers' Auto classes.
+
+    import cm3.hf.auto
+    from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+Without it, or without this package, `trust_remote_code=True` opens a saved folder by the code in it (remote_code.py).
+`import cm3` does not register, because the Auto classes take seconds to import.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from cm3.hf.modeling import CM3ForConditionalGeneration
+from cm3.hf.processing import CM3ImageProcessor, CM3Processor
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM, CM3Model
+
+AutoConfig.register(CM3Config.model_type, CM3Config)
+AutoModel.register(CM3Config, CM3Model)
+AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)
+AutoModelForMultimodalLM.register(CM3Config, CM3ForConditionalGeneration)
+AutoModelForImageTextToText.register(CM3Config, CM3ForConditionalGeneration)
+AutoImageProcessor.register(CM3Config, CM3ImageProcessor)
+AutoProcessor.register(CM3Config, CM3Processor)

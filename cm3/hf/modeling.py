@@ -1,0 +1,230 @@
+"""The model with its image tokenizer, as transformers' multimodal models are: pixels in, text and pictures out.
+
+    model = AutoModelForMultimodalLM.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(text="a red apple", generation_mode="image", return_tensors="pt")
+    ids = model.generate(**inputs, generation_mode="image", do_sample=True)
+    pictures = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")
+
+It has transformers' generate() with its options; the grammar stands in as a LogitsProcessor. Conventions: models/janus
+and models/chameleon of transformers. CM3 (pipeline.py) is faster, and knows the tasks.
+
+Letters in shapes: B rows, T tokens, V vocabulary, h x w codes of a picture.
+"""
+
+# transformers leaves much without types
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from cm3.model.config import CM3Config
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tokens.encoding import draw_ids, last_codes, nothing
+from cm3.tokens.grammar import Grammar, Mode, allowed
+from cm3.tokens.vocab import Vocab
+from tokenizer_image import ImageTokenizer
+from tokenizer_image.checkpoint import make_readable
+
+IMAGE_TOKENIZER = "image_tokenizer"  # folder inside a model folder
+MODES: dict[str, Mode] = {"text": "text", "image": "image", "interleaved": "document"}
+MOST_TEXT = 64  # new tokens where a call does not say
+
+
+class GrammarLogitsProcessor(LogitsProcessor):
+    """Lets only what may come next through (tokens/grammar.py), row by row; after the end <eos>.
+
+    vocab: the layout. mode: as Grammar has it. codes: of a picture. room: new ids at most. The first call must see the
+    prompt; rows may be left-padded, multiplied and reordered, as beam search does."""
+
+    def __init__(self, vocab: Vocab, mode: Mode, codes: int, room: int) -> None:
+        self.vocab, self.codes, self.room = vocab, codes, room
+        self.mode: Mode = mode
+        self.prompt: int | None = None  # length, padding included
+        self.states: dict[tuple[int, ...], Grammar] = {}  # of the rows of the last call
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        rows = [tuple(row) for row in cast(list[list[int]], input_ids.tolist())]
+        states = {row: self.state(row) for row in dict.fromkeys(rows)}
+        self.states = states
+        legal = torch.zeros(scores.shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            if states[row].done:
+                legal[i, self.vocab.ends[0]] = True
+            else:
+                legal[i, : len(self.vocab)] = allowed([states[row]])[0]
+        return scores.masked_fill(~legal.to(scores.device), -torch.inf)
+
+    def state(self, row: tuple[int, ...]) -> Grammar:
+        """After all of a row."""
+        assert self.prompt is not None
+        before = self.states.get(row[:-1])
+        if before is not None and len(row) > self.prompt:
+            return followed(before.copy(), row[-1])
+        start = next((i for i, id in enumerate(row) if id != self.vocab.pad), len(row))
+        grammar = Grammar(self.vocab, row[start : self.prompt], self.mode, self.codes, self.room)
+        for id in row[self.prompt :]:
+            grammar = followed(grammar, id)
+        return grammar
+
+
+def followed(grammar: Grammar, id: int) -> Grammar:
+    """After one more id; what follows the end is padding."""
+    if not grammar.done:
+        grammar.advance(id)
+    return grammar
+
+
+class CM3ForConditionalGeneration(CM3ForCausalLM):
+    """Ids and pixels to logits. from_pretrained brings the image tokenizer of the folder; vqmodel is None without."""
+
+    input_modalities = ["image", "text"]
+    output_modalities = ["image", "text"]
+
+    def __init__(self, config: CM3Config) -> None:
+        super().__init__(config)
+        self.vqmodel: Any = None
+        self.vocab = Vocab.from_config(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers. Errors: ValueError for a folder without an image tokenizer."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        name = str(pretrained_model_name_or_path)
+        folder = Path(name) if Path(name).is_dir() else hub_folder(name, kwargs)
+        from cm3.hf.model_folder import (
+            load_image_tokenizer,  # whose import may be what imports this module (registration)
+        )
+
+        model.vqmodel = load_image_tokenizer(folder, model.config).model.to(model.device)
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """The language model as CM3ForCausalLM reads it, and the image tokenizer in a folder beside."""
+        vqmodel, self.vqmodel = self.vqmodel, None
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.vqmodel = vqmodel
+        make_readable(*Path(save_directory).glob("model*.safetensors"))
+        if vqmodel is not None:
+            ImageTokenizer(vqmodel).save_pretrained(Path(save_directory) / IMAGE_TOKENIZER)
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """The image tokenizer. Errors: ValueError without one."""
+        if self.vqmodel is None:
+            raise ValueError("this model was made without an image tokenizer: use from_pretrained")
+        return ImageTokenizer(self.vqmodel)
+
+    def get_image_tokens(self, pixel_values: Tensor) -> Tensor:  # [B, 3, H, W] in [-1, 1] -> [B, h*w]
+        """Ids of the pictures' codes."""
+        codes = self.tokenizer.encode_pixels(pixel_values.float())  # [B, h, w]
+        return self.vocab.code_to_id(codes.flatten(1)).to(self.device)
+
+    def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:  # [B, T] -> [B, 3, H, W] in [-1, 1]
+        """The last picture in each row of ids; other ids, such as the prompt's, are passed over. Errors: ValueError for
+        a row without a whole picture."""
+        rows, columns = self.config.grid
+        grids: list[list[int]] = []
+        for row in cast(list[list[int]], image_tokens.tolist()):
+            codes = last_codes(row, self.vocab)
+            if len(codes) != rows * columns:
+                raise ValueError(f"a picture has {rows * columns} codes, but the row's last has {len(codes)}")
+            grids.append(codes)
+        return self.decode_codes(torch.tensor(grids).view(-1, rows, columns))
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor) -> Tensor:  # [B, h, w] -> [B, 3, H, W] in [-1, 1]
+        return self.tokenizer.model.decode(codes.to(self.device))
+
+    def with_pictures(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:  # [B, T], [N, 3, H, W] -> [B, T]
+        """The ids with the pictures' codes in place of <placeholder>. Errors: ValueError where they do not fit."""
+        places = input_ids == self.vocab.placeholder
+        if pixel_values is None:
+            if places.any():
+                raise ValueError("the ids have places for pictures, but there are no pixel_values")
+            return input_ids
+        codes = self.get_image_tokens(pixel_values).flatten()
+        if len(codes) != int(places.sum()):
+            raise ValueError(f"the ids have places for {int(places.sum())} codes, but the pictures have {len(codes)}")
+        return input_ids.masked_scatter(places, codes.to(input_ids.device))
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # all others by name
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        """As CM3ForCausalLM; pixel_values, [N, 3, H, W] in [-1, 1], stand where the ids have <placeholder>."""
+        if input_ids is not None:
+            input_ids = self.with_pictures(input_ids, pixel_values)
+        return super().forward(input_ids=input_ids, **kwargs)
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        generation_mode: str | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' generate(). generation_mode: "text", "image" or "interleaved" lets only that through; None =
+        nothing is held back. A picture takes the tokens that it needs, whatever max_new_tokens says; guidance_scale
+        compares with a prompt that says nothing, or with negative_prompt_ids. Errors: ValueError for another mode, or a
+        prompt that such a mode cannot follow."""
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if ids is None:
+            raise ValueError("give input_ids, as the processor makes them")
+        ids = self.with_pictures(ids, pixel_values)
+        if generation_mode is not None:
+            kwargs = self.steered(ids, generation_mode, kwargs)
+        return cast(Any, super()).generate(ids, *args, **kwargs)
+
+    def steered(self, ids: Tensor, generation_mode: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Options of generate() for a mode."""
+        if generation_mode not in MODES:
+            raise ValueError(f"generation_mode must be one of {', '.join(MODES)}, but is {generation_mode!r}")
+        rows, columns = self.config.grid
+        room = kwargs.get("max_new_tokens") or MOST_TEXT
+        if generation_mode == "image":
+            room = rows * columns + 4  # <break> <image> before, </image> <eos> behind
+        elif generation_mode == "interleaved" and not kwargs.get("max_new_tokens"):
+            room = self.config.max_position_embeddings - ids.shape[1]
+        grammar = GrammarLogitsProcessor(self.vocab, MODES[generation_mode], rows * columns, room)
+        guided = kwargs.get("guidance_scale") not in (None, 1, 1.0)
+        if guided and generation_mode == "image" and kwargs.get("negative_prompt_ids") is None:
+            negative = draw_ids(nothing(self.vocab), self.vocab, NO_TEXT)
+            kwargs = {**kwargs, "negative_prompt_ids": ids.new_tensor([negative]).expand(len(ids), -1)}
+        others = kwargs.get("logits_processor") or []
+        ends = {"eos_token_id": list(self.vocab.ends), "pad_token_id": self.vocab.pad}
+        return {
+            **ends,
+            **kwargs,
+            "max_new_tokens": room,
+            "logits_processor": LogitsProcessorList([*others, grammar]),
+        }
+
+
+class NoText:
+    """The text tokenizer of documents without text."""
+
+    def encode(self, text: str) -> list[int]:
+        raise AssertionError(f"no text was to be written, but {text!r}")
+
+    def decode(self, ids: list[int]) -> str:
+        raise AssertionError(f"no text was to be read, but {ids}")
+
+
+NO_TEXT = NoText()
+
+
+def hub_folder(name: str, options: dict[str, Any]) -> Path:
+    """Where the image tokenizer of a repository of the hub lies on this machine."""
+    kept = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
+    return Path(snapshot_download(name, allow_patterns=[f"{IMAGE_TOKENIZER}/*"], **kept))

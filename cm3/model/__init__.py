@@ -1,0 +1,1 @@
+"""The transformer, its KV cache and configuration, and the scorer that reranks."""

@@ -1,0 +1,1 @@
+"""Text and images as one sequence of ids: vocabulary, documents, masking, grammar."""

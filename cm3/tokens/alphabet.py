@@ -1,0 +1,127 @@
+"""Which text ids a text of one language may go on with: those whose letters belong to it.
+
+A byte-level tokenizer has ids for parts of characters: an id is legal where some character that it may become is. Names
+in quotes stay free, for they may be of another language.
+"""
+
+# torch types some of its functions in part only.
+# pyright: reportUnknownMemberType=false
+
+import math
+import unicodedata
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from tokenizers import pre_tokenizers
+from torch import Tensor
+
+from cm3.tokens.text_tokenizer import TextTokenizer
+
+SCRIPTS = {"en": "LATIN", "ar": "ARABIC"}  # what the names of a language's letters begin with, in Unicode
+# Punctuation, figures, signs, emoji and what chooses their looks
+COMMON = (range(9, 0x300), range(0x2000, 0x2C00), range(0xFE0E, 0xFE10), range(0x1F000, 0x20000))
+ACCENTS = range(0x300, 0x370)
+QUOTES = {'"': '"', "“": "”", "«": "»"}
+
+
+def byte_of() -> dict[str, int]:
+    """Character in the name of an id -> the byte that it stands for (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    assert table.keys() == set(pre_tokenizers.ByteLevel.alphabet())
+    return table
+
+
+@lru_cache(4096)
+def belongs(char: str, script: str) -> bool:
+    """Whether a text of this script may hold the character: its letters and marks, and what is of no script."""
+    if unicodedata.name(char, "").startswith(script):
+        return True
+    letters = [part for part in unicodedata.normalize("NFKD", char) if part.isalpha()]
+    if letters:
+        return all(unicodedata.name(letter, "").startswith(script) for letter in letters)
+    return any(ord(char) in places for places in (*COMMON, *((ACCENTS,) if script == "LATIN" else ())))
+
+
+@lru_cache(4096)
+def may_become(begun: bytes, script: str) -> bool:
+    """Whether a character that begins with these bytes may stand in a text of the script."""
+    first = begun[0]
+    if first > 0xF0:  # planes without characters
+        return False
+    length = 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+    left, low = length - len(begun), first & (0xFF >> (length + 1))
+    for byte in begun[1:]:
+        low = low << 6 | byte & 0x3F
+    places = range(low << 6 * left, min((low + 1) << 6 * left, 0x110000))
+    return any(belongs(chr(place), script) for place in places if not 0xD800 <= place < 0xE000)
+
+
+class Written(NamedTuple):
+    """Where a text stands. closing: the mark that ends the open quotes, "" outside. begun: bytes of a character."""
+
+    closing: str = ""
+    begun: bytes = b""
+
+
+class Alphabet:
+    """A language's letters in a tokenizer's ids. language: key of SCRIPTS."""
+
+    def __init__(self, tokenizer: TextTokenizer, language: str) -> None:
+        self.script = SCRIPTS[language]
+        table = byte_of()
+        vocab = tokenizer.tokenizer.get_vocab()
+        self.bytes = {id: bytes(table[char] for char in name) for name, id in vocab.items()}
+        self.size = max(vocab.values()) + 1
+        self.masks: dict[Written, Tensor] = {}
+
+    def follow(self, written: Written, id: int) -> Written | None:
+        """Where the text stands after the id, from 0; None = the id is not legal there."""
+        closing, data = written.closing, written.begun + self.bytes[id]
+        while data:
+            length = character(data)
+            if length == 0:
+                legal = begins_character(data) and (closing or may_become(data, self.script))
+                return Written(closing, data) if legal else None
+            char, data = data[:length].decode(), data[length:]
+            if closing:
+                closing = "" if char == closing else closing
+            elif char in QUOTES:
+                closing = QUOTES[char]
+            elif not belongs(char, self.script):
+                return None
+        return Written(closing)
+
+    def legal(self, written: Written) -> Tensor:  # bool [text ids]
+        """True where an id may follow. It is kept: not to be written to."""
+        if written not in self.masks:
+            legal = [id for id in self.bytes if self.follow(written, id) is not None]
+            self.masks[written] = torch.zeros(self.size, dtype=torch.bool).index_fill_(0, torch.tensor(legal), True)
+        return self.masks[written]
+
+
+def character(data: bytes) -> int:
+    """How many of the bytes are the first character; 0 where it is not whole, or none begins."""
+    for length in range(1, min(4, len(data)) + 1):
+        try:
+            data[:length].decode()
+        except UnicodeDecodeError:
+            continue
+        return length
+    return 0
+
+
+def begins_character(data: bytes) -> bool:
+    """Whether further bytes make it one."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start == 0 and error.end == len(data) and error.reason == "unexpected end of data"
+    return False
+
+
+def alphabets(tokenizer: TextTokenizer) -> dict[str, Alphabet]:
+    """Of each language; none where the tokenizer's ids are not bytes of the text."""
+    return {language: Alphabet(tokenizer, language) for language in SCRIPTS if tokenizer.longest < math.inf}

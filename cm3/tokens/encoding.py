@@ -1,0 +1,349 @@
+"""Documents as ids, and ids as documents: the one spelling of the token stream.
+
+    Document((Text("a red apple"), Image(codes)))
+        <eos> a red apple <break> <image> c_1 .. c_hw </image> <eos>
+    Document((Text("Caption: "), Mask(), Image(codes)))                                   as a prompt
+        <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model writes on from here
+    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for a picture
+        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same picture, now whole
+    Document((Text("Caption: "), Answer("a red apple"), Image(codes)))                    to learn from
+        <eos> Caption: a red apple <break> <image> c_1 .. c_hw </image> <eos>             and where the answer stands
+
+<break> stands where text and picture meet; neighbours of one kind join without it. A mask belongs to the text beside
+it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
+
+That is the form "cm3". In the form "chameleon" (Chameleon, arXiv 2405.09818; Anole) there are no masks and no <break>;
+what people say ends with <end_turn>, and the model's reply follows:
+
+    Document((Text("a red apple"), Image(codes)))
+        <bos> a red apple <image> c_1 .. c_hw </image> <eos>
+    reply_ids(Document((Image(codes), Text("What is this?"))))                            as a prompt
+        <bos> <image> c_1 .. c_hw </image> What is this? <end_turn>                       the model writes on from here
+
+Special tokens are laid and read here, in masking.py (which moves spans) and in grammar.py (what may follow), nowhere
+else.
+"""
+
+# torch leaves tolist() without a type
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, cast
+
+import torch
+
+from cm3.tokens.document import HOLE, Answer, Document, Image, Item, Mask, Span, Text, has_mask
+from cm3.tokens.vocab import Grid, Vocab
+
+
+class Tokenizer(Protocol):
+    """What a document asks of a text tokenizer: ids from 0, and no special tokens added or understood."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Encoded(NamedTuple):
+    """ids: `<eos> ... <eos>`. spans: where in them each answer stands."""
+
+    ids: list[int]
+    spans: list[Span]
+
+
+def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
+    """What opens a document and the items, without a close."""
+    if has_mask(document) and not vocab.has_masks:
+        raise ValueError("this model was taught no masks: leave them out, and let it write on")
+    ids, spans = [vocab.bos], list[Span]()
+    masks = 0
+    previous: type | None = None  # Text (a mask counts as text) or Image
+    run = ""  # neighbouring texts are tokenised as one
+    for item in document:
+        if isinstance(item, Text) and not item.text:
+            continue
+        kind = Image if isinstance(item, Image) else Text
+        if run and type(item) is not Text:
+            ids += text_ids(run, vocab, tokenizer)
+            run = ""
+        if vocab.has_masks and previous not in (None, kind):
+            ids.append(vocab.break_)
+        previous = kind
+        if isinstance(item, Answer):
+            start = len(ids)
+            ids += text_ids(item.text, vocab, tokenizer)
+            spans.append((start, len(ids)))
+        elif isinstance(item, Text):
+            run += item.text
+        elif isinstance(item, Mask):
+            ids.append(vocab.mask(masks))
+            masks += 1
+        else:
+            ids += picture_ids(item, vocab)
+    if run:
+        ids += text_ids(run, vocab, tokenizer)
+    return Encoded(ids, spans)
+
+
+def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """Of a text alone."""
+    return vocab.text_to_ids(tokenizer.encode(text))
+
+
+def picture_ids(image: Image, vocab: Vocab) -> list[int]:
+    """`<image> c_1 .. c_hw </image>`, <mask:0> in place of each code that is missing. Errors: ValueError for a code
+    that the vocabulary does not have."""
+    codes = cast(list[int], image.codes.flatten().tolist())
+    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
+    return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
+
+
+def roles(vocab: Vocab) -> dict[str, int]:
+    """Special tokens by the names that transformers has for them."""
+    return {
+        "bos_token": vocab.bos,
+        "eos_token": vocab.eos,
+        "pad_token": vocab.pad,
+        "boi_token": vocab.image,
+        "eoi_token": vocab.end_image,
+        "image_token": vocab.placeholder,
+    }
+
+
+def opening_ids(vocab: Vocab, grid: Grid | None = None) -> list[int]:
+    """What stands before a picture's first code. grid: None = the usual one."""
+    return [vocab.image, *(vocab.grid_ids(grid) if grid else ())]
+
+
+def grid_behind(ids: Sequence[int], vocab: Vocab) -> Grid | None:
+    """The grid of the last picture that the ids open, None where it is the usual one."""
+    last = max((i for i, id in enumerate(ids) if id == vocab.image), default=len(ids)) + 1
+    return vocab.grid(ids[last]) if last < len(ids) and vocab.is_grid(ids[last]) else None
+
+
+def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
+    """The document as training reads it, `<eos> items <eos>`, and where its answers stand. Errors: ValueError for a
+    Mask (use prompt_ids), or a code that the vocabulary does not have."""
+    if has_mask(document):
+        raise ValueError("a document with a Mask is not finished: use prompt_ids")
+    ids, spans = _body(document, vocab, tokenizer)
+    return Encoded([*ids, vocab.eos], spans)
+
+
+def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), a picture with holes,
+    or a code that the vocabulary does not have."""
+    ids = encode(document, vocab, tokenizer).ids
+    if any(isinstance(item, Image) and item.holes for item in document):
+        raise ValueError("a document with holes in a picture is not finished")
+    return ids
+
+
+def open_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """The document without its close, to be written on."""
+    return _body(document, vocab, tokenizer).ids
+
+
+def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """What the model writes on from: with masks up to and with <infill:0>; without, the open document."""
+    ids = open_ids(document, vocab, tokenizer)
+    return [*ids, vocab.infill(0)] if has_mask(document) else ids
+
+
+def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
+    """A prompt for a picture after the document: ... <break> <image>, or ... <end_turn> <image>. grid: its rows and
+    columns, None = the usual ones."""
+    ids = reply_ids(document, vocab, tokenizer)
+    turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
+    return [*ids, *turn, *opening_ids(vocab, grid)]
+
+
+def nothing(vocab: Vocab) -> Document:
+    """What stands in place of a whole condition in guidance."""
+    return Document((Mask(),)) if vocab.has_masks else Document()
+
+
+def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """The document to be written on, after <end_turn> where people and model take turns."""
+    ids = open_ids(document, vocab, tokenizer)
+    return [*ids, vocab.end_turn] if len(ids) > 1 and not vocab.has_masks else ids
+
+
+def last_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """What the model writes after a prompt that asks for one text: the text and the close."""
+    return [*text_ids(text, vocab, tokenizer), vocab.eos]
+
+
+def next_span_ids(k: int, vocab: Vocab) -> list[int]:
+    """What ends the text for mask k - 1 of a prompt and begins that for mask k."""
+    return [vocab.infill(k)]
+
+
+def next_turn_ids(reply: str, said: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """What follows a document to be written on in a conversation: the reply, and what is said to it."""
+    return [*text_ids(reply, vocab, tokenizer), *text_ids(said, vocab, tokenizer), vocab.end_turn]
+
+
+class Part(NamedTuple):
+    """A run of text, or a picture with its <image> and </image>, at ids[start:end]."""
+
+    is_picture: bool
+    start: int
+    end: int
+
+
+def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
+    """What a finished document consists of, without what opens, closes and stands between; a mask counts as text."""
+    found: list[Part] = []
+    start, between = None, (vocab.bos, vocab.break_, *vocab.ends)
+    for i, id in enumerate(ids):
+        inside = start is not None and ids[start] == vocab.image
+        if inside and id != vocab.end_image:
+            continue
+        if start is not None and (inside or id == vocab.image or id in between):
+            found.append(Part(inside, start, i + inside))
+            start = None
+        if start is None and id not in between and id != vocab.end_image:
+            start = i
+    return [*found, Part(ids[start] == vocab.image, start, len(ids))] if start is not None else found
+
+
+def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
+    """The runs of text, and the codes of each picture, of ids that end at the first close after the opening."""
+    start = 1 if ids and ids[0] == vocab.bos else next((i for i, id in enumerate(ids) if id != vocab.pad), len(ids))
+    end = next((i for i in range(start + 1, len(ids)) if ids[i] in (vocab.eos, vocab.pad)), len(ids))
+    found = parts(ids[start:end], vocab)
+    runs = ((ids[start + part.start : start + part.end], part.is_picture) for part in found)
+    return [([id for id in run if vocab.is_code(id) or vocab.is_text(id)], picture) for run, picture in runs]
+
+
+def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
+    """Where the pictures stand, from <image> to </image>, in a document that may be rotated. Errors: ValueError for a
+    picture without its end."""
+    spans: list[Span] = []
+    for _ in range(ids.count(vocab.image)):
+        start = ids.index(vocab.image, spans[-1][1] if spans else 0)
+        spans.append((start, ids.index(vocab.end_image, start) + 1))
+    return spans
+
+
+def before_last(ids: Sequence[int], vocab: Vocab) -> int:
+    """How many ids stand before the last document where several follow on each other, `<eos> one <eos> other <eos>`:
+    all up to the end of the last but one. 0 where there is one."""
+    return max((i + 1 for i in range(1, len(ids) - 1) if ids[i] == vocab.eos), default=0)
+
+
+def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
+    """The codes of the last picture, from 0; of ids without a picture's bounds all codes."""
+    starts = [i for i, id in enumerate(ids) if id == vocab.image]
+    return [vocab.id_to_code(id) for id in ids[starts[-1] if starts else 0 :] if vocab.is_code(id)]
+
+
+def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
+    """A picture's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
+    gone = iter(holes)
+    return [vocab.mask(0) if vocab.is_code(id) and next(gone) else id for id in picture]
+
+
+def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
+    """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two pictures; and where each lies."""
+    ids, places = [vocab.bos], list[Span]()
+    for piece in pieces:
+        if vocab.has_masks and len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
+            ids.append(vocab.break_)
+        places.append((len(ids), len(ids) + len(piece)))
+        ids += piece
+    return Encoded([*ids, vocab.eos], places)
+
+
+def from_ids(
+    ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int], spans: Sequence[Span] = ()
+) -> Document:
+    """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
+    missing stays a Mask, in a picture a HOLE. grid: the usual rows and columns of a picture. spans: of answers, as
+    encode gives them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
+    merged, borders = merge_infills(ids, vocab), borders_of(spans)
+    items: list[Item] = []
+    text: list[int] = []
+    codes: list[int] | None = None  # of the open picture
+    usual = grid
+
+    def close_text(kind: type[Text] = Text) -> None:
+        if text:
+            items.append(kind(tokenizer.decode(vocab.ids_to_text(text))))
+            text.clear()
+
+    for place, id in enumerate(merged):
+        if place in borders:
+            close_text(Answer if borders[place] else Text)
+        if codes is not None:
+            if vocab.is_code(id) or vocab.is_mask(id):
+                codes.append(vocab.id_to_code(id) if vocab.is_code(id) else HOLE)
+            elif id == vocab.end_image and len(codes) == grid[0] * grid[1]:
+                items.append(Image(torch.tensor(codes).view(grid)))
+                codes, grid = None, usual
+            elif vocab.is_grid(id) and not codes:
+                grid = vocab.grid(id)
+            else:
+                raise ValueError(
+                    f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
+                    f"{len(codes)} codes"
+                )
+        elif vocab.is_text(id):
+            text.append(id)
+        elif vocab.is_mask(id) or id in (vocab.image, vocab.break_, vocab.bos, *vocab.ends):
+            close_text()
+            if vocab.is_mask(id):
+                items.append(Mask())
+            elif id == vocab.image:
+                codes = []
+        else:
+            raise ValueError(f"{vocab.name(id)} has no place outside a picture")
+    if codes is not None:
+        raise ValueError(f"the last picture is not closed: it has {len(codes)} of {grid[0] * grid[1]} codes")
+    close_text()
+    return Document(tuple(items))
+
+
+def in_turns(ids: list[int], answers: Sequence[Span], vocab: Vocab) -> Encoded:
+    """A document in which people and model take turns as prompts have them: <end_turn> before each answer, or, where
+    none is marked, before a picture that is the last part of several."""
+    found = parts(ids, vocab)
+    drawn = [found[-1].start] if len(found) > 1 and found[-1].is_picture else []
+    cuts = [start for start, _ in answers] or drawn
+    laid, places, before = list[int](), list[Span](), 0
+    for count, cut in enumerate(cuts, 1):
+        laid += [*ids[before:cut], vocab.end_turn]
+        places += [(start + count, end + count) for start, end in answers[count - 1 : count]]
+        before = cut
+    return Encoded([*laid, *ids[before:]], places)
+
+
+def borders_of(spans: Sequence[Span]) -> dict[int, bool]:
+    """Where answers start or end, and whether one ends there."""
+    return {start: False for start, _ in spans} | {end: True for _, end in spans}
+
+
+def merge_infills(ids: Sequence[int], vocab: Vocab) -> list[int]:
+    """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
+    body, spans = split_infills(ids, vocab)
+    merged: list[int] = []
+    for id in body:
+        merged += spans.get(id - vocab.first_mask, [id]) if vocab.is_mask(id) else [id]
+    return merged
+
+
+def split_infills(ids: Sequence[int], vocab: Vocab) -> tuple[list[int], dict[int, list[int]]]:
+    """Rotated ids to the body, and the moved span of each mask number. A closing <eos> stays with the body."""
+    first = next((i for i, id in enumerate(ids) if vocab.is_infill(id)), len(ids))
+    body, span = list(ids[:first]), list[int]()
+    spans: dict[int, list[int]] = {}
+    for id in ids[first:]:
+        if vocab.is_infill(id):
+            span = spans.setdefault(id - vocab.first_infill, [])
+        elif id == vocab.eos:
+            body.append(id)
+            break
+        else:
+            span.append(id)
+    return body, spans
