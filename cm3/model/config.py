@@ -242,6 +242,16 @@ _CM3LEON = dict(
 # Heads, tying and the activation of cm3leon-* are not stated in the paper: OPT's are taken.
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=704),
+    # Images of 16 x 16 codes; deeper than "emoji", and its embeddings are tied.
+    "emoji-256": dict(
+        hidden_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        intermediate_size=704,
+        tie_word_embeddings=True,
+        max_position_embeddings=1280,
+        image_grid=(16, 16),
+    ),
     "tiny": dict(
         hidden_size=32,
         num_hidden_layers=2,

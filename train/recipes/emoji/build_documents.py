@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import typer
 from rich.progress import track
+from safetensors.numpy import load_file, save_file
 
 from cm3.tokens.document import Text
 from cm3.tokens.text_tokenizer import LETTERS, TextTokenizer
@@ -34,6 +35,8 @@ from train.recipes.emoji.documents import Builder, DocumentsConfig
 from train.recipes.emoji.shelf import Codes, Shelf
 from train.recipes.emoji.world import World
 from train.runtime import config as configs
+
+KNOWN, PARTS = "drawings.safetensors", 64
 
 
 def train_text(builder: Builder, config: DocumentsConfig, count: int) -> TextTokenizer:
@@ -55,12 +58,37 @@ def train_text(builder: Builder, config: DocumentsConfig, count: int) -> TextTok
 _BUILDERS: dict[tuple[str, bool], Builder] = {}  # of this process
 
 
-def _builder(data: Path, image_tokenizer: str, config: DocumentsConfig, novel: bool) -> Builder:
+def _builder(data: Path, image_tokenizer: str, config: DocumentsConfig, novel: bool, known: Path) -> Builder:
+    """known: safetensors with the codes of the drawings alone, where it is there."""
     if (key := (f"{data} {image_tokenizer}", novel)) not in _BUILDERS:
         torch.set_num_threads(1)
+        builder = next(iter(_BUILDERS.values()), None)
+        shelf = builder.shelf if builder else Shelf.read(data, "train")
         codes = Codes(ImageTokenizer.from_pretrained(image_tokenizer))
-        _BUILDERS[key] = Builder(World.read(data), Shelf.read(data, "train"), codes, config, novel)
+        if known.exists():
+            codes.learn(list(shelf.drawings.values()), [part for _, part in sorted(load_file(known).items())])
+        _BUILDERS[key] = Builder(World.read(data), shelf, codes, config, novel)
     return _BUILDERS[key]
+
+
+def encode_part(
+    part: int, data: Path, image_tokenizer: str, config: DocumentsConfig, known: Path, parts: int
+) -> list[np.ndarray]:
+    """Codes of every parts-th drawing alone, of each size."""
+    builder = _builder(data, image_tokenizer, config, False, known)
+    assert builder.codes is not None
+    return builder.codes.encode_all(list(builder.shelf.drawings.values())[part::parts])
+
+
+def join_parts(encoded: list[list[np.ndarray]], known: Path) -> None:
+    """Write what encode_part gave, of all parts, in the order of the drawings."""
+    out: dict[str, np.ndarray] = {}
+    for i, parts in enumerate(zip(*encoded, strict=True)):
+        whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.uint16)
+        for k, part in enumerate(parts):
+            whole[k :: len(parts)] = part
+        out[str(i)] = whole
+    save_file(out, known)
 
 
 def write_shard(
@@ -70,7 +98,8 @@ def write_shard(
     split = "held_out" if number < 0 else "train"
     if (out / f"{split}-{max(0, number):05}.safetensors").exists():
         return
-    builder, writer = _builder(data, image_tokenizer, config, number < 0), ShardWriter(text, vocab)
+    builder = _builder(data, image_tokenizer, config, number < 0, out / KNOWN)
+    writer = ShardWriter(text, vocab)
     rng = np.random.default_rng((config.seed, 2, number + 1))
     jobs = []
     for kind, total in config.documents.items():
@@ -103,6 +132,12 @@ def build(
         write_shard, data=data, image_tokenizer=image_tokenizer, out=out, config=config, text=text, vocab=vocab
     )
     with ProcessPoolExecutor(processes) as pool:
+        if not (known := out / KNOWN).exists():
+            encode = partial(
+                encode_part, data=data, image_tokenizer=image_tokenizer, config=config, known=known, parts=PARTS
+            )
+            join_parts(list(track(pool.map(encode, range(PARTS)), "drawings", PARTS)), known)
+    with ProcessPoolExecutor(processes) as pool:  # anew: they read what is known when they start
         for _ in track(pool.map(make, range(-1, config.shards)), "shards", config.shards + 1):
             pass
     return finish(out, text, vocab, tokenizer, config=asdict(config))

@@ -42,19 +42,19 @@ class DocumentsConfig:
 
     documents: dict[str, int] = field(
         default_factory=lambda: {
-            "draw large": 180_000,
-            "draw small": 150_000,
-            "draw scene": 50_000,
-            "read small": 70_000,
-            "read large": 30_000,
-            "read scene": 25_000,
-            "change small": 70_000,
-            "change large": 14_000,
-            "change scene": 18_000,
-            "recall": 25_000,
-            "request": 400_000,
-            "instruct": 150_000,
-            "translate": 80_000,
+            "draw large": 90_000,
+            "draw small": 75_000,
+            "draw scene": 30_000,
+            "read small": 35_000,
+            "read large": 15_000,
+            "read scene": 15_000,
+            "change small": 35_000,
+            "change large": 8_000,
+            "change scene": 10_000,
+            "recall": 12_000,
+            "request": 250_000,
+            "instruct": 90_000,
+            "translate": 60_000,
         }
     )
     held_out: int = 32
@@ -211,8 +211,7 @@ class Builder:
     def asked(self, plan: Plan, drawings: list[Drawing | None], image: Image, rng: np.random.Generator) -> Document:
         """The plan, and questions on it, to be given for the image."""
         language = "ar" if rng.random() < 0.3 else "en"
-        by_a = {one.a: one for one in (*self.world.concepts.values(), *self.world.held_out.values())}
-        named = [by_a.get(thing.name) for thing in plan.things]
+        named = [self.world.by_a.get(thing.name) for thing in plan.things]
         colours = [one.colour if one else None for one in drawings]
         found = ask(Shown(plan, named, colours, self.world, language, rng), int(rng.integers(1, 4)))
         template = {"en": "Question: {} Answer: ", "ar": "سؤال: {} جواب: "}[language]

@@ -1,6 +1,7 @@
 """Drawings on the shelf, and their image codes: what documents are made of."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ from PIL import Image as PIL_Image
 
 from tokenizer_image import ImageTokenizer
 from train.pictures.loader import to_pixels
-from train.recipes.emoji.art import Drawing, ground, sign, single
+from train.recipes.emoji.art import CANVAS, TILE, Drawing, ground, sign, single
 from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples
+
+SIDES = (TILE, CANVAS)  # in pixels
 
 
 def read_drawings(data: Path, split: str) -> list[tuple[Drawing, bool]]:
@@ -38,10 +41,25 @@ class Codes:
         key = (drawing.key if drawing else "", side, paint, on)
         if (codes := self._known.get(key)) is None:
             image = single(drawing, side, paint, on) if drawing else ground(on, side)
-            codes = self.encode([image])[0].astype(np.uint16)
-            if not paint and on == "white" or not drawing:
-                self._known[key] = codes
+            codes = self._known[key] = self.encode([image])[0].astype(np.uint16)
         return codes.astype(np.int64)
+
+    def learn(self, drawings: Sequence[Drawing], codes: Sequence[np.ndarray]) -> None:
+        """Take the codes of drawings alone on white, [N, h, w] of each size in SIDES, as `encode_all` gives them."""
+        for side, of_side in zip(SIDES, codes, strict=True):
+            self._known.update(((one.key, side, "", "white"), own) for one, own in zip(drawings, of_side, strict=True))
+
+    def encode_all(self, drawings: Sequence[Drawing], batch: int = 16) -> list[np.ndarray]:
+        """Codes of drawings alone on white, for each size in SIDES: [N, h, w]."""
+        return [
+            np.concatenate(
+                [
+                    self.encode([single(one, side) for one in drawings[i : i + batch]]).astype(np.uint16)
+                    for i in range(0, len(drawings), batch)
+                ]
+            )
+            for side in SIDES
+        ]
 
     def sign(self, word: str, board: int) -> np.ndarray:
         return self.encode([sign(word, board)])[0]

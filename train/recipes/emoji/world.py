@@ -47,7 +47,7 @@ class Named:
         """English name, as plans have it, without an article."""
         return self.names["en"]
 
-    @property
+    @cached_property
     def a(self) -> str:
         """English name with its article: "a cat"."""
         return with_article(self.name)
@@ -99,6 +99,11 @@ class World:
     def by_name(self) -> dict[str, Named]:
         """English name -> concept."""
         return {one.name: one for one in self.concepts.values()}
+
+    @cached_property
+    def by_a(self) -> dict[str, Named]:
+        """English name with its article, as plans have it -> concept, the held-out ones too."""
+        return {one.a: one for one in (*self.concepts.values(), *self.held_out.values())}
 
     @cached_property
     def by_subgroup(self) -> dict[str, list[Named]]:
