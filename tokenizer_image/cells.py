@@ -1,7 +1,7 @@
 """Encoder and decoder that are local: a code sees its own grid position, and a pixel the codes near it.
 
-So an image can be put together from tiles: what stands in one has the same codes, and looks the same, whatever stands
-in the others.
+With VQConfig.tile each tile is encoded and decoded by itself. So an image can be composed of tiles: what is in one has
+the same codes, and the same pixels, whatever is in the others.
 
 Shapes: B images, H x W pixels, C channels, h x w = H/f x W/f codes.
 """
@@ -10,6 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer_image.config import VQConfig
+
+
+def split_tiles(x: Tensor, side: int) -> Tensor:
+    """[B, C, H, W] -> [B * tiles, C, side, side]; as it is where `side` is 0 or does not divide H and W."""
+    height, width = x.shape[-2:]
+    if not side or height % side or width % side:
+        return x
+    grid = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, rows, side, columns, side]
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def join_tiles(tiles: Tensor, height: int, width: int) -> Tensor:
+    """What split_tiles took apart, [B, C, height, width]."""
+    side = tiles.shape[-1]
+    if tiles.shape[-2:] == (height, width):
+        return tiles
+    grid = tiles.unflatten(0, (-1, height // side, width // side))  # [B, rows, columns, C, side, side]
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, tiles.shape[1], height, width)
 
 
 class CellBlock(nn.Module):
@@ -35,18 +53,19 @@ class CellEncoder(nn.Module):
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        f, self.ring = config.downsampling, config.cell_ring
-        self.conv_in = nn.Conv2d(3, config.cell_width, f + 2 * self.ring, stride=f)
+        self.f, self.ring, self.tile = config.downsampling, config.cell_ring, config.tile
+        self.conv_in = nn.Conv2d(3, config.cell_width, self.f + 2 * self.ring, stride=self.f)
         self.blocks = nn.ModuleList(CellBlock(config.cell_width) for _ in range(config.cell_blocks))
         self.norm_out = nn.LayerNorm(config.cell_width)
         self.conv_out = nn.Conv2d(config.cell_width, config.z_channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        ring = self.ring
-        x = self.conv_in(F.pad(pixels, (ring, ring, ring, ring), mode="replicate")).movedim(1, -1)
+        ring, (height, width) = self.ring, pixels.shape[-2:]
+        tiles = split_tiles(pixels, self.tile * self.f)
+        x = self.conv_in(F.pad(tiles, (ring, ring, ring, ring), mode="replicate")).movedim(1, -1)
         for block in self.blocks:
             x = block(x)
-        return self.conv_out(self.norm_out(x).movedim(-1, 1))
+        return join_tiles(self.conv_out(self.norm_out(x).movedim(-1, 1)), height // self.f, width // self.f)
 
 
 class PositionNorm(nn.LayerNorm):
@@ -77,13 +96,14 @@ class LocalBlock(nn.Module):
 class CellDecoder(nn.Module):
     """[B, z_channels, h, w] -> [B, 3, H, W]; a pixel depends on the codes within `reach` grid positions alone.
 
-    A perceptron at each grid position does most of the work; convolutions at finer levels only join neighbours. So a
-    part of an image decodes alike whatever stands in the rest.
+    A perceptron at each grid position does most of the work; convolutions at finer levels only join neighbours, within
+    a tile.
     """
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        self.patch_size, width = config.patch_size, config.cell_width
+        self.patch_size, self.tile, self.f = config.patch_size, config.tile, config.downsampling
+        width = config.cell_width
         ch = config.decoder_ch or config.ch
         self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(CellBlock(width) for _ in range(config.decoder_cell_blocks))
@@ -97,10 +117,12 @@ class CellDecoder(nn.Module):
         self.conv_out = nn.Conv2d(width, 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.conv_in(latents).movedim(1, -1)
+        height, width = (side * self.f for side in latents.shape[-2:])
+        x = self.conv_in(split_tiles(latents, self.tile)).movedim(1, -1)
         for block in self.blocks:
             x = block(x)
         x = x.movedim(-1, 1)
         for level in self.up:
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
+        pixels = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
+        return join_tiles(pixels, height, width)

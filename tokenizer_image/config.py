@@ -42,8 +42,9 @@ class VQConfig:
         cell_ring: pixels around its cell that a code sees.
         decoder_cell_blocks: residual blocks of a cell decoder, whose pixels depend on the codes next to them alone; 0 =
             taming's decoder, whose norms and attention see the whole image.
-        tile: side, in codes, of the tiles in which codes are laid: tile by tile, each row by row; 0 = row by row over
-            the whole image. It changes no code, only the order in which a language model reads and writes them.
+        tile: side, in codes, of tiles. Codes are laid tile by tile, each row by row, which is the order in which a
+            language model reads and writes them; local encoders and decoders work on each tile by itself. 0 = row by
+            row over the whole image.
     """
 
     resolution: int = 256
