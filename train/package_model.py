@@ -82,9 +82,9 @@ Trained on {pictures} emoji of six styles (no skin-tone variants; licences: see 
 
 {phases}
 
-Device: {device}. On held-out concept-style pairs (a known concept in a style in which it was not trained): {psnr:.2f} dB,
-{code_use:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has not
-seen.
+Device: {device}. Held-out concept-style pairs (a known concept in a style in which it was not trained): {psnr:.2f} dB,
+{code_use:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
+not seen.
 """
 
 

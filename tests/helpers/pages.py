@@ -46,7 +46,9 @@ def prose(page: Path) -> str:
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and mkdocs make them."""
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M)
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
