@@ -51,6 +51,17 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation and the API reference as a site, in site/. It has an environment of its own: nothing is imported.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+	@echo site/index.html
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) --upgrade 'pip>=25.3'
+	.venv-docs/bin/python $(PIP) --group docs
+	touch $@
+
 demo: $(VENV)/installed
 	$(BIN)/python -m demo.app
 
@@ -97,7 +108,7 @@ wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-newest .venv-oldest site dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,FOLDER,CONSTRAINTS): a virtual environment with all that the checkout needs. pip comes first: the one
@@ -133,5 +144,5 @@ bump: newest
 	echo "# The releases that the tests passed with; \`make bump\` writes this file." > constraints.txt
 	sed 's/+[[:alnum:].]*$$//' .venv-newest/frozen.txt >> constraints.txt  # torch's "+cpu" is not everywhere
 
-.PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types demo data train-emoji \
-	wheel clean .venv newest oldest bump
+.PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types docs demo data \
+	train-emoji wheel clean .venv newest oldest bump

@@ -3,7 +3,7 @@
 python examples/token_prompts.py my_pictures --out prompts.jsonl --question "What colour is it?"
 
 A line for each picture: its name, prompt_token_ids, and the ids that an answer may consist of, as ranges. How vLLM
-takes them: docs/serving.md.
+takes them: docs/transformers.md.
 """
 
 import argparse

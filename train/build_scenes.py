@@ -5,7 +5,7 @@
 
 OUT is a data set like DATA: its training split has DATA's drawings too, `unseen_cell` is DATA's, and `unseen_scene`
 has scenes whose combinations no training scene has (train/scenes/scene.py). A tokenizer that has only seen drawings
-that fill the picture keeps a thing of 3 x 3 cells at 16 dB (docs/drawing.md, E9).
+that fill the picture keeps a thing of 3 x 3 cells at 16 dB (docs/experiments, E9).
 """
 
 import io

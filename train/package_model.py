@@ -27,70 +27,64 @@ from train.documents.shards import Shards
 from train.documents.words import texts_of
 from train.emoji.dataset import EXTRA, attribution, read_manifest, read_pictures
 from train.emoji.names import prompt_names
-from train.evaluation.report import concept_table
-from train.evaluation.report import task_table as task_table
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 48_000_000  # bytes of embedded weights
 
 CARD = """# {name}: the embedded model of cm3
 
-A small model that draws, edits, fills in, captions and answers questions about emoji art at {side} x {side} pixels,
-in English and Arabic. It knows {concepts} concepts ({kinds}), and scenes of up to three of {things} things. It does not
-know photographs, people, or anything outside them, and it cannot write prose.
+A small model that generates, edits, inpaints and captions emoji at {side} x {side} pixels and answers questions about
+them, in English and Arabic. It knows {concepts} concepts ({kinds}) and scenes of up to three of {things} objects.
 
 - language model: {lm_parameters:.1f}M parameters, {layers} layers, width {width}
-- vocabulary: {vocabulary} ids, of them {text} of text and {codes} image codes
-- image tokenizer: {vq_parameters:.1f}M parameters, {codes} codes, {grid[0]} x {grid[1]} a picture
+- vocabulary: {vocabulary} ids, of them {text} text and {codes} image tokens
+- image tokenizer: {vq_parameters:.1f}M parameters, {codes} codes, {grid[0]} x {grid[1]} an image, {psnr:.2f} dB PSNR on
+  held-out concept-style pairs
 {scorer}- weights are stored in 16-bit floats and computed in 32-bit
+
+## Limitations
+
+The model knows no photographs, no people, and nothing outside its concepts. It writes no prose and no words into
+images. Most images that it generates are near copies of training images.
+
+## Evaluation
+
+docs/results.md in the repository has every table, with the commands: `python -m train.evaluate --model {name}
+--temperature 0.5 --top-p 0.9` and `python -m train.evaluate_tasks --model {name}`. `evaluation.json` and
+`task_evaluation.json` in this folder hold the figures.
 
 ## Data
 
-{pictures} pictures of the training split, each in {views} views: {documents} documents, {tokens} tokens. No skin-tone
-variants, no flags. Pictures by style: {styles}. Distorted pictures, and those of further styles, are asked about and
-never drawn. Licences: see ATTRIBUTION.md. Held out: one style of each of some
-concepts ("unseen cell"), and a tenth of the concepts of every kind ("unseen concept").
+{pictures} images of the training split, each in {views} views: {documents} documents, {tokens} tokens. No skin-tone
+variants, no flags. Images by style: {styles}. Questions are asked about distorted images and about images of further
+styles; these are never generated. Licences: see ATTRIBUTION.md. Held out: one style of each of some concepts (held-out
+concept-style pairs), and a tenth of the concepts of every kind (held-out concepts).
 
-For instruction tuning {tuning_documents} documents, {tuning_tokens} tokens: {tasks}. Scenes are made of the
-same pictures; combinations of a thing with a count, a colour or another thing's side are held out ("compositional").
+Instruction tuning: {tuning_documents} documents, {tuning_tokens} tokens: {tasks}. Scenes are made of the same images;
+combinations of an object with a count, a colour or another object's side are held out.
 
 ## Training
 
 Device: {device}. Language model: {lm_hours:.2f} hours, {lm_steps} steps of {lm_batch} tokens, seed {seed}; then
 instruction tuning, {tuning_hours:.2f} hours, {tuning_steps} steps of {tuning_batch} tokens, seed {tuning_seed}.
-Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} pictures of all concepts{decoder}. {note}
+Image tokenizer: {vq_hours:.2f} hours, {vq_steps} steps of {vq_batch} images of all concepts{decoder}. {note}
 
-`make train-emoji` goes the same way. Its configs are in train/configs/.
-
-## Evaluation
-
-`python -m train.evaluate --model emoji --temperature 0.5 --top-p 0.9` on plain views. Captions count as right when they
-are the CLDR name to the letter; the blind column knows which answer each question has most often and sees no picture.
-The judges of drawings are EfficientNet-lite0 and -lite2 (ImageNet features) against real pictures of other styles:
-neither FID nor CLIP score.
-
-{table}
-
-`python -m train.evaluate_tasks --model emoji`, on scenes and edits that it has not seen; docs/method.md says how each
-figure is made.
-
-{task_table}
+docs/training.md in the repository has the commands; the configs are in train/configs/.
 """
 
 
-TOKENIZER_CARD = """# {name}: an image tokenizer for drawings
+TOKENIZER_CARD = """# {name}: an image tokenizer for emoji
 
 {side} x {side} pixels to {grid[0]} x {grid[1]} codes out of {codes}, each of {dim} dimensions; {parameters:.1f}M
 parameters. Weights are stored in 16-bit floats and computed in 32-bit.
 
-Trained on {pictures} drawings of emoji art in six styles (no skin-tone variants; licences: see ATTRIBUTION.md), on
-their pixels alone:
+Trained on {pictures} emoji of six styles (no skin-tone variants; licences: see ATTRIBUTION.md), on their pixels alone:
 
 {phases}
 
-Device: {device}. On the drawings of unseen cells (a known thing in a style not seen of it): {psnr:.2f} dB,
-{code_use:.1%} of the codes in use. docs/tokenizers.md has more figures, and what it does to photographs, which it has
-never seen.
+Device: {device}. Held-out concept-style pairs (a known concept in a style in which it was not trained): {psnr:.2f} dB,
+{code_use:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
+not seen.
 """
 
 
@@ -120,16 +114,16 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
     tuning, tuning_meta = facts["tuning"], facts["tuning_meta"]
     scorer = ""
     if "scorer_parameters" in facts:
-        scorer = f"- scorer for the best of n: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
+        scorer = f"- scorer for `best_of`: {facts['scorer_parameters'] / 1e6:.1f}M parameters\n"
     decoder = ""
     if "decoder" in facts:
-        sizes = f"{facts['decoder']['steps']} steps of {facts['decoder']['batch_size']} scenes and drawings"
+        sizes = f"{facts['decoder']['steps']} steps of {facts['decoder']['batch_size']} scenes and single images"
         decoder = f";\nthen its decoder alone, {facts['decoder_hours']:.2f} hours, {sizes}"
     return CARD.format(
         name=name,
         device=device,
         note=note,
-        table=concept_table(facts["evaluation"]),
+        psnr=facts["evaluation"]["splits"]["unseen_cell"]["reconstruction"]["psnr"],
         concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group",
         pictures=meta["pictures"],
@@ -163,7 +157,6 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         vq_batch=vq["batch_size"],
         decoder=decoder,
         side=facts["side"],
-        task_table=task_table(facts["task_evaluation"]),
     )
 
 
@@ -275,9 +268,9 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     shutil.copy(model / "config.json", folder / "config.json")
     phases = []
     for config, rows in zip(configs, logs, strict=True):
-        what = "the decoder alone, on scenes and signs of them too" if config.get("decoder_only") else "all of it"
+        what = "the decoder alone, on scenes and signs too" if config.get("decoder_only") else "all of it"
         spent = max(row["seconds"] for row in rows if "seconds" in row) / 3600
-        sizes = f"{config['steps']} steps of {config['batch_size']} pictures, seed {config['seed']}"
+        sizes = f"{config['steps']} steps of {config['batch_size']} images, seed {config['seed']}"
         phases.append(f"- {what}: {sizes}, {spent:.2f} hours")
     words = TOKENIZER_CARD.format(
         name=name,
@@ -298,7 +291,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
 
 def embedded(root: Path) -> int:
     """Bytes of all embedded weights. Raises ValueError above the limit."""
-    size = sum(path.stat().st_size for path in root.glob("*/models/**/*.safetensors"))
+    size = sum(path.stat().st_size for path in root.glob("*/pretrained/**/*.safetensors"))
     if size > LIMIT:
         raise ValueError(f"the weights take {size:,} bytes; at most {LIMIT:,} are embedded")
     return size

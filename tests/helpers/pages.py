@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 from checkout import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # whose commands and code have to run
+ALL = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("*/pretrained/*/README.md")),
+]
 COMMAND = r"(?:[A-Z_]+=\S+ )?(?:cm3|python|torchrun|make|pip|find) "
 
 
@@ -31,6 +36,20 @@ def blocks(page: Path) -> list[Block]:
     found += lines(outside, 0, " {4}")
     named = page.relative_to(ROOT).as_posix()
     return [Block(f"{named}:{text[:at].count(chr(10)) + 1}", kind, code) for at, kind, code in sorted(found)]
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code and inline code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE))
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def lines(text: str, start: int, indent: str) -> list[tuple[int, str, str]]:

@@ -1,6 +1,7 @@
 """Every command in the documentation parses: its options exist, and its settings are fields of the script's Config.
+Links lead somewhere, and tables are readable.
 
-test_docs_run.py runs those that are run in seconds.
+test_docs_run.py runs the commands and the code that take seconds.
 """
 
 import argparse
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import typer
 
+import cm3
 from checkout import ROOT
 from cm3.cli import main as cli
-from pages import PAGES, blocks
+from pages import ALL, PAGES, blocks, headings, prose
 from tokenizer_image import convert
 from train.build_instructions import InstructionsConfig
 from train.build_scenes import ScenesConfig
@@ -123,3 +125,45 @@ def test_scripts_that_are_named_are_there_and_know_their_options():
     for script, *arguments in lines:
         source = (ROOT / "examples" / script).read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in arguments if word.startswith("-")), script
+
+
+def test_a_link_leads_to_a_file_and_to_a_heading_of_it():
+    broken = []
+    for page in ALL:
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path) if path else page
+            if not file.exists() or (anchor and anchor not in headings(file)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
+
+
+def test_every_page_of_the_documentation_is_linked_from_an_index():
+    linked = set()
+    for index in (ROOT / "docs" / "index.md", ROOT / "docs" / "experiments" / "index.md"):
+        targets = re.findall(r"\]\(([^)#\s]+)\)", prose(index))
+        linked |= {(index.parent / target).resolve() for target in targets if "://" not in target}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "reference"}
+    assert not {page.name for page in pages - linked} - {"index.md"}
+
+
+def test_no_table_cell_is_longer_than_80_characters():
+    long = [
+        f"{page.relative_to(ROOT)}: {cell.strip()}"
+        for page in ALL
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+        for cell in line.strip("|").split("|")
+        if len(cell.strip()) > 80
+    ]
+    assert not long
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 110
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {cm3.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -150,7 +150,8 @@ def training_row(
     Args:
         ids: the stored document, `<eos> ... <eos>`.
         spans: its answers; none for a caption with its picture.
-        form, moved: as choose_forms has them.
+        form: its form, as choose_forms gives it.
+        moved: how many spans are moved, as choose_forms gives it.
         vocab: the layout.
         objective: the weights.
         grid: rows and columns of a picture, where the document does not say.

@@ -97,16 +97,16 @@ def test_a_model_is_packaged_from_its_runs(
     root = tmp_path / "root"
     assert package("small", runs, "a toaster", "It was a test.", root=root) == embedded(root) > 0
     card = (root / "cm3" / "pretrained" / "small" / "README.md").read_text(encoding="utf-8")
-    assert "16 x 16 pixels" in card and "2 things" in card and "a toaster" in card and "It was a test." in card
+    assert "16 x 16 pixels" in card and "2 objects" in card and "a toaster" in card and "It was a test." in card
     assert "1.80 hours, 90 steps of 36 tokens, seed 7" in card
-    assert "Image tokenizer: 0.50 hours, 30 steps of 4 pictures" in card
+    assert "Image tokenizer: 0.50 hours, 30 steps of 4 images" in card
     assert ("then its decoder alone, 0.50 hours, 30 steps" in card) == decoder
     folder = root / "tokenizer_image" / "pretrained" / "small"
     assert ImageTokenizer.from_pretrained(folder).num_codes == 32
     phases = (folder / "README.md").read_text()
     assert (
         "- all of it: 30 steps" in phases
-        and ("- the decoder alone, on scenes and signs of them too: 30 steps" in phases) == decoder
+        and ("- the decoder alone, on scenes and signs too: 30 steps" in phases) == decoder
     )
     known = KnownWords.load(root / "cm3" / "pretrained" / "small")
     assert known.words
