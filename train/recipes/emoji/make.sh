@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The next embedded model, from nothing. Run it from the checkout's root; a command that was interrupted resumes, and one
+# that is finished does nothing. Needs npm (the drawings), g++ (torch.compile) and two CPU cores, with bf16 for about 13 h.
+set -euo pipefail
+python=${PYTHON:-.venv/bin/python}
+recipe=train.recipes.emoji
+
+# 9,700 drawings of 1,011 concepts at 256 pixels, their names in 24 languages; canvases for the image tokenizer.
+[ -f data/emoji/data.json ] || $python -m $recipe.build_dataset --out data/emoji
+[ -f data/emoji-canvases/data.json ] || $python -m $recipe.build_canvases --data data/emoji --out data/emoji-canvases
+
+# Image tokenizer (1.5 h), then its decoder alone, which keeps the codes.
+$python -m train.image_tokenizer --config image_tokenizer_canvas --out runs/image_tokenizer
+$python -m train.image_tokenizer --config image_tokenizer_canvas_decoder --out runs/decoder
+$python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
+
+# Documents (50 min), and the language model (9 h).
+$python -m $recipe.build_documents --image-tokenizer runs/image_tokenizer/model --out data/emoji-documents
+"$(dirname "$python")"/torchrun --nproc_per_node 2 -m train.lm --config lm_canvas --data data/emoji-documents \
+    --out runs/lm image_tokenizer=runs/decoder/model
+for suite in drawings scenes plans; do
+    $python -m $recipe.evaluate $suite --model runs/lm/model
+done
