@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def main(folder: Path, out: Path, model: str, language: str, question: str) -> None:
     cm3 = CM3.from_pretrained(model)
-    vocab = cm3.tokens.vocab
+    vocab = cm3.vocab
     answer = {"first_text": vocab.first_text, "first_code": vocab.first_code, "ends": list(vocab.ends)}
     with out.open("w", encoding="utf-8") as lines:
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
