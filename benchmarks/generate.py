@@ -70,7 +70,7 @@ def ours(model: CM3ForCausalLM, prompt: list[int], nothing: list[int], compile: 
     engine = Engine(model, Vocab.from_config(model.config), model.config.grid, compile=compile)
 
     def draw(count: int) -> object:
-        sampling = SamplingConfig(TEMPERATURE, top_p=TOP_P)
+        sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
         guide = ClassifierFree(image=SCALE)
         return engine.generate(
             [Request(prompt, "image", 256, sampling, guide, [nothing], seed=seed) for seed in range(count)]

@@ -1,44 +1,42 @@
-"""class CM3: a model, its text tokenizer and its image tokenizer as one thing to use.
+"""class CM3: a model with its text tokenizer and its image tokenizer.
 
     from cm3 import CM3
     model = CM3.from_pretrained("emoji")
-    pictures = model.generate("a red apple", n=4, seed=7)
-    model.caption(pictures[0]), model.answer(pictures[0], "What is this?")
-    model.edit(pictures[0], "make it blue"), model.infill(pictures[0], mask)
+    images = model.generate("a red apple", n=4, seed=7)
+    model.caption(images[0]), model.answer(images[0], "What is this?")
+    model.edit(images[0], "make it blue"), model.infill(images[0], mask)
 
-Each task becomes a job (tasks/jobs.py): requests to the engine, and what makes pictures of what it gives.
-Letters in shapes: T tokens, h x w codes of a picture.
+Each task is a job (tasks/job.py): `model.run(model.jobs.caption(image))` is `model.caption(image)`, and
+`model.stream(model.jobs.caption(image))` gives its pieces as they come.
+
+Letters in shapes: T tokens, h x w codes of an image.
 """
 
-# Bodies behind overloads have no types of their own, and torch and transformers have some only.
+# torch and transformers are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Unpack, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from PIL import Image as PIL_Image
+from torch import Tensor
 
-from cm3.checks import bound, check_text, check_whole, is_many, named
+from cm3.checks import check_text
+from cm3.engine.engine import Engine
 from cm3.engine.options import (
-    ANSWER,
-    CAPTION,
-    COMPLETE,
-    DEFAULTS,
-    EDIT,
-    GENERATE,
-    INFILL,
-    OPTIONS,
-    Decoding,
+    AnswerOptions,
+    CaptionOptions,
+    CompleteOptions,
+    EditOptions,
     GenerateOptions,
-    Schedule,
-    TellOptions,
+    InfillOptions,
 )
+from cm3.engine.request import Request
 from cm3.hf.model_folder import (
     check_files,
     check_finite,
@@ -52,38 +50,96 @@ from cm3.hf.model_folder import (
     write_folder,
 )
 from cm3.hf.remote_code import carry
+from cm3.keywords import keywords
 from cm3.model.scorer import Scorer
-from cm3.tasks.jobs import Job
+from cm3.model.transformer import CM3ForCausalLM
+from cm3.tasks import reranking
+from cm3.tasks.images import Processor
+from cm3.tasks.job import Job, Piece
+from cm3.tasks.jobs import Jobs, Texts
 from cm3.tasks.known_words import KnownWords
-from cm3.tasks.prompts import History
-from cm3.tasks.runner import Runner, Score
-from cm3.tasks.streaming import Piece
+from cm3.tasks.prompts import Prompts
+from cm3.tasks.streaming import pieces
 from cm3.tokens.document import Document, check_document
-from cm3.tokens.encoding import from_ids, to_ids
+from cm3.tokens.encoding import to_ids
+from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.tokenizer_json import load_text, save_flat
 from cm3.tokens.vocab import Vocab
+from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import MAX_PIXELS, Picture
 
-
-def arguments(task: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A task's arguments with those that are options in one, "options", the last. Errors: TypeError for arguments that
-    the task does not take."""
-    inputs = bound(getattr(CM3, task), args, kwargs)
-    chosen = {name: inputs.pop(name) for name in OPTIONS & inputs.keys()}
-    return {**inputs, "options": replace(DEFAULTS[task], **chosen)}
+R = TypeVar("R")
+Ids = Generator[tuple[int, int]]  # (number of the request, new id) as they come
 
 
-class CM3(Runner):
-    """Draws, edits, fills in, captions, answers, completes and scores. Errors: ValueError for what is given and cannot
-    be done, TypeError for what is of a wrong type or an argument that is not known.
+class Score(NamedTuple):
+    """How likely a model finds a document.
 
-    Where a list or a tuple of prompts or pictures may be given, it gives a list of as many, and an empty one an empty
-    one.
-
-    Wherever pictures are drawn: temperature (0 = the likeliest), top_p and top_k (0 = all) choose among the codes, and
-    the same seed, from 0 to 2^63 - 1, gives the same picture, whatever else is in the batch. A guidance of 1 is off,
-    more holds closer to the condition (CM3leon 3.1).
+    Attributes:
+        ids: [T - 1], the document's ids after its opening <eos>.
+        log_probs: [T - 1], the natural logarithm of each id's probability.
     """
+
+    ids: Tensor
+    log_probs: Tensor
+
+
+class CM3:
+    """Generates, edits, inpaints, captions, answers, completes and scores.
+
+    A method that takes an image or a prompt takes a list or a tuple of them too, where it says so, and gives a list of
+    as many results. The same seed gives the same image or text, whatever else is in the batch.
+
+    Args:
+        model: the language model.
+        text_tokenizer: of its text tokens.
+        image_tokenizer: of its image tokens.
+        scorer: rates candidates beside the model itself.
+        max_pixels: the most pixels that an image may have.
+        compile: compile the decoding step (cm3/engine/engine.py).
+        known_words: how prompts are normalised.
+
+    Raises:
+        ValueError: parts that do not belong together; in every method, arguments that cannot be fulfilled.
+        TypeError: in every method, arguments of a wrong type, or unknown ones.
+    """
+
+    def __init__(
+        self,
+        model: CM3ForCausalLM,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        scorer: Scorer | None = None,
+        max_pixels: int = MAX_PIXELS,
+        compile: bool = False,
+        known_words: KnownWords | None = None,
+    ) -> None:
+        config = model.config
+        for what, has, wants in (
+            ("the text tokenizer's ids", len(text_tokenizer), config.text_vocab_size),
+            ("the image tokenizer's codes", image_tokenizer.num_codes, config.image_vocab_size),
+        ):
+            if has > wants:
+                raise ValueError(f"{what} are {has}, but the model knows {wants}: they do not belong together")
+        if image_tokenizer.grid != tuple(config.image_grid):
+            raise ValueError(
+                f"the image tokenizer's grid is {image_tokenizer.grid}, but the model's "
+                f"{tuple(config.image_grid)}: they do not belong together"
+            )
+        if scorer:
+            scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
+        self.model = model.eval()
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.scorer = scorer
+        self.known_words = known_words or KnownWords()
+        self.vocab = Vocab.from_config(config)
+        self.grid: tuple[int, int] = image_tokenizer.grid
+        self.context: int = config.max_position_embeddings
+        self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
+        self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
+        self.jobs = Jobs(self.processor, self.prompts, self.known_words, self.best)
+        self.engine = Engine(self.model, self.vocab, self.grid, compile=compile)
 
     @classmethod
     def from_pretrained(
@@ -96,12 +152,17 @@ class CM3(Runner):
         compile: bool = False,
         **options: Any,
     ) -> "CM3":
-        """An embedded model's name, a model folder, or a hub id (cm3/hf/model_folder.py).
+        """Load a model.
 
-        device: "auto" takes a GPU if there is one. image_tokenizer: an embedded one's name or a folder, for a model
-        that brings none. max_pixels: the most that a picture may have (tokenizer_image/pixels.py). compile:
-        the decoding step, for more speed where much is drawn (cm3/engine/engine.py). options go to transformers (dtype,
-        attn_implementation ...); dtype=torch.bfloat16 halves the memory, and is faster where the device has it."""
+        Args:
+            name: an embedded model's name, a model folder, or a hub id (cm3/hf/model_folder.py).
+            device: "auto" takes a GPU if there is one.
+            image_tokenizer: name or folder of an image tokenizer, for a model without one.
+            max_pixels: the most pixels that an image may have (tokenizer_image/pixels.py).
+            compile: compile the decoding step, which is faster for many images (cm3/engine/engine.py).
+            options: for transformers (dtype, attn_implementation ...). dtype=torch.bfloat16 halves the memory, and is
+                faster where the device supports it.
+        """
         device, folder = device_of(device), find_model(name)
         check_files(folder)
         model = load_transformer(folder, options)
@@ -125,14 +186,22 @@ class CM3(Runner):
             write_checksums(fresh)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-        """Write what save_pretrained writes to a repository of the Hugging Face hub, which is made where there is none;
-        from_pretrained(repo_id) loads it. Returns its address. private, token: as huggingface_hub has them."""
+        """Write what save_pretrained writes to a repository of the Hugging Face hub, and create it where it is missing.
+
+        Args:
+            repo_id: the repository; from_pretrained(repo_id) loads it.
+            private: as in huggingface_hub.
+            token: as in huggingface_hub.
+
+        Returns:
+            The repository's address.
+        """
         with TemporaryDirectory() as place:
             self.save_pretrained(Path(place) / "model")
             return upload(Path(place) / "model", repo_id, private, token)
 
     def to(self, device: str | torch.device) -> "CM3":
-        """Move it, as from_pretrained does."""
+        """Move the model to a device, named as for from_pretrained."""
         device = device_of(device)
         self.model.to(device)  # pyright: ignore[reportArgumentType]
         self.image_tokenizer.to(device)
@@ -140,208 +209,150 @@ class CM3(Runner):
             self.scorer.to(device)
         return self
 
-    @overload
-    def generate(
-        self,
-        prompt: str,
-        n: int = ...,
-        guidance: float = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        seed: int = ...,
-        **options: Unpack[GenerateOptions],
-    ) -> list[PIL_Image.Image]: ...
-    @overload
-    def generate(
-        self,
-        prompt: list[str] | tuple[str, ...],
-        n: int = ...,
-        guidance: float = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        seed: int = ...,
-        **options: Unpack[GenerateOptions],
-    ) -> list[list[PIL_Image.Image]]: ...
-    @named
-    def generate(
-        self,
-        prompt,
-        n=GENERATE.n,
-        guidance=GENERATE.guidance,
-        temperature=GENERATE.temperature,
-        top_p=GENERATE.top_p,
-        top_k=GENERATE.top_k,
-        seed=GENERATE.seed,
-        *,
-        best_of=GENERATE.best_of,
-        decoding: Decoding = GENERATE.decoding,
-        contrast=GENERATE.contrast,
-        guidance_schedule: Schedule = GENERATE.guidance_schedule,
-        normalise=GENERATE.normalise,
-        boxes=None,
-        structure=None,
-        kind="edges",
-        negative_prompt=None,
-        references=(),
-        grid=None,
-    ):
-        """Draw n pictures of what the prompt says; a list of prompts gives a list of such lists. Picture i of seed s
-        is picture 0 of seed s + i. More options: see cm3.engine.options.GenerateOptions."""
-        job = self.job(
-            "generate",
-            *(prompt, n, guidance, temperature, top_p, top_k, seed),
-            best_of=best_of,
-            decoding=decoding,
-            contrast=contrast,
-            guidance_schedule=guidance_schedule,
-            normalise=normalise,
-            boxes=boxes,
-            structure=structure,
-            kind=kind,
-            negative_prompt=negative_prompt,
-            references=references,
-            grid=grid,
-        )
-        pictures = self.pictures(job)
-        return [pictures[i : i + n] for i in range(0, len(pictures), n)] if is_many(prompt) else pictures
+    # Tasks.
 
+    @overload
+    @keywords(GenerateOptions)
+    def generate(self, prompt: str, options: GenerateOptions) -> list[PIL_Image.Image]: ...
+    @overload
+    @keywords(GenerateOptions)
+    def generate(self, prompt: Texts, options: GenerateOptions) -> list[list[PIL_Image.Image]]: ...
+    @keywords(GenerateOptions)
+    def generate(self, prompt: Any, options: GenerateOptions) -> Any:
+        """Draw n images of a prompt. A list of prompts gives a list of such lists."""
+        return self.run(self.jobs.generate(prompt, options))
+
+    @overload
+    @keywords(InfillOptions)
+    def infill(self, image: Picture, mask: Picture, options: InfillOptions) -> list[PIL_Image.Image]: ...
+    @overload
+    @keywords(InfillOptions)
     def infill(
-        self,
-        image: Picture,
-        mask: Picture,
-        prompt: str | None = None,
-        n: int = INFILL.n,
-        guidance: float = INFILL.guidance,
-        temperature: float = INFILL.temperature,
-        top_p: float = INFILL.top_p,
-        top_k: int = INFILL.top_k,
-        seed: int = INFILL.seed,
-        normalise: bool = INFILL.normalise,
-    ) -> list[PIL_Image.Image]:
-        """Redraw the picture where the mask is white, n times; the prompt says what it all shows, and None leaves that
-        to the picture. The result has the picture's size, upright; RGB, or RGBA where the picture has transparency.
-        Codes that the mask does not touch stay as they are, and so does every pixel, with its transparency, outside the
-        cells of the codes that it touches; what is redrawn is opaque. guidance: how much the prompt counts."""
-        options = (n, guidance, temperature, top_p, top_k, seed, normalise)
-        return self.pictures(self.job("infill", image, mask, prompt, *options))
-
-    @overload
-    def edit(
-        self,
-        image: Picture,
-        instruction: str,
-        image_guidance: float = ...,
-        text_guidance: float = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        seed: int = ...,
-        keep: float = ...,
-        normalise: bool = ...,
-    ) -> PIL_Image.Image: ...
-    @overload
-    def edit(
-        self,
-        image: Sequence[Picture],
-        instruction: str | Sequence[str],
-        image_guidance: float = ...,
-        text_guidance: float = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        seed: int = ...,
-        keep: float = ...,
-        normalise: bool = ...,
+        self, image: Picture, mask: Picture, prompt: str | None, options: InfillOptions
     ) -> list[PIL_Image.Image]: ...
+    @keywords(InfillOptions)
+    def infill(self, image: Any, mask: Any, prompt: Any = None, options: InfillOptions = InfillOptions()) -> Any:
+        """Redraw an image n times where the mask is white.
+
+        The prompt says what the whole image shows; None leaves that to the image. The result has the image's size, with
+        its orientation applied, and is RGB, or RGBA where the image has transparency. Codes that the mask does not
+        touch stay as they are, and so do all pixels, with their transparency, outside the positions of the touched
+        codes. What is redrawn is opaque.
+        """
+        return self.run(self.jobs.infill(image, mask, prompt, options))
+
+    @overload
+    @keywords(EditOptions)
+    def edit(self, image: Picture, instruction: str, options: EditOptions) -> PIL_Image.Image: ...
+    @overload
+    @keywords(EditOptions)
     def edit(
-        self,
-        image,
-        instruction,
-        image_guidance=EDIT.image_guidance,
-        text_guidance=EDIT.text_guidance,
-        temperature=EDIT.temperature,
-        top_p=EDIT.top_p,
-        top_k=EDIT.top_k,
-        seed=EDIT.seed,
-        keep=EDIT.keep,
-        normalise=EDIT.normalise,
-    ):
-        """The picture as the instruction changes it, with size and transparency as infill gives them. The model sees
-        the largest square in its middle: what lies outside stays as it is, and so do the pixels where its codes stay,
-        and those around them. A list of pictures gives a list, from one instruction for all or a list of as many.
-        image_guidance: how much the picture counts; text_guidance: how much the instruction does; keep: by how many
-        nats what stands in a place is likelier to stay."""
-        options = (image_guidance, text_guidance, temperature, top_p, top_k, seed, keep, normalise)
-        pictures = self.pictures(self.job("edit", image, instruction, *options))
-        return pictures if is_many(image) else pictures[0]
+        self, image: Sequence[Picture], instruction: str | Sequence[str], options: EditOptions
+    ) -> list[PIL_Image.Image]: ...
+    @keywords(EditOptions)
+    def edit(self, image: Any, instruction: Any, options: EditOptions) -> Any:
+        """Change an image as the instruction says.
+
+        The model sees the largest square in the image's middle. What lies outside stays as it is, and so do the pixels
+        where the codes stay, except beside changed ones. Size and transparency are as for infill. A list of images
+        gives a list, from one instruction for all or a list of as many.
+        """
+        return self.run(self.jobs.edit(image, instruction, options))
 
     @overload
-    def caption(self, image: Picture, language: str = ..., **options: Unpack[TellOptions]) -> str: ...
+    @keywords(CaptionOptions)
+    def caption(self, image: Picture, options: CaptionOptions) -> str: ...
     @overload
-    def caption(
-        self, image: Iterator[Picture], language: str = ..., **options: Unpack[TellOptions]
-    ) -> Iterator[str]: ...
+    @keywords(CaptionOptions)
+    def caption(self, image: Iterator[Picture], options: CaptionOptions) -> Iterator[str]: ...
     @overload
-    def caption(self, image: Sequence[Picture], language: str = ..., **options: Unpack[TellOptions]) -> list[str]: ...
-    def caption(self, image, language="en", temperature=CAPTION.temperature, seed=CAPTION.seed, long=False, batch=32):
-        """What the picture shows, in "en" or "ar"; long: and where, and on what. A list of pictures gives a list of
-        str; an iterator or a generator of them gives an iterator, which takes `batch` of them at a time. temperature
-        0 = greedy. For folders of files see cm3.captioning.run."""
-        if isinstance(image, Iterator) and not hasattr(image, "read"):  # an open file is one picture
-            check_whole("batch", batch)
-            if batch < 1:
-                raise ValueError(f"batch must be at least 1, but is {batch}")
-            return self._captions(image, batch, language, temperature, seed, long)
-        texts = self.texts(self.job("caption", image, language, temperature, seed, long).requests)
-        return texts if is_many(image) else texts[0]
+    @keywords(CaptionOptions)
+    def caption(self, image: Sequence[Picture], options: CaptionOptions) -> list[str]: ...
+    @keywords(CaptionOptions)
+    def caption(self, image: Any, options: CaptionOptions) -> Any:
+        """Describe an image. A list of images gives a list; an iterator gives an iterator, which takes `batch` images
+        at a time. For folders of files see cm3.captioning.run."""
+        iterated = isinstance(image, Iterator) and not hasattr(image, "read")  # an open file is one image
+        return self._captions(image, options) if iterated else self.run(self.jobs.caption(image, options))
 
-    def _captions(self, pictures: Iterator[Picture], batch: int, *options: Any) -> Iterator[str]:
-        while some := list(islice(pictures, batch)):
-            yield from self.texts(self.job("caption", some, *options).requests)
+    def _captions(self, images: Iterator[Picture], options: CaptionOptions) -> Iterator[str]:
+        while some := list(islice(images, options.batch)):
+            yield from self.run(self.jobs.caption(some, options))
 
     @overload
-    def answer(
-        self, image: Picture, question: str, temperature: float = ..., seed: int = ..., history: History = ...
-    ) -> str: ...
+    @keywords(AnswerOptions)
+    def answer(self, image: Picture, question: str, options: AnswerOptions) -> str: ...
     @overload
-    def answer(
-        self, image: Sequence[Picture], question: str | Sequence[str], temperature: float = ..., seed: int = ...
-    ) -> list[str]: ...
-    def answer(self, image, question, temperature=ANSWER.temperature, seed=ANSWER.seed, history=()):
-        """The answer to a question about the picture. A list of pictures gives a list of str, from one question for
-        all or a list of as many. history: what was asked about the one picture before, with the answers, oldest first;
-        the last ones are read (cm3/tasks/prompts.py)."""
-        texts = self.texts(self.job("answer", image, question, temperature, seed, history).requests)
-        return texts if is_many(image) else texts[0]
+    @keywords(AnswerOptions)
+    def answer(self, image: Sequence[Picture], question: str | Sequence[str], options: AnswerOptions) -> list[str]: ...
+    @keywords(AnswerOptions)
+    def answer(self, image: Any, question: Any, options: AnswerOptions) -> Any:
+        """Answer a question about an image. A list of images gives a list, from one question for all or a list of as
+        many."""
+        return self.run(self.jobs.answer(image, question, options))
 
-    def complete(
-        self,
-        document: Document,
-        temperature: float = COMPLETE.temperature,
-        top_p: float = COMPLETE.top_p,
-        seed: int = COMPLETE.seed,
-        guidance: float = COMPLETE.guidance,
-        text_guidance: float = COMPLETE.text_guidance,
-    ) -> Document:
-        """A finished document: holes in its pictures drawn, then its masks filled with text or, if it has none,
-        written on with text and pictures until the model ends it. guidance, text_guidance: how much its text counts
-        for pictures that are drawn, and for text that is written on."""
-        asked = arguments("complete", (document, temperature, top_p, seed, guidance, text_guidance), {})
-        ids: list[int] = []
-        deque(self.completion.write(ids, **asked), maxlen=0)
-        return from_ids(ids, self.vocab, self.text_tokenizer, self.grid)
+    @keywords(CompleteOptions)
+    def complete(self, document: Document, options: CompleteOptions) -> Document:
+        """Finish a document: draw the holes in its images, then fill its masks with text. A document without masks is
+        continued with text and images until the model ends it."""
+        return self.run(self.jobs.complete(document, options))
+
+    # Jobs and what is below them.
+
+    def run(self, job: Job[R], watch: Callable[[Ids], Ids] | None = None) -> R:
+        """Run a job to its end.
+
+        Args:
+            job: as `self.jobs` makes it.
+            watch: wraps the stream of new ids; whatever it raises ends the work.
+        """
+        while job.batch is not None:
+            job.give(self.run_requests(job.requests, watch))
+        return job.result
+
+    def stream(self, job: Job[Any]) -> Generator[Piece]:
+        """Run a job, and yield its pieces as they come: text as it is written, and an image after each row of its
+        codes, with the rest still white. Where an image has several candidates, the first is shown while all are drawn,
+        and then the best. Closing the generator ends the work."""
+        while job.batch is not None:
+            new: list[list[int]] = [[] for _ in job.requests]
+            with closing(self.engine.stream(job.requests)) as ids:
+                yield from pieces(job.batch, noted(ids, new), self.processor)
+            job.give(new)
+
+    def run_requests(self, requests: Sequence[Request], watch: Callable[[Ids], Ids] | None = None) -> list[list[int]]:
+        """The new ids of each request. Requests with prompts of similar length run side by side. watch: see run."""
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        new: list[list[int]] = [[] for _ in requests]
+        ids = self.engine.stream([requests[i] for i in order])
+        for place, id in watch(ids) if watch else ids:
+            new[order[place]].append(id)
+        return new
+
+    def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The codes, [h, w], of the image that each request draws."""
+        return self.jobs.codes_of(requests, self.run_requests(requests))
+
+    def texts(self, requests: Sequence[Request]) -> list[str]:
+        """The text that each request writes."""
+        return [self.processor.text(ids).strip() for ids in self.run_requests(requests)]
+
+    def best(self, words: str, codes: Sequence[Tensor]) -> int:
+        """The index of the image, given as codes [h, w], that fits the words best (tasks/reranking.py)."""
+        return reranking.best(self.model, self.prompts, self.scorer, words, codes)
+
+    def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
+        """Log-probability of the words as the caption of each image, given as codes [h, w]."""
+        return reranking.caption_log_probs(self.model, self.prompts, words, codes)
 
     def normal_prompt(self, prompt: str) -> str:
-        """What the model reads where this prompt is given (GenerationOptions.normalise)."""
+        """The prompt as the model reads it with the option `normalise`."""
         check_text("the prompt", prompt)
         return self.known_words.normal(prompt)
 
     def unknown_words(self, prompt: str, normalise: bool = True) -> list[str]:
-        """The words of a prompt that the model never read while it was trained: what they name it cannot draw. None
-        where the model's folder does not say what it read (cm3/tasks/known_words.py). normalise: as the prompt is
-        drawn."""
+        """The words of a prompt that the training data lacks, so that the model cannot draw them. None where the model
+        has no list of words (cm3/tasks/known_words.py). normalise: as in generate."""
         check_text("the prompt", prompt)
         return self.known_words.unknown(self.normal_prompt(prompt) if normalise else prompt)
 
@@ -350,19 +361,20 @@ class CM3(Runner):
         check_document(document)
         return self.score_ids(self.prompts.ids(document, to_ids))
 
-    def stream(self, task: str, *args: Any, **kwargs: Any) -> Generator[Piece]:
-        """ "generate", "infill", "edit", "caption", "answer" or "complete" with its own arguments, piece by piece: text
-        as it is written, a picture after each row of its codes with the rest still blank. The pieces of "complete" are
-        numbered as the pictures and texts that it writes, holes first. Where `best_of` candidates of a picture are
-        drawn, the first is shown until all are there, and then the best."""
-        check_text("the task to stream", task)
-        if task not in DEFAULTS:
-            raise ValueError(f"cannot stream {task!r}: choose one of {', '.join(DEFAULTS)}")
-        if task == "complete":
-            new = self.completion.write([], **arguments(task, args, kwargs))
-            return self.pieces(new, lambda _, codes: self.processor.picture(codes))
-        return self.streamed(self.job(task, *args, **kwargs))
+    @torch.inference_mode()
+    def score_ids(self, document: Sequence[int]) -> Score:
+        """How likely the model finds each id of a document after its opening <eos>. Raises a ValueError for more ids
+        than the model's context."""
+        ids = torch.tensor(document)  # [T]
+        if len(ids) > self.context:
+            raise ValueError(f"a document of {len(ids)} tokens is too long: the model holds {self.context}")
+        logits = self.model(input_ids=ids[None].to(self.model.device)).logits[0, :-1].float().cpu()  # [T - 1, V]
+        log_probs = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+        return Score(ids[1:], log_probs)
 
-    def job(self, task: str, *args: Any, **kwargs: Any) -> Job:
-        """What "generate", "infill", "edit", "caption" or "answer" asks of the engine for these arguments."""
-        return getattr(self.jobs, task)(**arguments(task, args, kwargs))
+
+def noted(ids: Iterable[tuple[int, int]], new: list[list[int]]) -> Iterator[tuple[int, int]]:
+    """Pass ids on, and append each to the list of its request."""
+    for number, id in ids:
+        new[number].append(id)
+        yield number, id

@@ -1,4 +1,4 @@
-"""What several tabs are made of: pictures in and out, seeds, stop buttons, and a user's mistakes as messages."""
+"""Parts of several tabs: images in and out, sliders, seeds, stop buttons, and a user's mistakes as messages."""
 
 import html
 import random
@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import gradio as gr
 from PIL import Image
 
-from cm3.engine.options import GENERATE
+from cm3.engine.options import Options, about
 from cm3.serving.admission import Ticket, TooLate
-from cm3.tasks.streaming import Piece
+from cm3.tasks.job import Piece
 from demo.uploads import UploadedImage
 from demo.words import Say
 
@@ -133,8 +133,20 @@ def preview() -> gr.HTML:
     return gr.HTML(visible=False, elem_classes="preview")
 
 
-def temperature_input(say: Say, value: float = GENERATE.temperature) -> gr.Slider:
-    return gr.Slider(0, 2, value, step=0.05, label=say("temperature"), info=say("temperature_info"))
+def slider(say: Say, options: type[Options], name: str, value: float | None = None) -> gr.Slider:
+    """A slider with the default and the range of an option.
+
+    Args:
+        say: the page's words; they have the option's name, and may have `name_info`.
+        options: the options class.
+        name: of its field.
+        value: the default, if not the option's own.
+    """
+    low, high, step = about(options, name).slider or (0, 1, 0.05)
+    info = say(f"{name}_info") if say.has(f"{name}_info") else None
+    return gr.Slider(
+        low, high, getattr(options, name) if value is None else value, step=step, label=say(name), info=info
+    )
 
 
 def seed_inputs(say: Say) -> tuple[gr.Checkbox, gr.Number]:

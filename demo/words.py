@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cm3.engine.options import Language
+
 WORDS = {  # key: English, Arabic
     "about": (
         "### CM3leon\nOne small transformer draws pictures, changes them, describes them and answers questions about "
@@ -23,7 +25,7 @@ WORDS = {  # key: English, Arabic
     "more": ("More", "المزيد"),
     "picture": ("Picture", "صورة"),
     "pictures": ("Pictures", "صور"),
-    "how_many": ("How many", "كم صورة"),
+    "n": ("How many", "كم صورة"),
     "prompt": ("What to draw", "ماذا أرسم؟"),
     "negative": ("What to keep away from", "ما الذي أبتعد عنه؟"),
     "best_of": ("Best of", "الأفضل من"),
@@ -119,7 +121,7 @@ QUESTIONS = {
     "ar": ["ما هذا؟", "ما لونه؟", "What is this?"],
 }
 STARTS = {"en": ["a red apple", "a ___ apple", "a cat"], "ar": ["تفاحة حمراء", "قطة"]}
-LANGUAGES = ("en", "ar")
+LANGUAGES: tuple[Language, ...] = ("en", "ar")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class Say:
     """The words of one language: say("draw"), say("too_long", n=500)."""
 
     language: str
+
+    def has(self, key: str) -> bool:
+        """Whether the page says something under this key."""
+        return key in WORDS
 
     def __call__(self, key: str, **values: object) -> str:
         return WORDS[key][LANGUAGES.index(self.language)].format(**values)

@@ -39,7 +39,7 @@ class Captioner:
                 errors.append("")
             except (ValueError, OSError) as error:  # a bad picture is told of, the others go on
                 errors.append(str(error))
-        told = iter(self.model.caption(pictures, self.language))
+        told = iter(self.model.caption(pictures, language=self.language))
         texts = ["" if error else next(told) for error in errors]
         return {"__key__": batch["__key__"], "text": np.array(texts, object), "error": np.array(errors, object)}
 

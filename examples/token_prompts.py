@@ -11,18 +11,20 @@ import json
 from pathlib import Path
 
 from cm3 import CM3
+from cm3.engine.options import CaptionOptions, Language
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def main(folder: Path, out: Path, model: str, language: str, question: str) -> None:
+def main(folder: Path, out: Path, model: str, language: Language, question: str) -> None:
     cm3 = CM3.from_pretrained(model)
     vocab = cm3.vocab
     answer = {"first_text": vocab.first_text, "first_code": vocab.first_code, "ends": list(vocab.ends)}
     with out.open("w", encoding="utf-8") as lines:
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
-            asked = ("answer", path, question) if question else ("caption", path, language)
-            [request] = cm3.job(*asked).requests
+            asked = CaptionOptions(language=language)
+            job = cm3.jobs.answer(path, question) if question else cm3.jobs.caption(path, asked)
+            [request] = job.requests
             row = {"file_name": path.name, "prompt_token_ids": request.prompt, **answer}
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             print(f"{path.name}: {len(request.prompt)} ids")

@@ -20,7 +20,7 @@ import typer
 from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from cm3.engine.options import GENERATE, GenerationOptions
+from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from cm3.tokens.templates import LANGUAGES
 from train.documents.shards import Shards, Target, read_meta
@@ -34,7 +34,7 @@ from train.evaluation.report import concept_table
 from train.pictures.loader import to_pixels
 from train.pictures.metrics import psnr
 
-DRAWN = replace(GENERATE, n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
+DRAWN = GenerateOptions(n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
 
 
 def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
@@ -102,7 +102,7 @@ def answers(
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
     for rows in questions(samples, others):
-        texts = model.texts(model.jobs.tell([(samples[i].picture, target.prompt) for i, _, target in rows]).requests)
+        texts = model.run(model.jobs.write([(samples[i].picture, target.prompt) for i, _, target in rows]))
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
             guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))
@@ -147,7 +147,7 @@ def blind_concept_answers(tokens: Path) -> dict[str, str]:
 
 
 def evaluate(
-    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerationOptions = DRAWN
+    model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerateOptions = DRAWN
 ) -> dict[str, Any]:
     """Everything above. Returns what evaluation.json holds."""
     out.mkdir(parents=True, exist_ok=True)

@@ -135,13 +135,13 @@ def filled(
             requests.append(Request(ids[: places[0]], "document", 2 * len(places) + 2, sampling, seed=i))
         elif way == "left":
             given = list(again.given or [])
-            requests.append(model.prompts.picture(Document((view.words,)), [], None, sampling, i, given))
+            requests.append(model.prompts.image(Document((view.words,)), [], None, sampling, i, given))
         else:
             requests.append(again)
     if way != "cm3":
         return torch.stack(model.draw_codes(requests))
     out = torch.stack([view.image.codes for view in views])
-    for picture, ids in zip(out, model.run(requests), strict=True):
+    for picture, ids in zip(out, model.run_requests(requests), strict=True):
         picture[hole.bool()] = torch.tensor([model.vocab.id_to_code(id) for id in ids if model.vocab.is_code(id)])
     return out
 
@@ -199,7 +199,7 @@ def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float
     nothing = Document(()) if told else model.prompts.nothing  # without words: as the model has seen pictures alone
     prompts = [Document((Text(f"{view.name['en']} in the {view.style} style"),)) for view in views]
     guide = ClassifierFree(image=guidance)
-    requests = [model.prompts.picture(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]
+    requests = [model.prompts.image(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]
     return torch.stack(model.draw_codes(requests))
 
 
@@ -208,7 +208,7 @@ def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, fl
     right, rows = [], []
     for language in TEMPLATES["caption"]:
         prompts = [caption_prompt(view, language, told, model) for view in views]
-        said = model.run([Request(prompt, "text", LONGEST, GREEDY) for prompt in prompts])
+        said = model.run_requests([Request(prompt, "text", LONGEST, GREEDY) for prompt in prompts])
         for view, prompt, ids in zip(views, prompts, said, strict=True):
             right.append(plain(model.processor.text(ids)) == plain(view.name[language]))
             whole = [*prompt, *last_ids(view.name[language], model.vocab, model.text_tokenizer)]

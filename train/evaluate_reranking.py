@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cm3.engine.options import GENERATE, GenerationOptions
+from cm3.engine.options import GenerateOptions
 from cm3.model.scorer import Scorer
 from cm3.pipeline import CM3
 from train.emoji.phrases import STYLED
@@ -44,7 +44,7 @@ from train.pictures.sheet import contact_sheet
 
 DRAWINGS = "drawings.safetensors"
 AS_THEY_COME = 4  # columns of the contact sheet
-EIGHT = replace(GENERATE, n=8, normalise=False)  # how each prompt is drawn, in the words that are measured
+EIGHT = GenerateOptions(n=8, normalise=False)  # how each prompt is drawn, in the words that are measured
 
 
 def cached(path: Path, mark: str) -> dict[str, Tensor]:
@@ -56,9 +56,9 @@ def cached(path: Path, mark: str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in ("codes", "ranks")} if same else {}
 
 
-def drawn(model: CM3, prompts: list[str], options: GenerationOptions) -> Tensor:
+def drawn(model: CM3, prompts: list[str], options: GenerateOptions) -> Tensor:
     """Codes of n drawings of each prompt, [prompts, n, h, w]."""
-    codes = model.draw_codes(model.jobs.generate(prompts, options=options).requests)
+    codes = model.run(model.jobs.draw(prompts, options))
     return torch.stack(codes).view(len(prompts), options.n, *model.grid)
 
 
@@ -126,7 +126,7 @@ def measure(
     data: Path,
     tokens: Path,
     out: Path,
-    options: GenerationOptions = EIGHT,
+    options: GenerateOptions = EIGHT,
     language: str = "en",
     count: int = JUDGED,
 ) -> dict[str, Any]:

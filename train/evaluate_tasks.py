@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from cm3.engine.guidance import ClassifierFree
-from cm3.engine.options import EDIT, GREEDY, INFILL, GenerationOptions
+from cm3.engine.options import GREEDY, MAX_SCALE, EditOptions, InfillOptions, option
 from cm3.engine.request import Request
 from cm3.pipeline import CM3
 from cm3.tokens.document import HOLE, Document, Image, Text
@@ -66,6 +66,13 @@ JUDGED = 100  # concepts that a filled picture is told apart from
 TRUTH = "truth through the image tokenizer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(EditOptions):
+    """Options of every image: of edits, and of drawings from boxes, maps and words."""
+
+    guidance: float = option(1.0, "Guidance scale of drawings.", least=0, most=MAX_SCALE)
+
+
 def grids(model: CM3, codes: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.as_tensor(one).view(model.grid) for one in codes]
 
@@ -75,7 +82,7 @@ def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
     return [np.asarray(picture) for picture in decode(model.image_tokenizer, torch.stack(list(codes)))]
 
 
-def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions) -> list[Request]:
+def requests_of(model: CM3, some: Sequence[EditCase], options: TaskOptions) -> list[Request]:
     """What is asked of the engine for the last picture of each example."""
     out = []
     for i, one in enumerate(some):
@@ -84,7 +91,7 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: GenerationOptions
             out.append(model.prompts.edited(document, replace(options, seed=i)))
         else:
             guide = ClassifierFree(image=options.guidance)
-            out.append(model.prompts.picture(document, [model.prompts.nothing], guide, options.sampling, i))
+            out.append(model.prompts.image(document, [model.prompts.nothing], guide, options.sampling, i))
     return out
 
 
@@ -98,16 +105,16 @@ def tell(model: CM3, asked: Sequence[PictureQuestion]) -> list[str]:
     return model.texts(requests)
 
 
-def fill(model: CM3, some: Sequence[HoleCase], options: GenerationOptions) -> dict[str, list[np.ndarray]]:
+def fill(model: CM3, some: Sequence[HoleCase], options: TaskOptions) -> dict[str, list[np.ndarray]]:
     """The pictures with their holes filled, in every way."""
     told, untold, forth = [], [], []
     for i, one in enumerate(some):
         image, sampling = Image(one.codes.masked_fill(one.holes, HOLE)), options.sampling
-        words, guide = Text(one.words), ClassifierFree(image=INFILL.guidance)
-        told.append(model.prompts.hole(Document((words, image)), INFILL.guidance, sampling, i))
-        untold.append(model.prompts.hole(Document((image,)), INFILL.guidance, sampling, i))
+        words, guide = Text(one.words), ClassifierFree(image=InfillOptions.guidance)
+        told.append(model.prompts.hole(Document((words, image)), InfillOptions.guidance, sampling, i))
+        untold.append(model.prompts.hole(Document((image,)), InfillOptions.guidance, sampling, i))
         given = list(told[-1].given or [])
-        forth.append(model.prompts.picture(Document((words,)), [model.prompts.nothing], guide, sampling, i, given))
+        forth.append(model.prompts.image(Document((words,)), [model.prompts.nothing], guide, sampling, i, given))
     ways = {"filled": told, "filled without words": untold, "left to right": forth}
     out = {name: pictures_of(model, model.draw_codes(requests)) for name, requests in ways.items()}
     out["mean colour"] = [filled_with_mean(one.picture, one.holes.numpy()) for one in some]
@@ -116,7 +123,7 @@ def fill(model: CM3, some: Sequence[HoleCase], options: GenerationOptions) -> di
 
 
 def holes(
-    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, options: GenerationOptions
+    model: CM3, seen: list[Thing], unseen: list[Thing], judge: Judge, sample: int, options: TaskOptions
 ) -> dict[str, Any]:
     """Infilling of drawings in new views, and of drawings that training lacks."""
     styles: dict[str, set[str]] = defaultdict(set)
@@ -149,7 +156,7 @@ class TaskBench(NamedTuple):
     things: Reference
     words: dict[str, list[str]]
     blind: dict[str, str]
-    options: GenerationOptions
+    options: TaskOptions
 
 
 def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -193,7 +200,7 @@ def evaluate(
     out: Path,
     sample: int = 200,
     splits: Sequence[str] = SPLITS[:2],
-    options: GenerationOptions = EDIT,
+    options: TaskOptions = TaskOptions(),
     names: Sequence[str] = THINGS,
     aligned: bool = False,
     quarters: bool = False,
@@ -226,7 +233,7 @@ def evaluate(
         "sample": sample,
         "aligned": aligned,
         "quarters": quarters,
-        "decoding": asdict(options) | {"hole": INFILL.guidance},
+        "decoding": asdict(options) | {"hole": InfillOptions.guidance},
         "splits": {},
         "things": len({thing.code for thing in things}),
         "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
@@ -250,17 +257,16 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation-tasks"),
     sample: Annotated[int, typer.Option(help="documents of each task, at most")] = 200,
     split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
-    image_guidance: Annotated[float, typer.Option(help="of edits")] = EDIT.image_guidance,
-    text_guidance: Annotated[float, typer.Option(help="of edits")] = EDIT.text_guidance,
-    keep: Annotated[float, typer.Option(help="of edits")] = EDIT.keep,
-    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = EDIT.guidance,
-    temperature: Annotated[float, typer.Option(help="of every picture")] = EDIT.temperature,
-    top_p: Annotated[float, typer.Option(help="of every picture")] = EDIT.top_p,
+    image_guidance: Annotated[float, typer.Option(help="of edits")] = TaskOptions.image_guidance,
+    text_guidance: Annotated[float, typer.Option(help="of edits")] = TaskOptions.text_guidance,
+    keep: Annotated[float, typer.Option(help="of edits")] = TaskOptions.keep,
+    guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = TaskOptions.guidance,
+    temperature: Annotated[float, typer.Option(help="of every picture")] = TaskOptions.temperature,
+    top_p: Annotated[float, typer.Option(help="of every picture")] = TaskOptions.top_p,
     aligned: Annotated[bool, typer.Option(help="scenes whose things are aligned with the cells of codes")] = False,
     quarters: Annotated[bool, typer.Option(help="those that stand in the corners of the picture's quarters")] = False,
 ) -> None:
-    options = replace(
-        EDIT,
+    options = TaskOptions(
         guidance=guidance,
         image_guidance=image_guidance,
         text_guidance=text_guidance,

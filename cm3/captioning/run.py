@@ -121,10 +121,10 @@ class Asks:
 
     def tell(self, model: "CM3", pictures: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
         """The texts of each picture, by column."""
-        words = [model.jobs.caption_words(language, self.long) for language in self.languages]
-        words += [model.jobs.answer_words(question) for question in self.questions]
-        job = model.jobs.tell([(picture, one) for picture in pictures for one in words])
-        said = (" ".join(text.split()) for text in model.texts(job.requests))  # each is a line
+        words = [model.jobs.caption_prompt(language, self.long) for language in self.languages]
+        words += [model.jobs.question_prompt(question) for question in self.questions]
+        job = model.jobs.write([(picture, one) for picture in pictures for one in words])
+        said = (" ".join(text.split()) for text in model.run(job))  # each is a line
         told: list[dict[str, str]] = []
         for _ in pictures:
             texts = [f"{self.prefix}{next(said)}{self.suffix}" for _ in self.languages]

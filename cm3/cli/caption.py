@@ -1,4 +1,4 @@
-"""`cm3 caption`: texts for one picture or for a folder of them."""
+"""`cm3 caption`: texts for one image or for a folder of them."""
 
 import json
 import sys
@@ -13,9 +13,9 @@ from cm3.captioning.run import Asks, caption_files, find, is_many, read_by
 from cm3.captioning.sinks import Beside, Existing, Nowhere, Sink
 from cm3.captioning.tables import open_table
 from cm3.checks import check_choice
-from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load
+from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load, option_of
 from cm3.cli.files import check_pictures, plain
-from cm3.engine.options import Language
+from cm3.engine.options import CaptionOptions, Language
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -25,7 +25,7 @@ FAILED = 1  # exit code where some files gave no text
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help='Picture files, folders, patterns ("in/*.png"), @a_list.txt, or - for names on stdin.', metavar="SOURCE"
+        help='Image files, folders, patterns ("in/*.png"), @a_list.txt, or - for names on stdin.', metavar="SOURCE"
     ),
 ]
 Languages = Annotated[list[str] | None, typer.Option("--language", "--lang", help="en, ar; repeatable.")]
@@ -34,32 +34,33 @@ Languages = Annotated[list[str] | None, typer.Option("--language", "--lang", hel
 def caption(
     sources: Sources,
     language: Languages = None,
-    long: Annotated[bool, typer.Option("--long", help="Say also where, and on what.")] = False,
+    long: Annotated[bool, option_of(CaptionOptions, "long", "--long")] = CaptionOptions.long,
     question: Annotated[
-        list[str] | None, typer.Option(help="Answer this of each picture; repeatable. Captions then only with --lang.")
+        list[str] | None, typer.Option(help="Answer this about each image; repeatable. Captions then only with --lang.")
     ] = None,
     extension: Annotated[
-        str | None, typer.Option(help="Write a file beside each picture, with this ending. The default for many: .txt.")
+        str | None,
+        typer.Option(help="Write a file beside each image, with this ending. The default for several: .txt."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write one table, metadata.jsonl, a .csv or a .parquet; what it has stays."),
     ] = None,
-    existing: Annotated[Existing, typer.Option(help="Where a picture has a text already.")] = "skip",
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders with all that is in them.")] = False,
-    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that open pictures.", min=1)] = 2,
+    existing: Annotated[Existing, typer.Option(help="What to do with images that have a text.")] = "skip",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders with their subfolders.")] = False,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = CaptionOptions.batch,
+    workers: Annotated[int, typer.Option(help="Threads that open images.", min=1)] = 2,
     prefix: Annotated[str, typer.Option(help="Before each caption, such as a trigger word.")] = "",
     suffix: Annotated[str, typer.Option(help="Behind each caption.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image.")] = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     model: Model = "emoji",
 ) -> None:
-    """Say what pictures show, a line each. A folder, a pattern or a list is captioned like a data set: a .txt beside
-    each picture (--extension), or one table (--out); what has a text is skipped, so that the same command goes on
-    after a stop. A file that is no picture is named and counted, and the exit code is 1."""
+    """Describe images, a line each. A folder, a pattern or a list is captioned like a data set: into a .txt file beside
+    each image (--extension), or into one table (--out). Images that have a text are skipped, so that the same command
+    continues after a stop. A file that is no image is named and counted, and the exit code is 1."""
     for one in language or ():
         check_choice("--lang", one, get_args(Language))
     asks = Asks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
@@ -86,7 +87,7 @@ def sink_of(
     asks: Asks, out: Path | None, extension: str | None, existing: Existing, reads: frozenset[Path] = frozenset()
 ) -> Sink:
     if out is not None and extension is not None:
-        raise ValueError("--out writes one table, --extension a file beside each picture: give one of them")
+        raise ValueError("--out writes one table, --extension a file beside each image: give one of them")
     if out is not None:
         return open_table(out, asks.columns, existing, reads)
     if extension is None:
@@ -113,7 +114,8 @@ def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
 def run(
     cm3: "CM3", paths: Any, sink: Sink, asks: Asks, sizes: tuple[int, int], total: int | None, show: Any
 ) -> tuple[int, int, int]:
-    """How many were written, failed and skipped. What was written stays, whatever ends it."""
+    """Caption, and return how many images were written, failed and skipped. Written texts stay, whatever ends the
+    run."""
     written = failed = skipped = 0
     bar = progress(shown=sys.stderr.isatty() and (total is None or total > 1))
     task = bar.add_task("captioning", total=total)

@@ -1,7 +1,6 @@
-"""The `cm3` command: draw, fill in, edit, caption, ask. It holds no model logic; a user's mistake is one line and exit
-code 2.
+"""The `cm3` command: generate, infill, edit, caption, ask. A user's mistake is one line and exit code 2.
 
-Help and most mistakes are answered at once: torch and transformers, which take seconds, are imported by load().
+Help and most mistakes are answered at once: only load() imports torch and transformers, which takes seconds.
 """
 
 import io
@@ -11,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -20,18 +19,17 @@ from rich.table import Table
 from cm3 import __version__
 from cm3.checks import check_choice
 from cm3.cli.caption import caption
-from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Picture, check_words, in_options, load
+from cm3.cli.common import MAX_PIXELS, Device, ImageFile, MaxPixels, Model, check_words, in_options, load, with_options
 from cm3.cli.draw import edit, generate, infill, tour
 from cm3.cli.files import check_pictures
 from cm3.cli.serve import serve
+from cm3.engine.options import AnswerOptions
 
 if TYPE_CHECKING:
     import torch
 
-    pass
-
 app = typer.Typer(
-    help="Draw pictures, change them, caption them, and ask about them.",
+    help="Generate images, change them, caption them, and ask about them.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -50,7 +48,7 @@ def options(
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=show_version)
     ] = False,
 ) -> None:
-    """What stands before the commands."""
+    """Options before the commands."""
 
 
 for command in (generate, infill, edit, tour, caption, serve):
@@ -58,27 +56,30 @@ for command in (generate, infill, edit, tour, caption, serve):
 
 
 @app.command()
+@with_options(AnswerOptions)
 def ask(
-    image: Picture,
+    image: ImageFile,
     questions: Annotated[list[str], typer.Argument(help="What to answer.", metavar="QUESTION")],
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     model: Model = "emoji",
+    **options: Any,
 ) -> None:
     """Answer each QUESTION about IMAGE, a line each."""
     check_pictures(image)
     for question in questions:
         check_words("question", question)
+    wanted = AnswerOptions(**options)
     cm3 = load(model, max_pixels, device)
-    print(*cm3.answer([image] * len(questions), questions), sep="\n")
+    print(*cm3.run(cm3.jobs.answer([image] * len(questions), questions, wanted)), sep="\n")
 
 
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="As for --model.")] = "emoji",
-    batch: Annotated[int, typer.Option(help="Show the memory that so many guided drawings at once take.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Show the memory that so many guided images at once take.", min=1)] = 1,
 ) -> None:
-    """Show what a model is: sizes, vocabulary, pictures; and the image tokenizers that can be trained or imported."""
+    """Show what a model is: sizes, vocabulary, images; and the image tokenizers that can be trained or imported."""
     from cm3.hf.model_folder import check_files, device_of, find_model, read_config, weight_shapes
     from cm3.model.memory import free_bytes, memory, room
     from cm3.tasks.prompts import MAX_TEXT
@@ -101,7 +102,7 @@ def info(
     )
     table.add_row("context", f"{config.max_position_embeddings:,} tokens")
     others = "".join(f"; {grid[0]} x {grid[1]}" for grid in vocab.grids)
-    table.add_row("a picture", f"{rows * columns} tokens, {rows} x {columns}{others}")
+    table.add_row("an image", f"{rows * columns} tokens, {rows} x {columns}{others}")
     table.add_row("documents", vocab.form)
     table.add_row("scorer, for --best-of", scorer_of(folder / "scorer"))
     table.add_row("precision, device", f"{dtype}, {device}".replace("torch.", ""))
@@ -171,9 +172,9 @@ def preset_table() -> Table:
 
 
 def prepare_streams() -> None:
-    """What is printed can be: in UTF-8 whatever the locale says, for there is no Arabic in ASCII and terminals show it;
-    a name's bytes that are no text are escaped. They stay what they are where names are read. It goes nowhere where
-    stdout is closed."""
+    """Print in UTF-8, whatever the locale says: ASCII has no Arabic, and terminals can show it. Bytes of file names
+    that are no text are escaped where they are printed, and kept where they are read. Print nowhere if stdout is
+    closed."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")
     for stream, encoding, errors in (
@@ -205,8 +206,8 @@ def run() -> int:
 
 
 def main() -> None:
-    """Run the command. A mistake of the user's: one line on stderr, exit code 2."""
-    if not sys.warnoptions:  # what libraries warn of is for programmers
+    """Run the command."""
+    if not sys.warnoptions:  # warnings of libraries are for programmers
         warnings.simplefilter("ignore")
     prepare_streams()
     sys.exit(run())

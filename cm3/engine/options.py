@@ -1,58 +1,323 @@
-"""How pictures and texts are drawn from the model: one frozen set of options, and the defaults of each task.
+"""Options of each task: default, limits and help text, each defined once.
 
-The pipeline, the command line, the demo and the evaluations take them from here. No torch: the command line knows what
-is allowed before it loads a model.
+Every task has one frozen, keyword-only dataclass. `CM3`, the command line, the server and the web page all read
+defaults, limits and help texts from its fields, so that a new option is one new field. This module does not import
+torch: the command line checks options before it loads a model.
 """
 
-# What is checked comes from callers without types.
-# pyright: reportUnnecessaryIsInstance=false
-
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypedDict, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-from cm3.checks import check_choice, check_flag, check_number, check_whole, is_many
-from cm3.tokens.templates import Box
+from cm3.checks import check_choice, check_flag, check_number, check_text, check_whole, is_many
+from cm3.tokens.templates import Box, boxed
 
-MAX_PICTURES = 64  # of one call of generate, and rows of one batch
+T = TypeVar("T")
+
+MAX_IMAGES = 64  # of one call of generate
 MAX_SEED = 2**63
 MAX_SCALE = 1e6  # far above any use, and logits times it are still finite
-MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still told apart
-MAX_BIAS = 100.0  # nats; nothing is left of what is less likely by so many
-NEGATIVE_GUIDANCE = 3.0  # of a negative prompt where guidance is off
+MAX_TEMPERATURE = 1e6  # far above any use, and logits divided by it are still distinguishable
+MAX_BIAS = 100.0  # nats; a token that is less likely by so many is never drawn
+NEGATIVE_GUIDANCE = 3.0  # guidance scale with a negative prompt where guidance is off
 Decoding = Literal["top-p", "cd-k", "both"]
 Schedule = Literal["constant", "falling"]
 Structure = Literal["edges", "segments"]
 Language = Literal["en", "ar"]
 
 
+class About(NamedTuple):
+    """What an option's field says besides its type and default.
+
+    Attributes:
+        help: one text for the command line, `help()` and the server's schema.
+        least: the smallest allowed value; None for no limit.
+        most: the largest allowed value; None for no limit.
+        above: as `least`, but not allowed itself.
+        slider: lowest value, highest value and step that the web page offers.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    slider: tuple[float, float, float] | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """Raise a ValueError that names the limits where a number is outside them. NaN always is."""
+        low = value >= self.least if self.least is not None else self.above is None or value > self.above
+        if not (low and (self.most is None or value <= self.most)):
+            raise ValueError(f"{name} is {value}, but must be {self._range()}")
+
+    def _range(self) -> str:
+        if self.above is not None:
+            return f"above {plain(self.above)} and at most {plain(self.most)}"
+        return f"{plain(self.least)} or more" if self.most is None else f"{plain(self.least)} to {plain(self.most)}"
+
+
+def plain(number: float | None) -> str:
+    """A limit as messages show it: 1,000,000 and 0.5."""
+    return f"{int(number):,}" if number is not None and number == int(number) else f"{number}"
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    slider: tuple[float, float, float] | None = None,
+) -> T:
+    """Define the field of an option. See `About` for the arguments."""
+    return field(default=default, metadata={"about": About(help, least, most, above, slider)})
+
+
+def about(options: "type[Options]", name: str) -> About:
+    """The help text and limits of an option. A subclass that only changes a default inherits them."""
+    for one in options.__mro__:
+        found = one.__dict__.get("__dataclass_fields__", {}).get(name)
+        if found is not None and "about" in found.metadata:
+            return found.metadata["about"]
+    raise KeyError(f"{options.__name__} has no option {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options.
+
+    Raises:
+        ValueError: a number outside its limits, or a choice that does not exist.
+        TypeError: a value of a wrong type.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if get_origin(one.type) is Literal:
+                check_choice(one.name, value, get_args(one.type))
+            elif one.type is bool:
+                check_flag(one.name, value)
+            elif one.type is int:
+                check_whole(one.name, value)
+                about(type(self), one.name).check(one.name, value)
+                object.__setattr__(self, one.name, int(value))  # numpy's integers too
+            elif one.type is float:
+                check_number(one.name, value)
+                about(type(self), one.name).check(one.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(Options):
+    """How the engine draws a token."""
+
+    temperature: float = option(
+        1.0, "0 = greedy; higher = more varied.", least=0, most=MAX_TEMPERATURE, slider=(0, 2, 0.05)
+    )
+    top_k: int = option(0, "Draw from this many of the likeliest tokens; 0 = all.", least=0)
+    top_p: float = option(
+        1.0,
+        "Draw from the likeliest tokens that together reach this probability; 1 = all.",
+        above=0,
+        most=1,
+        slider=(0.05, 1, 0.05),
+    )
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(SamplingConfig):
+    """Options of every task."""
+
+    seed: int = option(0, "The same seed gives the same result.", least=0, most=MAX_SEED - 1)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """What the engine needs of them."""
+        return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(SamplingOptions):
+    """Options of every task that gives images."""
+
+    temperature: float = 0.8
+    top_p: float = 0.98  # with a lower value scenes stay empty, because each single object is unlikely
+    normalise: bool = option(
+        True, 'Rewrite the prompt in the words of the training data: "A CAT!" as "a cat", where the model has a list.'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(ImageOptions):
+    """Options of text to image."""
+
+    n: int = option(
+        1, "How many images; image i of seed s is image 0 of seed s + i.", least=1, most=MAX_IMAGES, slider=(1, 16, 1)
+    )
+    best_of: int = option(
+        1,
+        "Draw so many candidates for each image, and keep the one that fits the prompt best.",
+        least=1,
+        most=MAX_IMAGES,
+        slider=(1, 4, 1),
+    )
+    guidance: float = option(
+        1.0,
+        f"Classifier-free guidance scale: how much the prompt counts; 1 = off, or {NEGATIVE_GUIDANCE:g} with a "
+        "negative prompt.",
+        least=0,
+        most=MAX_SCALE,
+        slider=(1, 10, 0.5),
+    )
+    guidance_schedule: Schedule = option(
+        "constant", "falling = guidance falls evenly to 1 from the first to the last image token."
+    )
+    decoding: Decoding = option(
+        "top-p", "cd-k = contrastive decoding, without guidance, top-p and top-k; both = one half each, by the seed."
+    )
+    contrast: tuple[int, float] = option((8, 0.5), "k and alpha of contrastive decoding.")
+    boxes: Sequence[tuple[str, Box]] | None = option(
+        None,
+        "Objects and their places: (name, (left, top, right, bottom)), as shares of the sides from 0 to 1. The prompt "
+        "says the rest, and may be empty.",
+    )
+    structure: Any = option(None, "An image whose edges or segments the new image follows.")
+    kind: Structure = option(
+        "edges",
+        "What the structure shows: edges, white on black; or segments, objects as flat areas on black, the first in "
+        "the prompt red, the second green, the third blue.",
+    )
+    negative_prompt: str | None = option(None, "What guidance leads away from.")
+    references: Sequence[Any] = option((), "Images that stand between the prompt and the new image.")
+    grid: tuple[int, int] | None = option(
+        None, "Rows and columns of codes, one of the model's grids; None = the usual one, or that of the structure."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        about(GenerateOptions, "n").check("n x best_of", self.n * self.best_of)
+        check_contrast(self.contrast)
+        if self.boxes is not None:
+            boxed(self.boxes)
+        if self.negative_prompt is not None:
+            check_text("the negative prompt", self.negative_prompt)
+        if not is_many(self.references):
+            raise TypeError(f"references must be a list of images, but is {self.references!r:.60}")
+        if self.grid is not None:
+            check_grid(self.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfillOptions(ImageOptions):
+    """Options of inpainting."""
+
+    n: int = option(
+        1, "How many images; image i of seed s is image 0 of seed s + i.", least=1, most=MAX_IMAGES, slider=(1, 16, 1)
+    )
+    guidance: float = option(
+        1.0,
+        "Classifier-free guidance scale: how much the prompt counts; 1 = off.",
+        least=0,
+        most=MAX_SCALE,
+        slider=(0, 10, 0.5),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(ImageOptions):
+    """Options of editing by an instruction."""
+
+    image_guidance: float = option(
+        1.0, "Guidance scale of the image: how much the image counts.", least=0, most=MAX_SCALE, slider=(0, 5, 0.25)
+    )
+    text_guidance: float = option(
+        2.0,
+        "Guidance scale of the instruction: how much the instruction counts.",
+        least=0,
+        most=MAX_SCALE,
+        slider=(0, 10, 0.5),
+    )
+    keep: float = option(
+        3.0,
+        "Source bias: by how many nats a code of the image is likelier at its own position.",
+        least=0,
+        most=MAX_BIAS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(SamplingOptions):
+    """Options of captioning."""
+
+    temperature: float = 0.0
+    language: Language = option("en", "Language of the caption.")
+    long: bool = option(False, "Describe positions and the background too.")
+    batch: int = option(32, "Images at once, where an iterator gives them.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(SamplingOptions):
+    """Options of visual question answering."""
+
+    temperature: float = 0.0
+    history: Sequence[tuple[str, str]] = option(
+        (),
+        "Earlier questions about the same image, with their answers, the oldest first; the model reads the last ones.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_history(self.history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteOptions(SamplingOptions):
+    """Options of completing a document."""
+
+    top_p: float = 0.95
+    guidance: float = option(
+        1.0,
+        "Guidance scale where images are drawn: how much the document's text counts; 1 = off.",
+        least=0,
+        most=MAX_SCALE,
+    )
+    text_guidance: float = option(
+        1.0,
+        "Guidance scale where text is written: how much the document's text counts; 1 = off.",
+        least=0,
+        most=MAX_SCALE,
+    )
+
+
 def check_seed(seed: int) -> int:
-    """The seed as an int. Errors: ValueError outside 0 to MAX_SEED - 1, TypeError for what is no whole number."""
+    """The seed as an int.
+
+    Raises:
+        ValueError: a seed outside 0 to MAX_SEED - 1.
+        TypeError: not a whole number.
+    """
     check_whole("seed", seed)
-    if not 0 <= seed < MAX_SEED:
-        raise ValueError(f"seed is {seed}, but must be 0 to {MAX_SEED - 1}")
+    about(SamplingOptions, "seed").check("seed", seed)
     return int(seed)
 
 
 def check_scale(what: str, scale: float) -> None:
-    """Of guidance by the image or by the text."""
+    """Check a guidance scale of the engine. what: "image" or "text"."""
     check_number(f"the {what} scale of guidance", scale)
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"the {what} scale of guidance must be 0 or more (1 = off), but is {scale}")
-    if scale > MAX_SCALE:
-        raise ValueError(f"the {what} scale of guidance must be at most {MAX_SCALE:,.0f}, but is {scale}")
+    about(GenerateOptions, "guidance").check(f"the {what} scale of guidance", scale)
 
 
 def check_bias(name: str, nats: float) -> None:
-    """Of logits."""
+    """Check a number that is added to logits."""
     check_number(name, nats)
-    if not 0 <= nats <= MAX_BIAS:
-        raise ValueError(f"{name} must be 0 to {MAX_BIAS:.0f} nats, but is {nats}")
+    about(EditOptions, "keep").check(name, nats)
 
 
 def check_contrast(contrast: tuple[int, float]) -> None:
-    """k and alpha of contrastive decoding."""
+    """Check k and alpha of contrastive decoding."""
     if not is_many(contrast) or len(contrast) != 2:
         raise TypeError(f"contrast must be k and alpha, such as (8, 0.5), but is {contrast!r:.60}")
     k, alpha = contrast
@@ -64,143 +329,22 @@ def check_contrast(contrast: tuple[int, float]) -> None:
         raise ValueError(f"alpha of contrastive guidance must be above 0 and at most 1, but is {alpha}")
 
 
-def check_count(name: str, value: int) -> None:
-    check_whole(name, value)
-    if not 1 <= value <= MAX_PICTURES:
-        raise ValueError(f"{name} is {value}, but 1 to {MAX_PICTURES} pictures can be drawn at once")
+def check_grid(grid: tuple[int, int]) -> None:
+    """Check that a grid is two whole numbers; the model says which grids it knows."""
+    if not is_many(grid) or len(grid) != 2:
+        raise TypeError(f"grid must be rows and columns, such as (8, 8), but is {grid!r:.60}")
+    for side in grid:
+        check_whole("grid", side)
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """temperature: 0 = greedy. top_k: keep the k likeliest, 0 = all. top_p: keep the likeliest that together reach
-    this probability, 1 = all. Errors: ValueError for a value outside its limits, TypeError for what is no number."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("temperature", self.temperature)
-        check_whole("top_k", self.top_k)
-        check_number("top_p", self.top_p)
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"temperature must be 0 (greedy) or more, and at most {MAX_TEMPERATURE:,.0f}, but is {self.temperature}"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or more, but is {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, but is {self.top_p}")
-
-
-GREEDY = SamplingConfig(temperature=0.0)
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to draw; a task reads what concerns it.
-
-    n: how many pictures. best_of: draw so many for each of them, and keep the one that fits the prompt best, in the
-    opinion of the model itself and of its scorer, where it has one. seed: of the first picture.
-    temperature, top_p, top_k: of sampling.
-    guidance: how much the condition counts where a picture is drawn or filled in; 1 = off, and NEGATIVE_GUIDANCE where
-    there is a negative prompt, which counts through it. image_guidance, text_guidance: how much the picture and the
-    instruction count in an edit; text_guidance also where text is written. keep: in an edit, by how many nats a code of
-    the picture is likelier in its own cell: most of them stay as they are.
-    normalise: put what is said of a picture as the model read it while it was trained, as far as its folder says
-    (cm3/tasks/known_words.py): "A CAT!" is drawn as "a cat".
-    guidance_schedule: "falling": from guidance at a drawing's first code evenly down to 1 at its end, for the words
-    decide about a picture's first rows more than about its last; without guidance it changes nothing.
-    decoding: "top-p"; "cd-k", contrastive decoding, where guidance, top_p and top_k do not count (CM3leon 3.1); or
-    "both", one half each, by the seed. contrast: (k, alpha) of "cd-k".
-    Errors: ValueError for a value outside its limits, TypeError for one of a wrong type.
-    """
-
-    n: int = 1
-    best_of: int = 1
-    seed: int = 0
-    temperature: float = 0.8
-    top_p: float = 0.98  # colder, or cut harder, a scene stays empty: each place alone is unlikely
-    top_k: int = 0
-    guidance: float = 1.0
-    image_guidance: float = 1.0
-    text_guidance: float = 2.0
-    keep: float = 0.0
-    decoding: Decoding = "top-p"
-    contrast: tuple[int, float] = (8, 0.5)
-    guidance_schedule: Schedule = "constant"
-    normalise: bool = True
-
-    def __post_init__(self) -> None:
-        check_count("n", self.n)
-        check_count("best_of", self.best_of)
-        check_count("n x best_of", self.n * self.best_of)
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        check_choice("decoding", self.decoding, get_args(Decoding))
-        check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
-        check_contrast(self.contrast)
-        check_flag("normalise", self.normalise)
-        for what, scale in (
-            ("image", self.guidance),
-            ("image", self.image_guidance),
-            ("text", self.text_guidance),
-        ):
-            check_scale(what, scale)
-        check_bias("keep", self.keep)
-        _ = self.sampling  # which checks its own
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.top_k, self.top_p)
-
-
-GENERATE = INFILL = GenerationOptions()
-EDIT = replace(GENERATE, keep=3.0)
-CAPTION = ANSWER = GenerationOptions(temperature=0.0, top_p=1.0)
-COMPLETE = GenerationOptions(temperature=1.0, top_p=0.95, guidance=1.0, text_guidance=1.0)
-
-DEFAULTS = {  # of each task
-    "generate": GENERATE,
-    "infill": INFILL,
-    "edit": EDIT,
-    "caption": CAPTION,
-    "answer": ANSWER,
-    "complete": COMPLETE,
-}
-OPTIONS = {field.name for field in fields(GenerationOptions)}
-
-
-class GenerateOptions(TypedDict, total=False):
-    """More of what CM3.generate takes: best_of, decoding, contrast, guidance_schedule and normalise as in
-    GenerationOptions, and conditions.
-
-    boxes: things and where each is to stand, (name, (left, top, right, bottom)), as shares of the sides from 0 to 1;
-        the prompt then says the rest, or nothing.
-    structure: a picture that the drawing follows, as tokenizer_image opens it.
-    kind: of structure: "edges", white on black, or "segments", things as flat areas on black: the first in the prompt
-        red, the second green, the third blue.
-    negative_prompt: what guidance leads away from, in place of no text at all.
-    references: pictures that stand between the words and the drawing.
-    grid: rows and columns of codes, one of the model's: its shape. None = the usual one, or the structure's.
-    """
-
-    best_of: int
-    decoding: Decoding
-    contrast: tuple[int, float]
-    guidance_schedule: Schedule
-    normalise: bool
-    boxes: Sequence[tuple[str, Box]] | None
-    structure: Any
-    kind: Structure
-    negative_prompt: str | None
-    references: Sequence[Any]
-    grid: tuple[int, int] | None
-
-
-class TellOptions(TypedDict, total=False):
-    """long: say also where, and on what. batch: pictures of an iterator at once."""
-
-    temperature: float
-    seed: int
-    long: bool
-    batch: int
+def check_history(history: Sequence[tuple[str, str]]) -> None:
+    """Check that a history is a list of questions and answers, none of them empty."""
+    if not is_many(history) or not all(
+        is_many(turn) and [type(text) for text in turn] == [str, str] for turn in history
+    ):
+        raise TypeError(
+            f"history must be a list of questions and answers, such as [('What is this?', 'a cat')], but is "
+            f"{history!r:.60}"
+        )
+    if not all(text.strip() for turn in history for text in turn):
+        raise ValueError("the history has an empty question or answer")

@@ -26,6 +26,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 
 from cm3 import __version__
+from cm3.engine.options import AnswerOptions, EditOptions, GenerateOptions, InfillOptions
 from cm3.engine.thread import EngineThread
 from cm3.pipeline import CM3
 from cm3.serving.access import Keys
@@ -49,13 +50,11 @@ from cm3.serving.schemas import (
     content_of,
     data,
     event,
-    options_of,
     picture_of,
     piece,
     png,
 )
-from cm3.tasks.jobs import Job
-from cm3.tasks.streaming import Piece
+from cm3.tasks.job import Job, Piece
 
 log = logging.getLogger("cm3.serving.app")
 
@@ -101,16 +100,17 @@ class Service:
         self.safety.check_pictures([image])
         return image
 
-    def draw(self, ticket: Ticket, job: Job) -> list[PIL_Image.Image]:
-        """The job's images, while there is time."""
-        pictures = self.model.pictures_of(job, ticket.watch(self.model.engine.stream(job.requests)))
-        self.safety.check_pictures(pictures)
-        self.meters.pictures.inc(len(pictures))
-        return pictures
+    def draw(self, ticket: Ticket, job: Job[list[PIL_Image.Image]] | Job[PIL_Image.Image]) -> list[PIL_Image.Image]:
+        """The job's images, if there is time for them. Errors: Gone, TooLate, Refusal."""
+        result = self.model.run(job, ticket.watch)
+        images = result if isinstance(result, list) else [result]
+        self.safety.check_pictures(images)
+        self.meters.pictures.inc(len(images))
+        return images
 
-    def write(self, ticket: Ticket, job: Job) -> Generator[str]:
+    def write(self, ticket: Ticket, job: Job[str]) -> Generator[str]:
         """The job's text, piece by piece."""
-        for part in ticket.watch(self.model.streamed(job)):
+        for part in ticket.watch(self.model.stream(job)):
             yield str(part.content)
         self.meters.texts.inc()
 
@@ -196,23 +196,16 @@ def make_app(
         check_size(body.size)
         service.check_words(body.prompt, *([body.negative_prompt] if body.negative_prompt else []))
         seed = random.getrandbits(32) if body.seed is None else body.seed
-        options = options_of(
-            guidance=body.guidance,
-            temperature=body.temperature,
-            negative_prompt=body.negative_prompt,
-            n=body.n,
-            best_of=body.best_of,
-            normalise=body.normalise,
-        )
+        options = GenerateOptions(seed=seed, **body.options())
         with ExitStack() as stack:
             ticket = stack.enter_context(desk.admit(count))
             if body.stream:
-                parts = model.stream("generate", body.prompt, seed=seed, **options)  # says at once what is wrong
-                events = drawing(service, ticket, body, parts)
+                job = model.jobs.generate(body.prompt, options)  # raises at once what is wrong
+                events = drawing(service, ticket, body, model.stream(job))
                 return Streamed(iterate_in_threadpool(events), ticket, stack.pop_all().close)
 
             def work() -> list[str]:
-                job = model.job("generate", body.prompt, seed=seed, **options)
+                job = model.jobs.generate(body.prompt, options)
                 return [png(one, body.size) for one in service.draw(ticket, job)]
 
             pictures = await desk.run(ticket, request.is_disconnected, work)
@@ -236,7 +229,7 @@ def make_app(
         service.check_words(prompt)
         first = random.getrandbits(32) if seed is None else seed
 
-        def jobs(ticket: Ticket) -> Iterator[Job]:
+        def jobs(ticket: Ticket) -> Iterator[Job[list[PIL_Image.Image]] | Job[PIL_Image.Image]]:
             with service.decoding(ticket):
                 picture = service.opened(image.file.read())
                 alpha = (
@@ -246,9 +239,10 @@ def make_app(
             for i in range(n if hole is None else 1):
                 with service.decoding(ticket):
                     if hole is None:
-                        job = model.job("edit", picture, prompt, seed=first + i, normalise=normalise)
+                        job = model.jobs.edit(picture, prompt, EditOptions(seed=first + i, normalise=normalise))
                     else:
-                        job = model.job("infill", picture, hole, prompt, n=n, seed=first, normalise=normalise)
+                        filled = InfillOptions(n=n, seed=first, normalise=normalise)
+                        job = model.jobs.infill(picture, hole, prompt, filled)
                 yield job
 
         def work(ticket: Ticket) -> list[str]:
@@ -263,30 +257,30 @@ def make_app(
         service.check_model(body.model)
         id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         draws = "image" in body.modalities
-        options = options_of(temperature=body.temperature, seed=body.seed)
+        sampling = body.options()
 
-        def prepared(ticket: Ticket) -> Job:
+        def prepared(ticket: Ticket) -> Job[Any]:
             wanted = asked(body, most.pictures)
             if not draws and wanted.url is None:
                 raise ValueError('messages: send an image to ask about, or ask for one with "modalities": ["image"]')
             service.check_words(wanted.words, *(question for question, _ in wanted.history))
             if wanted.url is None:
-                return model.job("generate", wanted.words, normalise=body.normalise, **options)
+                return model.jobs.generate(wanted.words, GenerateOptions(normalise=body.normalise, **sampling))
             with service.decoding(ticket):
                 picture = service.opened(content_of(wanted.url))
                 if draws:
-                    return model.job("edit", picture, wanted.words, normalise=body.normalise, **options)
-                return model.job("answer", picture, wanted.words, history=wanted.history, **options)
+                    return model.jobs.edit(picture, wanted.words, EditOptions(normalise=body.normalise, **sampling))
+                return model.jobs.answer(picture, wanted.words, AnswerOptions(history=wanted.history, **sampling))
 
-        def drawn(ticket: Ticket, job: Job) -> dict[str, Any]:
+        def drawn(ticket: Ticket, job: Job[Any]) -> dict[str, Any]:
             [picture] = service.draw(ticket, job)
             url = f"data:image/png;base64,{png(picture, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
-        def written(ticket: Ticket, job: Job) -> dict[str, Any]:
+        def written(ticket: Ticket, job: Job[Any]) -> dict[str, Any]:
             return {"content": "".join(service.write(ticket, job)).strip()}
 
-        def events(ticket: Ticket, job: Job) -> Iterator[str]:
+        def events(ticket: Ticket, job: Job[Any]) -> Iterator[str]:
             try:
                 yield data(piece(id, created, name, {"role": "assistant", "content": ""}))
                 if draws:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from PIL import Image as PIL_Image
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from cm3.engine.options import GENERATE
+from cm3.engine.options import MAX_SEED, GenerateOptions, Options, about
 from tokenizer_image.pixels import open_image
 
 MAX_PROMPT = 2000  # characters
@@ -19,8 +19,26 @@ MAX_MESSAGES = 64
 MAX_PARTS = 64  # of a message
 MAX_SIDE = 1024  # pixels of a picture that is given back
 
+TEMPERATURE = 2  # at most, as OpenAI has it
+GUIDANCE = 100  # at most
+
+
+def of_option(options: type[Options], name: str, default: Any = ..., most: float | None = None) -> Any:
+    """A schema's field with the default, limits and help text of an option.
+
+    Args:
+        options: the options class.
+        name: of its field.
+        default: if not the option's own.
+        most: a lower limit than the option's own.
+    """
+    facts = about(options, name)
+    default = getattr(options, name) if default is ... else default
+    return Field(default, ge=facts.least, gt=facts.above, le=most or facts.most, description=facts.help)
+
+
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
 
 
@@ -30,20 +48,25 @@ class Generation(BaseModel):
 
     prompt: Prompt
     model: str | None = None
-    n: int = Field(1, ge=1)
-    best_of: int = Field(
-        GENERATE.best_of, ge=1, description="Candidates of each picture; the one that fits best is the answer."
-    )
+    n: int = of_option(GenerateOptions, "n")
+    best_of: int = of_option(GenerateOptions, "best_of")
     size: Size = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
     stream: bool = False
     partial_images: int = Field(0, ge=0, le=3)
     seed: Seed | None = None
-    guidance: float | None = Field(None, ge=0, le=100)
-    temperature: float | None = Field(None, ge=0, le=2)
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
-    normalise: bool = Field(GENERATE.normalise, description="Whether words are put as the model reads them best.")
+    guidance: float | None = of_option(GenerateOptions, "guidance", None, GUIDANCE)
+    temperature: float | None = of_option(GenerateOptions, "temperature", None, TEMPERATURE)
+    negative_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT, description=about(GenerateOptions, "negative_prompt").help
+    )
+    normalise: bool = of_option(GenerateOptions, "normalise")
+
+    def options(self) -> dict[str, Any]:
+        """What was given of the options of generation, besides the seed."""
+        names = {"n", "best_of", "guidance", "temperature", "negative_prompt", "normalise"}
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class Picture(BaseModel):
@@ -90,11 +113,15 @@ class Chat(BaseModel):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
     stream: bool = False
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = of_option(GenerateOptions, "temperature", None, TEMPERATURE)
     seed: Seed | None = None
     n: Literal[1] = 1
     modalities: list[Literal["text", "image"]] = Field(["text"], max_length=2)
-    normalise: bool = GENERATE.normalise
+    normalise: bool = of_option(GenerateOptions, "normalise")
+
+    def options(self) -> dict[str, Any]:
+        """The temperature and the seed, where they were given."""
+        return self.model_dump(include={"temperature", "seed"}, exclude_none=True)
 
 
 class ModelCard(BaseModel):
@@ -171,11 +198,6 @@ def content_of(url: str) -> bytes:
         return base64.b64decode(url.partition(",")[2], validate=True)
     except ValueError as error:  # binascii.Error, or letters that are none of ASCII
         raise ValueError("image_url: no base64 stands behind the comma") from error
-
-
-def options_of(**given: Any) -> dict[str, Any]:
-    """Those that are said."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def event(kind: str, **content: Any) -> str:

@@ -1,4 +1,4 @@
-"""What stands between people and ids: pictures to codes, codes and ids to pictures and texts."""
+"""Between people and token ids: images to codes, codes to images, ids to texts."""
 
 # torch and PIL are typed in part only.
 # pyright: reportUnknownMemberType=false
@@ -19,8 +19,14 @@ from tokenizer_image.pixels import MAX_PIXELS, Picture, open_image
 
 
 class Processor:
-    """Both tokenizers over one vocabulary. grid: rows and columns of a picture, h x w codes. max_pixels: the most that
-    a picture may have."""
+    """Both tokenizers over one vocabulary.
+
+    Args:
+        vocab: the vocabulary.
+        text_tokenizer: of the vocabulary's text tokens.
+        image_tokenizer: of the vocabulary's image tokens.
+        max_pixels: the most pixels that an image may have.
+    """
 
     def __init__(
         self,
@@ -36,37 +42,45 @@ class Processor:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """The usual grid, h x w codes."""
         return self.image_tokenizer.grid
 
     @property
     def least(self) -> int:
-        """Pixels that a picture's shorter side has to have, and more do not help: twice the model's longest side."""
+        """Pixels of an image's shorter side beyond which more do not help: twice the model's longest side."""
         return 2 * max(side for grid in (self.grid, *self.vocab.grids) for side in self.image_tokenizer.size_of(grid))
 
-    def image(self, picture: Picture, usual: bool = False) -> Image:
-        """The middle of it that has the shape of one of the model's grids, the nearest to its own, or of the usual one.
-        One by one: the same alone as in a list. Errors: as tokenizer_image.pixels.open_image."""
+    def encode(self, image: Picture, usual: bool = False) -> Image:
+        """Encode the middle of an image, cut to the shape of the model's nearest grid.
+
+        Images are encoded one by one, so that an image gets the same codes alone and in a list.
+
+        Args:
+            image: as `tokenizer_image.pixels.open_image` takes it, and with its errors.
+            usual: take the usual grid, whatever the image's shape.
+        """
         if usual or not self.vocab.grids:
-            return Image(self.image_tokenizer.encode(picture, max_pixels=self.max_pixels))
-        opened = open_image(picture, self.max_pixels, least=self.least)
+            return Image(self.image_tokenizer.encode(image, max_pixels=self.max_pixels))
+        opened = open_image(image, self.max_pixels, least=self.least)
         grid = nearest_grid(opened.width / opened.height, (self.grid, *self.vocab.grids))
         size = self.image_tokenizer.size_of(grid)
         return Image(self.image_tokenizer.encode(opened, size, max_pixels=self.max_pixels))
 
-    def picture(self, codes: Tensor) -> PIL_Image.Image:
-        """[h, w] -> the picture."""
+    def decode(self, codes: Tensor) -> PIL_Image.Image:
+        """Decode codes [h, w] to an image."""
         return cast(PIL_Image.Image, self.image_tokenizer.decode(codes))
 
     def codes(self, ids: list[int], grid: Grid | None = None) -> Tensor:  # -> [h, w]
-        """The codes among the ids of one picture. grid: None = the usual one."""
+        """The codes among the ids of one image. grid: None for the usual one."""
         codes = [self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]
         return torch.tensor(codes).view(grid or self.grid)
 
     def text(self, ids: list[int]) -> str:
+        """The text that the text tokens among the ids spell."""
         return self.text_tokenizer.decode(self.vocab.ids_to_text(ids))
 
     def blank(self, grid: Grid | None = None) -> list[int]:
-        """The h*w ids of a white picture."""
+        """The h*w ids of a white image."""
         white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
         if grid is not None:
             white = white[white.shape[0] // 2, white.shape[1] // 2].expand(grid)
@@ -74,5 +88,5 @@ class Processor:
 
 
 def nearest_grid(aspect: float, grids: Sequence[Grid]) -> Grid:
-    """The grid whose shape is nearest to a picture's. aspect: its width by its height."""
+    """The grid whose shape is nearest to an image's. aspect: the image's width divided by its height."""
     return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] / aspect)))

@@ -1,12 +1,12 @@
-"""From documents to what the engine is asked for. It sees codes, never pixels.
+"""From documents to requests for the engine. This module works on codes, not on pixels.
 
-drawn          words <break> <image> ...
-edited         words <break> <image> source </image> <image> ...               also: from edges, from segments
-filled in      words <break> <image> codes and holes </image> <image> ...
-told, asked    words <mask:0> <break> <image> codes </image> <infill:0> ...
+    generation               words <break> <image> ...
+    editing, structure       words <break> <image> source </image> <image> ...
+    inpainting               words <break> <image> codes and holes </image> <image> ...
+    captioning, VQA          words <mask:0> <break> <image> codes </image> <infill:0> ...
 
-Models that were taught in turns (tokens/encoding.py) get the same without masks: a picture comes before what is said of
-it, a hole is filled by drawing the whole picture anew with its other codes fixed, and guidance leaves the text out.
+Models of the form "chameleon" (tokens/encoding.py) have no masks. They read an image before the text about it, inpaint
+by drawing the whole image anew with its other codes fixed, and are guided by the same prompt without its text.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain
 
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
-from cm3.engine.options import GenerationOptions, SamplingConfig, check_seed
+from cm3.engine.options import EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
 from cm3.tokens.alphabet import Alphabet, alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
@@ -24,22 +24,23 @@ from cm3.tokens.templates import caption_language, prompt
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Grid, Vocab
 
-History = Sequence[tuple[str, str]]  # what was asked, and what was said
+History = Sequence[tuple[str, str]]  # questions and answers
 
 MAX_TEXT = 64  # tokens of a caption or an answer
-MOST_BEFORE = 2  # earlier questions: documents with masks are taught with three answers at most
-CANDIDATE = 0x9E3779B1  # between the seeds of a picture's candidates, in their lower 32 bits
+MOST_BEFORE = 2  # earlier questions: training documents with masks have three answers at most
+CANDIDATE = 0x9E3779B1  # between the seeds of an image's candidates, in their lower 32 bits
 
 
 def candidate_seed(seed: int, j: int) -> int:
-    """Of the j-th candidate for the picture with this seed, j = 0 its own: seeds that no later picture has."""
+    """The seed of the j-th candidate of an image. The first candidate has the image's own seed; the others have seeds
+    that no later image has."""
     return seed >> 32 << 32 | (seed + j * CANDIDATE) % 2**32
 
 
-def ways_of(options: GenerationOptions) -> list[tuple[Guide, SamplingConfig]]:
-    """How pictures are drawn, in turn. With CD-K guidance, top-p and top-k do not count."""
+def ways_of(options: GenerateOptions) -> list[tuple[Guide, SamplingConfig]]:
+    """The ways of decoding, which images take in turn. With CD-K, guidance, top-p and top-k do not count."""
     free = ClassifierFree(image=options.guidance, schedule=options.guidance_schedule), options.sampling
-    contrastive = ContrastiveTopK(*options.contrast), SamplingConfig(options.temperature)
+    contrastive = ContrastiveTopK(*options.contrast), SamplingConfig(temperature=options.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
         "top-p": [free],
         "cd-k": [contrastive],
@@ -50,8 +51,17 @@ def ways_of(options: GenerationOptions) -> list[tuple[Guide, SamplingConfig]]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Makes requests for a model with this vocabulary, text tokenizer, grid of a picture, and context in tokens.
-    Errors: ValueError for a picture that does not fit the grid, or a text that cannot fit the context."""
+    """Makes requests for one model.
+
+    Attributes:
+        vocab: the model's vocabulary.
+        text_tokenizer: its text tokenizer.
+        grid: its usual grid.
+        context: the most tokens of a sequence.
+
+    Raises:
+        ValueError: an image of an unknown grid, or a text that cannot fit the context.
+    """
 
     vocab: Vocab
     text_tokenizer: TextTokenizer
@@ -59,6 +69,7 @@ class Prompts:
     context: int
 
     def ids(self, document: Document, to: Callable[[Document, Vocab, TextTokenizer], list[int]]) -> list[int]:
+        """The ids of a document by one of the functions of tokens/encoding.py."""
         most = self.context * self.text_tokenizer.longest  # characters: each has a byte or more
         length = sum(len(item.text) for item in document if isinstance(item, Text))
         if length > most:  # before it is tokenised, which takes time and memory
@@ -72,21 +83,21 @@ class Prompts:
         return to(document, self.vocab, self.text_tokenizer)
 
     def check_grid(self, grid: Grid) -> None:
-        """Errors: ValueError for a grid that the model was not taught."""
+        """Raise a ValueError for a grid that the model does not know."""
         if grid != self.grid and grid not in self.vocab.grids:
             known = ", ".join(f"{rows} x {columns}" for rows, columns in (self.grid, *self.vocab.grids))
-            raise ValueError(f"a picture of {grid[0]} x {grid[1]} codes: the model's pictures have {known}")
+            raise ValueError(f"an image of {grid[0]} x {grid[1]} codes: the model's images have {known}")
 
     @property
     def nothing(self) -> Document:
-        """What stands in place of a whole condition in guidance."""
+        """What guidance reads in place of the whole condition."""
         return nothing(self.vocab)
 
-    def untold(self, document: Document) -> Document:
+    def textless(self, document: Document) -> Document:
         """The document without its text."""
         return without_text(document) if self.vocab.has_masks else pictures_alone(document)
 
-    def picture(
+    def image(
         self,
         document: Document,
         others: Sequence[Document],
@@ -97,9 +108,18 @@ class Prompts:
         grid: Grid | None = None,
         keep: float = 0.0,
     ) -> Request:
-        """A picture behind the document. others: what stands in its place in the guide's further lanes. grid: its rows
-        and columns, None = the usual ones. keep: by how many nats the codes of the document's last picture are likelier
-        in their own cells."""
+        """Request an image behind a document.
+
+        Args:
+            document: the condition.
+            others: what the guide's further prompts read in its place.
+            guide: how they count; None for no guidance.
+            sampling: how codes are drawn.
+            seed: of the image.
+            given: ids of the codes that are fixed, row by row; None where one is to be drawn.
+            grid: rows and columns; None for the usual ones.
+            keep: source bias, in nats, of the codes of the document's last image at their own positions.
+        """
         to = partial(draw_ids, grid=grid)
         ids, *rest = [self.ids(one, to) for one in (document, *others)]
         expected = self.vocab.code_to_id(document[-1].codes.flatten().tolist()) if keep else None
@@ -118,60 +138,75 @@ class Prompts:
     def drawings(
         self,
         document: Document,
-        options: GenerationOptions,
+        options: GenerateOptions,
         instead: Document | None = None,
         grid: Grid | None = None,
     ) -> list[Request]:
-        """n pictures behind the document, `best_of` candidates for each; its way follows from a candidate's seed.
-        instead: what guidance leads away from, None = from nothing."""
+        """Request n images behind a document, with `best_of` candidates each. The seed decides how a candidate is
+        decoded.
+
+        Args:
+            document: the condition.
+            options: of generation.
+            instead: what guidance leads away from; None for an empty condition.
+            grid: rows and columns; None for the usual ones.
+        """
         ways, requests = ways_of(options), list[Request]()
         instead = self.nothing if instead is None else instead
         for i in range(options.n):
             for j in range(options.best_of):
                 guide, sampling = ways[(options.seed + i + j) % len(ways)]
                 seed = candidate_seed(options.seed + i, j)
-                requests.append(self.picture(document, [instead], guide, sampling, seed, grid=grid))
+                requests.append(self.image(document, [instead], guide, sampling, seed, grid=grid))
         return requests
 
-    def edit(self, instruction: str, source: Image, options: GenerationOptions) -> Request:
-        """The source as the instruction changes it."""
+    def edit(self, instruction: str, source: Image, options: EditOptions) -> Request:
+        """Request the source as the instruction changes it."""
         document = Document((Text(prompt("edit", instruction, self.vocab.form)), source))
         return self.edited(document, options)
 
-    def edited(self, document: Document, options: GenerationOptions) -> Request:
-        """The document's last picture as its words change it."""
+    def edited(self, document: Document, options: EditOptions) -> Request:
+        """Request the document's last image as its text changes it."""
         guide = ThreeWay(options.image_guidance, options.text_guidance)
-        others = [self.untold(document), self.nothing]
-        return self.picture(document, others, guide, options.sampling, options.seed, keep=options.keep)
+        others = [self.textless(document), self.nothing]
+        return self.image(document, others, guide, options.sampling, options.seed, keep=options.keep)
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
-        """The document's last picture again, its holes drawn; guidance: how much the text counts."""
+        """Request the document's last image with its holes drawn. guidance: how much the text counts."""
         codes, grid = document[-1].codes.flatten().tolist(), document[-1].grid
         given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
         if not self.vocab.has_masks:
             document = Document(document[:-1])
-        guide, untold = ClassifierFree(image=guidance), self.untold(document)
+        guide, textless = ClassifierFree(image=guidance), self.textless(document)
         if not any(isinstance(item, Text) and item.text for item in document):
-            return self.picture(untold, [], None, sampling, check_seed(seed), given, grid)
-        return self.picture(document, [untold], guide, sampling, check_seed(seed), given, grid)
+            return self.image(textless, [], None, sampling, check_seed(seed), given, grid)
+        return self.image(document, [textless], guide, sampling, check_seed(seed), given, grid)
 
     def more(
         self, document: Document, guide: ClassifierFree, sampling: SamplingConfig, room: int, seed: int
     ) -> Request:
-        """At most so many new ids behind a document without masks."""
-        ids, untold = self.ids(document, reply_ids), self.ids(self.untold(document), reply_ids)
-        return Request(ids, "document", room, sampling, guide, [untold], seed=check_seed(seed))
+        """Request at most `room` new ids behind a document without masks."""
+        ids, textless = self.ids(document, reply_ids), self.ids(self.textless(document), reply_ids)
+        return Request(ids, "document", room, sampling, guide, [textless], seed=check_seed(seed))
 
-    def text(self, words: str, picture: Image, sampling: SamplingConfig, seed: int, before: History = ()) -> Request:
-        """What a mask between the words and the picture stands for (CM3leon 4), or the reply to both. before: words and
-        texts that came before, of which the last count: MOST_BEFORE with masks, else those that leave room."""
-        ids, kept = self.asked(words, picture), list[tuple[str, str]]()
+    def text(self, words: str, image: Image, sampling: SamplingConfig, seed: int, before: History = ()) -> Request:
+        """Request a text about an image: what the mask between prompt and image stands for (CM3leon 4), or the reply.
+
+        Args:
+            words: the prompt.
+            image: what it is about.
+            sampling: how tokens are drawn.
+            seed: of the text.
+            before: earlier prompts and texts. Models with masks read the last MOST_BEFORE, others those that leave
+            room.
+        """
+        ids, kept = self.question_ids(words, image), list[tuple[str, str]]()
         most = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
         for turn in reversed(before[-MOST_BEFORE:] if self.vocab.has_masks else before):
             kept = [turn, *kept]
             if len(words) + sum(len(text) for one in kept for text in one) > most:
                 break
-            longer = self.asked(words, picture, kept)
+            longer = self.question_ids(words, image, kept)
             if len(longer) + MAX_TEXT > self.context:
                 break
             ids = longer
@@ -180,20 +215,20 @@ class Prompts:
 
     @cached_property
     def alphabets(self) -> dict[str, Alphabet]:
-        """Of each language, for captions: they are in one, where an answer may be in another."""
+        """The letters of each language. A caption is in one language; an answer may be in another than its question."""
         return alphabets(self.text_tokenizer)
 
-    def asked(self, words: str, picture: Image, before: History = ()) -> list[int]:
-        """The prompt of text."""
+    def question_ids(self, words: str, image: Image, before: History = ()) -> list[int]:
+        """The prompt ids of a text about an image. Arguments as for `text`."""
         asked, said = [*(one for one, _ in before), words], [text for _, text in before]
         if not self.vocab.has_masks:
-            ids = self.ids(Document((picture, Text(asked[0]))), reply_ids)
+            ids = self.ids(Document((image, Text(asked[0]))), reply_ids)
             for reply, following in zip(said, asked[1:], strict=True):
                 ids += next_turn_ids(reply, following, self.vocab, self.text_tokenizer)
             return ids
-        # As documents with several answers are learnt: a mask for each, and the texts behind the picture.
+        # As in training documents with several answers: a mask for each, and the texts behind the image.
         questions = [(Text((" " if i else "") + one), Mask()) for i, one in enumerate(asked)]
-        ids = self.ids(Document((*chain.from_iterable(questions), picture)), prompt_ids)
+        ids = self.ids(Document((*chain.from_iterable(questions), image)), prompt_ids)
         for k, text in enumerate(said, 1):
             ids += [*text_ids(text, self.vocab, self.text_tokenizer), *next_span_ids(k, self.vocab)]
         return ids

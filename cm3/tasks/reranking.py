@@ -1,10 +1,10 @@
-"""Which of some drawings fits the words best: by how likely the model itself finds the words as their caption, and by
-its scorer where it has one (CM3leon re-ranks 8 drawings by CLIP)."""
+"""Reranking: which of several candidates fits the prompt best. The model rates how likely the prompt is as the caption
+of a candidate; its scorer, where it has one, rates it too (CM3leon reranks 8 candidates by CLIP)."""
 
 # torch leaves some of its functions without types.
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,17 +18,17 @@ from cm3.tokens.templates import WORDS, language_of
 
 
 def standard(values: Tensor) -> Tensor:  # [N] -> [N]
-    """In standard deviations from their mean."""
+    """The values in standard deviations from their mean."""
     return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
 
 
 @torch.inference_mode()
 def caption_log_probs(model: CM3ForCausalLM, prompts: Prompts, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
-    """Log-probability of the words as the caption of each picture, codes [h, w]."""
+    """Log-probability of the words as the caption of each image, given as codes [h, w]."""
     asked = WORDS[prompts.vocab.form]["caption"][language_of(words)]
     *said, close = last_ids(words, prompts.vocab, prompts.text_tokenizer)
     said = [*said[:MAX_TEXT], close]
-    rows = [prompts.asked(asked, Image(grid)) + said for grid in codes]
+    rows = [prompts.question_ids(asked, Image(grid)) + said for grid in codes]
     ids = torch.tensor(rows, device=model.device)  # [N, T]
     logits = model(input_ids=ids).logits[:, -len(said) - 1 : -1].float()  # [N, words, V]
     return logits.log_softmax(-1).gather(2, ids[:, -len(said) :, None]).sum((1, 2)).cpu()
@@ -36,9 +36,26 @@ def caption_log_probs(model: CM3ForCausalLM, prompts: Prompts, words: str, codes
 
 @torch.inference_mode()
 def best(model: CM3ForCausalLM, prompts: Prompts, scorer: Scorer | None, words: str, codes: Sequence[Tensor]) -> int:
-    """The number of the codes that fit the words best, the first of equals: by both opinions, in standard deviations
-    each."""
+    """The index of the codes that fit the words best, the first of equals. The model's rating and the scorer's count
+    alike, in standard deviations each."""
     fit = standard(caption_log_probs(model, prompts, words, codes))
     if scorer and codes[0].shape == prompts.grid:
         fit += standard(scorer.score([prompts.text_tokenizer.encode(words)], torch.stack(list(codes))).cpu())
     return int(fit.argmax())
+
+
+def best_of_each(
+    texts: Sequence[str], codes: Sequence[Tensor], best: Callable[[str, Sequence[Tensor]], int]
+) -> list[Tensor]:
+    """The best candidate for each text.
+
+    Args:
+        texts: what each image should show.
+        codes: equally many candidates, [h, w] each, for each text, side by side.
+        best: index of the candidate that fits a text best; not called where there is only one.
+    """
+    if len(codes) == len(texts):
+        return list(codes)
+    count = len(codes) // len(texts)
+    groups = [codes[i : i + count] for i in range(0, len(codes), count)]
+    return [group[best(text, group)] for text, group in zip(texts, groups, strict=True)]

@@ -55,7 +55,8 @@ def may_become(begun: bytes, script: str) -> bool:
     left, low = length - len(begun), first & (0xFF >> (length + 1))
     for byte in begun[1:]:
         low = low << 6 | byte & 0x3F
-    places = range(low << 6 * left, min((low + 1) << 6 * left, 0x110000))
+    shortest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]  # what needs so many bytes; UTF-8 has no longer forms
+    places = range(max(low << 6 * left, shortest), min((low + 1) << 6 * left, 0x110000))
     return any(belongs(chr(place), script) for place in places if not 0xD800 <= place < 0xE000)
 
 

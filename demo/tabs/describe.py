@@ -1,10 +1,11 @@
 """Describe: one picture or several, in one language or both."""
 
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from PIL import Image
 
+from cm3.engine.options import CaptionOptions, Language
 from cm3.pipeline import CM3
 from demo import parts
 from demo.uploads import UploadedFiles, opened, uploaded
@@ -31,9 +32,12 @@ def describer(model: CM3, say: Say) -> Any:
         pictures += [opened(uploaded(file)) for file in files or []]
         if not pictures:
             parts.mistake(say, "no_picture")
-        wanted = LANGUAGES if languages == "both" else (languages,)
+        wanted = LANGUAGES if languages == "both" else (cast(Language, languages),)
         with parts.friendly(say):
-            told = [model.caption(pictures, language, long=bool(long)) for language in wanted]
+            told = [
+                model.run(model.jobs.caption(pictures, CaptionOptions(language=language, long=bool(long))))
+                for language in wanted
+            ]
         return parts.sheet(pictures), [[str(i + 1), *texts] for i, texts in enumerate(zip(*told, strict=True))]
 
     return describe

@@ -6,33 +6,35 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.engine.options import GENERATE
+from cm3.engine.options import GenerateOptions, Structure, about
 from cm3.pipeline import CM3
+from cm3.tokens.templates import Box
 from demo import parts
 from demo.boxes import Boxes
 from demo.words import PROMPTS, Say
 
-MAX_PICTURES, MAX_BEST = 16, 4
+MOST = {name: int((about(GenerateOptions, name).slider or (1, 1, 1))[1]) for name in ("n", "best_of")}
+IMAGES = 4  # unless the visitor says otherwise
 KEPT = 24  # drawings of the history
 
 
 def drawer(model: CM3, say: Say) -> Any:
     def draw(
         prompt: str,
-        n: float = 4,
+        n: float = IMAGES,
         negative: str = "",
-        best_of: float = GENERATE.best_of,
-        guidance: float = GENERATE.guidance,
+        best_of: float = GenerateOptions.best_of,
+        guidance: float = GenerateOptions.guidance,
         falling: bool = False,
-        temperature: float = GENERATE.temperature,
-        top_p: float = GENERATE.top_p,
+        temperature: float = GenerateOptions.temperature,
+        top_p: float = GenerateOptions.top_p,
         dice: bool = True,
         seed: float = 0,
-        boxes: list[tuple[str, tuple[float, ...]]] | None = None,
+        boxes: list[tuple[str, Box]] | None = None,
         structure: Image.Image | None = None,
-        kind: str = "edges",
+        kind: Structure = GenerateOptions.kind,
         history: list[Image.Image] | None = None,
-        normalise: bool = GENERATE.normalise,
+        normalise: bool = GenerateOptions.normalise,
     ) -> Iterator[list[Any]]:
         """Draw n pictures of what the prompt says.
 
@@ -56,25 +58,26 @@ def drawer(model: CM3, say: Say) -> Any:
         prompt = parts.checked_text(say, prompt, "" if boxes else "no_prompt")
         negative = parts.checked_text(say, negative)
         n, best_of = int(n), int(best_of)
-        if not 1 <= n <= MAX_PICTURES or not 1 <= best_of <= MAX_BEST:
-            parts.mistake(say, "too_many", n=MAX_PICTURES)
+        if not 1 <= n <= MOST["n"] or not 1 <= best_of <= MOST["best_of"]:
+            parts.mistake(say, "too_many", n=MOST["n"])
         seed, clock = parts.seed_of(dice, seed), parts.Clock()
-        options: dict[str, Any] = {
-            "guidance": guidance,
-            "temperature": temperature,
-            "top_p": top_p,
-            "guidance_schedule": "falling" if falling else "constant",
-            "boxes": boxes or None,
-            "structure": structure,
-            "kind": kind,
-            "negative_prompt": negative.strip() or None,
-            "normalise": normalise,
-        }
         with parts.friendly(say):
+            options = GenerateOptions(
+                n=n,
+                seed=seed,
+                best_of=best_of,
+                guidance=guidance,
+                temperature=temperature,
+                top_p=top_p,
+                guidance_schedule="falling" if falling else "constant",
+                boxes=boxes or None,
+                structure=structure,
+                kind=kind,
+                negative_prompt=negative.strip() or None,
+                normalise=normalise,
+            )
             pictures: dict[int, Image.Image] = {}
-            for index, picture in parts.timed(
-                model.stream("generate", prompt, n, seed=seed, best_of=best_of, **options)
-            ):
+            for index, picture in parts.timed(model.stream(model.jobs.generate(prompt, options))):
                 pictures[index] = picture  # pyright: ignore[reportArgumentType]  # a drawing has no text
                 if index == n - 1:  # all have one more row
                     show = gr.update(value=parts.sheet(pictures.values()), visible=True)
@@ -103,22 +106,18 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 status = gr.Markdown(elem_classes="status")
             earlier = parts.gallery(say("history"), columns=8, height=160, elem_classes="history")
         with gr.Column(scale=3, min_width=300):
-            n = gr.Slider(1, MAX_PICTURES, 4, step=1, label=say("how_many"))
+            n = parts.slider(say, GenerateOptions, "n", IMAGES)
             dice, seed = parts.seed_inputs(say)
             with gr.Accordion(say("boxes"), open=False):
                 boxes = Boxes(say)
             with gr.Accordion(say("more"), open=False):
                 negative = gr.Textbox("", label=say("negative"), max_length=parts.MAX_TEXT)
-                best_of = gr.Slider(
-                    1, MAX_BEST, GENERATE.best_of, step=1, label=say("best_of"), info=say("best_of_info")
-                )
-                guidance = gr.Slider(
-                    1, 10, GENERATE.guidance, step=0.5, label=say("guidance"), info=say("guidance_info")
-                )
+                best_of = parts.slider(say, GenerateOptions, "best_of")
+                guidance = parts.slider(say, GenerateOptions, "guidance")
                 falling = gr.Checkbox(False, label=say("falling"))
-                normalise = gr.Checkbox(GENERATE.normalise, label=say("normalise"))
-                temperature = parts.temperature_input(say)
-                top_p = gr.Slider(0.05, 1, GENERATE.top_p, step=0.05, label=say("top_p"))
+                normalise = gr.Checkbox(GenerateOptions.normalise, label=say("normalise"))
+                temperature = parts.slider(say, GenerateOptions, "temperature")
+                top_p = parts.slider(say, GenerateOptions, "top_p")
                 structure = parts.picture_input(say("structure"))
                 kinds = [(say("edges"), "edges"), (say("segments"), "segments")]
                 kind = gr.Radio(kinds, value="edges", label=say("structure_kind"))

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.engine.options import EDIT
+from cm3.engine.options import EditOptions
 from cm3.pipeline import CM3
 from demo import parts
 from demo.words import INSTRUCTIONS, Say
@@ -16,9 +16,9 @@ def editor(model: CM3, say: Say) -> Any:
     def edit(
         picture: Image.Image | None,
         instruction: str,
-        image_guidance: float = EDIT.image_guidance,
-        text_guidance: float = EDIT.text_guidance,
-        temperature: float = EDIT.temperature,
+        image_guidance: float = EditOptions.image_guidance,
+        text_guidance: float = EditOptions.text_guidance,
+        temperature: float = EditOptions.temperature,
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[list[Any]]:
@@ -35,10 +35,12 @@ def editor(model: CM3, say: Say) -> Any:
         """
         source = parts.chosen(say, picture)
         parts.checked_text(say, instruction, "no_instruction")
-        settings = (image_guidance, text_guidance, temperature)
         seed, clock, edited = parts.seed_of(dice, seed), parts.Clock(), None
         with parts.friendly(say):
-            for piece in parts.timed(model.stream("edit", source, instruction, *settings, seed=seed)):
+            options = EditOptions(
+                image_guidance=image_guidance, text_guidance=text_guidance, temperature=temperature, seed=seed
+            )
+            for piece in parts.timed(model.stream(model.jobs.edit(source, instruction, options))):
                 edited = piece.content
                 yield [gr.update(value=parts.sheet([edited]), visible=True), gr.skip(), gr.skip(), gr.skip(), seed]  # pyright: ignore
         before = model.image_tokenizer.decode(model.image_tokenizer.encode(source)).resize(edited.size)  # pyright: ignore
@@ -70,14 +72,10 @@ def build(model: CM3, say: Say) -> parts.Tab:
         status = gr.Markdown(elem_classes="status")
     parts.examples(say, INSTRUCTIONS[say.language], instruction)
     with gr.Row():
-        image_guidance = gr.Slider(
-            0, 5, EDIT.image_guidance, step=0.25, label=say("image_guidance"), info=say("image_guidance_info")
-        )
-        text_guidance = gr.Slider(
-            0, 10, EDIT.text_guidance, step=0.5, label=say("text_guidance"), info=say("text_guidance_info")
-        )
+        image_guidance = parts.slider(say, EditOptions, "image_guidance")
+        text_guidance = parts.slider(say, EditOptions, "text_guidance")
     with gr.Accordion(say("more"), open=False), gr.Row():
-        temperature = parts.temperature_input(say, EDIT.temperature)
+        temperature = parts.slider(say, EditOptions, "temperature")
         dice, seed = parts.seed_inputs(say)
     parts.connect(
         say,

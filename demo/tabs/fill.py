@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-from cm3.engine.options import INFILL
+from cm3.engine.options import InfillOptions
 from cm3.pipeline import CM3
 from demo import parts
 from demo.uploads import PaintedImage
@@ -30,8 +30,8 @@ def filler(model: CM3, say: Say) -> Any:
     def fill(
         painting: dict[str, Any] | None,
         words: str = "",
-        guidance: float = INFILL.guidance,
-        temperature: float = INFILL.temperature,
+        guidance: float = InfillOptions.guidance,
+        temperature: float = InfillOptions.temperature,
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[list[Any]]:
@@ -49,7 +49,8 @@ def filler(model: CM3, say: Say) -> Any:
         words = parts.checked_text(say, words)
         seed, clock, filled = parts.seed_of(dice, seed), parts.Clock(), None
         with parts.friendly(say):
-            for piece in parts.timed(model.stream("infill", picture, mask, words, 1, guidance, temperature, seed=seed)):
+            options = InfillOptions(guidance=guidance, temperature=temperature, seed=seed)
+            for piece in parts.timed(model.stream(model.jobs.infill(picture, mask, words, options))):
                 filled = piece.content
                 yield [gr.update(value=parts.sheet([filled]), visible=True), gr.skip(), gr.skip(), seed]  # pyright: ignore
         yield [gr.update(visible=False), filled, say("done", seconds=clock.seconds, seed=seed), seed]
@@ -77,8 +78,8 @@ def build(model: CM3, say: Say) -> parts.Tab:
         use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
         status = gr.Markdown(elem_classes="status")
     with gr.Accordion(say("more"), open=False), gr.Row():
-        guidance = gr.Slider(0, 10, INFILL.guidance, step=0.5, label=say("guidance"), info=say("guidance_info"))
-        temperature = parts.temperature_input(say, INFILL.temperature)
+        guidance = parts.slider(say, InfillOptions, "guidance")
+        temperature = parts.slider(say, InfillOptions, "temperature")
         dice, seed = parts.seed_inputs(say)
     parts.connect(
         say,

@@ -33,7 +33,7 @@ def looker(model: CM3, say: Say) -> Any:
         words = parts.checked_text(say, words)
         vocab = model.vocab
         with parts.friendly(say):
-            image = model.processor.image(shown)
+            image = model.processor.encode(shown)
             score = model.score(Document((*([Text(words)] if words.strip() else []), image)))
         text, codes = [], []
         for id, log_prob in zip(score.ids.tolist(), score.log_probs.tolist(), strict=True):

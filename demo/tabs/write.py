@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.engine.options import COMPLETE
+from cm3.engine.options import CompleteOptions
 from cm3.pipeline import CM3
 from cm3.tokens.document import Document, Item, Mask, Text
 from demo import parts
@@ -21,14 +21,14 @@ def started(model: CM3, text: str, picture: Image.Image | None) -> Document:
     items: list[Item] = []
     for i, words in enumerate(GAP.split(text)):
         items += [*([Mask()] if i else []), *([Text(words)] if words else [])]
-    return Document((*items, *([] if picture is None else [model.processor.image(picture)])))
+    return Document((*items, *([] if picture is None else [model.processor.encode(picture)])))
 
 
 def writer(model: CM3, say: Say) -> Any:
     def write(
         text: str,
         picture: Image.Image | None = None,
-        temperature: float = COMPLETE.temperature,
+        temperature: float = CompleteOptions.temperature,
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[tuple[str, str, int]]:
@@ -49,7 +49,8 @@ def writer(model: CM3, say: Say) -> Any:
         written: dict[int, str | Image.Image] = {}
         with parts.friendly(say):
             document = started(model, text, picture)
-            for index, content in parts.timed(model.stream("complete", document, temperature, seed=seed)):
+            options = CompleteOptions(temperature=temperature, seed=seed)
+            for index, content in parts.timed(model.stream(model.jobs.complete(document, options))):
                 so_far = written.get(index, "")
                 written[index] = so_far + content if isinstance(content, str) and isinstance(so_far, str) else content
                 yield parts.paragraphs([*before, *written.values()]), "", seed
@@ -64,7 +65,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
             text = parts.words_input(say("start"), say("go_on"), "write", STARTS[say.language][0], say("start_info"))
             parts.examples(say, STARTS[say.language], text)
             source = parts.picture_input(say("then_picture"))
-            temperature = parts.temperature_input(say, COMPLETE.temperature)
+            temperature = parts.slider(say, CompleteOptions, "temperature")
             dice, seed = parts.seed_inputs(say)
         with gr.Column(min_width=260):
             stop = parts.stop_button(say)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
+from cm3.engine.options import CompleteOptions, GenerateOptions, InfillOptions
 from cm3.hf.model_folder import find_model
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -58,7 +59,7 @@ def all_that_take_text(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callabl
         "complete, holes": lambda text: tiny.complete(Document((Text(text), Image([[HOLE] * 4] * 4)))),  # pyright: ignore
         "complete, many": lambda text: tiny.complete(Document((Text(text[:999]),) * (len(text) // 999))),
         "score": lambda text: tiny.score(Document((Text(text),))),
-        "stream": lambda text: list(tiny.stream("generate", text)),
+        "stream": lambda text: list(tiny.stream(tiny.jobs.generate(text))),
     }
 
 
@@ -105,7 +106,7 @@ def test_lone_surrogates_and_right_to_left_text_draw(tiny: CM3, pictures: list[P
 
 @pytest.mark.parametrize("n", [0, -1, 65, 10_000])
 def test_number_of_pictures(tiny: CM3, n: int):
-    with pytest.raises(ValueError, match=f"n is {n}, but 1 to 64 pictures"):
+    with pytest.raises(ValueError, match=f"n is {n}, but must be 1 to 64"):
         tiny.generate(APPLE, n=n)
 
 
@@ -135,7 +136,7 @@ def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL
     white = PIL_Image.new("L", (32, 24))
     white.paste(255, (8, 8, 12, 12))
     for name, value, named in [
-        ("n", 0, "n is 0, but 1 to 64 pictures"),
+        ("n", 0, "n is 0, but must be 1 to 64"),
         ("n", 65, "n is 65"),
         ("guidance", -1.0, "guidance .* -1.0"),
         ("guidance", float("nan"), "guidance .* nan"),
@@ -151,12 +152,12 @@ def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL
             with pytest.raises(ValueError, match=named):
                 tiny.edit(pictures[0], "make it blue", **{name: value})
     for keep in (-0.5, 101, float("nan")):
-        with pytest.raises(ValueError, match=f"keep must be 0 to 100 nats, but is {keep}"):
+        with pytest.raises(ValueError, match=f"keep is {keep}, but must be 0 to 100"):
             tiny.edit(pictures[0], "make it blue", keep=keep)
     for scales in ((-0.5, 1.0), (1.0, -0.5)):
-        with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -0.5"):
-            tiny.edit(pictures[0], "make it blue", *scales)
-        with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -0.5"):
+        with pytest.raises(ValueError, match="guidance is -0.5, but must be 0 to 1,000,000"):
+            tiny.edit(pictures[0], "make it blue", image_guidance=scales[0], text_guidance=scales[1])
+        with pytest.raises(ValueError, match="guidance is -0.5, but must be 0 to 1,000,000"):
             tiny.complete(Document((Text("a"),)), guidance=scales[0], text_guidance=scales[1])
 
 
@@ -170,14 +171,14 @@ WRONG_DRAWINGS: list[tuple[dict, str]] = [
     ({"boxes": [("a cat", (0.1, float("nan"), 0.5, 0.9))]}, "box of 'a cat'"),
     ({"boxes": [("a cat", (0.1, 0.2, 0.5))]}, "must be left, top, right, bottom"),
     ({"boxes": [(" ", (0.1, 0.2, 0.5, 0.9))]}, "has no name"),
-    ({"kind": "depth"}, "kind is 'depth', but must be one of segments, edges"),
+    ({"kind": "depth"}, "kind is 'depth', but must be one of edges, segments"),
     ({"structure": "none.png"}, "none.png: cannot be read"),
     ({"decoding": "beam"}, "decoding is 'beam', but must be one of top-p, cd-k, both"),
     ({"decoding": "cd-k", "contrast": (417, 0.5)}, "k of contrastive guidance is 417, but there are 416 ids"),
     ({"decoding": "both", "contrast": (0, 0.5)}, "k of contrastive guidance must be at least 1, but is 0"),
     ({"decoding": "cd-k", "contrast": (4, 1.5)}, "alpha .* at most 1, but is 1.5"),
     ({"decoding": "cd-k", "guidance": -1.0}, "guidance .* -1.0"),
-    ({"best_of": 0}, "best_of is 0, but 1 to 64"),
+    ({"best_of": 0}, "best_of is 0, but must be 1 to 64"),
 ]
 
 
@@ -189,7 +190,7 @@ def test_drawings_that_cannot_be(tiny: CM3, options: dict, message: str):
 
 
 def test_more_candidates_than_can_be_drawn(tiny: CM3):
-    with pytest.raises(ValueError, match="n x best_of is 128, but 1 to 64"):
+    with pytest.raises(ValueError, match="n x best_of is 128, but must be 1 to 64"):
         tiny.generate(APPLE, n=16, best_of=8)
 
 
@@ -207,7 +208,7 @@ def test_masks_of_pictures(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path:
 
 
 def test_edits_without_words_or_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
-    with pytest.raises(ValueError, match="3 pictures and 2 instructions"):
+    with pytest.raises(ValueError, match="3 images and 2 instructions"):
         tiny.edit(pictures, ["a", "b"])
     with pytest.raises(ValueError, match="instruction is empty"):
         tiny.edit(pictures[0], " ")
@@ -231,9 +232,13 @@ def ways_to_draw(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callable[...,
         "answer": lambda **options: tiny.answer(picture, "What?", **options),
         "complete": lambda **options: tiny.complete(Document((Text("a"),)), **options),
         "complete masks": lambda **options: tiny.complete(Document((Text("a"), Mask())), **options),
-        "stream": lambda **options: tiny.stream("generate", APPLE, **options),
-        "stream infill": lambda **options: tiny.stream("infill", picture, mask, **options),
-        "stream complete": lambda **options: tiny.stream("complete", Document((Text("a"),)), **options),
+        "stream": lambda **options: tiny.stream(tiny.jobs.generate(APPLE, GenerateOptions(**options))),
+        "stream infill": lambda **options: tiny.stream(
+            tiny.jobs.infill(picture, mask, options=InfillOptions(**options))
+        ),
+        "stream complete": lambda **options: tiny.stream(
+            tiny.jobs.complete(Document((Text("a"),)), CompleteOptions(**options))
+        ),
     }
 
 
@@ -259,12 +264,11 @@ WHOLE = ("n", "best_of", "seed", "top_k")
 def test_what_is_no_number_is_a_type_error(
     tiny: CM3, pictures: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
 ):
-    named = name.replace("_guidance", " scale of guidance") if name.endswith("_guidance") else name
     kind = "a whole number" if name in WHOLE else "a number"
     ways = ways_to_draw(tiny, pictures[0])
     for task in tasks:
         for value in (*NO_NUMBERS, *([1.5, 1.0] if name in WHOLE else ())):
-            with pytest.raises(TypeError, match=rf"{named}.* must be {kind}, but is {re.escape(repr(value))}"):
+            with pytest.raises(TypeError, match=rf"{name}.* must be {kind}, but is {re.escape(repr(value))}"):
                 ways[task](**{name: value})
 
 
@@ -297,7 +301,7 @@ def test_numbers_at_the_edge_draw(tiny: CM3, options: dict[str, Any]):
 @pytest.mark.parametrize("options", [{"guidance": 1e6}, {"temperature": 1e6}], ids=str)
 def test_the_largest_numbers_draw_and_larger_ones_are_refused(tiny: CM3, options: dict[str, Any]):
     assert len(tiny.generate(APPLE, **options)) == 1
-    with pytest.raises(ValueError, match="at most 1,000,000"):
+    with pytest.raises(ValueError, match="must be 0 to 1,000,000"):
         tiny.generate(APPLE, **{name: 2 * value for name, value in options.items()})
 
 
@@ -309,7 +313,7 @@ NO_TEXTS_IN_LISTS = [[None], [APPLE, 5], [[APPLE]], ([APPLE],)]
 def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Image], text: Any):
     for what, task in (
         ("prompt", lambda: tiny.generate(text)),
-        ("prompt", lambda: tiny.stream("generate", text)),
+        ("prompt", lambda: tiny.stream(tiny.jobs.generate(text))),
         ("question", lambda: tiny.answer(pictures[:1], text)),
         ("instruction", lambda: tiny.edit(pictures[:1], text)),
     ):
@@ -330,20 +334,20 @@ def test_pictures_that_are_none(tiny: CM3, pictures: list[PIL_Image.Image]):
             lambda picture: tiny.answer(picture, "What?"),
             lambda picture: tiny.edit(picture, "make it blue"),
             lambda picture: tiny.infill(picture, white),
-            lambda picture: tiny.stream("caption", picture),
+            lambda picture: tiny.stream(tiny.jobs.caption(picture)),
         ):
             with pytest.raises((TypeError, ValueError)):
                 task(wrong)
     lists: list[Any] = [[], pictures]
     for many in lists:  # a list where one picture is wanted
-        with pytest.raises(TypeError, match=r"the picture must be one picture, but is \["):
+        with pytest.raises(TypeError, match=r"the image must be one image, but is \["):
             tiny.infill(many, white)
-        with pytest.raises(TypeError, match=r"the structure must be one picture, but is \["):
+        with pytest.raises(TypeError, match=r"the structure must be one image, but is \["):
             tiny.generate(APPLE, structure=many)
-        with pytest.raises(TypeError, match=r"picture.* must be one picture, but is \["):
+        with pytest.raises(TypeError, match=r"image.* must be one image, but is \["):
             tiny.caption([many])
     for mask in (None, [], [white]):
-        with pytest.raises(TypeError, match="the mask must be one picture, but is"):
+        with pytest.raises(TypeError, match="the mask must be one image, but is"):
             tiny.infill(pictures[0], mask)  # pyright: ignore[reportArgumentType]
 
 
@@ -365,14 +369,17 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
     ({"decoding": None}, "decoding must be a string, but is None"),
     ({"decoding": ["top-p"]}, "decoding must be a string"),
     ({"kind": ["edges"]}, "kind must be a string"),
-    ({"steps": 50}, "got an unexpected keyword argument 'steps'; it takes prompt, n, guidance, .*, kind"),
-    ({"language": "en"}, "generate: got an unexpected keyword argument 'language'"),
+    ({"steps": 50}, "got an unexpected keyword argument 'steps'"),
+    ({"language": "en"}, "got an unexpected keyword argument 'language'"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG_TYPES, ids=str)
 def test_options_of_a_wrong_type_or_unknown(tiny: CM3, options: dict[str, Any], message: str):
-    for task in (lambda: tiny.generate(APPLE, **options), lambda: tiny.stream("generate", APPLE, **options)):
+    for task in (
+        lambda: tiny.generate(APPLE, **options),
+        lambda: tiny.stream(tiny.jobs.generate(APPLE, GenerateOptions(**options))),
+    ):
         with pytest.raises(TypeError, match=message):
             task()
 
@@ -399,16 +406,21 @@ def test_languages_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image]):
 
 
 def test_unknown_arguments_are_named(tiny: CM3, pictures: list[PIL_Image.Image]):
-    for task in ("infill", "edit", "caption", "answer", "complete"):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
+    takes = {
+        "generate": "prompt, temperature, .*, n, best_of, guidance, .*, kind, .*, grid",
+        "infill": "image, mask, prompt, temperature, .*, n, guidance",
+        "edit": "image, instruction, temperature, .*, keep",
+        "caption": "image, temperature, .*, language, long, batch",
+        "answer": "image, question, temperature, .*, history",
+        "complete": "document, temperature, .*, guidance, text_guidance",
+    }
+    for task, names in takes.items():
+        with pytest.raises(TypeError, match=f"{task}: got an unexpected keyword argument 'steps'; it takes {names}$"):
             getattr(tiny, task)(pictures[0], steps=50)
-        with pytest.raises(TypeError, match=f"{task}: .*; it takes .*"):
-            tiny.stream(task, pictures[0], APPLE, steps=50)
-        with pytest.raises(TypeError, match=f"{task}: missing a required argument"):
-            tiny.stream(task)
-    for task in (None, 5, ["generate"]):
-        with pytest.raises(TypeError, match="the task to stream must be a string, but is"):
-            tiny.stream(task, APPLE)  # pyright: ignore
+        with pytest.raises(TypeError, match=f"{task}: missing a required argument.*; it takes {names}$"):
+            getattr(tiny, task)()
+        with pytest.raises(TypeError, match=f"{task}: too many positional arguments; it takes {names}$"):
+            getattr(tiny, task)(pictures[0], APPLE, APPLE, APPLE)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "", "cuda:99", "meta", "hpu", "mps:7", "xla", "CPU", "a\0b"])
@@ -432,7 +444,7 @@ def test_negative_temperature_of_text(tiny: CM3, pictures: list[PIL_Image.Image]
 
 
 def test_pictures_and_questions(tiny: CM3, pictures: list[PIL_Image.Image]):
-    with pytest.raises(ValueError, match="3 pictures and 2 questions"):
+    with pytest.raises(ValueError, match="3 images and 2 questions"):
         tiny.answer(pictures, ["a?", "b?"])
     with pytest.raises(ValueError, match="question is empty"):
         tiny.answer(pictures[0], " ")
@@ -491,7 +503,7 @@ def test_documents_that_do_not_fit(tiny: CM3):
         tiny.score(Document((Mask(),)))
     for items in (([[1, 2], [3, 4]],), ([[1, HOLE], [3, 4]],)):
         for more in ((), (Mask(),)):
-            with pytest.raises(ValueError, match="a picture of 2 x 2 codes: the model's pictures have 4 x 4"):
+            with pytest.raises(ValueError, match="an image of 2 x 2 codes: the model's images have 4 x 4"):
                 tiny.complete(Document((Text("a cat"), *map(Image, items), *more)))  # pyright: ignore
     with pytest.raises(ValueError, match="image code 99 is out of range"):
         tiny.complete(Document((Image([[99] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
@@ -510,7 +522,7 @@ NO_DOCUMENTS = [None, "a red apple", 5, [Text(APPLE)], Text(APPLE), [{"text": AP
 
 @pytest.mark.parametrize("document", NO_DOCUMENTS, ids=repr)
 def test_what_is_no_document(tiny: CM3, document: Any):
-    for task in (tiny.complete, tiny.score, lambda document: tiny.stream("complete", document)):
+    for task in (tiny.complete, tiny.score, lambda document: tiny.stream(tiny.jobs.complete(document))):
         with pytest.raises(TypeError, match="a document is wanted, such as Document.* but got"):
             task(document)
 
@@ -540,11 +552,6 @@ def test_the_text_of_a_document_is_a_string(text: Any):
 def test_codes_of_a_document_are_whole_numbers(codes: Any):
     with pytest.raises(ValueError, match="image codes must be"):
         Image(codes)
-
-
-def test_unknown_task_to_stream(tiny: CM3):
-    with pytest.raises(ValueError, match="cannot stream 'draw': choose one of generate, infill, edit, caption, answer"):
-        tiny.stream("draw", APPLE)
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such/folder", "../..nothing", "", "someone/nothing", "a\0b"])
@@ -682,7 +689,7 @@ def test_a_history_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image], h
 
 
 def test_histories_without_words_or_of_several_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
-    with pytest.raises(ValueError, match="without words"):
+    with pytest.raises(ValueError, match="an empty question or answer"):
         tiny.answer(pictures[0], "What is this?", history=[("a", " ")])
-    with pytest.raises(ValueError, match="belongs to one picture, but there are 2"):
+    with pytest.raises(ValueError, match="belongs to one image, but there are 2"):
         tiny.answer(pictures[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportArgumentType]

@@ -14,8 +14,17 @@ import torch
 from PIL import Image as PIL_Image
 
 from cm3 import CM3
-from cm3.engine.options import Decoding
+from cm3.engine.options import (
+    AnswerOptions,
+    CaptionOptions,
+    CompleteOptions,
+    Decoding,
+    EditOptions,
+    GenerateOptions,
+    InfillOptions,
+)
 from cm3.tasks import reranking as ranking
+from cm3.tasks.job import Job
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text
 from cm3.tokens.encoding import prompt_ids
 from cm3.tokens.templates import TEMPLATES, boxed, prompt
@@ -125,18 +134,18 @@ def test_score_agrees_with_the_models_loss(tiny: CM3):
 
 def test_streamed_text_joins_to_the_whole(tiny: CM3, pictures: list[PIL_Image.Image]):
     texts = [""] * 3
-    for piece in tiny.stream("caption", pictures, temperature=1.0):
+    for piece in tiny.stream(tiny.jobs.caption(pictures, CaptionOptions(temperature=1.0))):
         assert isinstance(piece.content, str)
         texts[piece.index] += piece.content
     assert [text.strip() for text in texts] == tiny.caption(pictures, temperature=1.0)
     assert (
         tiny.answer(pictures[0], "What?")
-        == "".join(str(piece.content) for piece in tiny.stream("answer", pictures[0], "What?")).strip()
+        == "".join(str(piece.content) for piece in tiny.stream(tiny.jobs.answer(pictures[0], "What?"))).strip()
     )
 
 
 def test_streamed_picture_grows_row_by_row_to_the_whole(tiny: CM3):
-    pieces = list(tiny.stream("generate", APPLE, n=2, seed=7))
+    pieces = list(tiny.stream(tiny.jobs.generate(APPLE, GenerateOptions(n=2, seed=7))))
     assert sorted(piece.index for piece in pieces) == [0] * 4 + [1] * 4
     last = {piece.index: piece.content for piece in pieces}
     assert bytes_of([last[0], last[1]]) == bytes_of(tiny.generate(APPLE, n=2, seed=7))
@@ -165,12 +174,17 @@ def test_empty_lists_give_empty_lists(tiny: CM3):
         assert tiny.generate(nothing) == tiny.generate(nothing, n=2, best_of=3, boxes=BOXES) == []  # pyright: ignore
         assert tiny.caption(nothing) == tiny.answer(nothing, "What?") == tiny.answer(nothing, nothing) == []
         assert tiny.edit(nothing, "make it blue") == tiny.edit(nothing, nothing) == []
-        for task, *args in (["generate"], ["caption"], ["answer", "What?"], ["edit", "make it blue"]):
-            assert list(tiny.stream(task, nothing, *args)) == []
+        for job in (
+            tiny.jobs.generate(nothing),  # pyright: ignore
+            tiny.jobs.caption(nothing),
+            tiny.jobs.answer(nothing, "What?"),
+            tiny.jobs.edit(nothing, "make it blue"),
+        ):
+            assert list(tiny.stream(job)) == []
     for wrong, message in (
-        (lambda: tiny.answer([], ["What?"]), "0 pictures and 1 questions"),
+        (lambda: tiny.answer([], ["What?"]), "0 images and 1 questions"),
         (lambda: tiny.answer([], " "), "question is empty"),
-        (lambda: tiny.edit([], ["make it blue"]), "0 pictures and 1 instructions"),
+        (lambda: tiny.edit([], ["make it blue"]), "0 images and 1 instructions"),
         (lambda: tiny.generate([], n=0), "n is 0"),
         (lambda: tiny.caption([], language="xx"), "language is 'xx'"),
     ):
@@ -178,17 +192,19 @@ def test_empty_lists_give_empty_lists(tiny: CM3):
             wrong()
 
 
-def test_stream_takes_the_names_of_the_arguments(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_methods_and_jobs_take_the_names_of_the_arguments(tiny: CM3, pictures: list[PIL_Image.Image]):
     document = Document((Text("Caption: "), Mask(), CODES))
-    for task, arguments in {
-        "generate": dict(prompt=APPLE, n=1, seed=3),
-        "infill": dict(image=pictures[0], mask=HOLE_MASK, prompt=APPLE, seed=3),
-        "edit": dict(image=pictures[0], instruction="make it blue", seed=3),
-        "caption": dict(image=pictures[0], language="ar", long=True),
-        "answer": dict(image=pictures[0], question="What?"),
-        "complete": dict(document=document, seed=3),
-    }.items():
-        whole, pieces = getattr(tiny, task)(**arguments), list(tiny.stream(task, **arguments))
+    cases: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
+        ("generate", dict(prompt=APPLE), GenerateOptions, dict(n=1, seed=3)),
+        ("infill", dict(image=pictures[0], mask=HOLE_MASK, prompt=APPLE), InfillOptions, dict(seed=3)),
+        ("edit", dict(image=pictures[0], instruction="make it blue"), EditOptions, dict(seed=3)),
+        ("caption", dict(image=pictures[0]), CaptionOptions, dict(language="ar", long=True)),
+        ("answer", dict(image=pictures[0], question="What?"), AnswerOptions, {}),
+        ("complete", dict(document=document), CompleteOptions, dict(seed=3)),
+    ]
+    for task, arguments, kind, options in cases:
+        job = getattr(tiny.jobs, task)(**arguments, options=kind(**options))
+        whole, pieces = getattr(tiny, task)(**arguments, **options), list(tiny.stream(job))
         if isinstance(whole, str):
             assert "".join(str(piece.content) for piece in pieces).strip() == whole
         elif task != "complete":
@@ -200,17 +216,17 @@ def test_stream_takes_the_names_of_the_arguments(tiny: CM3, pictures: list[PIL_I
 def test_every_bit_of_a_seed_counts(tiny: CM3, seed: int):
     seeds = [seed, *(seed + (1 << bit) for bit in range(32, 63))]
     assert len(set(bytes_of([tiny.generate(APPLE, seed=one, temperature=2.0, top_p=1.0)[0] for one in seeds]))) == 32
-    assert len(set(bytes_of(tiny.generate(APPLE, 3, seed=2**32 - 2)) + bytes_of(tiny.generate(APPLE, seed=0)))) == 4
-    large = tiny.generate(APPLE, 2, seed=2**62)
+    assert len(set(bytes_of(tiny.generate(APPLE, n=3, seed=2**32 - 2)) + bytes_of(tiny.generate(APPLE, seed=0)))) == 4
+    large = tiny.generate(APPLE, n=2, seed=2**62)
     assert bytes_of(large[1:]) == bytes_of(tiny.generate(APPLE, seed=2**62 + 1))
-    assert bytes_of(large) == bytes_of(tiny.generate(APPLE, 2, seed=2**62))
+    assert bytes_of(large) == bytes_of(tiny.generate(APPLE, n=2, seed=2**62))
 
 
 # Drawing: boxes, structures, ways of decoding, the best of several.
 
 
 def drawn(tiny: CM3, *args, **options) -> list[torch.Tensor]:
-    return tiny.draw_codes(tiny.job("generate", *args, **options).requests)
+    return tiny.draw_codes(tiny.jobs.generate(*args, GenerateOptions(**options)).requests)
 
 
 def prompts_of(tiny: CM3, requests: list) -> list[str]:
@@ -220,8 +236,8 @@ def prompts_of(tiny: CM3, requests: list) -> list[str]:
 def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
     words = "a cat [10 20 50 90], a dog [60 20 90 90]"
     assert boxed(BOXES) == words
-    assert prompts_of(tiny, tiny.job("generate", "", boxes=BOXES).requests) == [words]
-    assert prompts_of(tiny, tiny.job("generate", " on a blue background ", boxes=BOXES).requests) == [
+    assert prompts_of(tiny, tiny.jobs.generate("", GenerateOptions(boxes=BOXES)).requests) == [words]
+    assert prompts_of(tiny, tiny.jobs.generate(" on a blue background ", GenerateOptions(boxes=BOXES)).requests) == [
         f"{words} on a blue background"
     ]
     picture = tiny.generate("on a blue background", boxes=BOXES, seed=3)
@@ -230,7 +246,7 @@ def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
 
 def test_a_structure_stands_behind_the_words(tiny: CM3, pictures: list[PIL_Image.Image]):
     for kind, words in (("edges", "From edges: a cat"), ("segments", "From segments: a cat")):
-        [one] = tiny.job("generate", "a cat", structure=pictures[0], kind=kind).requests
+        [one] = tiny.jobs.generate("a cat", GenerateOptions(structure=pictures[0], kind=kind)).requests
         assert prompts_of(tiny, [one]) == [words]
         codes = [id for id in one.prompt if tiny.vocab.is_code(id)]
         assert tiny.vocab.id_to_code(codes) == tiny.image_tokenizer.encode(pictures[0]).flatten().tolist()
@@ -253,7 +269,7 @@ def test_an_iterator_of_pictures_is_captioned_as_it_comes(tiny: CM3, pictures: l
     assert len(taken) == 6
     assert list(tiny.caption(iter(pictures), batch=64)) == tiny.caption(pictures)
     assert list(tiny.caption(iter([]))) == []
-    with pytest.raises(ValueError, match="batch must be at least 1"):
+    with pytest.raises(ValueError, match="batch is 0, but must be 1 or more"):
         tiny.caption(iter(pictures), batch=0)
 
 
@@ -287,11 +303,11 @@ def test_both_ways_of_decoding_are_one_half_each(tiny: CM3):
 def test_the_scorers_favourite_is_kept(tiny: CM3, monkeypatch: pytest.MonkeyPatch, decoding: Decoding):
     monkeypatch.setattr(tiny, "scorer", Likes())
     monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.zeros(len(about[-1])))
-    codes = drawn(tiny, APPLE, 2, seed=7, best_of=3, decoding=decoding)
+    codes = drawn(tiny, APPLE, n=2, seed=7, best_of=3, decoding=decoding)
     assert len({tuple(one.flatten().tolist()) for one in codes}) > 3  # the candidates differ
     favourites = [max(codes[i : i + 3], key=lambda one: int(one.sum())) for i in (0, 3)]
-    best = tiny.generate(APPLE, 2, seed=7, best_of=3, decoding=decoding)
-    assert bytes_of(best) == bytes_of([tiny.processor.picture(one) for one in favourites])
+    best = tiny.generate(APPLE, n=2, seed=7, best_of=3, decoding=decoding)
+    assert bytes_of(best) == bytes_of([tiny.processor.decode(one) for one in favourites])
     assert bytes_of(best[1:]) == bytes_of(tiny.generate(APPLE, seed=8, best_of=3, decoding=decoding))
     assert torch.equal(codes[0], drawn(tiny, APPLE, seed=7, decoding=decoding)[0])  # best of 1 is among them
 
@@ -300,7 +316,7 @@ def test_the_first_candidate_is_streamed_and_then_the_best(tiny: CM3, monkeypatc
     monkeypatch.setattr(tiny, "scorer", Likes())
     monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.zeros(len(about[-1])))
     prompts = [APPLE, "a cat"]
-    pieces = list(tiny.stream("generate", prompts, n=2, seed=7, best_of=3))
+    pieces = list(tiny.stream(tiny.jobs.generate(prompts, GenerateOptions(n=2, seed=7, best_of=3))))
     rows, shown = pieces[:-4], pieces[-4:]
     assert [piece.index for piece in shown] == [0, 1, 2, 3] and len(rows) == 4 * tiny.grid[0]
     best = [picture for some in tiny.generate(prompts, n=2, seed=7, best_of=3) for picture in some]
@@ -327,7 +343,7 @@ def test_without_a_scorer_the_model_keeps_what_it_would_call_so_itself(tiny: CM3
         fits.append(sum(float(logits[len(ids) + i - 1, id]) for i, id in enumerate(said)))
     favourite = codes[max(range(4), key=lambda i: fits[i])]
     assert len(set(fits)) > 1
-    assert bytes_of(tiny.generate(words, seed=3, best_of=4)) == bytes_of([tiny.processor.picture(favourite)])
+    assert bytes_of(tiny.generate(words, seed=3, best_of=4)) == bytes_of([tiny.processor.decode(favourite)])
 
 
 def test_the_scorer_and_the_model_count_alike(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
@@ -335,7 +351,7 @@ def test_the_scorer_and_the_model_count_alike(tiny: CM3, monkeypatch: pytest.Mon
     monkeypatch.setattr(tiny, "scorer", SimpleNamespace(score=lambda texts, codes: torch.tensor([0.0, 0.3, 1.0])))
     monkeypatch.setattr(ranking, "caption_log_probs", lambda *about: torch.tensor([-90.0, -10.0, -80.0]))
     best = tiny.generate(APPLE, seed=7, best_of=3)  # -1.05 - 0.84, -0.31 + 1.40, 1.36 - 0.56 standard deviations
-    assert bytes_of(best) == bytes_of([tiny.processor.picture(codes[1])])
+    assert bytes_of(best) == bytes_of([tiny.processor.decode(codes[1])])
 
 
 def test_the_scorer_reads_what_is_to_be_seen_and_not_where(tiny: CM3, monkeypatch: pytest.MonkeyPatch):
@@ -359,12 +375,12 @@ def test_an_edit_keeps_the_pixels_where_codes_stay(
     codes = tiny.image_tokenizer.encode(small)
     changed = codes.clone()
     changed[0, 1] = (changed[0, 1] + 1) % tiny.image_tokenizer.num_codes
-    monkeypatch.setattr(tiny, "draw_codes", lambda requests: [changed])
+    monkeypatch.setattr(tiny, "run_requests", lambda *_: [tiny.vocab.code_to_id(changed.flatten().tolist())])
     out, side = np.asarray(tiny.edit(small, "make it blue")), small.width // codes.shape[1]
     redrawn = np.zeros(out.shape[:2], bool)
     redrawn[: 2 * side, : 3 * side] = True  # the cell and its neighbours
     assert (out[~redrawn] == np.asarray(small)[~redrawn]).all()
-    assert (out[redrawn] == np.asarray(tiny.processor.picture(changed))[redrawn]).all()
+    assert (out[redrawn] == np.asarray(tiny.processor.decode(changed))[redrawn]).all()
 
 
 def test_infill_keeps_every_code_that_the_mask_does_not_touch(tiny: CM3, pictures: list[PIL_Image.Image]):
@@ -372,7 +388,9 @@ def test_infill_keeps_every_code_that_the_mask_does_not_touch(tiny: CM3, picture
     touched = torch.zeros(4, 4, dtype=torch.bool)
     touched[1, 0:2] = True  # x 9..13 is 5..9 of the square
     for words in (None, "a cat"):
-        requests = tiny.job("infill", pictures[0], HOLE_MASK, words, 4, temperature=2.0, top_p=1.0).requests
+        requests = tiny.jobs.infill(
+            pictures[0], HOLE_MASK, words, InfillOptions(n=4, temperature=2.0, top_p=1.0)
+        ).requests
         given = torch.tensor([-1 if id is None else tiny.vocab.id_to_code(id) for id in requests[0].given or ()])
         assert torch.equal(given.view(4, 4), codes.masked_fill(touched, -1))
         new = tiny.draw_codes(requests)
@@ -394,7 +412,7 @@ def test_infill_is_the_same_alone_in_a_batch_and_streamed(tiny: CM3, pictures: l
     for words in (None, APPLE):
         three = tiny.infill(pictures[0], HOLE_MASK, words, n=3, seed=7)
         assert bytes_of(three[2:]) == bytes_of(tiny.infill(pictures[0], HOLE_MASK, words, seed=9))
-        streamed = list(tiny.stream("infill", pictures[0], HOLE_MASK, words, n=3, seed=7))
+        streamed = list(tiny.stream(tiny.jobs.infill(pictures[0], HOLE_MASK, words, InfillOptions(n=3, seed=7))))
         assert sorted(piece.index for piece in streamed) == [0] * 4 + [1] * 4 + [2] * 4
         last = dict(streamed)
         assert bytes_of([last[0], last[1], last[2]]) == bytes_of(three)
@@ -404,7 +422,7 @@ def test_infill_is_the_same_alone_in_a_batch_and_streamed(tiny: CM3, pictures: l
 
 def test_an_infill_without_words_has_no_second_lane(tiny: CM3, pictures: list[PIL_Image.Image]):
     for words, lanes in ((None, 0), (" ", 0), ("a cat", 1)):
-        assert [len(one.extra_prompts) for one in tiny.job("infill", pictures[0], HOLE_MASK, words).requests] == [lanes]
+        assert [len(one.extra_prompts) for one in tiny.jobs.infill(pictures[0], HOLE_MASK, words).requests] == [lanes]
     assert bytes_of(tiny.infill(pictures[0], HOLE_MASK)) == bytes_of(tiny.infill(pictures[0], HOLE_MASK, guidance=9.0))
 
 
@@ -446,9 +464,9 @@ def test_infill_and_edit_of_any_mode_are_colour_with_transparency_where_there_wa
 def test_infill_of_everything_is_a_drawing_of_its_own(tiny: CM3, pictures: list[PIL_Image.Image]):
     square = pictures[0].resize((16, 16))
     white = PIL_Image.new("L", (16, 16), 255)
-    [request] = tiny.job("infill", square, white).requests
+    [request] = tiny.jobs.infill(square, white).requests
     assert request.given == [None] * 16
-    assert bytes_of(tiny.infill(square, white)) == bytes_of([tiny.processor.picture(tiny.draw_codes([request])[0])])
+    assert bytes_of(tiny.infill(square, white)) == bytes_of([tiny.processor.decode(tiny.draw_codes([request])[0])])
 
 
 def test_picture_and_mask_of_infill_are_turned_upright(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path: Path):
@@ -464,12 +482,15 @@ def test_picture_and_mask_of_infill_are_turned_upright(tiny: CM3, pictures: list
 
 
 def test_an_edit_is_guided_by_the_picture_and_by_nothing(tiny: CM3, pictures: list[PIL_Image.Image]):
-    [one] = tiny.job("edit", pictures[0], "make it blue", 1.5, 4.0).requests
+    [one] = tiny.jobs.edit(pictures[0], "make it blue", EditOptions(image_guidance=1.5, text_guidance=4.0)).requests
     codes = tiny.vocab.code_to_id(tiny.image_tokenizer.encode(pictures[0]).flatten().tolist())
     lanes = [[id for id in lane if tiny.vocab.is_code(id)] for lane in (one.prompt, *one.extra_prompts)]
     assert lanes == [codes, codes, []]
     assert prompts_of(tiny, [one]) == ["Edit: make it blue"]
-    images = [tiny.edit(pictures[0], "make it blue", *scales) for scales in ((1.5, 4.0), (3.0, 4.0), (1.5, 1.0))]
+    images = [
+        tiny.edit(pictures[0], "make it blue", image_guidance=one, text_guidance=other)
+        for one, other in ((1.5, 4.0), (3.0, 4.0), (1.5, 1.0))
+    ]
     assert len(set(bytes_of(images))) == 3
     assert images[0].size == pictures[0].size
 
@@ -478,7 +499,7 @@ def test_what_an_edit_is_to_keep_stays(tiny: CM3, pictures: list[PIL_Image.Image
     source = tiny.image_tokenizer.encode(pictures[0])
 
     def kept(keep: float) -> int:
-        [one] = tiny.job("edit", pictures[0], "make it blue", temperature=1.0, top_p=1.0, keep=keep).requests
+        [one] = tiny.jobs.edit(pictures[0], "make it blue", EditOptions(temperature=1.0, top_p=1.0, keep=keep)).requests
         return int((tiny.draw_codes([one])[0] == source).sum())
 
     assert kept(0) < kept(5) < kept(100) == source.numel()
@@ -504,7 +525,7 @@ def test_an_edit_gives_back_the_picture_with_its_middle_changed(
     assert columns.min() >= (width - side) // 2 and columns.max() < (width - side) // 2 + side
     if mode == "RGBA":
         assert (out[changed, 3] == 255).all()
-    *_, last = tiny.stream("edit", picture, "make it blue", temperature=2.0, top_p=1.0)
+    *_, last = tiny.stream(tiny.jobs.edit(picture, "make it blue", EditOptions(temperature=2.0, top_p=1.0)))
     assert bytes_of([last.content]) == bytes_of([edited])
 
 
@@ -514,12 +535,12 @@ def test_an_edit_of_a_picture_of_another_size_keeps_the_pixels_where_codes_stay(
     wide = pictures[0].resize((140, 80))  # its middle square: from x = 30 on, cells of 20 pixels
     changed = tiny.image_tokenizer.encode(wide)
     changed[3, 0] = (changed[3, 0] + 1) % tiny.image_tokenizer.num_codes
-    monkeypatch.setattr(tiny, "draw_codes", lambda requests: [changed])
+    monkeypatch.setattr(tiny, "run_requests", lambda *_: [tiny.vocab.code_to_id(changed.flatten().tolist())])
     out, redrawn = np.asarray(tiny.edit(wide, "make it blue")), np.zeros((80, 140), bool)
     redrawn[40:, 30:70] = True  # the cell and its neighbours
     assert (out[~redrawn] == np.asarray(wide)[~redrawn]).all()
     drawn = np.zeros_like(out)
-    drawn[:, 30:110] = tiny.processor.picture(changed).resize((80, 80), PIL_Image.Resampling.BICUBIC)
+    drawn[:, 30:110] = tiny.processor.decode(changed).resize((80, 80), PIL_Image.Resampling.BICUBIC)
     assert (out[redrawn] == drawn[redrawn]).all()
 
 
@@ -534,7 +555,7 @@ def test_edits_of_a_list_are_those_of_its_pictures(tiny: CM3, pictures: list[PIL
 
 
 def test_streamed_edits_grow_to_the_whole(tiny: CM3, pictures: list[PIL_Image.Image]):
-    streamed = list(tiny.stream("edit", pictures, "make it blue", seed=3))
+    streamed = list(tiny.stream(tiny.jobs.edit(pictures, "make it blue", EditOptions(seed=3))))
     assert [piece.index for piece in streamed] == [0, 1, 2] * 4
     assert bytes_of([piece.content for piece in streamed[-3:]]) == bytes_of(tiny.edit(pictures, "make it blue", seed=3))
 
@@ -542,10 +563,10 @@ def test_streamed_edits_grow_to_the_whole(tiny: CM3, pictures: list[PIL_Image.Im
 # Documents.
 
 
-def pieces_of(tiny: CM3, *args, **kwargs) -> list:
+def pieces_of(tiny: CM3, job: Job[Any]) -> list:
     """What stream joins to: a str for a text, the last of a picture's."""
     out: dict = {}
-    for index, content in tiny.stream(*args, **kwargs):
+    for index, content in tiny.stream(job):
         out[index] = out.get(index, "") + content if isinstance(content, str) else content
     assert sorted(out) == list(range(len(out)))
     return [out[index] for index in sorted(out)]
@@ -554,7 +575,9 @@ def pieces_of(tiny: CM3, *args, **kwargs) -> list:
 def test_streamed_lists_of_prompts_and_structures_are_the_whole(tiny: CM3, pictures: list[PIL_Image.Image]):
     options: dict[str, Any] = dict(n=2, seed=3, structure=pictures[0], decoding="both")
     whole = tiny.generate(["a cat", "a blue car"], **options)
-    assert bytes_of(pieces_of(tiny, "generate", ["a cat", "a blue car"], **options)) == bytes_of(sum(whole, []))
+    assert bytes_of(
+        pieces_of(tiny, tiny.jobs.generate(["a cat", "a blue car"], GenerateOptions(**options)))
+    ) == bytes_of(sum(whole, []))
 
 
 def test_complete_draws_holes_and_keeps_the_codes_around_them(tiny: CM3):
@@ -606,14 +629,14 @@ STREAMED = {
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
     document = STREAMED[name]
-    streamed = pieces_of(tiny, "complete", document, seed=2)
+    streamed = pieces_of(tiny, tiny.jobs.complete(document, CompleteOptions(seed=2)))
     done = tiny.complete(document, seed=2)
     holes = sum(isinstance(item, Image) and item.holes for item in document)
     items = list(done)
     for picture in streamed[:holes]:
         codes = next(item.codes for item in items if isinstance(item, Image))
         items.remove(Image(codes))
-        assert picture.tobytes() == tiny.processor.picture(codes).tobytes()
+        assert picture.tobytes() == tiny.processor.decode(codes).tobytes()
     rest = streamed[holes:]
     texts = "".join(piece for piece in rest if isinstance(piece, str))
     assert "".join(item.text for item in items if isinstance(item, Text)).endswith(texts) or "masks" in name
@@ -624,25 +647,25 @@ def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
     )
     drawn = [piece for piece in rest if not isinstance(piece, str)]
     assert bytes_of(drawn) == bytes_of(
-        [tiny.processor.picture(item.codes) for item in items[len(document) - holes :] if isinstance(item, Image)]
+        [tiny.processor.decode(item.codes) for item in items[len(document) - holes :] if isinstance(item, Image)]
     )
 
 
 def test_long_captions_have_their_own_words(tiny: CM3, pictures: list[PIL_Image.Image]):
     for language, words in TEMPLATES["describe"].items():
-        requests = tiny.job("caption", pictures[0], language, long=True).requests
+        requests = tiny.jobs.caption(pictures[0], CaptionOptions(language=language, long=True)).requests
         assert prompts_of(tiny, requests) == [words]
     assert tiny.caption(pictures[:2], long=True) == [tiny.caption(picture, long=True) for picture in pictures[:2]]
 
 
 def test_jobs_of_all_kinds_in_one_batch_give_what_each_gives_alone(tiny: CM3, pictures: list[PIL_Image.Image]):
     jobs = [
-        *tiny.job("generate", APPLE, 2, seed=1, decoding="both").requests,
-        *tiny.job("generate", "a cat", structure=pictures[1]).requests,
-        *tiny.job("infill", pictures[0], HOLE_MASK, "a cat", seed=2).requests,
-        *tiny.job("infill", pictures[0], HOLE_MASK).requests,
-        *tiny.job("edit", pictures[0], "make it blue", seed=3).requests,
-        *tiny.job("caption", pictures[2], temperature=1.0).requests,
-        *tiny.job("answer", pictures[1], "What is this?").requests,
+        *tiny.jobs.generate(APPLE, GenerateOptions(n=2, seed=1, decoding="both")).requests,
+        *tiny.jobs.generate("a cat", GenerateOptions(structure=pictures[1])).requests,
+        *tiny.jobs.infill(pictures[0], HOLE_MASK, "a cat", InfillOptions(seed=2)).requests,
+        *tiny.jobs.infill(pictures[0], HOLE_MASK).requests,
+        *tiny.jobs.edit(pictures[0], "make it blue", EditOptions(seed=3)).requests,
+        *tiny.jobs.caption(pictures[2], CaptionOptions(temperature=1.0)).requests,
+        *tiny.jobs.answer(pictures[1], "What is this?").requests,
     ]
-    assert tiny.run(jobs) == [tiny.run([job])[0] for job in jobs]
+    assert tiny.run_requests(jobs) == [tiny.run_requests([job])[0] for job in jobs]

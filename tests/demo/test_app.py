@@ -58,7 +58,7 @@ def test_a_painting_is_filled_over_the_wire(url: str, tiny: CM3, painting: dict,
     sent = {"background": files[0], "layers": files[1:], "composite": None}
     filled = Client(url, verbose=False).predict(sent, "a cat", 2, 1, False, 7, api_name="/fill")[1]
     mask = painting["layers"][0].getchannel("A")
-    expected = tiny.infill(painting["background"], mask, "a cat", 1, 2, 1, seed=7)[0]
+    expected = tiny.infill(painting["background"], mask, "a cat", n=1, guidance=2, temperature=1, seed=7)[0]
     assert Image.open(filled).convert("RGBA").tobytes() == expected.tobytes()
 
 

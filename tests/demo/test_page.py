@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cm3 import CM3
-from cm3.engine.options import GENERATE
+from cm3.engine.options import GenerateOptions
 from cm3.tasks.known_words import KnownWords
 from cm3.tokens.document import Document, Text
 from demo import parts
@@ -73,7 +73,7 @@ def test_endpoints_have_names_on_the_english_page_alone(page: gr.Blocks):
 
 def test_draw_shows_rows_as_they_come_and_keeps_what_was_drawn(handlers: dict[str, Callable], tiny: CM3):
     drawn = list(handlers["draw"]("a red apple", 2, "", 1, 3, False, 1, 0.95, False, 7))
-    expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7)
+    expected = tiny.generate("a red apple", n=2, guidance=3, temperature=1, top_p=0.95, seed=7)
     *frames, (preview, pictures, status, kept, earlier, seed) = drawn
     assert len(frames) == tiny.grid[0]
     assert all(frame[0]["value"].count("<img") == 2 and frame[0]["visible"] for frame in frames)
@@ -90,21 +90,23 @@ def test_all_that_draw_offers_reaches_the_pipeline(handlers: dict[str, Callable]
     boxes = [("a cat", (0.1, 0.2, 0.5, 0.6))]
     values = ("", 1, "blue", 1, 3, True, 1, 0.95, False, 7, boxes, picture, "segments")
     options: dict[str, Any] = {"boxes": boxes, "structure": picture, "kind": "segments", "negative_prompt": "blue"}
-    expected = tiny.generate("", 1, 3, 1, 0.95, seed=7, guidance_schedule="falling", **options)
+    expected = tiny.generate(
+        "", n=1, guidance=3, temperature=1, top_p=0.95, seed=7, guidance_schedule="falling", **options
+    )
     assert data(last(handlers["draw"](*values))[3]) == data(expected)
 
 
 def test_the_best_of_several_is_drawn(handlers: dict[str, Callable], tiny: CM3):
-    expected = tiny.generate("a red apple", 2, 3, 1, 0.95, seed=7, best_of=3)
+    expected = tiny.generate("a red apple", n=2, guidance=3, temperature=1, top_p=0.95, seed=7, best_of=3)
     drawn = last(handlers["draw"]("a red apple", 2, "", 3, 3, False, 1, 0.95, False, 7))
     assert data(drawn[3]) == data(expected)
 
 
 def test_as_many_candidates_are_drawn_as_on_every_other_face(page: gr.Blocks):
     sliders = [block for block in page.blocks.values() if getattr(block, "label", None) == WORDS["best_of"][0]]
-    assert [slider.value for slider in sliders] == [GENERATE.best_of]  # pyright: ignore
+    assert [slider.value for slider in sliders] == [GenerateOptions.best_of]  # pyright: ignore
     draw = next(one.fn for one in page.fns.values() if one.api_name == "draw")
-    assert draw is not None and inspect.signature(draw).parameters["best_of"].default == GENERATE.best_of
+    assert draw is not None and inspect.signature(draw).parameters["best_of"].default == GenerateOptions.best_of
 
 
 def test_dice_draw_another_seed_each_time(handlers: dict[str, Callable]):
@@ -136,7 +138,7 @@ def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
 def test_edit_and_fill_do_what_the_pipeline_does(
     handlers: dict[str, Callable], tiny: CM3, picture: Image.Image, painting: dict
 ):
-    edited = tiny.edit(picture, "make it blue", 2, 4, 1, seed=7)
+    edited = tiny.edit(picture, "make it blue", image_guidance=2, text_guidance=4, temperature=1, seed=7)
     *frames, (preview, (before, after), result, status, seed) = handlers["edit"](
         picture, "make it blue", 2, 4, 1, False, 7
     )
@@ -147,7 +149,7 @@ def test_edit_and_fill_do_what_the_pipeline_does(
     mask = Image.new("L", (20, 20))
     mask.paste(255, (4, 4, 8, 8))
     for words in ("", "a cat"):
-        filled = tiny.infill(picture, mask, words, 1, 2, 1, seed=7)[0]
+        filled = tiny.infill(picture, mask, words, n=1, guidance=2, temperature=1, seed=7)[0]
         assert last(handlers["fill"](painting, words, 2, 1, False, 7))[1].tobytes() == filled.tobytes()
 
 
@@ -158,9 +160,9 @@ def test_describe_takes_several_pictures_and_both_languages(
     blue.save(uploads / "blue.png")
     shown, rows = handlers["describe"](picture, [str(uploads / "blue.png")], "both", True)
     assert shown.count("<img") == 2
-    captions = [tiny.caption([picture, blue], language, long=True) for language in ("en", "ar")]
+    captions = [tiny.caption([picture, blue], language=language, long=True) for language in ("en", "ar")]
     assert rows == [["1", captions[0][0], captions[1][0]], ["2", captions[0][1], captions[1][1]]]
-    assert handlers["describe"](picture, None, "ar")[1] == [["1", tiny.caption(picture, "ar")]]
+    assert handlers["describe"](picture, None, "ar")[1] == [["1", tiny.caption(picture, language="ar")]]
 
 
 def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, picture: Image.Image):
@@ -180,7 +182,7 @@ def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, pi
     written = list(handlers["write"]("a <b> cat", picture, 1, False, 7))
     assert all(seed == 7 for *_, seed in written)
     assert "a &lt;b&gt; cat" in written[-1][0]
-    finished = tiny.complete(Document((Text("a <b> cat"), tiny.processor.image(picture))), 1, seed=7)
+    finished = tiny.complete(Document((Text("a <b> cat"), tiny.processor.encode(picture))), temperature=1, seed=7)
     pictures = sum("image" in item for item in finished.to_json())
     assert written[-1][0].count("<img") == pictures
 
@@ -189,7 +191,7 @@ def test_looking_inside_shows_codes_and_how_likely_they_are(
     handlers: dict[str, Callable], tiny: CM3, picture: Image.Image
 ):
     seen, tokens, codes = handlers["look"](picture, "a cat")
-    image = tiny.processor.image(picture)
+    image = tiny.processor.encode(picture)
     assert seen.tobytes() == tiny.image_tokenizer.decode(image.codes).tobytes()  # pyright: ignore
     for code in image.codes.flatten().tolist():
         assert f">{code}</td>" in codes

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cm3.engine.options import GenerationOptions
+from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from train.emoji.dataset import read_split
 from train.emoji.phrases import STYLED, Facts
@@ -23,7 +23,7 @@ from train.pictures.views import PLAIN, place
 JUDGED = 250  # concepts a drawing is told apart from
 
 
-def settings(options: GenerationOptions) -> dict[str, float]:
+def settings(options: GenerateOptions) -> dict[str, float]:
     """What evaluations note of how they drew."""
     return {"guidance": options.guidance, "temperature": options.temperature, "top_p": options.top_p}
 

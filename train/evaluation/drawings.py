@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cm3.engine.options import GenerationOptions
+from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from train.emoji.phrases import STYLED
 from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings, shares
@@ -83,12 +83,11 @@ class Gallery:
         return out
 
     def drawn(
-        self, some: Asked, options: GenerationOptions, unseen: bool = False
+        self, some: Asked, options: GenerateOptions, unseen: bool = False
     ) -> tuple[dict[str, Any], list[Image.Image]]:
         """options.n drawings of each prompt, each the best of options.best_of: what the judges say, the share of near
         copies, and the drawings. Where the prompt names no style, the style is that of the nearest training picture."""
-        job = self.model.jobs.generate(some.prompts, options=options)
-        codes = torch.stack(self.model.picked(job, self.model.draw_codes(job.requests))).cpu()  # [N, h, w]
+        codes = torch.stack(self.model.run(self.model.jobs.draw(some.prompts, options))).cpu()  # [N, h, w]
         pictures = decode(self.model.image_tokenizer, codes)
         wanted = [one for one in some.wanted for _ in range(options.n)]
         share, index = nearest(codes.flatten(1), self.codes)
@@ -105,7 +104,7 @@ def drawings(
     train: list[SplitPicture],
     unseen: list[SplitPicture],
     judges: dict[str, Judge],
-    options: GenerationOptions,
+    options: GenerateOptions,
 ) -> tuple[dict[str, Any], Image.Image]:
     """The figures of each way to ask, and a contact sheet: the real picture, then drawings by name and style, then by
     the bare name."""

@@ -18,7 +18,7 @@ from cm3 import CM3
 from cm3.cli import draw as cli_draw
 from cm3.cli import main as cli
 from cm3.cli.files import grid, places_for
-from cm3.engine.options import GENERATE
+from cm3.engine.options import GenerateOptions
 from cm3.serving.schemas import Generation
 from cm3.tasks.known_words import KnownWords
 from models import build
@@ -97,12 +97,12 @@ def test_a_file_that_is_there_stays_and_a_number_is_added(cm3, picture: str, mas
     Path("out.png").write_text("mine")
     for number, command in enumerate(commands, 1):
         code, out, err = cm3(*command)
-        assert (code, out.splitlines()[-1].removeprefix("pictures: "), err) == (0, f"out-{number}.png", "")
+        assert (code, out.splitlines()[-1].removeprefix("images:   "), err) == (0, f"out-{number}.png", "")
     assert len({Path(f"out-{number}.png").read_bytes() for number in (1, 2, 3, 4)}) == 4
     assert Path("out.png").read_text() == "mine"
     for command in commands:
         Path("out.png").write_text("mine")
-        assert cm3(*command, "--overwrite")[1].splitlines()[-1].removeprefix("pictures: ") == "out.png"
+        assert cm3(*command, "--overwrite")[1].splitlines()[-1].removeprefix("images:   ") == "out.png"
         assert Image.open("out.png").format == "PNG"
 
 
@@ -158,7 +158,7 @@ def test_several_pictures_are_edited_into_as_many_files(cm3, tiny: CM3, picture:
     assert cm3("edit", picture, "blue.png", "make it green", "-o", "out_{i}.png")[1] == "out_0.png\nout_1.png\n"
     for i, edited in enumerate(tiny.edit([picture, "blue.png"], "make it green")):
         assert Image.open(f"out_{i}.png").tobytes() == edited.tobytes()
-    refused(cm3("edit", picture, "blue.png", "make it green"), "2 pictures need as many names: put {i} into that of -o")
+    refused(cm3("edit", picture, "blue.png", "make it green"), "2 images need as many names: put {i} into that of -o")
 
 
 def test_several_questions_have_a_line_each(cm3, tiny: CM3, picture: str):
@@ -209,8 +209,8 @@ def test_words_are_put_as_the_model_reads_them_shown_and_left_as_they_are(
 
 def test_each_face_draws_as_many_candidates_by_default():
     for face in (CM3.generate, cli_draw.generate, cli_draw.tour):
-        assert inspect.signature(face).parameters["best_of"].default == GENERATE.best_of, face
-    assert Generation.model_fields["best_of"].default == GENERATE.best_of
+        assert inspect.signature(face).parameters["best_of"].default == GenerateOptions.best_of, face
+    assert Generation.model_fields["best_of"].default == GenerateOptions.best_of
 
 
 def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):
@@ -290,7 +290,7 @@ def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):
     code, out, err = cm3("tour", "a \udc80 <break> تفاحة")
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()][0] == "prompt"
-    assert out.endswith("pictures: out.png\n")
+    assert out.endswith("images:   out.png\n")
     assert Image.open("out.png").size == (512, 512)
 
 
@@ -316,7 +316,7 @@ WRONG_CALLS = [
     (["generate", "a", "--box", "a cat 0.1 0.2 1.5 0.9"], "box of 'a cat' is (0.1, 0.2, 1.5, 0.9), but must be"),
     (["generate", "a", "--structure", "none.png"], "none.png: cannot be read"),
     (["generate", "a", "--structure", "red.png", "--kind", "depth"], "'depth' is not one of 'edges', 'segments'"),
-    (["generate", "a", "--kind", "edges"], "--kind edges says what a structure shows: name its picture"),
+    (["generate", "a", "--kind", "edges"], "--kind edges says what a structure shows: name its image"),
     (["infill", "red.png"], "Missing argument 'MASK'"),
     (["infill", "red.png", "none.png"], "none.png: cannot be read"),
     (["infill", "red.png", "black.png"], "black everywhere: paint white"),
@@ -324,7 +324,7 @@ WRONG_CALLS = [
     (["infill", "red.png", "red.png", "-n", "0"], "'-n': Input should be greater than or equal to 1"),
     (["infill", "red.png", "mask.png", "-o", "a.doc"], "must end with one of .png"),
     (["edit", "red.png", " "], "instruction is empty"),
-    (["edit", "red.png", "make it blue", "--text-guidance", "nan"], "text scale of guidance must be 0 or more"),
+    (["edit", "red.png", "make it blue", "--text-guidance", "nan"], "'--text-guidance'"),
     (["edit", "none.png", "make it blue"], "none.png: cannot be read"),
     (["generate", "a", "--colour", "red"], "No such option"),
     (["caption", "none.png"], "none.png: cannot be read (No such file or directory)"),

@@ -54,7 +54,7 @@ def jobs() -> list[Request]:
             guide=ContrastiveTopK(3, 0.5),
             extra_prompts=[NOTHING],
             seed=2,
-            sampling=SamplingConfig(0.8, 10, 0.9),
+            sampling=SamplingConfig(temperature=0.8, top_k=10, top_p=0.9),
         ),
         Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), extra_prompts=[[1, 5]], seed=3),
         Request(

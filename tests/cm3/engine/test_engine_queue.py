@@ -29,7 +29,7 @@ REQUESTS = [
     Request([1, T, 2, 3], "image", given=[None, C, C, None, None, C], seed=2, **GUIDED),
     Request([1, T, 5, 2, *PICTURE, 21], "text", 9, seed=3),
     Request([1, T, 5, 2, *PICTURE, 21], "text", 9, GREEDY),
-    Request([1, T, T, T], "document", 25, SamplingConfig(0.9, top_p=0.9), seed=4),
+    Request([1, T, T, T], "document", 25, SamplingConfig(temperature=0.9, top_p=0.9), seed=4),
     Request([1, T, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 2.0), extra_prompts=[[1, *PICTURE, 3], [1, 3]]),
     Request([1, T], "image", given=[C] * 6),  # nothing is left to draw
 ]

@@ -112,7 +112,9 @@ def test_top_1_equals_greedy(config: SamplingConfig):
     assert torch.equal(sample(logits, [config] * 4, seeded(0, 1, 2, 3)), greedy(logits))
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(0.7, 0, 0.8)])
+@pytest.mark.parametrize(
+    "config", [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(temperature=0.7, top_p=0.8)]
+)
 def test_forbidden_ids_are_never_drawn(config: SamplingConfig):
     logits = some_logits(1).index_fill(-1, torch.arange(0, 50, 2), NEVER)
     for seed in range(50):
@@ -122,7 +124,7 @@ def test_forbidden_ids_are_never_drawn(config: SamplingConfig):
 def test_one_legal_id_is_always_drawn():
     logits = torch.full((1, 9), NEVER)
     logits[0, 4] = -50.0
-    assert all(sample(logits, [SamplingConfig(1.0, 3, 0.5)], seeded(seed)).item() == 4 for seed in range(20))
+    assert all(sample(logits, [SamplingConfig(top_k=3, top_p=0.5)], seeded(seed)).item() == 4 for seed in range(20))
 
 
 def test_draws_follow_the_probabilities():
@@ -134,7 +136,12 @@ def test_draws_follow_the_probabilities():
 
 def test_a_row_draws_the_same_alone_as_in_any_batch():
     logits = some_logits()
-    configs = [SamplingConfig(), SamplingConfig(0.5, 7), GREEDY, SamplingConfig(1.5, 0, 0.7)]
+    configs = [
+        SamplingConfig(),
+        SamplingConfig(temperature=0.5, top_k=7),
+        GREEDY,
+        SamplingConfig(temperature=1.5, top_p=0.7),
+    ]
     together = [sample(logits, configs, gs) for gs in [seeded(0, 1, 2, 3)] for _ in range(5)]
     backwards = [sample(logits.flip(0), configs[::-1], gs).flip(0) for gs in [seeded(3, 2, 1, 0)] for _ in range(5)]
     assert torch.equal(torch.stack(together), torch.stack(backwards))
@@ -146,7 +153,7 @@ def test_a_row_draws_the_same_alone_as_in_any_batch():
 @given(st.integers(0, 10_000), st.floats(0.05, 0.99), st.floats(0.3, 5.0), st.sampled_from([0.3, 0.8, 1.0]))
 def test_a_row_draws_the_same_beside_one_for_which_all_ids_are_sorted(seed: int, p: float, width: float, heat: float):
     logits = torch.randn(2, 4 * FEW, generator=torch.Generator().manual_seed(seed)) * width
-    some, all_ids = SamplingConfig(heat, 0, p), SamplingConfig()
+    some, all_ids = SamplingConfig(temperature=heat, top_p=p), SamplingConfig()
     alone, beside = seeded(seed), seeded(seed, 0)
     for _ in range(4):
         both = sample(logits, [some, all_ids], beside)

@@ -355,7 +355,7 @@ def test_text_that_spells_special_tokens_stays_text_in_the_processor(processor: 
 def test_logits_with_pixels_are_those_with_the_codes(processor: Any, multimodal: Any, emoji: CM3):
     picture = emoji.generate("a cow", seed=2)[0]
     inputs = processor(text="Caption: ", images=picture, return_tensors="pt")
-    ids = torch.tensor([emoji.prompts.asked("Caption: ", emoji.processor.image(picture))])
+    ids = torch.tensor([emoji.prompts.question_ids("Caption: ", emoji.processor.encode(picture))])
     with torch.inference_mode():
         assert torch.equal(multimodal(**inputs).logits, multimodal(input_ids=ids).logits)
 

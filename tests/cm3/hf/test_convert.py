@@ -17,6 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer,
 
 from cm3 import CM3
 from cm3.cli import main as cli
+from cm3.engine.options import AnswerOptions
 from cm3.hf.chameleon import Order, code_of, order_of, weights
 from cm3.hf.convert import SOURCE, Stored, convert, convert_back, write_shards
 from cm3.tokens.document import Document, Image, Mask, Text
@@ -123,10 +124,10 @@ def test_text_has_their_ids_and_no_special_tokens(ours: CM3, converted: Path, or
 def test_a_conversation_is_turns(ours: CM3):
     red, vocab = PIL_Image.new("RGB", (32, 32), "red"), ours.vocab
     spell = partial(text_ids, vocab=vocab, tokenizer=ours.text_tokenizer)
-    asked = ours.job("answer", red, "Why?", history=[("What?", "a cat"), ("Red?", "no")])
+    asked = ours.jobs.answer(red, "Why?", AnswerOptions(history=[("What?", "a cat"), ("Red?", "no")]))
     [request] = asked.requests
     assert request.prompt == [
-        *(vocab.bos, *picture_ids(ours.processor.image(red), vocab), *spell("What?"), vocab.end_turn, *spell("a cat")),
+        *(vocab.bos, *picture_ids(ours.processor.encode(red), vocab), *spell("What?"), vocab.end_turn, *spell("a cat")),
         *(*spell("Red?"), vocab.end_turn, *spell("no"), *spell("Why?"), vocab.end_turn),
     ]
     assert isinstance(ours.texts([request])[0], str)
@@ -135,7 +136,7 @@ def test_a_conversation_is_turns(ours: CM3):
 def test_every_task_runs(ours: CM3):
     picture = ours.generate(WORDS, seed=3)[0]
     assert picture.size == (64, 64)
-    ids = ours.run(ours.jobs.generate(WORDS).requests)
+    ids = ours.run_requests(ours.jobs.generate(WORDS).requests)
     assert sum(map(ours.vocab.is_code, ids[0])) == 1024 and ids[0][-1] == ours.vocab.end_image
     assert isinstance(ours.caption(picture), str) and isinstance(ours.answer(picture, "What is this?"), str)
     assert ours.edit(picture, "make it red").size == (64, 64)

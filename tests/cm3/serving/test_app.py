@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -324,7 +325,7 @@ def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyP
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("/home/somebody/secret")
 
-    monkeypatch.setattr(fresh, "job", broken)
+    monkeypatch.setattr(fresh, "jobs", SimpleNamespace(generate=broken))
     answer = client_of(fresh).post("/v1/images/generations", json={"prompt": "a cat"})
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == "something went wrong here"

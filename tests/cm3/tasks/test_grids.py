@@ -14,7 +14,7 @@ from cm3 import CM3
 from cm3.cli import main as cli
 from cm3.engine.engine import Engine, generate_naive
 from cm3.engine.guidance import ClassifierFree
-from cm3.engine.options import GREEDY, NEGATIVE_GUIDANCE, SamplingConfig
+from cm3.engine.options import GREEDY, NEGATIVE_GUIDANCE, GenerateOptions, SamplingConfig
 from cm3.engine.request import Request
 from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
@@ -71,15 +71,14 @@ def test_the_usual_grid_is_spelled_as_before(shaped: CM3, tiny: CM3):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_drawing_has_the_grid_that_is_asked_for(grid: tuple[int, int], shaped: CM3):
-    [request] = shaped.job("generate", "a cat", grid=grid).requests
+    [request] = shaped.jobs.generate("a cat", GenerateOptions(grid=grid)).requests
     assert grid_behind(request.prompt, shaped.vocab) == grid
     assert all(grid_behind(list(prompt), shaped.vocab) == grid for prompt in request.extra_prompts)
     picture = shaped.generate("a cat", grid=grid, best_of=2, seed=3)[0]
     assert picture.size == (4 * grid[1], 4 * grid[0])
-    job = shaped.job("generate", "a cat", grid=grid, best_of=2, seed=3)
-    [gathered] = shaped.pictures_of(job, shaped.engine.stream(job.requests))
-    assert gathered.tobytes() == picture.tobytes()
-    last = list(shaped.stream("generate", "a cat", grid=grid, seed=3))
+    *_, best = shaped.stream(shaped.jobs.generate("a cat", GenerateOptions(grid=grid, best_of=2, seed=3)))
+    assert best.content.tobytes() == picture.tobytes()  # pyright: ignore
+    last = list(shaped.stream(shaped.jobs.generate("a cat", GenerateOptions(grid=grid, seed=3))))
     assert len(last) == grid[0] and last[-1].content.size == picture.size  # pyright: ignore
     alone = shaped.generate("a cat", grid=grid, seed=3)[0]
     assert last[-1].content.tobytes() == alone.tobytes()  # pyright: ignore
@@ -90,7 +89,7 @@ def test_rows_of_unequal_grids_in_one_batch_are_those_of_the_naive_generator(sha
     for i, grid in enumerate((None, *GRIDS)):
         document = Document((Text("a cat"),))
         guide = ClassifierFree(image=2.0)
-        requests.append(shaped.prompts.picture(document, [shaped.prompts.nothing], guide, GREEDY, i, grid=grid))
+        requests.append(shaped.prompts.image(document, [shaped.prompts.nothing], guide, GREEDY, i, grid=grid))
     requests.append(Request(shaped.prompts.ids(Document((Text("a"),)), open_ids), "document", 60, seed=9))
     batch = Engine(shaped.model, shaped.vocab, (4, 4)).generate(requests)
     assert batch == generate_naive(shaped.model, shaped.vocab, requests, (4, 4))
@@ -113,7 +112,7 @@ def test_the_model_chooses_a_grid_where_it_writes_a_document_and_none_that_does_
     prompt = [*shaped.prompts.ids(Document((Text("a cat"),)), open_ids), vocab.break_, vocab.image]
     flat = SamplingConfig(temperature=50.0)
     requests = [Request(prompt, "document", 40, flat, seed=seed) for seed in range(60)]
-    written = [from_ids([*prompt, *ids], vocab, shaped.text_tokenizer, (4, 4)) for ids in shaped.run(requests)]
+    written = [from_ids([*prompt, *ids], vocab, shaped.text_tokenizer, (4, 4)) for ids in shaped.run_requests(requests)]
     assert len({item.grid for document in written for item in document if isinstance(item, Image)}) > 2
 
 
@@ -128,8 +127,8 @@ def test_a_hole_in_a_picture_of_another_grid_is_filled(shaped: CM3):
 def test_a_picture_is_seen_at_the_nearest_grid(shaped: CM3, pictures: list[PIL_Image.Image]):
     assert [nearest_grid(aspect, ((4, 4), *GRIDS)) for aspect in (1.0, 1.6, 0.6, 4.0)] == [(4, 4), *GRIDS]
     wide = pictures[0].resize((60, 36))
-    assert shaped.processor.image(wide).grid == (3, 5)
-    [request] = shaped.job("caption", wide).requests
+    assert shaped.processor.encode(wide).grid == (3, 5)
+    [request] = shaped.jobs.caption(wide).requests
     assert sum(map(shaped.vocab.is_code, request.prompt)) == 15
     assert isinstance(shaped.caption(wide), str)
     assert shaped.edit(wide, "make it red").size == (60, 36)
@@ -146,7 +145,7 @@ def test_a_saved_model_knows_its_grids(shaped: CM3, tmp_path: Path):
 @pytest.mark.parametrize(
     ("grid", "error"),
     [
-        ((6, 6), "a picture of 6 x 6 codes: the model's pictures have 4 x 4, 3 x 5, 5 x 3, 2 x 6"),
+        ((6, 6), "an image of 6 x 6 codes: the model's images have 4 x 4, 3 x 5, 5 x 3, 2 x 6"),
         ((3,), "grid must be rows and columns"),
         ("3x5", "grid must be rows and columns"),
         ((3, 5.0), "grid must be a whole number"),
@@ -171,12 +170,12 @@ def test_a_configuration_with_odd_grids_is_refused(grids: Any):
 
 
 def test_a_negative_prompt_takes_the_place_of_nothing(tiny: CM3):
-    [request] = tiny.job("generate", "a cat", negative_prompt="a dog").requests
+    [request] = tiny.jobs.generate("a cat", GenerateOptions(negative_prompt="a dog")).requests
     words = Document((Text("a dog"),))
     assert request.extra_prompts == [tiny.prompts.ids(words, draw_ids)]
-    [plain] = tiny.job("generate", "a cat").requests
+    [plain] = tiny.jobs.generate("a cat").requests
     assert request.prompt == plain.prompt and request.extra_prompts != plain.extra_prompts
-    [empty] = tiny.job("generate", "a cat", negative_prompt=" ").requests
+    [empty] = tiny.jobs.generate("a cat", GenerateOptions(negative_prompt=" ")).requests
     assert empty.extra_prompts == plain.extra_prompts
     drawn = tiny.generate("a cat", n=8, guidance=4.0)
     assert drawn != tiny.generate("a cat", n=8, guidance=4.0, negative_prompt="a dog")
@@ -186,18 +185,18 @@ def test_a_negative_prompt_takes_the_place_of_nothing(tiny: CM3):
 
 def test_a_negative_prompt_brings_its_guidance_where_guidance_is_off(tiny: CM3):
     guided = {
-        scale: tiny.job("generate", "a cat", guidance=scale, negative_prompt="a dog").requests[0].guide
+        scale: tiny.jobs.generate("a cat", GenerateOptions(guidance=scale, negative_prompt="a dog")).requests[0].guide
         for scale in (0.5, 1.0, NEGATIVE_GUIDANCE, 4.0)
     }
     assert guided[1.0] == guided[NEGATIVE_GUIDANCE] == ClassifierFree(image=NEGATIVE_GUIDANCE)
     assert guided[0.5] == ClassifierFree(image=0.5) and guided[4.0] == ClassifierFree(image=4.0)
-    [empty] = tiny.job("generate", "a cat", guidance=1.0, negative_prompt=" ").requests
+    [empty] = tiny.jobs.generate("a cat", GenerateOptions(guidance=1.0, negative_prompt=" ")).requests
     assert empty.guide == ClassifierFree(image=1.0)
 
 
 def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, pictures: list[PIL_Image.Image]):
-    [request] = tiny.job("generate", "a cat", references=pictures[:2], guidance=1.0).requests
-    shown = [tiny.processor.image(picture) for picture in pictures[:2]]
+    [request] = tiny.jobs.generate("a cat", GenerateOptions(references=pictures[:2], guidance=1.0)).requests
+    shown = [tiny.processor.encode(picture) for picture in pictures[:2]]
     assert request.prompt == tiny.prompts.ids(Document((Text("a cat"), *shown)), draw_ids)
     drawn = [tiny.generate("a cat", references=some, seed=1, guidance=1.0)[0] for some in (pictures[:1], pictures[1:2])]
     assert drawn[0] != drawn[1]
@@ -207,8 +206,8 @@ def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, pictures:
     ("options", "error"),
     [
         (dict(negative_prompt=3), "the negative prompt must be"),
-        (dict(references="a.png"), "references must be a list of pictures"),
-        (dict(references=[None]), "each of the references must be one picture"),
+        (dict(references="a.png"), "references must be a list of images"),
+        (dict(references=[None]), "each of the references must be one image"),
         (dict(references=["none.png"]), "none.png: cannot be read"),
     ],
 )

@@ -1,6 +1,7 @@
 """Words that the model has read, in whatever spelling."""
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cm3 import CM3
+from cm3.engine.options import EditOptions, GenerateOptions, InfillOptions
 from cm3.tasks.known_words import KnownWords, words_of
 
 KNOWN = KnownWords(["a red apple", "two cats on grass", "القطة السوداء", "buses"])
@@ -146,26 +148,52 @@ def test_all_that_is_said_of_a_picture_is_put_so(tiny: CM3, pictures: list[Image
     model, box, picture = spoken(tiny), (0.1, 0.2, 0.5, 0.6), pictures[0]
     mask = Image.new("L", picture.size)
     mask.paste(255, (4, 4, 8, 8))
-    calls: list[tuple[str, list[Any], list[Any], dict[str, Any], dict[str, Any]]] = [
-        ("generate", ["A CAT!"], ["a cat"], {}, {}),
-        ("generate", [["Cats", "dog"]], [["a cat", "a dog"]], {"best_of": 2}, {"best_of": 2}),
-        ("generate", ["On BLUE"], ["on blue"], {"boxes": [("CATS", box)]}, {"boxes": [("a cat", box)]}),
-        ("generate", ["cat"], ["a cat"], {"negative_prompt": "DOGS"}, {"negative_prompt": "a dog"}),
-        ("generate", ["cat"], ["a cat"], {"structure": picture}, {"structure": picture}),
-        ("infill", [picture, mask, "Cat!"], [picture, mask, "a cat"], {}, {}),
-        ("edit", [picture, "Make it BLUE!"], [picture, "make it blue"], {}, {}),
+    ranked: list[str] = []  # what candidates are ranked by
+
+    def best(words: str, codes: Any) -> int:
+        ranked.append(words)
+        return 0
+
+    jobs, plainly = replace(model.jobs, best=best), replace(tiny.jobs, best=best)
+    calls: list[tuple[str, Any, list[Any], list[Any], dict[str, Any], dict[str, Any]]] = [
+        ("generate", GenerateOptions, ["A CAT!"], ["a cat"], {}, {}),
+        ("generate", GenerateOptions, [["Cats", "dog"]], [["a cat", "a dog"]], {"best_of": 2}, {"best_of": 2}),
+        (
+            "generate",
+            GenerateOptions,
+            ["On BLUE"],
+            ["on blue"],
+            {"boxes": [("CATS", box)]},
+            {"boxes": [("a cat", box)]},
+        ),
+        ("generate", GenerateOptions, ["cat"], ["a cat"], {"negative_prompt": "DOGS"}, {"negative_prompt": "a dog"}),
+        ("generate", GenerateOptions, ["cat"], ["a cat"], {"structure": picture}, {"structure": picture}),
+        ("infill", InfillOptions, [picture, mask, "Cat!"], [picture, mask, "a cat"], {}, {}),
+        ("edit", EditOptions, [picture, "Make it BLUE!"], [picture, "make it blue"], {}, {}),
     ]
-    for task, said, put, options, as_put in calls:
-        job, expected = model.job(task, *said, **options), tiny.job(task, *put, **as_put)
-        assert job.requests == expected.requests and job.wished == expected.wished, (task, said)
-        plain = model.job(task, *said, **options, normalise=False)
-        assert plain.requests == tiny.job(task, *said, **options, normalise=False).requests
-        assert plain.requests != job.requests
+    for task, kind, said, put, options, as_put in calls:
+        if task == "generate":
+            options, as_put = {"best_of": 2, **options}, {"best_of": 2, **as_put}
+        job, expected = (
+            getattr(jobs, task)(*said, options=kind(**options)),
+            getattr(plainly, task)(*put, options=kind(**as_put)),
+        )
+        requests = job.requests
+        assert requests == expected.requests, (task, said)
+        model.run(job)
+        words = ranked[:]
+        ranked.clear()
+        tiny.run(expected)
+        assert words == ranked and bool(words) == (task == "generate"), (task, said)
+        ranked.clear()
+        plain = getattr(jobs, task)(*said, options=kind(**options, normalise=False))
+        assert plain.requests == getattr(plainly, task)(*said, options=kind(**options, normalise=False)).requests
+        assert plain.requests != requests
 
 
 def test_questions_are_asked_as_they_are(tiny: CM3, pictures: list[Image.Image]):
-    asked = spoken(tiny).job("answer", pictures[0], "Is it a CAT?").requests
-    assert asked == tiny.job("answer", pictures[0], "Is it a CAT?").requests
+    asked = spoken(tiny).jobs.answer(pictures[0], "Is it a CAT?").requests
+    assert asked == tiny.jobs.answer(pictures[0], "Is it a CAT?").requests
 
 
 def test_the_warning_sees_what_the_model_reads(tiny: CM3):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cm3 import CM3
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, ThreeWay
-from cm3.engine.options import MAX_SEED, GenerationOptions, SamplingConfig
+from cm3.engine.options import MAX_SEED, EditOptions, GenerateOptions, SamplingConfig
 from cm3.engine.request import Request
 from cm3.tasks.prompts import CANDIDATE, MAX_TEXT, Prompts, candidate_seed, ways_of
 from cm3.tokens.document import HOLE, Answer, Document, Image, Mask, Text
@@ -18,14 +18,15 @@ from cm3.tokens.masking import rotate
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 
-SAMPLING = SamplingConfig(0.8, top_p=0.9)
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.9)
 PICTURE = Image(torch.arange(16).view(4, 4))
 HOLED = Image(PICTURE.codes.masked_fill(torch.eye(4, dtype=torch.bool), HOLE))
 APPLE = Document((Text("a red apple"),))
 
 
-def options(decoding: Any, n: int = 1, best_of: int = 1, seed: int = 0) -> GenerationOptions:
-    return GenerationOptions(n, best_of, seed, 0.8, 0.9, guidance=3.0, decoding=decoding, contrast=(4, 0.5))
+def options(decoding: Any, n: int = 1, best_of: int = 1, seed: int = 0) -> GenerateOptions:
+    drawn = dict(n=n, best_of=best_of, seed=seed, temperature=0.8, top_p=0.9)
+    return GenerateOptions(guidance=3.0, decoding=decoding, contrast=(4, 0.5), **drawn)
 
 
 TOKENIZER = TextTokenizer.train(["abcdefgh"] * 9, vocab_size=270, min_frequency=2)
@@ -72,7 +73,7 @@ def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests:
 
 
 def test_an_edit_has_three_lanes(requests: Prompts, lanes):
-    asked = GenerationOptions(image_guidance=1.5, text_guidance=3.0, temperature=0.7, seed=5)
+    asked = EditOptions(image_guidance=1.5, text_guidance=3.0, temperature=0.7, seed=5, keep=0)
     one = requests.edit(" make it blue ", PICTURE, asked)
     assert (one.guide, one.sampling, one.seed) == (ThreeWay(1.5, 3.0), asked.sampling, 5)
     assert one.expected is None and one.logit_bias == 0
@@ -86,7 +87,7 @@ def test_an_edit_has_three_lanes(requests: Prompts, lanes):
 
 
 def test_an_edit_expects_the_codes_of_its_source(requests: Prompts, tiny: CM3):
-    one = requests.edit("make it blue", PICTURE, GenerationOptions(keep=2.5))
+    one = requests.edit("make it blue", PICTURE, EditOptions(keep=2.5))
     assert one.expected == tiny.vocab.code_to_id(PICTURE.codes.flatten().tolist()) and one.logit_bias == 2.5
 
 
@@ -168,7 +169,7 @@ def test_seeds_of_candidates_stay_seeds():
 def test_both_ways_of_decoding_take_turns_by_the_seed(requests: Prompts):
     free, contrastive = ways_of(options("both"))
     assert free == (ClassifierFree(image=3.0), SAMPLING)
-    assert contrastive == (ContrastiveTopK(4, 0.5), SamplingConfig(0.8))
+    assert contrastive == (ContrastiveTopK(4, 0.5), SamplingConfig(temperature=0.8))
     for seed in (4, 5):
         made = requests.drawings(APPLE, options("both", 4, 1, seed))
         assert [one.guide for one in made] == [(free, contrastive)[(seed + i) % 2][0] for i in range(4)]
@@ -180,7 +181,7 @@ def test_seeds_and_ways_out_of_range_are_refused(requests: Prompts):
     for seed in (-1, MAX_SEED):
         for ask in (
             lambda seed=seed: requests.drawings(APPLE, options("top-p", 1, 1, seed)),
-            lambda seed=seed: requests.edit("a", PICTURE, GenerationOptions(seed=seed)),
+            lambda seed=seed: requests.edit("a", PICTURE, EditOptions(seed=seed)),
             lambda seed=seed: requests.hole(Document((HOLED,)), 1.0, SAMPLING, seed),
             lambda seed=seed: requests.text("a", PICTURE, SAMPLING, seed),
             lambda seed=seed: requests.more(APPLE, ClassifierFree(), SAMPLING, 9, seed),
@@ -227,17 +228,17 @@ def test_the_densest_text_that_fits_is_taken_and_a_character_more_is_not():
 
 
 def test_guidance_is_checked_where_it_does_not_count_too(requests: Prompts):
-    with pytest.raises(ValueError, match="scale of guidance must be 0 or more .* -1"):
+    with pytest.raises(ValueError, match="the image scale of guidance is -1.0, but must be 0 to 1,000,000"):
         requests.hole(Document((HOLED,)), -1.0, SAMPLING, 0)
 
 
 def test_pictures_of_another_grid_are_refused(requests: Prompts):
     small = Image(torch.tensor([[1, HOLE], [3, 4]]))
     for ask in (
-        lambda: requests.edit("a", small, GenerationOptions()),
+        lambda: requests.edit("a", small, EditOptions()),
         lambda: requests.hole(Document((small,)), 1.0, SAMPLING, 0),
         lambda: requests.text("a", small, SAMPLING, 0),
         lambda: requests.more(Document((small, Mask())), ClassifierFree(), SAMPLING, 9, 0),
     ):
-        with pytest.raises(ValueError, match=r"a picture of 2 x 2 codes: the model's pictures have 4 x 4"):
+        with pytest.raises(ValueError, match=r"an image of 2 x 2 codes: the model's images have 4 x 4"):
             ask()

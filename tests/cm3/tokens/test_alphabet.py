@@ -6,6 +6,7 @@ from PIL import Image
 
 from cm3 import CM3
 from cm3.engine.engine import generate_naive
+from cm3.engine.options import CaptionOptions
 from cm3.tokens.alphabet import SCRIPTS, Alphabet, Written, alphabets, belongs
 from cm3.tokens.text_tokenizer import TextTokenizer
 
@@ -63,19 +64,29 @@ def test_letters_are_legal_byte_by_byte_or_not_begun(char: str, language: str):
 @pytest.mark.parametrize("long", [False, True])
 def test_a_caption_is_in_one_language(tiny: CM3, pictures: list[Image.Image], language: str, long: bool):
     """Random weights write whatever is legal."""
-    texts = tiny.caption(pictures, language, temperature=5.0, long=long)
+    texts = tiny.caption(pictures, language=language, temperature=5.0, long=long)
     outside = ["".join(text.split('"')[::2]).replace("\ufffd", "") for text in texts]
     assert any(map(str.isalpha, "".join(outside)))
     assert all(belongs(char, SCRIPTS[language]) for text in outside for char in text)
 
 
 def test_the_naive_generator_writes_the_same_letters(tiny: CM3, pictures: list[Image.Image]):
-    job = tiny.job("caption", pictures[:2], "ar", temperature=2.0)
-    assert tiny.run(job.requests) == generate_naive(tiny.model, tiny.vocab, job.requests, tiny.grid)
+    job = tiny.jobs.caption(pictures[:2], CaptionOptions(language="ar", temperature=2.0))
+    assert tiny.run_requests(job.requests) == generate_naive(tiny.model, tiny.vocab, job.requests, tiny.grid)
+
+
+def test_a_byte_that_no_letter_of_the_language_follows_is_not_begun(tiny: CM3):
+    """0xE0 begins characters from U+0800 on: Arabic ones, and no Latin one."""
+    byte = next(id for id, data in Alphabet(tiny.text_tokenizer, "en").bytes.items() if data == b"\xe0")
+    for language, begun in (("en", False), ("ar", True)):
+        alphabet = Alphabet(tiny.text_tokenizer, language)
+        assert bool(alphabet.legal(Written())[byte]) == begun
+        if begun:
+            assert alphabet.legal(Written(begun=b"\xe0")).any()
 
 
 def test_an_answer_may_be_in_any_language(tiny: CM3, pictures: list[Image.Image]):
-    [request] = tiny.job("answer", pictures[0], "What does the sign say?").requests
+    [request] = tiny.jobs.answer(pictures[0], "What does the sign say?").requests
     assert request.alphabet is None
 
 

@@ -7,7 +7,7 @@ import torch
 
 from checkout import ROOT
 from cm3 import CM3
-from cm3.engine.options import GenerationOptions, SamplingConfig
+from cm3.engine.options import EditOptions, SamplingConfig
 from cm3.tokens import encoding as spelling
 from cm3.tokens.document import Answer, Document, Image, Text
 from cm3.tokens.encoding import encode, parts, picture_spans
@@ -59,7 +59,7 @@ def test_a_new_special_token_is_one_edit(tiny: CM3):
         "drawn documents": writer.ids[writer.offsets[0] : writer.offsets[1]].tolist(),
         "asked documents": writer.ids[writer.offsets[1] :].tolist(),
         "captions": tiny.prompts.text("Caption: ", image, sampling, 0).prompt,
-        "edits": tiny.prompts.edit("red", image, GenerationOptions()).prompt,
+        "edits": tiny.prompts.edit("red", image, EditOptions()).prompt,
         "benchmark": with_hole(view, torch.ones(4, 4), "left", tiny).ids,
         "benchmark, captions": caption_prompt(view, "en", True, tiny),
     }

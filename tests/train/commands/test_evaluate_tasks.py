@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from cm3 import CM3
-from cm3.engine.options import GENERATE
 from cm3.tokens.vocab import Vocab
 from drawings import SHAPES, drawn_things
 from tokenizer_image import ImageTokenizer
 from train import evaluate_tasks
-from train.evaluate_tasks import evaluate, fill, requests_of, tell
+from train.evaluate_tasks import TaskOptions, evaluate, fill, requests_of, tell
 from train.evaluation import task_cases as trials
 from train.evaluation import task_metrics as marks
 from train.evaluation.judge import Judge
@@ -341,7 +340,7 @@ def test_a_document_is_asked_for_as_it_was_learnt(tiny: CM3, split):
     studio = replace(studio_of("familiar", drawn_things(), [], size, NAMES), words=WORDS)
     for task, pictures in (("recolour", 1), ("edges", 1), ("grounded", 0), ("write sign", 0)):
         [one] = examples(tiny.image_tokenizer, studio, task, 1)
-        [request] = requests_of(tiny, [one], GENERATE)
+        [request] = requests_of(tiny, [one], TaskOptions(keep=0))
         words = vocab.text_to_ids(tiny.text_tokenizer.encode(one.made.words))
         source = [vocab.image, *vocab.code_to_id(one.codes[0].flatten().tolist()), vocab.end_image] if pictures else []
         assert request.prompt == [vocab.eos, *words, vocab.break_, *source, vocab.image]
@@ -356,7 +355,7 @@ def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypat
     some = [one._replace(holes=corner) for one in some]
     drawn: list[Tensor] = []
     monkeypatch.setattr(evaluate_tasks, "pictures_of", lambda model, codes: drawn.extend(codes) or list(codes))
-    ways = fill(tiny, some, GENERATE)
+    ways = fill(tiny, some, TaskOptions(keep=0))
     assert list(ways) == [
         "filled",
         "filled without words",

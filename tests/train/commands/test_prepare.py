@@ -508,11 +508,11 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
     shards, model = Shards(tmp_path / "out"), CM3.from_pretrained(tmp_path / "ours", device="cpu")
     vocab = shards.vocab()
     assert vocab == model.vocab
-    picture = model.processor.image(root / "0.png")
+    picture = model.processor.encode(root / "0.png")
     for number, (form, prompt) in enumerate(
         (
-            (DRAW, model.job("generate", CAPTIONS[0]).requests[0].prompt),
-            (TELL, model.job("caption", root / "0.png").requests[0].prompt),
+            (DRAW, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
+            (TELL, model.jobs.caption(root / "0.png").requests[0].prompt),
         )
     ):
         stored = shards.document(number)

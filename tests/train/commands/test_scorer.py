@@ -15,7 +15,7 @@ from PIL import Image as PIL_Image
 
 from checkpoint_files import same_tensors
 from cm3 import CM3
-from cm3.engine.options import GenerationOptions
+from cm3.engine.options import GenerateOptions
 from cm3.model.scorer import Scorer
 from cm3.tokens.document import Document, Image, Text
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -253,7 +253,7 @@ def test_the_best_of_several_drawings_is_measured(
     monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)
     trained = Scorer.from_pretrained(run / "model")
     measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, count=4)
-    result = measure(GenerationOptions(n=3))
+    result = measure(GenerateOptions(n=3))
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
         assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
@@ -261,10 +261,10 @@ def test_the_best_of_several_drawings_is_measured(
     assert sheet.size == (LABEL + 5 * 18, 4 * 18)
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
-    again = measure(GenerationOptions(n=3))
+    again = measure(GenerateOptions(n=3))
     assert again["picked"] == result["picked"]
     with pytest.raises(ValueError, match="at least 2 drawings"):
-        measure(GenerationOptions(n=1))
+        measure(GenerateOptions(n=1))
 
 
 def test_choosing_takes_the_drawing_that_is_thought_best():

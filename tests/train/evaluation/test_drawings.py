@@ -1,7 +1,7 @@
 """Figures of drawings: how they are asked for, what a near copy is, and whose style the judge leaves out."""
 
 import itertools
-from dataclasses import replace
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from cm3 import CM3
-from cm3.engine.options import GENERATE, GenerationOptions
-from cm3.tasks.jobs import Job
-from cm3.tasks.runner import Runner
+from cm3.engine.options import GenerateOptions
+from cm3.tasks.reranking import best_of_each
 from train.evaluation import concepts
 from train.evaluation.concepts import SplitPicture, judged_concepts
 from train.evaluation.drawings import Asked, Gallery, asked, nearest
@@ -51,24 +50,23 @@ class Painter:
     """Draws what `shades` says of each prompt, 90 lighter with each further candidate; a picture's codes are its
     pixels."""
 
-    picked = Runner.picked
-
     def __init__(self, shades: dict[str, int]):
-        self.jobs = SimpleNamespace(generate=self.generate)
-        self.draw_codes = lambda requests: [torch.full((2, 2), shades[prompt] + 90 * j) for prompt, j in requests]
+        self.shades = shades
+        self.jobs = SimpleNamespace(draw=self.draw)
+        self.run = lambda codes: codes
         self.image_tokenizer = SimpleNamespace(
             encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some]),
             decode=lambda codes: [picture(int(one[0, 0])) for one in codes],
         )
 
-    def generate(self, prompts: list[str], options: GenerationOptions) -> Job:
+    def draw(self, prompts: list[str], options: GenerateOptions) -> list[torch.Tensor]:
         drawn = itertools.product(prompts, range(options.n), range(options.best_of))
-        wished = [prompt for prompt in prompts for _ in range(options.n)]
-        requests: Any = [(prompt, j) for prompt, _, j in drawn]
-        return Job(requests, lambda _, codes: picture(int(codes[0, 0])), wished)
+        wanted = [prompt for prompt in prompts for _ in range(options.n)]
+        codes = [torch.full((2, 2), self.shades[prompt] + 90 * j) for prompt, _, j in drawn]
+        return best_of_each(wanted, codes, self.best)
 
-    def best(self, words: str, codes: list[torch.Tensor]) -> int:
-        return int((torch.stack(codes)[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())
+    def best(self, words: str, codes: Sequence[torch.Tensor]) -> int:
+        return int((torch.stack([*codes])[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())
 
 
 def gallery(shades: dict[str, int], unseen: list[SplitPicture] | None = None) -> Gallery:
@@ -92,18 +90,18 @@ def test_prompts_name_the_style_or_not_in_either_language():
 def test_right_drawings_are_found_and_copies_are_counted():
     wanted = [real("cat", "noto"), real("dog", "noto")]
     shades = {"cat in the noto style": 90, "dog in the noto style": 184}  # one is a copy, one is not
-    figures, shown = gallery(shades).drawn(asked(wanted), replace(GENERATE, n=3))
+    figures, shown = gallery(shades).drawn(asked(wanted), GenerateOptions(n=3))
     assert len(shown) == figures["pictures"] == 2 * 3
     assert figures["shades"] == {"top1": 1.0, "top5": 1.0, "place": 1.0} and figures["near copies"] == 0.5
 
 
 def test_a_drawing_of_another_thing_is_not_found(monkeypatch: pytest.MonkeyPatch):
-    figures, _ = gallery({"cat in the noto style": 0}).drawn(asked([real("cat", "noto")]), GENERATE)
+    figures, _ = gallery({"cat in the noto style": 0}).drawn(asked([real("cat", "noto")]), GenerateOptions())
     assert figures["shades"]["top1"] == 0
 
 
 def test_each_drawing_is_the_best_of_its_candidates():
-    cats, options = asked([real("cat", "noto")]), replace(GENERATE, n=2, best_of=3)
+    cats, options = asked([real("cat", "noto")]), GenerateOptions(n=2, best_of=3)
     figures, shown = gallery({"cat in the noto style": 0}).drawn(cats, options)
     assert [shade_of(one) for one in shown] == [90, 90] and figures["shades"]["top1"] == 1
 
@@ -113,7 +111,7 @@ def test_a_copy_does_not_stand_for_itself_where_no_style_is_asked_for():
     odd: Any = SplitPicture(picture(181), {"code": "cat", "style": "noto", "name": {"en": "cat", "ar": "tac"}})
     judges = {"shades": cast(Judge, Shades())}
     some = Gallery(cast(CM3, Painter({"cat": 181})), [odd, *TRAIN], [], judges)
-    figures, _ = some.drawn(asked([real("cat", "noto")], styled=False), GENERATE)
+    figures, _ = some.drawn(asked([real("cat", "noto")], styled=False), GenerateOptions())
     assert figures["near copies"] == 1.0 and figures["shades"]["top1"] == 0  # cats of other styles are far away
 
 

@@ -77,7 +77,7 @@ class Tasks:
         return to(document, self.model.vocab, self.model.text_tokenizer, **options)
 
     def _run(self, requests: list[Request], batch: int = 64) -> list[list[int]]:
-        return [ids for i in range(0, len(requests), batch) for ids in self.model.run(requests[i : i + batch])]
+        return [ids for i in range(0, len(requests), batch) for ids in self.model.run_requests(requests[i : i + batch])]
 
     def write(self, prompts: Sequence[str], sampling: SamplingConfig, seed: int = 0, most: int = 96) -> list[str]:
         """The text that follows each prompt."""
