@@ -17,8 +17,8 @@ def split_tiles(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[-2:]
     if not side or height % side or width % side:
         return x
-    grid = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, rows, side, columns, side]
-    return grid.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    grid = x.reshape(*x.shape[:2], height // side, side, width // side, side)  # [B, C, rows, side, columns, side]
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, x.shape[1], side, side)
 
 
 def join_tiles(tiles: Tensor, height: int, width: int) -> Tensor:
@@ -26,8 +26,9 @@ def join_tiles(tiles: Tensor, height: int, width: int) -> Tensor:
     side = tiles.shape[-1]
     if tiles.shape[-2:] == (height, width):
         return tiles
-    grid = tiles.unflatten(0, (-1, height // side, width // side))  # [B, rows, columns, C, side, side]
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, tiles.shape[1], height, width)
+    channels = tiles.shape[1]
+    grid = tiles.reshape(-1, height // side, width // side, channels, side, side)  # [B, rows, columns, C, side, side]
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
 
 class CellBlock(nn.Module):

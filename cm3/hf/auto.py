@@ -7,6 +7,9 @@ Without it, or without this package, `trust_remote_code=True` opens a saved fold
 `import cm3` does not register, because the Auto classes take seconds to import.
 """
 
+# transformers' Auto classes have no types.
+# pyright: reportUnknownMemberType=false
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,

@@ -55,6 +55,7 @@ from cm3.serving.schemas import (
     png,
 )
 from cm3.tasks.job import Job, Piece
+from cm3.tasks.jobs import listed
 
 log = logging.getLogger("cm3.serving.app")
 
@@ -100,10 +101,10 @@ class Service:
         self.safety.check_pictures([image])
         return image
 
-    def draw(self, ticket: Ticket, job: Job[list[PIL_Image.Image]] | Job[PIL_Image.Image]) -> list[PIL_Image.Image]:
+    def draw(self, ticket: Ticket, job: Job[Any]) -> list[PIL_Image.Image]:
         """The job's images, if there is time for them. Errors: Gone, TooLate, Refusal."""
         result = self.model.run(job, ticket.watch)
-        images = result if isinstance(result, list) else [result]
+        images: list[PIL_Image.Image] = listed(result)
         self.safety.check_pictures(images)
         self.meters.pictures.inc(len(images))
         return images

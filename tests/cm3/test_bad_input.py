@@ -449,7 +449,7 @@ def test_pictures_and_questions(tiny: CM3, pictures: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="question is empty"):
         tiny.answer(pictures[0], " ")
     with pytest.raises(ValueError, match="language is 'xx', but must be one of en, ar"):
-        tiny.caption(pictures[0], language="xx")
+        tiny.caption(pictures[0], language="xx")  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_arrays_tensors_and_files_are_one_picture_each(tiny: CM3, tmp_path: Path):
