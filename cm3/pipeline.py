@@ -272,8 +272,7 @@ class CM3:
     def caption(self, image: Any, options: CaptionOptions) -> Any:
         """Describe an image. A list of images gives a list; an iterator gives an iterator, which takes `batch` images
         at a time. For folders of files see cm3.captioning.run."""
-        iterated = isinstance(image, Iterator) and not hasattr(image, "read")  # an open file is one image
-        return self._captions(image, options) if iterated else self.run(self.jobs.caption(image, options))
+        return self._captions(image, options) if is_iterator(image) else self.run(self.jobs.caption(image, options))
 
     def _captions(self, images: Iterator[Picture], options: CaptionOptions) -> Iterator[str]:
         while some := list(islice(images, options.batch)):
@@ -371,6 +370,11 @@ class CM3:
         logits = self.model(input_ids=ids[None].to(self.model.device)).logits[0, :-1].float().cpu()  # [T - 1, V]
         log_probs = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
         return Score(ids[1:], log_probs)
+
+
+def is_iterator(value: Any) -> bool:
+    """Whether a value gives several images one by one. An open file is one image."""
+    return isinstance(value, Iterator) and not hasattr(value, "read")
 
 
 def noted(ids: Iterable[tuple[int, int]], new: list[list[int]]) -> Iterator[tuple[int, int]]:

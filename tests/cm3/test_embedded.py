@@ -13,7 +13,7 @@ from cm3 import CM3
 from train.evaluate import captions
 from train.evaluation.concepts import SplitPicture, load_split
 
-FOLDERS = [Path(package.__path__[0]) / "models" / "emoji" for package in (cm3, tokenizer_image)]
+FOLDERS = [Path(package.__path__[0]) / "pretrained" / "emoji" for package in (cm3, tokenizer_image)]
 
 
 @pytest.fixture(scope="module")

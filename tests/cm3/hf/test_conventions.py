@@ -290,7 +290,7 @@ def test_generate_draws_what_the_pipeline_draws(scale: float, processor: Any, mu
     ids = multimodal.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=scale)
     guide = ClassifierFree(image=scale)
     for row, words in zip(ids, ("a red apple", "a cow in the noto style"), strict=True):
-        request = emoji.prompts.picture(Document((Text(words),)), [emoji.prompts.nothing], guide, GREEDY, 0)
+        request = emoji.prompts.image(Document((Text(words),)), [emoji.prompts.nothing], guide, GREEDY, 0)
         assert codes_of(row, emoji) == emoji.draw_codes([request])[0].flatten().tolist()
     pictures = processor.post_process_multimodal_output(multimodal.decode_image_tokens(ids), generation_mode="image")
     assert [picture.size for picture in pictures] == [emoji.image_tokenizer.size] * 2

@@ -25,7 +25,7 @@ APPLE = Document((Text("a red apple"),))
 
 
 def options(decoding: Any, n: int = 1, best_of: int = 1, seed: int = 0) -> GenerateOptions:
-    drawn = dict(n=n, best_of=best_of, seed=seed, temperature=0.8, top_p=0.9)
+    drawn: dict[str, Any] = dict(n=n, best_of=best_of, seed=seed, temperature=0.8, top_p=0.9)
     return GenerateOptions(guidance=3.0, decoding=decoding, contrast=(4, 0.5), **drawn)
 
 
