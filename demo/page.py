@@ -18,17 +18,17 @@ from demo.uploads import NOT_UPLOADED, Page, uploaded
 from demo.words import Say
 
 TITLE = "CM3leon"
-KEPT_SECONDS = 3600  # files of finished pictures; drawn on the way, they leave none
+KEPT_SECONDS = 3600  # files of finished images; drawn on the way, they leave none
 LANES, WAITING = 8, 64  # pieces of work under way, and waiting
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train" / "shard-00000.tar"
-EXAMPLES = 8  # pictures
+EXAMPLES = 8  # images
 TABS = {
     **{"draw": draw, "edit": edit, "fill": fill, "describe": describe},
     **{"ask": ask, "write": write, "look": look},
 }
-PLACES = len(TABS) - 1  # where a picture goes: all tabs but the first, to the editor by way of a state
+PLACES = len(TABS) - 1  # where an image goes: all tabs but the first, to the editor by way of a state
 CSS = """
-.picture img, .preview img { width: 100%; height: 100%; object-fit: contain; }
+.image img, .preview img { width: 100%; height: 100%; object-fit: contain; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
 .preview .sheet, .drawings .grid-container { max-width: 390px; margin: auto; grid-template-columns: 1fr 1fr; }
 .preview .sheet:has(img:only-child) { grid-template-columns: 1fr; max-width: 340px; }
@@ -71,7 +71,7 @@ def build(model: CM3) -> gr.Blocks:
 
 def fill_page(model: CM3, say: Say) -> None:
     with gr.Column(elem_classes=["page", say.language]):
-        taken = gr.State()  # a picture that was clicked and is not yet in the editor
+        taken = gr.State()  # an image that was clicked and is not yet in the editor
         gr.Markdown(say("about"))
         with gr.Tabs() as tabs:
             made: dict[str, parts.Tab] = {}
@@ -105,12 +105,12 @@ def fill_page(model: CM3, say: Say) -> None:
                 one.use.click(lambda picture: (picture,) * PLACES, one.result, places, api_visibility="private")
         for name, button in buttons.items():
             button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, api_visibility="private")
-        # The editor takes a picture only while it is seen.
+        # The editor takes an image only while it is seen.
         items["fill"].select(handed_over, taken, [made["fill"].source, taken], api_visibility="private")
 
 
 def clicked(event: gr.SelectData) -> tuple[str, ...]:
-    """A picture that was clicked goes to all tabs. What was clicked is what the request says: it is looked at."""
+    """An image that was clicked goes to all tabs. What was clicked is what the request says: it is looked at."""
     try:
         path = event.value["image"]["path"]
     except (KeyError, TypeError):
@@ -119,5 +119,5 @@ def clicked(event: gr.SelectData) -> tuple[str, ...]:
 
 
 def handed_over(picture: Any) -> Any:
-    """A clicked picture goes to the editor once, and what was painted there stays else."""
+    """A clicked image goes to the editor once, and what was painted there stays else."""
     return gr.skip() if picture is None else (picture, None)

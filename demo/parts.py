@@ -19,7 +19,7 @@ from cm3.tasks.job import Piece
 from demo.uploads import UploadedImage
 from demo.words import Say
 
-HEIGHT = 340  # of a picture that is worked on, in pixels
+HEIGHT = 340  # of an image that is worked on, in pixels
 MAX_TEXT = 500  # characters
 MAX_SECONDS = 60.0  # of one piece of work
 MAX_SEED = 2**31
@@ -66,7 +66,7 @@ def seed_of(dice: bool, seed: float | None) -> int:
 
 @dataclass(frozen=True)
 class Tab:
-    """What other tabs have to do with one: where a picture may be put, what it made and the button to take that
+    """What other tabs have to do with one: where an image may be put, what it made and the button to take that
     elsewhere, and galleries to take from."""
 
     source: Any = None
@@ -85,7 +85,7 @@ class Clock:
 
 
 def tag(picture: Image.Image) -> str:
-    """An <img> that holds the picture itself: what is drawn on the way leaves no file."""
+    """An <img> that holds the image itself: what is drawn on the way leaves no file."""
     data = BytesIO()
     picture.save(data, "PNG", compress_level=1)
     return f'<img alt="" src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
@@ -96,13 +96,13 @@ def sheet(pictures: Iterable[Image.Image]) -> str:
 
 
 def paragraphs(items: Iterable[str | Image.Image]) -> str:
-    """Texts and pictures in their order."""
+    """Texts and images in their order."""
     parts = (tag(item) if isinstance(item, Image.Image) else f"<p>{html.escape(item)}</p>" for item in items)
     return f'<div class="document">{"".join(parts)}</div>'
 
 
 def picture_input(label: str) -> UploadedImage:
-    """The picture as it is: the pipeline crops and scales it."""
+    """The image as it is: the pipeline crops and scales it."""
     return UploadedImage(
         label=label,
         type="pil",

@@ -1,4 +1,4 @@
-"""Pictures that visitors send: they come from the folder of uploads and are small enough before they are decoded,
+"""Images that visitors send: they come from the folder of uploads and are small enough before they are decoded,
 whatever a request says.
 
 gradio checks the path of a file only where the request calls it one; what a request says here is believed nowhere.
@@ -22,7 +22,7 @@ from tokenizer_image.pixels import MAX_PIXELS, open_image
 MAX_LAYERS = 8
 MAX_BYTES = 20_000_000  # of an upload
 MAX_PAINTINGS = 32  # that were sent and are not yet asked about
-NOT_UPLOADED = "This picture was not uploaded here: upload it, or click a drawing."
+NOT_UPLOADED = "This image was not uploaded here: upload it, or click a drawing."
 UNREADABLE = "This request cannot be read: use the fields as the page shows them."
 
 log = logging.getLogger("demo")
@@ -41,7 +41,7 @@ def uploaded(path: str | None) -> Path:
 
 
 def opened(source: Path | bytes | None) -> Image.Image:
-    """The picture, with its transparency. Errors: gr.Error, which names no path."""
+    """The image, with its transparency. Errors: gr.Error, which names no path."""
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         return open_image(data, MAX_PIXELS, ground=None)  # pyright: ignore[reportArgumentType]  # None is refused there
@@ -67,7 +67,7 @@ class Page(gr.Blocks):
 
 
 class UploadedImage(gr.Image):
-    """A picture that a visitor chose, as a PIL image."""
+    """An image that a visitor chose, as a PIL image."""
 
     def get_block_name(self) -> str:
         return "image"  # the page draws it as gradio's own
@@ -91,7 +91,7 @@ class UploadedFiles(gr.File):
 
 
 class PaintedImage(gr.ImageMask):
-    """A picture and what a visitor painted on it: {"background": picture, "layers": [paint ...], "composite": None}."""
+    """An image and what a visitor painted on it: {"background": image, "layers": [paint ...], "composite": None}."""
 
     def get_block_name(self) -> str:
         return "imageeditor"
@@ -106,7 +106,7 @@ class PaintedImage(gr.ImageMask):
         if index != "null" and not (index.isdecimal() and int(index) < MAX_LAYERS):
             raise gr.Error(f"at most {MAX_LAYERS} layers of paint", print_exception=False)
         if any(len(file) > MAX_BYTES for _, file in data.files):
-            raise gr.Error(f"a picture may have {MAX_BYTES:,} bytes", print_exception=False)
+            raise gr.Error(f"an image may have {MAX_BYTES:,} bytes", print_exception=False)
         while len(self.blob_storage) >= MAX_PAINTINGS:
             self.blob_storage.pop(next(iter(self.blob_storage)))
         super().accept_blobs(data)

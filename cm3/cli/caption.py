@@ -14,7 +14,7 @@ from cm3.captioning.sinks import Beside, Existing, Nowhere, Sink
 from cm3.captioning.tables import open_table
 from cm3.checks import check_choice
 from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load, option_of
-from cm3.cli.files import check_pictures, plain
+from cm3.cli.files import check_images, plain
 from cm3.engine.options import CaptionOptions, Language
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def caption(
     asks = Asks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
     many = any(map(is_many, sources))
     if not many:
-        check_pictures(*sources)
+        check_images(*sources)
     ending = extension or (".txt" if many and out is None else None)
     sink = sink_of(asks, out, ending, existing, read_by(sources, model))
     paths = find(sources, recursive, sys.stdin)

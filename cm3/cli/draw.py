@@ -23,7 +23,7 @@ from cm3.cli.common import (
     option_of,
     with_options,
 )
-from cm3.cli.files import MAX_ENLARGEMENT, check_output, check_pictures, fit_for, grid, places_for, plain, save
+from cm3.cli.files import MAX_ENLARGEMENT, check_images, check_output, fit_for, grid, places_for, plain, save
 from cm3.engine.options import EditOptions, GenerateOptions, InfillOptions, Structure
 from cm3.tokens.templates import Box
 
@@ -125,11 +125,11 @@ def generate(
 ) -> None:
     """Draw images of PROMPT and save them as one file, side by side."""
     delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": prompt, "model": model})
-    check_pictures(*(reference or ()))
+    check_images(*(reference or ()))
     rows_and_columns = None if shape is None else read_grid(shape)
     boxes = [read_box(words) for words in box] if box else None
     if structure is not None:
-        check_pictures(structure)
+        check_images(structure)
     elif kind:
         raise ValueError(f"--kind {kind} says what a structure shows: name its image with --structure")
     if prompt == "-":
@@ -177,7 +177,7 @@ def infill(
 ) -> None:
     """Redraw IMAGE where MASK is white, and save it."""
     delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": prompt or "", "model": model})
-    check_pictures(image, mask)
+    check_images(image, mask)
     wanted = InfillOptions(n=n, seed=delivery.seed, **options)
     cm3 = load(model, max_pixels, device)
     if verbose:
@@ -203,7 +203,7 @@ def edit(
 ) -> None:
     """Change each IMAGE as INSTRUCTION says, and save it. The model sees the square in its middle."""
     delivery = Delivery(output, overwrite, seed, as_json, quiet, {"prompt": instruction, "model": model})
-    check_pictures(*images)
+    check_images(*images)
     if len(images) > 1 and not delivery.separate:
         raise ValueError(f"{len(images)} images need as many names: put {{i}} into that of -o, such as out_{{i}}.png")
     check_words("instruction", instruction)

@@ -1,4 +1,4 @@
-"""The picture files of the command: looked at before the work, written whole or not at all."""
+"""The image files of the command: looked at before the work, written whole or not at all."""
 
 import os
 import stat
@@ -15,12 +15,16 @@ from cm3.files import check_writable, followed, whole
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 OPAQUE = (".jpg", ".jpeg")
 MAX_ENLARGEMENT = 16
-SMALL = 256  # pixels; smaller pictures are enlarged
+SMALL = 256  # pixels; smaller images are enlarged
 
 
 def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
-    """Pictures of one size and mode side by side, in about as many rows as columns. scale: enlarges each; 0 = small
-    ones, to about SMALL pixels."""
+    """Put images of one size and mode side by side, in about as many rows as columns.
+
+    Args:
+        pictures: the images.
+        scale: enlarges each; 0 enlarges small ones to about SMALL pixels.
+    """
     scale = scale or min(MAX_ENLARGEMENT, max(1, SMALL // max(pictures[0].size)))
     rows = round(len(pictures) ** 0.5)
     columns = -(-len(pictures) // rows)
@@ -33,14 +37,14 @@ def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
 
 
 def fit_for(path: Path, picture: Image.Image) -> Image.Image:
-    """On white where the file's format knows no transparency."""
+    """The image on white, where the file's format has no transparency."""
     if path.suffix.lower() not in OPAQUE or picture.mode == "RGB":
         return picture
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def check_pictures(*paths: str) -> None:
-    """Find out before the model is loaded that a picture's file cannot be read. Errors: ValueError."""
+def check_images(*paths: str) -> None:
+    """Find out before the model is loaded that an image's file cannot be read. Raises a ValueError then."""
     for path in paths:
         try:
             if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for its writer
@@ -51,9 +55,9 @@ def check_pictures(*paths: str) -> None:
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:
-    """Find out before the work that the image cannot be saved. Errors: ValueError."""
+    """Find out before the work that the image cannot be saved. Raises a ValueError then."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name of a picture must end with one of {', '.join(FORMATS)}")
+        raise ValueError(f"{path}: the name of an image must end with one of {', '.join(FORMATS)}")
     check_writable(path, overwrite)
 
 
@@ -101,7 +105,7 @@ def claim(places: list[Path]) -> bool:
 
 def save(image: Image.Image, path: Path, facts: dict[str, str] | None = None) -> None:
     """Write the whole file or nothing: first beside it, under a name that no other run has, then renamed. A link stays
-    one, and leads to the new picture. facts: texts for a PNG file."""
+    one, and leads to the new image. facts: texts for a PNG file."""
     kind = Image.registered_extensions()[path.suffix.lower()]
     with whole(followed(path)) as part:
         image.save(part, kind, **({"pnginfo": png_text(facts)} if facts and kind == "PNG" else {}))

@@ -21,7 +21,7 @@ from cm3.checks import check_choice
 from cm3.cli.caption import caption
 from cm3.cli.common import MAX_PIXELS, Device, ImageFile, MaxPixels, Model, check_words, in_options, load, with_options
 from cm3.cli.draw import edit, generate, infill, tour
-from cm3.cli.files import check_pictures
+from cm3.cli.files import check_images
 from cm3.cli.serve import serve
 from cm3.engine.options import AnswerOptions
 
@@ -66,7 +66,7 @@ def ask(
     **options: Any,
 ) -> None:
     """Answer each QUESTION about IMAGE, a line each."""
-    check_pictures(image)
+    check_images(image)
     for question in questions:
         check_words("question", question)
     wanted = AnswerOptions(**options)

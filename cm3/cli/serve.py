@@ -18,15 +18,15 @@ def serve(
     ] = None,
     block_list: Annotated[Path | None, typer.Option(help='Terms that prompts may not have: "category: term".')] = None,
     no_nudity: Annotated[
-        bool, typer.Option("--no-nudity", help="Refuse pictures in which NudeNet finds any (extra nudenet).")
+        bool, typer.Option("--no-nudity", help="Refuse images in which NudeNet finds any (extra nudenet).")
     ] = False,
     pictures: Annotated[int, typer.Option(help="Images of one request, sent or drawn, at most.", min=1, max=64)] = 8,
-    queue: Annotated[int, typer.Option(help="Pictures under way or waiting, of all; more get 429.", min=1)] = 64,
+    queue: Annotated[int, typer.Option(help="Images under way or waiting, of all; more get 429.", min=1)] = 64,
     seconds: Annotated[
         float, typer.Option(help="For a request, with its waiting, and for its answer to be taken.", min=0.1)
     ] = 60.0,
     body: Annotated[int, typer.Option(help="Bytes of a request, at most.", min=1000)] = 20_000_000,
-    max_pixels: Annotated[int, typer.Option(help="Of a picture that is sent.", min=1)] = 4_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Of an image that is sent.", min=1)] = 4_000_000,
     arrival: Annotated[float, typer.Option(help="Seconds in which a request has to arrive.", min=0.1)] = 30.0,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the decoding step: faster, after seconds.")

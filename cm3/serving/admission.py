@@ -1,7 +1,8 @@
-"""The server's work on the model: what is let in, how long it may take, and who is told that it is enough.
+"""Admission of requests to the model, their time limits, and their end.
 
-Each request is a thread that takes its ids from the engine, whose batch all of them share. A thread asks at each id
-whether its time is over or its client has gone; leaving the stream frees its lanes.
+Each request has a thread that takes its ids from the engine, whose batch all requests share. At each id the thread
+checks whether its time is over or its client has hung up. Leaving the stream of ids frees the request's places in the
+batch.
 """
 
 import asyncio
@@ -36,9 +37,16 @@ def give_memory_back() -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes of a request. pictures: of one request, sent or asked for. queue: pictures and answers under way or
-    waiting, of all; more are told to come again. seconds: for a request, with its waiting, and for its answer to be
-    taken. pixels: of a picture that is sent. arrival: seconds in which a request has to arrive."""
+    """Limits of the server.
+
+    Attributes:
+        body: bytes of a request.
+        pictures: images of one request, sent or asked for.
+        queue: images and answers under way or waiting, of all requests; more are rejected with status 429.
+        seconds: for a request, with its waiting; and again for its answer to be received.
+        pixels: of an image that is sent.
+        arrival: seconds in which a request has to arrive.
+    """
 
     body: int = 20_000_000
     pictures: int = 8
@@ -57,29 +65,33 @@ class TooLate(Exception):
 
 
 class Gone(Exception):
-    """The client has hung up, or the server shuts down."""
+    """The client has hung up, or the server is shutting down."""
 
 
 class Ticket:
-    """A request's right to work."""
+    """A request that was admitted.
+
+    Args:
+        seconds: that it may take.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
         self.gone = Event()
 
     def check(self) -> None:
-        """Errors: Gone, TooLate."""
+        """Raise Gone or TooLate where the request has to end."""
         if self.gone.is_set():
             raise Gone
         if not self.left():
             raise TooLate
 
     def left(self) -> float:
-        """Seconds, 0 once they are over."""
+        """The seconds that are left, at least 0."""
         return max(0.0, self.end - time.monotonic())
 
     def watch(self, items: Generator[T]) -> Generator[T]:
-        """The items while there is time and somebody to take them; then what gives them is closed."""
+        """Pass items on, and check the ticket at each. The generator that gives them is closed at the end."""
         with closing(items):
             for item in items:
                 self.check()
@@ -87,7 +99,7 @@ class Ticket:
 
 
 class Desk:
-    """Lets requests in, and runs them."""
+    """Admits requests, and runs them in threads."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -96,12 +108,12 @@ class Desk:
         self.threads = CapacityLimiter(limits.queue)
 
     def has_room(self, count: int = 1) -> bool:
-        """Whether so many more are let in."""
+        """Whether so many more images or answers are admitted."""
         return self.taken + count <= self.limits.queue
 
     @contextmanager
     def admit(self, count: int) -> Generator[Ticket]:
-        """Room for so many pictures or answers. Errors: Busy."""
+        """Admit so many images or answers, or raise Busy."""
         ticket = Ticket(self.limits.seconds)
         with self.lock:
             if not self.has_room(count):
@@ -111,14 +123,19 @@ class Desk:
         try:
             yield ticket
         finally:
-            ticket.gone.set()  # whatever of it still works is to leave
+            ticket.gone.set()  # whatever of it still runs is to end
             with self.lock:
                 self.taken -= count
                 self.tickets.discard(ticket)
 
     async def run(self, ticket: Ticket, gone: Callable[[], Awaitable[bool]], work: Callable[[], T]) -> T:
-        """work() in a thread. gone: an async function that says whether the client has hung up. Errors: those of
-        work, which calls ticket.check()."""
+        """Run work() in a thread.
+
+        Args:
+            ticket: which work() checks.
+            gone: whether the client has hung up.
+            work: the work; its errors are raised here.
+        """
 
         async def listen() -> None:
             while not await gone():
@@ -132,7 +149,7 @@ class Desk:
             listening.cancel()
 
     def stop(self) -> None:
-        """Tell all that work to leave."""
+        """End all requests."""
         with self.lock:
             for ticket in self.tickets:
                 ticket.gone.set()

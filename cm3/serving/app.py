@@ -1,9 +1,9 @@
-"""The model as a service with OpenAI's interface: images, edits, chat with pictures.
+"""The model as a service with OpenAI's interface: images, edits, chat with images.
 
     cm3 serve --port 8000 --api-key-file key.txt
 
-`make_app` gives the FastAPI application. All requests share one engine, and so one batch; limits answer at once what
-cannot be served. What goes wrong is told in OpenAI's shape, and repeats neither what was sent nor where files lie.
+`make_app` gives the FastAPI application. All requests share one engine and its batch. Requests over a limit
+are rejected at once. Errors have OpenAI's shape, and repeat neither what was sent nor the paths of files.
 """
 
 import logging
@@ -61,7 +61,7 @@ log = logging.getLogger("cm3.serving.app")
 
 
 class Service:
-    """A model, its name, and who may do how much with it."""
+    """A model with its name, limits, filters and metrics."""
 
     def __init__(self, model: CM3, name: str, limits: Limits, safety: Safety) -> None:
         self.model, self.name, self.limits, self.safety = model, name, limits, safety
@@ -75,14 +75,14 @@ class Service:
 
     def check_count(self, n: int) -> None:
         if n > self.limits.pictures:
-            raise ValueError(f"n: at most {self.limits.pictures} pictures at once, candidates among them")
+            raise ValueError(f"n: at most {self.limits.pictures} images at once, candidates among them")
 
     def check_words(self, *texts: str) -> None:
-        """Errors: Refusal, for texts as they were sent and as the model reads them."""
+        """Raise a Refusal for texts that a filter refuses, as they were sent or as the model reads them."""
         self.safety.check_prompt(*texts, *map(self.model.normal_prompt, texts))
 
     def told(self, error: Exception) -> str:
-        """What is said of a mistake, a refusal, or time that is over; refusals are counted."""
+        """The message for a mistake, a refusal, or time that is over. Refusals are counted."""
         if isinstance(error, Refusal):
             self.meters.refusals.labels(error.category).inc()
             log.info("refused: %s", error.category)
@@ -90,22 +90,30 @@ class Service:
 
     @contextmanager
     def decoding(self, ticket: Ticket) -> Generator[None]:
-        """A turn to decode images, and to make a job of them, which holds less. Errors: Gone, TooLate."""
+        """Wait for a turn to decode images and to make a job of them, which takes less memory.
+
+        Raises Gone or TooLate."""
         with self.turns:
             ticket.check()
             yield
 
     def opened(self, content: bytes) -> PIL_Image.Image:
-        """An image that was sent. Errors: ValueError, Refusal."""
+        """Open an image that was sent. Raises a ValueError or a Refusal."""
         image = picture_of(content, self.limits.pixels)
-        self.safety.check_pictures([image])
+        self.safety.check_images([image])
         return image
 
     def draw(self, ticket: Ticket, job: Job[Any]) -> list[PIL_Image.Image]:
-        """The job's images, if there is time for them. Errors: Gone, TooLate, Refusal."""
+        """The images of a job that gives one or a list, if there is time for them.
+
+        Raises:
+            Gone: the client has hung up.
+            TooLate: the time is over.
+            Refusal: a filter refuses an image.
+        """
         result = self.model.run(job, ticket.watch)
         images: list[PIL_Image.Image] = listed(result)
-        self.safety.check_pictures(images)
+        self.safety.check_images(images)
         self.meters.pictures.inc(len(images))
         return images
 
@@ -217,7 +225,7 @@ def make_app(
         request: Request,
         image: Annotated[UploadFile, File()],
         prompt: Annotated[str, Form(min_length=1, max_length=MAX_PROMPT)],
-        mask: Annotated[UploadFile | None, File(description="Transparent where the picture is drawn anew.")] = None,
+        mask: Annotated[UploadFile | None, File(description="Transparent where the image is drawn anew.")] = None,
         model_name: Annotated[str | None, Form(alias="model")] = None,
         n: Annotated[int, Form(ge=1)] = 1,
         size: Annotated[Size, Form()] = "auto",
@@ -230,7 +238,7 @@ def make_app(
         service.check_words(prompt)
         first = random.getrandbits(32) if seed is None else seed
 
-        def jobs(ticket: Ticket) -> Iterator[Job[list[PIL_Image.Image]] | Job[PIL_Image.Image]]:
+        def jobs(ticket: Ticket) -> Iterator[Job[Any]]:
             with service.decoding(ticket):
                 picture = service.opened(image.file.read())
                 alpha = (
@@ -319,7 +327,7 @@ def make_app(
 
 
 def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator[Piece]) -> Iterator[str]:
-    """OpenAI's events of a drawing: pictures half done as many as are wanted, then the whole."""
+    """OpenAI's events of a drawing: as many partial images as are wanted, then the whole image."""
     rows = service.model.grid[0]
     shown = {round(rows * (i + 1) / (body.partial_images + 1)): i for i in range(body.partial_images)}
     last = rows + (body.best_of > 1)  # the best of several comes once the rows of the first candidate have come
@@ -331,7 +339,7 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
                 continue
             done[part.index] += 1
             if done[part.index] == last:
-                service.safety.check_pictures([part.content])
+                service.safety.check_images([part.content])
                 service.meters.pictures.inc()
                 yield event("image_generation.completed", b64_json=png(part.content, body.size), **common)
             elif done[part.index] in shown and not service.safety.pictures:

@@ -49,7 +49,7 @@ class Safety:
                 if (category := one.refuses(text)) is not None:
                     raise Refusal("prompt", category)
 
-    def check_pictures(self, pictures: Iterable[Image.Image]) -> None:
+    def check_images(self, pictures: Iterable[Image.Image]) -> None:
         """Errors: Refusal."""
         for picture in pictures:
             for one in self.pictures:

@@ -1,6 +1,6 @@
-"""What the server takes and gives: OpenAI's shapes of images and chat, as far as the model can serve them.
+"""Requests and answers of the server: OpenAI's images and chat, as far as the model supports them.
 
-Fields that it does not know are passed over, as OpenAI's clients send many; those it knows are checked.
+Unknown fields are ignored, because OpenAI's clients send many; known ones are checked.
 """
 
 import base64
@@ -17,7 +17,7 @@ from tokenizer_image.pixels import open_image
 MAX_PROMPT = 2000  # characters
 MAX_MESSAGES = 64
 MAX_PARTS = 64  # of a message
-MAX_SIDE = 1024  # pixels of a picture that is given back
+MAX_SIDE = 1024  # pixels of an image that is given back
 
 TEMPERATURE = 2  # at most, as OpenAI has it
 GUIDANCE = 100  # at most
@@ -107,7 +107,7 @@ class Message(BaseModel):
 
 
 class Chat(BaseModel):
-    """POST /v1/chat/completions. A question about a picture, or with "image" among the modalities a picture: drawn
+    """POST /v1/chat/completions. A question about an image, or with "image" among the modalities an image: drawn
     from the words, or the given one changed. Besides OpenAI's: seed up to 2^63, and normalise."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -144,25 +144,25 @@ class Trouble(BaseModel):
 
 
 class Error(BaseModel):
-    """What every failure looks like. It repeats nothing that was sent."""
+    """The form of every error. It repeats nothing that was sent."""
 
     error: Trouble
 
 
 def completion(id: str, created: int, model: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A whole answer of chat."""
+    """A complete answer of chat."""
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
     return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
 
 
 def piece(id: str, created: int, model: str, delta: dict[str, Any], end: bool = False) -> dict[str, Any]:
-    """A part of an answer that is streamed."""
+    """A part of a streamed answer."""
     choice = {"index": 0, "delta": delta, "finish_reason": "stop" if end else None}
     return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
 
 
 def png(picture: PIL_Image.Image, size: str) -> str:
-    """base64 of a PNG. size: "auto" = as it is drawn."""
+    """An image as base64 of a PNG file. size: "auto" for the image's own."""
     if size != "auto":
         width, height = map(int, size.split("x"))
         picture = picture.resize((width, height), PIL_Image.Resampling.LANCZOS)
@@ -177,23 +177,23 @@ def check_size(size: str) -> None:
 
 
 def picture_of(content: bytes, pixels: int) -> PIL_Image.Image:
-    """Errors: ValueError for what is no picture, or a larger one than allowed."""
+    """Open an image. Raises a ValueError for something else, or for more pixels than allowed."""
     try:
         return open_image(content, pixels, None)
     except ValueError as error:
         large = "pixels" in str(error)
-        raise ValueError(f"a picture has more than {pixels:,} pixels" if large else "no picture can be read") from error
+        raise ValueError(f"an image has more than {pixels:,} pixels" if large else "no image can be read") from error
 
 
 def check_url(url: str) -> None:
-    """Errors: ValueError for what is no data URL."""
+    """Raise a ValueError for what is no data URL."""
     head, comma, _ = url[:100].partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise ValueError("image_url: only data URLs are taken, data:image/png;base64,...: nothing is fetched")
 
 
 def content_of(url: str) -> bytes:
-    """The file in a data URL. Errors: ValueError."""
+    """The file in a data URL. Raises a ValueError for what is no base64."""
     try:
         return base64.b64decode(url.partition(",")[2], validate=True)
     except ValueError as error:  # binascii.Error, or letters that are none of ASCII
@@ -224,7 +224,7 @@ def text_of(content: str | list[TextPart | ImagePart]) -> str:
 
 
 def urls_of(said: Message) -> list[str]:
-    """Of its images. Errors: ValueError for one that is no data URL."""
+    """The URLs of a message's images. Raises a ValueError for one that is no data URL."""
     parts = [] if isinstance(said.content, str) else said.content
     urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     for url in urls:

@@ -1,1 +1,1 @@
-"""What is asked of the model: prompts, jobs, inpainting, reranking, streaming."""
+"""The tasks: prompts, jobs, inpainting, reranking, streaming, normalisation of prompts."""

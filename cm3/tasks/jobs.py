@@ -25,7 +25,15 @@ from cm3.engine.options import (
 from cm3.engine.request import Request
 from cm3.tasks.completion import complete
 from cm3.tasks.images import Processor
-from cm3.tasks.inpainting import grown, middle_square, paste_back, pixels_of, read_mask, square_around, touched_cells
+from cm3.tasks.inpainting import (
+    grown,
+    middle_square,
+    paste_back,
+    pixels_of,
+    read_mask,
+    square_around,
+    touched_positions,
+)
 from cm3.tasks.job import Batch, Job, Phases, Piece
 from cm3.tasks.known_words import KnownWords
 from cm3.tasks.prompts import History, Prompts
@@ -168,7 +176,7 @@ class Jobs:
         opened = open_image(own, limit)
         painted = read_mask(open_image(mask, limit, "black"), opened.size)
         square = square_around(painted)
-        touched = touched_cells(painted, square, self.processor.grid)
+        touched = touched_positions(painted, square, self.processor.grid)
         codes = self.processor.encode(opened.crop(square.box), usual=True).codes  # [h, w]
         text = [Text(*self._normalised([prompt], options))] if prompt and prompt.strip() else []
         holed = Document((*text, Image(codes.masked_fill(touched, HOLE))))

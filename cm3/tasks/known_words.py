@@ -1,8 +1,7 @@
-"""Which words and names a model has read while it was trained: a prompt that names something else draws something
-else, and one that says the same in other letters draws it less often.
+"""Normalisation of prompts to the words and names of a model's training data. A prompt that names something unknown
+draws something else, and a known thing in another spelling is drawn less often.
 
-What prompts are put into is the model folder's to say. Without these files they are only stripped and brought to
-Unicode's NFKC:
+Two files in the model folder hold the words. Without them, prompts are only stripped and brought to Unicode's NFKC:
 
     known_words.txt    a word a line, spelt as it was read; and marks that ended texts
     known_names.txt    a name a line, in English, as prompts say it: "a cat", "bread"
@@ -34,11 +33,11 @@ def plain(text: str) -> str:
 
 
 class KnownWords:
-    """What a model has read; nothing = nothing is known about it.
+    """The words and names of a model's training data; without any, nothing is known about it.
 
     Args:
-        words: as they are spelt, or texts of them; of a text also the mark at its end.
-        names: of things, in English, as prompts say them: "a cat", "bread".
+        words: words as they are spelt, or texts; of a text also the punctuation at its end.
+        names: names of things in English, as prompts say them: "a cat", "bread".
     """
 
     def __init__(self, words: Iterable[str] = (), names: Iterable[str] = ()) -> None:
@@ -50,8 +49,8 @@ class KnownWords:
 
     @classmethod
     def read(cls, texts: Iterable[str], names: Iterable[str] = ()) -> "KnownWords":
-        """Of what a model is trained on. A capital that a sentence begins with is no spelling of its word, unless the
-        word is never spelt otherwise."""
+        """Collect the words of training texts. The capital at the beginning of a sentence is no spelling of its word,
+        unless the word is never spelt otherwise."""
         inner, first, marks = set[str](), set[str](), set[str]()
         for text in texts:
             plain_text = VOWEL_SIGNS.sub("", text)
@@ -62,8 +61,8 @@ class KnownWords:
         return cls((*inner, *(word for word in first if word.lower() not in inner | (first - {word})), *marks), names)
 
     def after(self, texts: Iterable[str]) -> "KnownWords":
-        """What a model knows that is trained on with these texts. Names that they put otherwise are left out: what the
-        texts say counts from then on."""
+        """The words after further training with these texts. Names that the texts spell otherwise are left out: the
+        texts count from then on."""
         texts = list(texts)
         new = KnownWords.read(texts)
         words = (*self.spellings, *self.marks, *new.spellings, *new.marks)
@@ -71,20 +70,20 @@ class KnownWords:
 
     @classmethod
     def load(cls, folder: Path) -> "KnownWords":
-        """Of a model folder; one without the files knows nothing about words."""
+        """Load the words of a model folder; none where it has no files of them."""
         files = (folder / KNOWN_WORDS, folder / KNOWN_NAMES)
         words, names = (file.read_text("utf-8").splitlines() if file.is_file() else [] for file in files)
         return cls(words, [name for name in names if name.strip()])
 
     def save(self, folder: Path) -> None:
-        """Write what is known into a model folder."""
+        """Write the words into a model folder."""
         for file, lines in ((KNOWN_WORDS, sorted(self.spellings | self.marks)), (KNOWN_NAMES, self.names.names)):
             if lines:
                 (folder / file).write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     def normal(self, prompt: str) -> str:
-        """The prompt as the model knows it best, its words in quotes as they are: "A CAT!" -> "a cat". What the model
-        has read in other letters, or with a mark at the end, stays."""
+        """Normalise a prompt: "A CAT!" -> "a cat". Words in quotes stay, and so do spellings and final punctuation of
+        the training data."""
         text = plain(prompt)
         if self.spellings:
             parts = QUOTED.split(" ".join(text.split()))
@@ -102,11 +101,11 @@ class KnownWords:
         return "".join(mark for mark in marks[0] if mark in self.marks)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of the text that were never read, in their order; none where nothing is known."""
+        """The words of the text that the training data lacks, in their order; none where nothing is known."""
         return [word for word in dict.fromkeys(words_of(text)) if self.words and not self._knows(word)]
 
     def _knows(self, word: str) -> bool:
-        """Itself, or with another ending or article."""
+        """Whether the word itself is known, or the word with another ending or article."""
         forms = [
             word,
             f"{word}s",

@@ -1,4 +1,4 @@
-"""Ask: questions about a picture; what was asked before stays in sight, and the model reads the end of it."""
+"""Ask: questions about an image; what was asked before stays in sight, and the model reads the end of it."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def asker(model: CM3, say: Say) -> Any:
     def ask(
         picture: Image.Image | None, question: str, chat: list[dict[str, Any]] | None = None
     ) -> tuple[str, list[dict[str, Any]]]:
-        """Ask a question about a picture.
+        """Ask a question about an image.
 
         Args:
             picture: what is asked about.
@@ -52,5 +52,5 @@ def build(model: CM3, say: Say) -> parts.Tab:
             question = parts.words_input(say("question"), say("ask"), "ask", QUESTIONS[say.language][0])
             parts.examples(say, QUESTIONS[say.language], question)
     parts.connect(say, question.submit, asker(model, say), [source, question, chat], [question, chat], "ask")
-    source.change(lambda: [], None, chat, api_visibility="private")  # another picture, another conversation
+    source.change(lambda: [], None, chat, api_visibility="private")  # another image, another conversation
     return parts.Tab(source)

@@ -1,4 +1,4 @@
-"""Describe: one picture or several, in one language or both."""
+"""Describe: one image or several, in one language or both."""
 
 from typing import Any, cast
 
@@ -18,11 +18,11 @@ def describer(model: CM3, say: Say) -> Any:
     def describe(
         picture: Image.Image | None, files: list[str] | None = None, languages: str = "en", long: bool = False
     ) -> tuple[Any, list[list[str]]]:
-        """Describe a picture, or several.
+        """Describe an image, or several.
 
         Args:
             picture: one of them.
-            files: further pictures.
+            files: further images.
             languages: "en", "ar" or "both".
             long: say also where things stand, and on what.
         """

@@ -1,4 +1,4 @@
-"""Draw: pictures from words, row by row; things in boxes; after the edges or areas of another picture."""
+"""Draw: images from words, row by row; things in boxes; after the edges or areas of another image."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,13 +36,13 @@ def drawer(model: CM3, say: Say) -> Any:
         history: list[Image.Image] | None = None,
         normalise: bool = GenerateOptions.normalise,
     ) -> Iterator[list[Any]]:
-        """Draw n pictures of what the prompt says.
+        """Draw n images of what the prompt says.
 
         Args:
             prompt: what to draw, in English or Arabic.
-            n: how many pictures, 1 to 16.
+            n: how many images, 1 to 16.
             negative: what to keep away from.
-            best_of: draw so many for each picture and keep what fits the words best.
+            best_of: draw so many for each image and keep what fits the words best.
             guidance: how much the words count; 1 = off.
             falling: whether guidance falls from row to row.
             temperature: 0 = the likeliest.
@@ -50,7 +50,7 @@ def drawer(model: CM3, say: Say) -> Any:
             dice: whether a new seed is drawn.
             seed: the one that counts if not.
             boxes: JSON, [{"name": "a cat", "box": [0.1, 0.2, 0.5, 0.6]}]: left, top, right, bottom as shares.
-            structure: a picture whose edges or areas the drawing follows.
+            structure: an image whose edges or areas the drawing follows.
             kind: "edges" or "segments".
             history: earlier drawings.
             normalise: whether words are put as the model reads them best, "A CAT!" as "a cat".

@@ -1,4 +1,4 @@
-"""Edit: a picture changed as words ask, with what was and what is under one slider."""
+"""Edit: an image changed as words ask, with what was and what is under one slider."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ def editor(model: CM3, say: Say) -> Any:
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[list[Any]]:
-        """Change a picture as the instruction asks.
+        """Change an image as the instruction asks.
 
         Args:
             picture: to be changed.

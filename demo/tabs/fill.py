@@ -14,7 +14,7 @@ from demo.words import Say
 
 
 def taken_apart(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
-    """The picture below the paint, and a mask: white where there is paint."""
+    """The image below the paint, and a mask: white where there is paint."""
     if not painting or painting["background"] is None:
         parts.mistake(say, "no_picture")
     picture = painting["background"]
@@ -38,8 +38,8 @@ def filler(model: CM3, say: Say) -> Any:
         """Draw what was painted over anew.
 
         Args:
-            painting: the picture as background, and layers of paint.
-            words: what the picture shows; may be empty.
+            painting: the image as background, and layers of paint.
+            words: what the image shows; may be empty.
             guidance: how much the words count; 1 = off.
             temperature: 0 = the likeliest.
             dice: whether a new seed is drawn.

@@ -1,4 +1,4 @@
-"""Look inside: the codes that stand for a picture, and how likely the model finds each token of words and picture."""
+"""Look inside: the codes that stand for an image, and how likely the model finds each token of words and image."""
 
 import html
 import math
@@ -23,7 +23,7 @@ def cell(label: str, log_prob: float, way: str = "td") -> str:
 
 def looker(model: CM3, say: Say) -> Any:
     def look(picture: Image.Image | None, words: str = "") -> tuple[Any, str, str]:
-        """What the model sees of a picture, its codes, and how likely it finds each token of the words and the codes.
+        """What the model sees of an image, its codes, and how likely it finds each token of the words and the codes.
 
         Args:
             picture: what is looked at.

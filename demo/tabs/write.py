@@ -1,4 +1,4 @@
-"""Document: text and pictures in one stream, filled in where it has gaps, else written on."""
+"""Document: text and images in one stream, filled in where it has gaps, else written on."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ GAP = re.compile(r"_{3,}")
 
 
 def started(model: CM3, text: str, picture: Image.Image | None) -> Document:
-    """The text with its gaps, then the picture."""
+    """The text with its gaps, then the image."""
     items: list[Item] = []
     for i, words in enumerate(GAP.split(text)):
         items += [*([Mask()] if i else []), *([Text(words)] if words else [])]
@@ -32,7 +32,7 @@ def writer(model: CM3, say: Say) -> Any:
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[tuple[str, str, int]]:
-        """Fill in or continue a document of text and pictures.
+        """Fill in or continue a document of text and images.
 
         Args:
             text: its start; ___ where words are to be filled in.

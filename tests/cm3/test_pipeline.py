@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from cm3.engine.options import (
     EditOptions,
     GenerateOptions,
     InfillOptions,
-    Language,
     Structure,
 )
 from cm3.tasks import reranking as ranking
@@ -76,8 +75,9 @@ def test_a_picture_does_not_depend_on_its_batch(tiny: CM3):
 
 @pytest.mark.parametrize("change", [{"guidance": 6.0}, {"temperature": 0.3}, {"top_k": 1}, {"prompt": "a blue car"}])
 def test_what_is_asked_for_changes_the_picture(tiny: CM3, change: dict):
-    prompt, options = change.get("prompt", APPLE), {key: value for key, value in change.items() if key != "prompt"}
-    assert bytes_of(tiny.generate(prompt, seed=7, **options)) != bytes_of(tiny.generate(APPLE, seed=7))
+    options: dict[str, Any] = {"seed": 7, **change}
+    prompt: str = options.pop("prompt", APPLE)
+    assert bytes_of(tiny.generate(prompt, **options)) != bytes_of(tiny.generate(APPLE, seed=7))
 
 
 def test_temperature_0_is_top_1(tiny: CM3):
@@ -188,7 +188,7 @@ def test_empty_lists_give_empty_lists(tiny: CM3):
         (lambda: tiny.answer([], " "), "question is empty"),
         (lambda: tiny.edit([], ["make it blue"]), "0 images and 1 instructions"),
         (lambda: tiny.generate([], n=0), "n is 0"),
-        (lambda: tiny.caption([], language="xx"), "language is 'xx'"),  # pyright: ignore[reportCallIssue, reportArgumentType]
+        (lambda: tiny.caption([], language="xx"), "language is 'xx'"),  # pyright: ignore
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -247,8 +247,9 @@ def test_boxes_stand_before_the_words_as_training_writes_them(tiny: CM3):
 
 
 def test_a_structure_stands_behind_the_words(tiny: CM3, pictures: list[PIL_Image.Image]):
-    for kind, words in (("edges", "From edges: a cat"), ("segments", "From segments: a cat")):
-        [one] = tiny.jobs.generate("a cat", GenerateOptions(structure=pictures[0], kind=cast(Structure, kind))).requests
+    kinds: list[tuple[Structure, str]] = [("edges", "From edges: a cat"), ("segments", "From segments: a cat")]
+    for kind, words in kinds:
+        [one] = tiny.jobs.generate("a cat", GenerateOptions(structure=pictures[0], kind=kind)).requests
         assert prompts_of(tiny, [one]) == [words]
         codes = [id for id in one.prompt if tiny.vocab.is_code(id)]
         assert tiny.vocab.id_to_code(codes) == tiny.image_tokenizer.encode(pictures[0]).flatten().tolist()
@@ -654,8 +655,9 @@ def test_a_streamed_document_is_the_whole(tiny: CM3, name: str):
 
 
 def test_long_captions_have_their_own_words(tiny: CM3, pictures: list[PIL_Image.Image]):
+    language: Any
     for language, words in TEMPLATES["describe"].items():
-        requests = tiny.jobs.caption(pictures[0], CaptionOptions(language=cast(Language, language), long=True)).requests
+        requests = tiny.jobs.caption(pictures[0], CaptionOptions(language=language, long=True)).requests
         assert prompts_of(tiny, requests) == [words]
     assert tiny.caption(pictures[:2], long=True) == [tiny.caption(picture, long=True) for picture in pictures[:2]]
 

@@ -115,7 +115,7 @@ def test_nothing_brings_in_torchvision(tiny_folder: Path, tmp_path: Path):
 import sys
 sys.modules["torchvision"] = None  # to import it is an error
 from cm3 import CM3
-CM3.from_pretrained({str(tiny_folder)!r}).generate("a", 1)
+CM3.from_pretrained({str(tiny_folder)!r}).generate("a", n=1)
 import tokenizer_image, demo.app, train.lm, train.image_tokenizer, train.evaluate
 """
     done = run(code, cwd=tmp_path)

@@ -320,7 +320,7 @@ WRONG_CALLS = [
     (["infill", "red.png"], "Missing argument 'MASK'"),
     (["infill", "red.png", "none.png"], "none.png: cannot be read"),
     (["infill", "red.png", "black.png"], "black everywhere: paint white"),
-    (["infill", "red.png", "wide.png"], "mask has 30 x 20 pixels, but the picture 20 x 20"),
+    (["infill", "red.png", "wide.png"], "mask has 30 x 20 pixels, but the image 20 x 20"),
     (["infill", "red.png", "red.png", "-n", "0"], "'-n': Input should be greater than or equal to 1"),
     (["infill", "red.png", "mask.png", "-o", "a.doc"], "must end with one of .png"),
     (["edit", "red.png", " "], "instruction is empty"),

@@ -147,10 +147,10 @@ def test_a_guide_knows_its_lanes_and_whether_it_is_off():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ClassifierFree(image=-1.0), "image scale .* 0 .* -1.0"),
-        (lambda: ClassifierFree(text=math.nan), "text scale .* 0 .* nan"),
-        (lambda: ThreeWay(math.inf, 1.0), "image scale .* 0 .* inf"),
-        (lambda: ThreeWay(1.0, -0.1), "text scale .* 0 .* -0.1"),
+        (lambda: ClassifierFree(image=-1.0), "image scale .* -1.0, but must be 0 to"),
+        (lambda: ClassifierFree(text=math.nan), "text scale .* nan, but must be 0 to"),
+        (lambda: ThreeWay(math.inf, 1.0), "image scale .* inf, but must be 0 to"),
+        (lambda: ThreeWay(1.0, -0.1), "text scale .* -0.1, but must be 0 to"),
         (lambda: ContrastiveTopK(0, 0.5), "k .* at least 1, but is 0"),
         (lambda: ContrastiveTopK(1, 0.0), "alpha .* at most 1, but is 0.0"),
         (lambda: ContrastiveTopK(1, 1.1), "alpha .* at most 1, but is 1.1"),

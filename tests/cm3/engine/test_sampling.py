@@ -169,11 +169,11 @@ def test_sampling_leaves_the_global_generator_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(temperature=-0.1), "temperature .* 0 .* -0.1"),
+        (dict(temperature=-0.1), "temperature .* -0.1, .* 0 "),
         (dict(temperature=math.nan), "temperature"),
         (dict(temperature=math.inf), "temperature"),
-        (dict(top_k=-1), "top_k .* 0 .* -1"),
-        (dict(top_p=0.0), "top_p .* 0 .* 1.* 0.0"),
+        (dict(top_k=-1), "top_k .* -1, .* 0 "),
+        (dict(top_p=0.0), "top_p .* 0.0, .* 0 .* 1"),
         (dict(top_p=1.5), "top_p .* 1.5"),
     ],
 )

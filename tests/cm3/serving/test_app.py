@@ -170,7 +170,7 @@ def test_the_best_of_several_is_drawn_and_streamed(http: TestClient, tiny: CM3, 
     assert kinds == ["partial_image"] * 6 + ["completed"] * 2
     assert [opened(one["b64_json"]).tobytes() for one in events[6:]] == best
     refused = http.post("/v1/images/generations", json=body | {"best_of": 5})
-    assert refused.status_code == 422 and "at most 8 pictures at once" in refused.json()["error"]["message"]
+    assert refused.status_code == 422 and "at most 8 images at once" in refused.json()["error"]["message"]
 
 
 def test_health_metrics_and_what_no_key_opens(tiny: CM3):
@@ -200,7 +200,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
         ("images/generations", {"prompt": "  "}, 422, "the prompt is empty"),
         ("images/generations", {"prompt": "secret " * 400}, 422, "prompt: String should have at most 2000"),
         ("images/generations", {"prompt": "secret " * 250}, 422, "leaves no room"),
-        ("images/generations", {"prompt": "a", "n": 9}, 422, "n: at most 8 pictures at once"),
+        ("images/generations", {"prompt": "a", "n": 9}, 422, "n: at most 8 images at once"),
         ("images/generations", {"prompt": "a", "n": 0}, 422, "n: Input should be greater"),
         ("images/generations", {"prompt": "a", "size": "2000x10"}, 422, "a side has at most 1024 pixels"),
         ("images/generations", {"prompt": "a", "size": "big"}, 422, "size: String should match"),
@@ -214,7 +214,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
         ("chat/completions", asking("secret", "http://10.0.0.1/a.png"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "file:///etc/passwd"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "no base64 stands behind the comma"),
-        ("chat/completions", asking("secret", "data:image/png;base64,AAAA"), 422, "no picture can be read"),
+        ("chat/completions", asking("secret", "data:image/png;base64,AAAA"), 422, "no image can be read"),
         ("chat/completions", asking(" ", data_url(picture_bytes())), 422, "the last says nothing"),
         ("chat/completions", asking("a gun", modalities=["image"]), 400, "weapons"),
         ("chat/completions", asking("a gun", modalities=["image"], stream=True), 400, "weapons"),
@@ -237,7 +237,7 @@ def test_a_mistake_is_told_in_openais_shape_and_repeats_nothing(
 def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
     http = client_of(tiny, limits=Limits(pixels=500))
     for content, message in (
-        (b"no picture", "no picture can be read"),
+        (b"no picture", "no image can be read"),
         (picture_bytes("red", (30, 30)), "more than 500"),
     ):
         answer = http.post("/v1/images/edits", files={"image": content}, data={"prompt": "a"})

@@ -80,9 +80,9 @@ def test_a_refusal_names_the_category_and_not_the_text():
         safety.check_prompt("an apple", "my gun")
     with pytest.raises(Refusal, match="weapons"):
         safety.check_prompt("a machine", "gun")
-    safety.check_pictures([Image.new("RGB", (2, 2), "white")])
+    safety.check_images([Image.new("RGB", (2, 2), "white")])
     with pytest.raises(Refusal, match="^the picture is refused: dark$"):
-        safety.check_pictures([Image.new("RGB", (2, 2), "white"), Image.new("RGB", (2, 2))])
+        safety.check_images([Image.new("RGB", (2, 2), "white"), Image.new("RGB", (2, 2))])
 
 
 class Detector:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cm3.tasks.inpainting import Square, paste_back, read_mask, square_around, touched_cells
+from cm3.tasks.inpainting import Square, paste_back, read_mask, square_around, touched_positions
 from tokenizer_image.pixels import open_image
 
 GRID = (4, 4)
@@ -65,7 +65,7 @@ def test_grey_counts_from_the_middle_on():
 
 
 def test_masks_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="mask has 16 x 8 pixels, but the picture 16 x 16: give one of the same size"):
+    with pytest.raises(ValueError, match="mask has 16 x 8 pixels, but the image 16 x 16: give one of the same size"):
         read_mask(mask_of((0, 0, 4, 4), size=(16, 8)), (16, 16))
     with pytest.raises(ValueError, match="black everywhere: paint white what is to be redrawn"):
         read_mask(mask_of(), (16, 16))
@@ -100,22 +100,22 @@ def test_a_mask_longer_than_the_square_is_refused(size: tuple[int, int], last: i
 
 def test_one_pixel_touches_one_cell():
     for x, y in ((0, 0), (5, 11), (15, 15)):
-        cells = touched_cells(painted((x, y, x + 1, y + 1)), Square(0, 0, 16), GRID)
+        cells = touched_positions(painted((x, y, x + 1, y + 1)), Square(0, 0, 16), GRID)
         assert cells.nonzero().tolist() == [[y // 4, x // 4]]
 
 
 def test_cells_are_counted_from_the_square():
     mask = painted((12, 0, 13, 16), size=(40, 16))
-    assert touched_cells(mask, Square(12, 0, 16), GRID).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+    assert touched_positions(mask, Square(12, 0, 16), GRID).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
 
 
 @pytest.mark.parametrize("side", [1, 3, 16, 17])
 def test_all_white_touches_every_cell_of_any_picture(side: int):
-    assert touched_cells(np.ones((side, side), bool), Square(0, 0, side), GRID).all()
+    assert touched_positions(np.ones((side, side), bool), Square(0, 0, side), GRID).all()
 
 
 def test_a_pixel_on_a_line_between_cells_touches_both():
-    assert touched_cells(painted((4, 0, 5, 1), size=(18, 18)), Square(0, 0, 18), GRID)[0].tolist() == [1, 1, 0, 0]
+    assert touched_positions(painted((4, 0, 5, 1), size=(18, 18)), Square(0, 0, 18), GRID)[0].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(("size", "drawn_size"), [((64, 64), 16), ((16, 16), 16), ((90, 64), 16), ((50, 50), 16)])
@@ -123,7 +123,7 @@ def test_what_the_mask_does_not_touch_keeps_its_pixels(size: tuple[int, int], dr
     picture, drawn = noise(size), noise((drawn_size, drawn_size), seed=1)
     mask = painted((size[0] // 2, 5, size[0] // 2 + 9, 13), size=size)
     square = square_around(mask)
-    cells = touched_cells(mask, square, GRID)
+    cells = touched_positions(mask, square, GRID)
     out = np.asarray(paste_back(picture, drawn, mask, cells, square))
     own = np.asarray(picture)
     left, top, right, bottom = square.box
@@ -139,7 +139,7 @@ def test_what_the_mask_does_not_touch_keeps_its_pixels(size: tuple[int, int], dr
 
 def test_the_border_of_a_hole_is_soft():
     mask = painted((0, 0, 20, 64), size=(64, 64))
-    cells = touched_cells(mask, Square(0, 0, 64), GRID)
+    cells = touched_positions(mask, Square(0, 0, 64), GRID)
     black, white = (Image.new("RGB", (64, 64), colour) for colour in ("black", "white"))
     row = np.asarray(paste_back(black, white, mask, cells, Square(0, 0, 64)))[30, :, 0].astype(int)
     assert (row[:20] == 255).all() and (row[32:] == 0).all()

@@ -25,16 +25,8 @@ APPLE = Document((Text("a red apple"),))
 
 
 def options(decoding: Any, n: int = 1, best_of: int = 1, seed: int = 0) -> GenerateOptions:
-    return GenerateOptions(
-        n=n,
-        best_of=best_of,
-        seed=seed,
-        temperature=0.8,
-        top_p=0.9,
-        guidance=3.0,
-        decoding=decoding,
-        contrast=(4, 0.5),
-    )
+    drawn: dict[str, Any] = dict(n=n, best_of=best_of, seed=seed, temperature=0.8, top_p=0.9)
+    return GenerateOptions(guidance=3.0, decoding=decoding, contrast=(4, 0.5), **drawn)
 
 
 TOKENIZER = TextTokenizer.train(["abcdefgh"] * 9, vocab_size=270, min_frequency=2)

@@ -1,12 +1,14 @@
 """Texts of one language: which ids have its letters, and that captions hold no others."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 
 from cm3 import CM3
 from cm3.engine.engine import generate_naive
-from cm3.engine.options import CaptionOptions, Language
+from cm3.engine.options import CaptionOptions
 from cm3.tokens.alphabet import SCRIPTS, Alphabet, Written, alphabets, belongs
 from cm3.tokens.text_tokenizer import TextTokenizer
 
@@ -62,7 +64,7 @@ def test_letters_are_legal_byte_by_byte_or_not_begun(char: str, language: str):
 
 @pytest.mark.parametrize("language", ["en", "ar"])
 @pytest.mark.parametrize("long", [False, True])
-def test_a_caption_is_in_one_language(tiny: CM3, pictures: list[Image.Image], language: Language, long: bool):
+def test_a_caption_is_in_one_language(tiny: CM3, pictures: list[Image.Image], language: Any, long: bool):
     """Random weights write whatever is legal."""
     texts = tiny.caption(pictures, language=language, temperature=5.0, long=long)
     outside = ["".join(text.split('"')[::2]).replace("\ufffd", "") for text in texts]

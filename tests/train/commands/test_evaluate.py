@@ -121,8 +121,8 @@ def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list
     few, others = samples[:20], others_of([s.facts for s in samples])
     truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
     model = fake(
-        jobs=SimpleNamespace(tell=lambda pairs: SimpleNamespace(requests=pairs)),
-        texts=lambda asked: [next(truth) for _ in asked],
+        jobs=SimpleNamespace(write=lambda pairs: pairs),
+        run=lambda asked: [next(truth) for _ in asked],
     )
     out = answers(model, few, others, {"Question: What colour is the background? Answer:": "white"})
     assert {row["accuracy"] for row in out["tasks"].values()} == {1.0}
