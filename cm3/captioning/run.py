@@ -3,8 +3,7 @@
     sources -> images (several are decoded at once) -> batches through the engine -> texts, in the order of the files
 
 A text stands in a file beside its image, as kohya's scripts and TagGUI have it, or all in one table: JSON lines as
-datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet: sinks.py and
-tables.py.
+datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet: sinks.py and tables.py.
 """
 
 import glob

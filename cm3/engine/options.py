@@ -73,6 +73,11 @@ def option(
     return field(default=default, metadata={"about": About(help, least, most, above, slider)})
 
 
+def scale(default: float, help: str, slider: tuple[float, float, float] | None = None) -> float:
+    """Define the field of a guidance scale."""
+    return option(default, help, least=0, most=MAX_SCALE, slider=slider)
+
+
 def about(options: "type[Options]", name: str) -> About:
     """The help text and limits of an option. A subclass that only changes a default inherits them."""
     for one in options.__mro__:
@@ -151,12 +156,18 @@ class ImageOptions(SamplingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ImageOptions):
-    """Options of text to image."""
+class SeveralImagesOptions(ImageOptions):
+    """Options of every task that gives several images of one prompt."""
 
     n: int = option(
         1, "How many images; image i of seed s is image 0 of seed s + i.", least=1, most=MAX_IMAGES, slider=(1, 16, 1)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(SeveralImagesOptions):
+    """Options of text to image."""
+
     best_of: int = option(
         1,
         "Draw so many candidates for each image, and keep the one that fits the prompt best.",
@@ -164,13 +175,11 @@ class GenerateOptions(ImageOptions):
         most=MAX_IMAGES,
         slider=(1, 4, 1),
     )
-    guidance: float = option(
+    guidance: float = scale(
         1.0,
         f"Classifier-free guidance scale: how much the prompt counts; 1 = off, or {NEGATIVE_GUIDANCE:g} with a "
         "negative prompt.",
-        least=0,
-        most=MAX_SCALE,
-        slider=(1, 10, 0.5),
+        (1, 10, 0.5),
     )
     guidance_schedule: Schedule = option(
         "constant", "falling = guidance falls evenly to 1 from the first to the last image token."
@@ -211,34 +220,19 @@ class GenerateOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfillOptions(ImageOptions):
+class InfillOptions(SeveralImagesOptions):
     """Options of inpainting."""
 
-    n: int = option(
-        1, "How many images; image i of seed s is image 0 of seed s + i.", least=1, most=MAX_IMAGES, slider=(1, 16, 1)
-    )
-    guidance: float = option(
-        1.0,
-        "Classifier-free guidance scale: how much the prompt counts; 1 = off.",
-        least=0,
-        most=MAX_SCALE,
-        slider=(0, 10, 0.5),
-    )
+    guidance: float = scale(1.0, "Classifier-free guidance scale: how much the prompt counts; 1 = off.", (0, 10, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(ImageOptions):
     """Options of editing by an instruction."""
 
-    image_guidance: float = option(
-        1.0, "Guidance scale of the image: how much the image counts.", least=0, most=MAX_SCALE, slider=(0, 5, 0.25)
-    )
-    text_guidance: float = option(
-        2.0,
-        "Guidance scale of the instruction: how much the instruction counts.",
-        least=0,
-        most=MAX_SCALE,
-        slider=(0, 10, 0.5),
+    image_guidance: float = scale(1.0, "Guidance scale of the image: how much the image counts.", (0, 5, 0.25))
+    text_guidance: float = scale(
+        2.0, "Guidance scale of the instruction: how much the instruction counts.", (0, 10, 0.5)
     )
     keep: float = option(
         3.0,
@@ -278,17 +272,9 @@ class CompleteOptions(SamplingOptions):
     """Options of completing a document."""
 
     top_p: float = 0.95
-    guidance: float = option(
-        1.0,
-        "Guidance scale where images are drawn: how much the document's text counts; 1 = off.",
-        least=0,
-        most=MAX_SCALE,
-    )
-    text_guidance: float = option(
-        1.0,
-        "Guidance scale where text is written: how much the document's text counts; 1 = off.",
-        least=0,
-        most=MAX_SCALE,
+    guidance: float = scale(1.0, "Guidance scale where images are drawn: how much the document's text counts; 1 = off.")
+    text_guidance: float = scale(
+        1.0, "Guidance scale where text is written: how much the document's text counts; 1 = off."
     )
 
 

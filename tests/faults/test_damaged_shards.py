@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from attempts import Child, answer, train
-from cm3.hf.model_folder import sha256
+from cm3.files import sha256
 from damage import flipped, judged, no_file, outcomes, pictures, strangers
 from train.documents.shards import META, Shards, read_meta
 from train.language.config import LMConfig

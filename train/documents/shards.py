@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cm3.hf.model_folder import sha256
+from cm3.files import sha256
 from cm3.model.config import FORMS
 from cm3.tokens.document import Answer, Document, Image, Span, Text
 from cm3.tokens.encoding import encode, parts

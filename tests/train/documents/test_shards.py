@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cm3.hf.model_folder import sha256
+from cm3.files import sha256
 from cm3.tokens.document import Document, Image, Text
 from cm3.tokens.encoding import from_ids
 from cm3.tokens.templates import TEMPLATES

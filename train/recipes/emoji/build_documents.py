@@ -24,8 +24,9 @@ import numpy as np
 import torch
 import typer
 from rich.progress import track
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from cm3.files import whole
 from cm3.tokens.document import Text
 from cm3.tokens.text_tokenizer import LETTERS, TextTokenizer
 from cm3.tokens.vocab import Vocab
@@ -36,7 +37,7 @@ from train.recipes.emoji.shelf import Codes, Shelf
 from train.recipes.emoji.world import World
 from train.runtime import config as configs
 
-KNOWN, PARTS = "drawings.safetensors", 64
+PARTS = 64  # of the drawings, that are encoded one after the other
 
 
 def train_text(builder: Builder, config: DocumentsConfig, count: int) -> TextTokenizer:
@@ -71,34 +72,30 @@ def _builder(data: Path, image_tokenizer: str, config: DocumentsConfig, novel: b
     return _BUILDERS[key]
 
 
-def encode_part(
-    part: int, data: Path, image_tokenizer: str, config: DocumentsConfig, known: Path, parts: int
-) -> list[np.ndarray]:
-    """Codes of every parts-th drawing alone, of each size."""
+def encode_part(part: int, data: Path, image_tokenizer: str, config: DocumentsConfig, known: Path) -> list[np.ndarray]:
+    """Codes of one of PARTS runs of the drawings, each alone, of each size."""
     builder = _builder(data, image_tokenizer, config, False, known)
     assert builder.codes is not None
-    return builder.codes.encode_all(list(builder.shelf.drawings.values())[part::parts])
-
-
-def join_parts(encoded: list[list[np.ndarray]], known: Path) -> None:
-    """Write what encode_part gave, of all parts, in the order of the drawings."""
-    out: dict[str, np.ndarray] = {}
-    for i, parts in enumerate(zip(*encoded, strict=True)):
-        whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.uint16)
-        for k, part in enumerate(parts):
-            whole[k :: len(parts)] = part
-        out[str(i)] = whole
-    save_file(out, known)
+    drawings = list(builder.shelf.drawings.values())
+    first, last = (len(drawings) * n // PARTS for n in (part, part + 1))
+    return builder.codes.encode_all(drawings[first:last])
 
 
 def write_shard(
-    number: int, data: Path, image_tokenizer: str, out: Path, config: DocumentsConfig, text: TextTokenizer, vocab: Vocab
+    number: int,
+    data: Path,
+    image_tokenizer: str,
+    out: Path,
+    config: DocumentsConfig,
+    known: Path,
+    text: TextTokenizer,
+    vocab: Vocab,
 ) -> None:
     """One shard of every kind in its share; number -1 is the held-out one."""
     split = "held_out" if number < 0 else "train"
     if (out / f"{split}-{max(0, number):05}.safetensors").exists():
         return
-    builder = _builder(data, image_tokenizer, config, number < 0, out / KNOWN)
+    builder = _builder(data, image_tokenizer, config, number < 0, known)
     writer = ShardWriter(text, vocab)
     rng = np.random.default_rng((config.seed, 2, number + 1))
     jobs = []
@@ -128,16 +125,17 @@ def build(
         text = train_text(Builder(world, Shelf.read(data, "train"), None, config), config, texts)
         text.save(out / "text")
     vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes, grids=((8, 8),))
-    make = partial(
-        write_shard, data=data, image_tokenizer=image_tokenizer, out=out, config=config, text=text, vocab=vocab
-    )
-    with ProcessPoolExecutor(processes) as pool:
-        if not (known := out / KNOWN).exists():
-            encode = partial(
-                encode_part, data=data, image_tokenizer=image_tokenizer, config=config, known=known, parts=PARTS
+    known = out / f"drawings-{tokenizer.fingerprint()}.safetensors"  # of another tokenizer the codes are others
+    given = dict(data=data, image_tokenizer=image_tokenizer, config=config, known=known)
+    if not known.exists():
+        with ProcessPoolExecutor(processes) as pool:
+            encoded = list(track(pool.map(partial(encode_part, **given), range(PARTS)), "drawings", PARTS))
+        with whole(known) as part:
+            part.write_bytes(
+                save({str(i): np.concatenate(parts) for i, parts in enumerate(zip(*encoded, strict=True))})
             )
-            join_parts(list(track(pool.map(encode, range(PARTS)), "drawings", PARTS)), known)
-    with ProcessPoolExecutor(processes) as pool:  # anew: they read what is known when they start
+    make = partial(write_shard, out=out, text=text, vocab=vocab, **given)
+    with ProcessPoolExecutor(processes) as pool:
         for _ in track(pool.map(make, range(-1, config.shards)), "shards", config.shards + 1):
             pass
     return finish(out, text, vocab, tokenizer, config=asdict(config))

@@ -2,6 +2,8 @@
 
 import re
 
+from cm3.tasks.wording import article
+
 # Names that take no article: what is not counted, and plurals without an s.
 BARE = {
     "bacon",
@@ -57,8 +59,7 @@ def with_article(name: str) -> str:
     plural = last.endswith("s") and not last.endswith(("ss", *SINGULAR))
     if name[:1].isupper() or plural or last in BARE:
         return name
-    silent, spoken = name.startswith(("hour", "honest", "heir")), name.startswith(("uni", "use", "eu", "one", "ewe"))
-    return f"{'an' if silent or (name[:1] in 'aeiou' and not spoken) else 'a'} {name}"
+    return f"{article(name)} {name}"
 
 
 PLURALS = {

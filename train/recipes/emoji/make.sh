@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The next embedded model, from nothing. Run it from the checkout's root; a command that was interrupted resumes, and one
-# that is finished does nothing. Needs npm (the drawings), g++ (torch.compile) and two CPU cores, with bf16 for about 13 h.
+# The next embedded model, from nothing. Run it from the checkout's root; a command that was interrupted resumes, and data
+# and training that are finished stay. Needs npm (the drawings), g++ (torch.compile) and two CPU cores, with bf16 for about 15 h.
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
 recipe=train.recipes.emoji
@@ -14,7 +14,7 @@ $python -m train.image_tokenizer --config image_tokenizer_canvas --out runs/imag
 $python -m train.image_tokenizer --config image_tokenizer_canvas_decoder --out runs/decoder
 $python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
 
-# Documents (50 min), and the language model (9 h).
+# Documents (50 min), and the language model (11 h).
 $python -m $recipe.build_documents --image-tokenizer runs/image_tokenizer/model --out data/emoji-documents
 "$(dirname "$python")"/torchrun --nproc_per_node 2 -m train.lm --config lm_canvas --data data/emoji-documents \
     --out runs/lm image_tokenizer=runs/decoder/model

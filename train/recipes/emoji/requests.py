@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cm3.tasks.wording import article
 from cm3.tokens.plan import PLACES, Plan, Thing
 from train.pictures.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
@@ -114,10 +115,6 @@ class Mix:
     style: float = 0.3
     where: float = 0.25
     sign: float = 0.02
-
-
-def an(word: str) -> str:
-    return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
 
 
 def misspelt(word: str, rng: np.random.Generator) -> str:
@@ -290,7 +287,7 @@ class Spoken:
             return name
         if self.form == "the":
             return f"the {name}"
-        return an(name) if paint else with_article(name)
+        return f"{article(name)} {name}" if paint else with_article(name)
 
     def listing(self, concepts: Sequence[Named], paints: Sequence[str]) -> str:
         """ "two cats and a dog", in any order."""
