@@ -1,6 +1,6 @@
-"""Train an image tokenizer on a folder of pictures, or on webdataset shards.
+"""Train an image tokenizer on a folder of images, or on webdataset shards.
 
-    python -m train.image_tokenizer --data my_pictures --out runs/mine_vq
+    python -m train.image_tokenizer --data my_images --out runs/mine_vq
     torchrun --nproc_per_node 8 -m train.image_tokenizer --config train/configs/image_tokenizer_f16.toml --data photos
 
 OUT receives config.json, log.jsonl, curves.png, samples-*.png, checkpoints/ (to resume: run the same command again)
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.quantizer import rotation_trick, straight_through
-from train.pictures.features import Features, perceptual
-from train.pictures.loader import PictureLoader
-from train.pictures.metrics import psnr
-from train.pictures.views import Augmentation
+from train.images.features import Features, perceptual
+from train.images.loader import ImageLoader
+from train.images.metrics import psnr
+from train.images.views import Augmentation
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
@@ -46,16 +46,16 @@ class ImageTokenizerConfig:
     """One run.
 
     Attributes:
-        data: folder of pictures, every twentieth of which is held out; or of a data set of shards, with train/ and the
+        data: folder of images, every twentieth of which is held out; or of a data set of shards, with train/ and the
             split to evaluate on.
         evaluate_on: the split whose PSNR is logged.
-        evaluate_at_most: pictures of it.
+        evaluate_at_most: images of it.
         preset: key of tokenizer_image.PRESETS.
         model: fields of VQConfig that replace the preset's.
         start: folder or name of a tokenizer to start from; empty = from nothing.
         decoder_only: leave encoder and codebook as they are, so that shards and models keep their codes.
         steps: optimiser steps.
-        batch_size: pictures a step on each device.
+        batch_size: images a step on each device.
         lr: peak of AdamW's rate; linear warm-up, then half a cosine to 0.
         warmup: steps of warm-up.
         betas: of AdamW.
@@ -80,25 +80,25 @@ class ImageTokenizerConfig:
         lecam: weight of the LeCam regulariser; 0 = none.
         align: weight of the alignment to frozen features, in units of the reconstruction's gradient; 0 = none.
         align_features: "lite0" or "timm:NAME".
-        align_side: shorter side that pictures are scaled up to before the features are taken.
+        align_side: shorter side that images are scaled up to before the features are taken.
         jepa: weight of the JEPA objective, likewise; 0 = none.
         jepa_share: share of each batch that it is computed on.
-        jepa_hidden: share of each picture that is hidden.
+        jepa_hidden: share of each image that is hidden.
         balance_every: steps between measurements of those units.
         least_codes: stop as collapsed where a smaller share of the codes is in use.
         most_loss: stop as collapsed where the PSNR falls so many dB below its best.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
         compile: torch.compile encoder and decoder.
         seed: of everything random.
-        workers: threads that read pictures.
+        workers: threads that read images.
         log_every: steps between log lines.
         evaluate_every: steps between evaluations, samples and checkpoints.
-        white: share of white grounds under pictures with transparency.
+        white: share of white grounds under images with transparency.
         scale: smallest scale of those.
-        shift: largest shift of those, in pixels of a 64-pixel picture.
-        crop: smallest share of the area of an opaque picture that a crop shows.
-        mirror: share of mirrored pictures; 0 where they hold text.
-        aspects: shapes of the crops, such as ["1:1", "3:2", "2:3"]; each picture is cropped to the nearest.
+        shift: largest shift of those, in pixels of a 64-pixel image.
+        crop: smallest share of the area of an opaque image that a crop shows.
+        mirror: share of mirrored images; 0 where they hold text.
+        aspects: shapes of the crops, such as ["1:1", "3:2", "2:3"]; each image is cropped to the nearest.
     """
 
     data: str = "data/emoji"
@@ -202,7 +202,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
     vq = starting_model(config).to(device)
     vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     shape = vq.config
-    source = PictureLoader(
+    source = ImageLoader(
         config.data,
         shape.resolution,
         multiple=shape.downsampling,
@@ -212,7 +212,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
         evaluate_on=config.evaluate_on,
         seed=config.seed,
     )
-    held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
+    held = source.held_out_images(config.evaluate_at_most)  # [N, 3, H, W]
 
     learner = VQLearner(vq, features.channels if features else (), config.jepa > 0).to(device)
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -385,7 +385,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
 def main(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/image_tokenizer"),
     config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
-    data: Annotated[str | None, typer.Option(help="folder of pictures or of a data set")] = None,
+    data: Annotated[str | None, typer.Option(help="folder of images or of a data set")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     try:

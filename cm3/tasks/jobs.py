@@ -44,7 +44,7 @@ from cm3.tokens.document import HOLE, Document, Image, Item, Text
 from cm3.tokens.plan import Plan
 from cm3.tokens.templates import WORDS, boxed
 from cm3.tokens.templates import prompt as worded
-from tokenizer_image.pixels import Picture, open_image
+from tokenizer_image.pixels import ImageLike, open_image
 
 Texts = list[str] | tuple[str, ...]
 
@@ -62,7 +62,7 @@ def texts_of(name: str, value: Any) -> list[str]:
     return listed(value)
 
 
-def images_of(value: Any) -> list[Picture]:
+def images_of(value: Any) -> list[ImageLike]:
     """The images of one image or a list. Raises a TypeError for a list in the list."""
     images = listed(value)
     for image in images:
@@ -77,7 +77,7 @@ def with_plan(image: PIL_Image.Image, plan: Plan | None) -> PIL_Image.Image:
     return image
 
 
-def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
+def paired(images: Any, texts: Any, what: str) -> list[tuple[ImageLike, str]]:
     """Pair each image with its text.
 
     Args:
@@ -184,13 +184,13 @@ class Jobs:
         return [Drawn(one, None) for one in codes]
 
     def infill(
-        self, image: Picture, mask: Picture, prompt: str | None = None, options: InfillOptions = InfillOptions()
+        self, image: ImageLike, mask: ImageLike, prompt: str | None = None, options: InfillOptions = InfillOptions()
     ) -> Job[list[PIL_Image.Image]]:
         """Redraw an image n times where the mask is white."""
         return Job(self._infill(image, mask, prompt, options))
 
     def _infill(
-        self, image: Picture, mask: Picture, prompt: str | None, options: InfillOptions
+        self, image: ImageLike, mask: ImageLike, prompt: str | None, options: InfillOptions
     ) -> Phases[list[PIL_Image.Image]]:
         check_single("the image", image)
         check_single("the mask", mask)
@@ -219,19 +219,24 @@ class Jobs:
         return [show(i, one) for i, one in enumerate(self.processor.drawn(requests, new))]
 
     @overload
-    def edit(self, image: Picture, instruction: str, options: EditOptions = EditOptions()) -> Job[PIL_Image.Image]: ...
+    def edit(
+        self, image: ImageLike, instruction: str, options: EditOptions = EditOptions()
+    ) -> Job[PIL_Image.Image]: ...
     @overload
     def edit(
-        self, image: Sequence[Picture], instruction: str | Sequence[str], options: EditOptions = EditOptions()
+        self, image: Sequence[ImageLike], instruction: str | Sequence[str], options: EditOptions = EditOptions()
     ) -> Job[list[PIL_Image.Image]]: ...
     def edit(
-        self, image: Picture | Sequence[Picture], instruction: str | Sequence[str], options: EditOptions = EditOptions()
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        instruction: str | Sequence[str],
+        options: EditOptions = EditOptions(),
     ) -> Job[Any]:
         """Change each image as its instruction says."""
         return Job(self._edit(image, instruction, options))
 
     def _edit(
-        self, image: Picture | Sequence[Picture], instruction: str | Sequence[str], options: EditOptions
+        self, image: ImageLike | Sequence[ImageLike], instruction: str | Sequence[str], options: EditOptions
     ) -> Phases[Any]:
         pairs = paired(image, instruction, "instruction")
         own = [open_image(one, self.processor.max_pixels, None) for one, _ in pairs]
@@ -255,27 +260,27 @@ class Jobs:
         return images if is_many(image) else images[0]
 
     @overload
-    def caption(self, image: Picture, options: CaptionOptions = CaptionOptions()) -> Job[str]: ...
+    def caption(self, image: ImageLike, options: CaptionOptions = CaptionOptions()) -> Job[str]: ...
     @overload
-    def caption(self, image: Sequence[Picture], options: CaptionOptions = CaptionOptions()) -> Job[list[str]]: ...
-    def caption(self, image: Picture | Sequence[Picture], options: CaptionOptions = CaptionOptions()) -> Job[Any]:
+    def caption(self, image: Sequence[ImageLike], options: CaptionOptions = CaptionOptions()) -> Job[list[str]]: ...
+    def caption(self, image: ImageLike | Sequence[ImageLike], options: CaptionOptions = CaptionOptions()) -> Job[Any]:
         """Describe each image."""
         return Job(self._caption(image, options))
 
-    def _caption(self, image: Picture | Sequence[Picture], options: CaptionOptions) -> Phases[Any]:
+    def _caption(self, image: ImageLike | Sequence[ImageLike], options: CaptionOptions) -> Phases[Any]:
         query = Query(language=options.language, long=options.long)
         texts = yield from self._tell([(one, query) for one in images_of(image)], options)
         return texts if is_many(image) else texts[0]
 
     @overload
-    def answer(self, image: Picture, question: str, options: AnswerOptions = AnswerOptions()) -> Job[str]: ...
+    def answer(self, image: ImageLike, question: str, options: AnswerOptions = AnswerOptions()) -> Job[str]: ...
     @overload
     def answer(
-        self, image: Sequence[Picture], question: str | Sequence[str], options: AnswerOptions = AnswerOptions()
+        self, image: Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions = AnswerOptions()
     ) -> Job[list[str]]: ...
     def answer(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageLike | Sequence[ImageLike],
         question: str | Sequence[str],
         options: AnswerOptions = AnswerOptions(),
     ) -> Job[Any]:
@@ -283,7 +288,7 @@ class Jobs:
         return Job(self._answer(image, question, options))
 
     def _answer(
-        self, image: Picture | Sequence[Picture], question: str | Sequence[str], options: AnswerOptions
+        self, image: ImageLike | Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions
     ) -> Phases[Any]:
         pairs = paired(image, question, "question")
         if options.history and len(pairs) != 1:
@@ -292,13 +297,13 @@ class Jobs:
         return texts if is_many(image) else texts[0]
 
     def tell(
-        self, pairs: Sequence[tuple[Picture, Query]], options: SamplingOptions = AnswerOptions()
+        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions = AnswerOptions()
     ) -> Job[list[str]]:
         """Answer each query about its image. An image that stands in several pairs is encoded once."""
         return Job(self._tell(pairs, options))
 
     def _tell(
-        self, pairs: Sequence[tuple[Picture, Query]], options: SamplingOptions, history: History = ()
+        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions, history: History = ()
     ) -> Phases[list[str]]:
         images = self._encoded([image for image, _ in pairs])
         if self.planning:
@@ -308,7 +313,9 @@ class Jobs:
         before = [(worded("answer", question, self.form), answer.strip()) for question, answer in history]
         return (yield from self._texts(images, words, options, before))
 
-    def write(self, pairs: Sequence[tuple[Picture, str]], options: SamplingOptions = AnswerOptions()) -> Job[list[str]]:
+    def write(
+        self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions = AnswerOptions()
+    ) -> Job[list[str]]:
         """Write a text for each image and prompt, in the words of the training data (tokens/templates.py)."""
         images, words = self._encoded([image for image, _ in pairs]), [words for _, words in pairs]
         return Job(self._texts(images, words, options))
@@ -321,7 +328,7 @@ class Jobs:
         new = yield Batch(requests, self._show)
         return [self.processor.text(ids).strip() for ids in new]
 
-    def _encoded(self, images: Sequence[Picture]) -> list[Image]:
+    def _encoded(self, images: Sequence[ImageLike]) -> list[Image]:
         """Codes of each image; one that is given several times is encoded once."""
         encoded: dict[int, Image] = {}
         for image in images:

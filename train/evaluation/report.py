@@ -14,12 +14,12 @@ def _accuracy(row: dict[str, float] | None) -> str:
 def concept_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
+        "| split | images | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for split, row in result["splits"].items():
         rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
-        cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
+        cells = [f"{rec['images']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
         cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     lines += _drawing_lines(result["drawings"])
@@ -29,7 +29,7 @@ def concept_table(result: dict[str, Any]) -> str:
         cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     use = result["code_use_test"]
-    lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
+    lines += ["", f"Codes used on the whole test split ({use['images']} images): {use['share']:.1%}", ""]
     return "\n".join(lines)
 
 
@@ -43,12 +43,12 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
         among += f", each drawing the best of {best_of}"
     lines = [
         "",
-        f"| {among} | pictures | {' | '.join(columns)} | near copies |",
+        f"| {among} | images | {' | '.join(columns)} | near copies |",
         "|---" * (len(columns) + 3) + "|",
     ]
     for name, row in rows.items():
         shares = [percent(row[judge][figure]) for judge in judges for figure in ("top1", "top5")]
-        lines.append(f"| {name} | {row['pictures']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
+        lines.append(f"| {name} | {row['images']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
     return lines
 
 
@@ -94,9 +94,9 @@ def task_table(result: dict[str, Any]) -> str:
     lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
     for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
         lines += [
-            f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
+            f"| {split} | {rows['images']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
             for name, row in rows.items()
-            if name != "pictures"
+            if name != "images"
         ]
     lines += [
         "",

@@ -21,7 +21,7 @@ class LMConfig:
         model: fields of CM3Config that replace the preset's.
         lora: adapters in place of all weights, where its rank is not 0.
         objective: which forms documents take, and how much each kind of token counts.
-        bridged: learn how the embeddings of ids add to their rows in the head: what is copied from one picture to
+        bridged: learn how the embeddings of ids add to their rows in the head: what is copied from one image to
             another is then learnt for all codes at once. The model that leaves the run has a plain head.
         codebook_init: start the embeddings of image codes from the codebook, so that codes that look alike start alike.
         steps: optimiser steps.
@@ -72,7 +72,7 @@ class LMConfig:
         go_on: train on, with a warning, where a checkpoint cannot be written.
         evaluate_every: steps between evaluations on the held-out split; 0 = never.
         evaluate_rows: rows of it.
-        sample_every: steps between sample pictures; each writes model/ too, as does the last step.
+        sample_every: steps between sample images; each writes model/ too, as does the last step.
         prompts: what the samples are drawn from; none = no samples.
         trackers: "tensorboard", "wandb", "trackio": those that are installed.
     """

@@ -3,11 +3,11 @@
 draw     <eos> words <break> <image> codes </image> <eos>                       left to right
 free     <eos> <mask:0> <break> <image> codes </image> <infill:0> words <eos>   teaches the branch without text
 cm3      random spans (CM3leon 2.2)
-ask      the answers moved behind the picture
+ask      the answers moved behind the image
 tell     <eos> <image> codes </image> <break> question answer <break> question answer <eos>   the same left to right
 text     <eos> words answer words answer <eos>                                  without an image: as it stands
 holes    <eos> words <break> <image> codes and <mask:0> </image> <image> codes </image> <eos>
-         the picture with some of its codes missing, then whole: how a hole of any form is filled (CM3.infill)
+         the image with some of its codes missing, then whole: how a hole of any form is filled (CM3.infill)
 
 A document's form is chosen before it is read, so that its length is known when rows are packed.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Span
-from cm3.tokens.encoding import before_last, grid_behind, hidden, in_turns, join, parts, picture_spans
+from cm3.tokens.encoding import before_last, grid_behind, hidden, image_spans, in_turns, join, parts
 from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.tokens.vocab import MAX_MASKS, Vocab
 
@@ -35,24 +35,24 @@ class Objective:
     Attributes:
         free: share of the captioned documents whose whole text is masked.
         cm3: share of the captioned documents with random spans.
-        holes: share of the captioned documents of one picture whose picture stands twice, first with holes; in half of
+        holes: share of the captioned documents of one image whose image stands twice, first with holes; in half of
             them the text is masked too.
-        ask: share of the documents with answers whose answers are moved; in the others the picture comes first, then
+        ask: share of the documents with answers whose answers are moved; in the others the image comes first, then
             all the text, left to right.
-        prompt: weight of text that stands before a picture.
+        prompt: weight of text that stands before an image.
         answer: weight of text that stands behind it, and of the token that ends it.
-        first_codes: how many of a picture's first codes have the weight `first`.
+        first_codes: how many of an image's first codes have the weight `first`.
         first: their weight.
         code: weight of the other codes.
-        source: weight of the codes of a picture that another picture follows at once: what an edit begins with.
+        source: weight of the codes of an image that another image follows at once: what an edit begins with.
         retrieved: where several documents are stored as one, factor of the weights of all before the last (RA-CM3,
             Yasunaga et al. 2022: 0.1).
-        copied: factor of the weights of those codes, in the form with holes, that the picture with holes has too: what
+        copied: factor of the weights of those codes, in the form with holes, that the image with holes has too: what
             an edit leaves alone is copied in the same way.
-        asked: factor of the weights of codes in documents with answers, whose pictures are to be seen and not drawn.
-        noise: share of the drawn pictures that are read with mistakes, while the targets stay: who draws reads own
+        asked: factor of the weights of codes in documents with answers, whose images are to be seen and not drawn.
+        noise: share of the drawn images that are read with mistakes, while the targets stay: who draws reads own
             mistakes, and must go by the words nevertheless (the aim of scheduled sampling, Bengio et al. 2015). Half of
-            them begin as another picture, up to half of it; in the others up to half of the codes are another's.
+            them begin as another image, up to half of it; in the others up to half of the codes are another's.
 
     Targets of weight 0 are not computed, and no figure counts them.
     """
@@ -101,20 +101,20 @@ DRAWN = (3, 4)  # kinds of the codes that words or holes ask for
 def choose_forms(
     answers: np.ndarray,
     texts: np.ndarray,
-    pictures: np.ndarray,
+    images: np.ndarray,
     codes: int,
     objective: Objective,
     rng: np.random.Generator,
     has_masks: bool = True,
 ) -> Forms:
-    """The form of each document. A row is 2 ids longer than its document for each span that moves, a whole picture
+    """The form of each document. A row is 2 ids longer than its document for each span that moves, a whole image
     longer with holes, a <break> for each answer but the first that is told, and an <end_turn> for each turn, at most.
 
     Args:
         answers: marked answers of each document, [N].
         texts: runs of text in each, [N].
-        pictures: pictures in each, [N].
-        codes: of a picture, at most.
+        images: images in each, [N].
+        codes: of an image, at most.
         objective: the shares.
         rng: chooses.
         has_masks: of the vocabulary. Where people and model take turns, documents read left to right, answers last.
@@ -125,9 +125,9 @@ def choose_forms(
         return Forms(np.where(answers > 0, TELL, DRAW), none, np.maximum(answers, 1))
     steps = np.cumsum([objective.free, objective.cm3, objective.holes])
     form = np.select([draws[0] < step for step in steps], [FREE, CM3, HOLES], DRAW)
-    form = np.where((form == HOLES) & (pictures != 1), DRAW, form)
+    form = np.where((form == HOLES) & (images != 1), DRAW, form)
     form = np.where(answers > 0, np.where(draws[0] < objective.ask, ASK, TELL), form)
-    form = np.where((answers > 0) & (pictures == 0), TEXT, form)
+    form = np.where((answers > 0) & (images == 0), TEXT, form)
     texts = np.minimum(texts, MAX_MASKS)
     moved = np.select([form == ASK, form == FREE, (form == HOLES) & (draws[1] < 0.5)], [answers, texts, texts], 0)
     for i in np.flatnonzero(form == CM3):
@@ -149,12 +149,12 @@ def training_row(
 
     Args:
         ids: the stored document, `<eos> ... <eos>`.
-        spans: its answers; none for a caption with its picture.
+        spans: its answers; none for a caption with its image.
         form: its form, as choose_forms gives it.
         moved: how many spans are moved, as choose_forms gives it.
         vocab: the layout.
         objective: the weights.
-        grid: rows and columns of a picture, where the document does not say.
+        grid: rows and columns of an image, where the document does not say.
         seed: of random spans and holes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -176,14 +176,14 @@ def training_row(
     if form == HOLES:
         holes = sample_holes(grid_behind(rotated, vocab) or grid, generator).flatten().tolist()
         rotated, counted, copied = _with_holes(rotated, counted, holes, vocab)
-    row, targets, pictures = np.array(rotated), np.array(counted) > 0, picture_spans(rotated, vocab)
+    row, targets, images = np.array(rotated), np.array(counted) > 0, image_spans(rotated, vocab)
     is_code = row >= vocab.first_code
     infills = np.isin(row, vocab.infills)
     behind = np.cumsum(infills) > 0
     for start, end in told:
         behind[start : end + 1] = True
     seen, before, source = np.cumsum(is_code), np.zeros(len(row), int), np.zeros(len(row), bool)
-    for (start, end), (following, _) in zip_longest(pictures, pictures[1:], fillvalue=(-1, -1)):
+    for (start, end), (following, _) in zip_longest(images, images[1:], fillvalue=(-1, -1)):
         before[start:] = seen[start]
         source[start:end] = end == following
     early = seen - before <= objective.first_codes
@@ -223,20 +223,20 @@ def _told(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> tuple[list[int
 def _with_holes(
     ids: list[int], targets: list[int], holes: list[bool], vocab: Vocab
 ) -> tuple[list[int], list[int], list[int]]:
-    """Before the one picture the same with a <mask:0> in each hole.
+    """Before the one image the same with a <mask:0> in each hole.
 
     Args:
         ids, targets: of the document, T each.
-        holes: of each code of the picture.
+        holes: of each code of the image.
         vocab: the layout.
 
     Returns:
-        ids and targets, T + h w + 2 each, and the places of the picture's codes that are no holes.
+        ids and targets, T + h w + 2 each, and the places of the image's codes that are no holes.
     """
-    (start, end), *_ = picture_spans(ids, vocab)
-    picture, inside = ids[start:end], iter(holes)
-    source = hidden(picture, holes, vocab)
-    copied = [place for place, id in enumerate(picture, start + len(source)) if vocab.is_code(id) and not next(inside)]
+    (start, end), *_ = image_spans(ids, vocab)
+    image, inside = ids[start:end], iter(holes)
+    source = hidden(image, holes, vocab)
+    copied = [place for place, id in enumerate(image, start + len(source)) if vocab.is_code(id) and not next(inside)]
     return (
         [*ids[:start], *source, *ids[start:]],
         [*targets[:start], *map(int, map(vocab.is_code, source)), *targets[start:]],

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cm3.tokens.encoding import picture_spans
+from cm3.tokens.encoding import image_spans
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
 from train.language.objective import DRAWN, Forms, Objective, choose_forms, training_row
@@ -84,7 +84,7 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
 
     Row by row: the longest item left, then items near an even share of the room, the last two as a pair that fills it.
     Best-fit decreasing (arXiv 2404.10830) is as good where lengths differ much, but leaves 7 to 11 % of a row where it
-    holds 3 to 6 documents of about one length, as captioned pictures are; this leaves 1 to 2 %.
+    holds 3 to 6 documents of about one length, as captioned images are; this leaves 1 to 2 %.
     """
     waiting: dict[int, list[int]] = {}  # length -> items
     for item, length in enumerate(lengths):
@@ -160,7 +160,7 @@ class Rows:
         forms = choose_forms(
             self.answers[documents],
             self.shards.texts[documents],
-            self.shards.pictures[documents],
+            self.shards.images[documents],
             self.codes,
             self.objective,
             rng,
@@ -207,12 +207,12 @@ class Rows:
         return ids, weights, kinds, positions, bad
 
     def read(self, window: int, number: int, ids: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        """The ids of a row, [T], with mistakes in `objective.noise` of the pictures that are drawn as a whole."""
+        """The ids of a row, [T], with mistakes in `objective.noise` of the images that are drawn as a whole."""
         if not self.objective.noise:
             return ids
         out, vocab = ids.copy(), self.vocab
         rng = np.random.default_rng((self.seed, 3, window, number))
-        for span in picture_spans(ids.tolist(), vocab):
+        for span in image_spans(ids.tolist(), vocab):
             places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
             if len(places) < 2 or not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
                 continue

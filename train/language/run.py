@@ -15,6 +15,7 @@ from cm3.hf.model_folder import find_model
 from cm3.pipeline import CM3
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
+from train.images.sheet import contact_sheet
 from train.language.config import LMConfig
 from train.language.held_out import by_kind, held_out_loss
 from train.language.lora import merged, save_adapter
@@ -22,7 +23,6 @@ from train.language.loss import bridged_head
 from train.language.objective import KINDS
 from train.language.packing import Batch, Position, Rows, Step, Steps, load
 from train.language.setup import Beside, beside, image_tokenizer_of, learner_of, optimizers_of, rebuilt
-from train.pictures.sheet import contact_sheet
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
 from train.runtime.checkpoints import Checkpoints

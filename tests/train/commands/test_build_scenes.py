@@ -8,11 +8,11 @@ import pytest
 from train import build_scenes
 from train.build_scenes import ScenesConfig, build
 from train.emoji.dataset import read_samples
-from train.pictures.loader import PictureLoader
+from train.images.loader import ImageLoader
 from train.scenes.scene import THINGS
 from train.scenes.studio import read_things
 
-SMALL = ScenesConfig(pictures=40, held_out=4, signs=0.2, size=32, cells=4)
+SMALL = ScenesConfig(images=40, held_out=4, signs=0.2, size=32, cells=4)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def test_drawings_and_scenes_stand_beside_each_other(built: Path, sample: Path):
 
 
 def test_an_image_tokenizer_reads_them_and_is_evaluated_on_unseen_ones(built: Path):
-    loader = PictureLoader(built, 32, multiple=8, evaluate_on="unseen_scene")
+    loader = ImageLoader(built, 32, multiple=8, evaluate_on="unseen_scene")
     assert len(loader) == 260 and not loader.skipped
     batch = loader.batch(0, 16)
     assert batch.shape == (16, 3, 32, 32) and batch.std() > 0.1
-    assert loader.held_out_pictures().shape == (4, 3, 32, 32)
+    assert loader.held_out_images().shape == (4, 3, 32, 32)
 
 
-def test_the_same_seed_makes_the_same_pictures_and_another_seed_others(built: Path, sample: Path, tmp_path: Path):
+def test_the_same_seed_makes_the_same_images_and_another_seed_others(built: Path, sample: Path, tmp_path: Path):
     def scenes(folder: Path) -> list[bytes]:
         return [png for key, png, _ in read_samples(folder / "unseen_scene") if key.startswith("scene")]
 
-    few = ScenesConfig(pictures=0, held_out=4, signs=0.2, size=32, cells=4)
+    few = ScenesConfig(images=0, held_out=4, signs=0.2, size=32, cells=4)
     build(sample, tmp_path / "again", few)
     assert scenes(tmp_path / "again") == scenes(built)
     build(sample, tmp_path / "other", ScenesConfig(**{**vars(few), "seed": 1}))
@@ -66,7 +66,7 @@ def test_no_scene_of_the_training_split_is_held_out(built: Path):
     ("arguments", "match"),
     [
         (["size=30"], "size 30 is not a multiple of cells = 8"),
-        (["pictures=many"], "pictures"),
+        (["images=many"], "images"),
     ],
 )
 def test_a_wrong_option_ends_the_script_with_one_line(arguments: list[str], match: str, sample: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.emoji.dataset import read_split, write_shards
 from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, train
-from train.pictures.metrics import psnr
+from train.images.metrics import psnr
 from train.runtime.optim import rate
 from train.runtime.precision import autocast
 from train.vq.learner import sample_sheet
@@ -33,7 +33,7 @@ def no_curves():
 
 @pytest.fixture(scope="module")
 def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageTokenizerConfig:
-    """A run of four steps on the six pictures of a concept."""
+    """A run of four steps on the six images of a concept."""
     data = tmp_path_factory.mktemp("data")
     samples = []
     for key, drawing, facts in read_split(sample / "unseen_concept"):
@@ -195,7 +195,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(config: ImageTokenizerConfi
 
 
 def test_a_collapsed_codebook_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
-    """All pictures grey: one code is enough for them."""
+    """All images grey: one code is enough for them."""
     for i in range(4):
         Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
     config = replace(
@@ -217,15 +217,15 @@ def test_a_collapsed_reconstruction_stops_the_run(
     config: ImageTokenizerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     falling = iter([20.0, 13.9])
-    pictures = torch.zeros(1, 3, 16, 16)
-    monkeypatch.setattr(image_tokenizer, "evaluate", lambda *_: ({"psnr": next(falling)}, pictures))
+    images = torch.zeros(1, 3, 16, 16)
+    monkeypatch.setattr(image_tokenizer, "evaluate", lambda *_: ({"psnr": next(falling)}, images))
     with pytest.raises(ValueError, match=r"collapsed at step 3: 13.9 dB after 20.0; lower lr \(now .* or adversarial"):
         train(config, tmp_path)
     assert newest(tmp_path).name == "step-00000002"  # the good one stays
 
 
 def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig, tmp_path: Path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(40):
         Image.new("RGB", (20, 24), (6 * i, 90, 200)).save(folder / f"{i:02}.png")
@@ -257,9 +257,9 @@ def test_precision_chooses_the_type_of_a_product():
             assert (a @ a).dtype == dtype
 
 
-def test_a_sheet_shows_each_picture_above_its_reconstruction():
-    pictures = torch.ones(3, 3, 16, 16)
-    sheet = sample_sheet(pictures, -pictures, columns=2)  # the third has no full row
+def test_a_sheet_shows_each_image_above_its_reconstruction():
+    images = torch.ones(3, 3, 16, 16)
+    sheet = sample_sheet(images, -images, columns=2)  # the third has no full row
     assert isinstance(sheet, Image.Image) and sheet.size == (32, 32)
     assert sheet.getpixel((20, 5)) == (255, 255, 255) and sheet.getpixel((20, 20)) == (0, 0, 0)
 

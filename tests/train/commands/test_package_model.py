@@ -13,7 +13,7 @@ from cm3.tasks.known_words import KnownWords
 from tokenizer_image import ImageTokenizer
 from train import package_model
 from train.emoji.dataset import EXTRA, attribution
-from train.package_model import Runs, embedded, halve, hours, package, package_tokenizer, pictures_of
+from train.package_model import Runs, embedded, halve, hours, images_of, package, package_tokenizer
 
 
 def test_halved_weights_are_the_same_numbers_in_half_the_room(tmp_path: Path):
@@ -86,7 +86,7 @@ def test_a_model_is_packaged_from_its_runs(
     meta["config"]["things"], meta["tasks"] = ["cat", "dog"], {"draw": 5}
     (runs.tuning_tokens / "meta.json").write_text(json.dumps(meta))
     measured = ROOT / "cm3" / "pretrained" / "emoji"
-    drawn = {"concepts": 250, "drawings by name": {"pictures": 9, "lite0": {"top1": 0.25, "top5": 0.5}}}
+    drawn = {"concepts": 250, "drawings by name": {"images": 9, "lite0": {"top1": 0.25, "top5": 0.5}}}
     for run, name, more in (
         (runs.evaluation, "evaluation", {"drawings": drawn}),
         (runs.task_evaluation, "task_evaluation", {}),
@@ -141,5 +141,5 @@ def test_credits_go_to_extra_styles_too(tmp_path: Path):
     splits = ("train", "extra", "unseen_cell")
     rows = [{"style": split, "package": "p", "licence": "MIT", "author": "a", "split": split} for split in splits]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = attribution(pictures_of(tmp_path, "train", EXTRA))
-    assert [line.split(":")[0] for line in text.splitlines() if "1 pictures" in line] == ["- extra", "- train"]
+    text = attribution(images_of(tmp_path, "train", EXTRA))
+    assert [line.split(":")[0] for line in text.splitlines() if "1 images" in line] == ["- extra", "- train"]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3.tokens.encoding import picture_spans
+from cm3.tokens.encoding import image_spans
 from cm3.tokens.masking import unrotate
 from cm3.tokens.vocab import Vocab
 from documents import write_shards
@@ -26,7 +26,7 @@ PLAIN = Objective().plain()
 COUNT = 300
 
 
-def like_captioned_pictures(count: int, seed: int = 0) -> list[int]:
+def like_captioned_images(count: int, seed: int = 0) -> list[int]:
     """From 70 to 114 tokens, 84 in the mean: 64 codes and what is said of them."""
     return (70 + 44 * np.random.default_rng(seed).beta(2, 4.28, count)).round().astype(int).tolist()
 
@@ -43,7 +43,7 @@ def log_normal(count: int, seed: int = 0) -> list[int]:
 @pytest.fixture(scope="module")
 def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of 100 documents, 30 to 74 tokens each."""
-    lengths = [length - 40 for length in like_captioned_pictures(COUNT)]
+    lengths = [length - 40 for length in like_captioned_images(COUNT)]
     return write_shards(tmp_path_factory.mktemp("tokens"), vq_folder, lengths, per_shard=100)
 
 
@@ -81,8 +81,8 @@ def test_packing_places_each_item_once_and_fills_no_row_beyond_its_size(lengths:
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_less_than_2_percent_of_captioned_pictures_rows_is_padding(size: int):
-    lengths = like_captioned_pictures(4096)
+def test_less_than_2_percent_of_captioned_images_rows_is_padding(size: int):
+    lengths = like_captioned_images(4096)
     assert min(lengths) >= 70 and max(lengths) <= 114 and abs(np.mean(lengths) - 84) < 0.5
     assert sum(lengths) > 0.98 * size * len(pack(lengths, size))
 
@@ -120,7 +120,7 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
             for part, place in zip(parts, places, strict=False):
                 form, document = int(plan.forms.form[place]), shards.document(int(plan.documents[place])).ids
                 row = ids[part].tolist()
-                if form == HOLES:  # without its first picture, which has the holes
+                if form == HOLES:  # without its first image, which has the holes
                     row = [*row[: row.index(vocab.image)], *row[row.index(vocab.end_image) + 1 :]]
                 assert unrotate(row, vocab) == document
                 size = len(document) + int(plan.forms.extra[place])
@@ -158,7 +158,7 @@ def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(sha
     assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
 
 
-def test_a_share_of_the_drawn_pictures_is_read_with_mistakes_and_nothing_else_changes(shards: Shards):
+def test_a_share_of_the_drawn_images_is_read_with_mistakes_and_nothing_else_changes(shards: Shards):
     quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.5).plain())
     for part in (*Steps(quiet, 4, 4)[0].parts, *Steps(noisy, 4, 4)[0].parts):
         assert (part.read == part.ids).all()  # in evaluations too
@@ -173,7 +173,7 @@ def test_a_share_of_the_drawn_pictures_is_read_with_mistakes_and_nothing_else_ch
         assert not (wrong & ~codes).any() and (part.read[codes] >= quiet.vocab.first_code).all()
         assert int(part.read.max()) < len(quiet.vocab)
         for ids, mistakes in zip(part.ids.tolist(), wrong, strict=True):
-            for start, end in picture_spans(ids, quiet.vocab):
+            for start, end in image_spans(ids, quiet.vocab):
                 inside = mistakes[start + 1 : end - 1].nonzero().flatten().tolist()
                 touched[bool(inside)] += 1
                 if inside:
@@ -183,21 +183,21 @@ def test_a_share_of_the_drawn_pictures_is_read_with_mistakes_and_nothing_else_ch
     assert 0.25 < begun[True] / begun.total() < 0.75
 
 
-def test_pictures_that_are_asked_about_are_read_as_they_are(shards: Shards):
+def test_images_that_are_asked_about_are_read_as_they_are(shards: Shards):
     rows = rows_of(shards, replace(PLAIN, noise=1.0))
     ids, _, kinds, _, _ = rows.row(0, 0)
     drawn = np.isin(kinds, DRAWN)
     assert drawn.any() and (rows.read(0, 0, ids, kinds) != ids).any()
-    for shown in (0, KINDS.index("source codes") + 1):  # codes without weight, and those of a picture to be edited
+    for shown in (0, KINDS.index("source codes") + 1):  # codes without weight, and those of an image to be edited
         assert (rows.read(0, 0, ids, np.where(drawn, shown, kinds)) == ids).all()
 
 
-def test_a_picture_of_which_a_mask_leaves_one_code_or_none_is_read_as_it_is(shards: Shards):
+def test_an_image_of_which_a_mask_leaves_one_code_or_none_is_read_as_it_is(shards: Shards):
     rows = rows_of(shards, replace(PLAIN, noise=1.0))
     ids, _, kinds, _, _ = rows.row(0, 0)
     for left in (1, 0):
         few = ids.copy()
-        for start, end in picture_spans(ids.tolist(), rows.vocab):
+        for start, end in image_spans(ids.tolist(), rows.vocab):
             codes = np.arange(start, end)[ids[start:end] >= rows.vocab.first_code]
             few[codes[left:]] = rows.vocab.mask(0)
         assert (rows.read(0, 0, few, kinds) == few).all()
@@ -378,7 +378,7 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
 
 @pytest.mark.parametrize("objective", [PLAIN, Objective(holes=1.0, free=0.0, cm3=0.0), Objective(ask=0.0)])
 @pytest.mark.parametrize("asked", [0.0, 1.0])
-def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(
+def test_images_without_a_beginning_or_an_end_are_left_out_or_harmless(
     vq_folder: Path, tmp_path: Path, asked: float, objective: Objective
 ):
     folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=asked)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cm3.tasks.plan_words import COLOURS_AR, PLACES_AR
 from cm3.tokens.plan import PLACES, Plan, Thing
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
 from train.recipes.emoji.requests import Planner, in_case, one_of
 from train.recipes.emoji.world import Named

@@ -8,7 +8,7 @@ import numpy as np
 from cm3.tasks.plan_words import COLOURS_AR, PLACES_AR
 from cm3.tasks.wording import plural
 from cm3.tokens.plan import PLACES, Plan
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.requests import one_of
 from train.recipes.emoji.world import Named, World
 

@@ -14,7 +14,7 @@ import numpy as np
 from cm3.tasks.plan_words import AND, COLOURS_AR, NUMBERS, PLACES_AR
 from cm3.tasks.wording import article, plural
 from cm3.tokens.plan import PLACES, Plan, Thing
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
 from train.recipes.emoji.english import with_article
 from train.recipes.emoji.packages import LANGUAGES
