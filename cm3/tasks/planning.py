@@ -172,9 +172,13 @@ class Planning:
         alone = len(plan.things) == 1 and not plan.things[0].place
         return self.prompts.grid_of(options.size if alone else "usual")
 
-    def read(self, images: Sequence[Image]) -> Phases[list[str]]:
+    def read(self, images: Sequence[Image], sampling: SamplingConfig = GREEDY, seed: int = 0) -> Phases[list[str]]:
         """The text of each image's plan, as the model reads it; not always a valid plan."""
-        requests = [self.prompts.text(PLANS["read"], one, GREEDY, 0, most=MAX_PLAN) for one in images]
+        # In training documents a question stands behind the plan.
+        behind = worded("answer", "How many things are there?", "plan")
+        requests = [
+            self.prompts.text(PLANS["read"], one, sampling, seed, most=MAX_PLAN, behind=behind) for one in images
+        ]
         new = yield self._hidden(requests)
         return [self.processor.text(ids).strip() for ids in new]
 
@@ -208,7 +212,8 @@ class Planning:
             if query.long:
                 check_choice("the language of a long caption", query.language, ("en", "ar"))
         images = {id(image): image for image, _ in pairs}
-        read = dict(zip(images, (yield from self.read(list(images.values()))), strict=True))
+        seen = yield from self.read(list(images.values()), options.sampling, options.seed)
+        read = dict(zip(images, seen, strict=True))
         asked = [i for i, (_, query) in enumerate(pairs) if query.question]
         captions = {i: (read[id(image)], query) for i, (image, query) in enumerate(pairs) if not query.question}
         told = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
@@ -233,7 +238,7 @@ class Planning:
             for thing in (plan.things if plan and query.language != "en" else ())
         }
         texts = [PLANS["translate"].format(language=language, words=name) for language, name in names]
-        new = yield self._hidden([self.prompts.after(text, GREEDY, 0) for text in texts])
+        new = (yield self._hidden([self.prompts.after(text, GREEDY, 0) for text in texts])) if texts else []
         names = {key: self.processor.text(ids).strip() for key, ids in zip(names, new, strict=True)}
         captions = list[str]()
         for plan, (text, query) in zip(plans, wanted, strict=True):

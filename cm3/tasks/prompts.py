@@ -236,6 +236,7 @@ class Prompts:
         before: History = (),
         known: tuple[str, str] | None = None,
         most: int = MAX_TEXT,
+        behind: str = "",
     ) -> Request:
         """Request a text about an image: what the mask between prompt and image stands for (CM3leon 4), or the reply.
 
@@ -248,15 +249,16 @@ class Prompts:
                 room.
             known: a prompt and its text that the model always reads first.
             most: tokens of the text.
+            behind: a prompt that stands behind `words`, whose text is not written.
         """
         first, kept = [known] if known else [], list[tuple[str, str]]()
-        ids = self.question_ids(words, image, first)
+        ids = self.question_ids(words, image, first, behind)
         limit = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
         for turn in reversed(before[-MOST_BEFORE:] if self.vocab.has_masks else before):
             kept = [turn, *kept]
             if len(words) + sum(len(text) for one in kept for text in one) > limit:
                 break
-            longer = self.question_ids(words, image, [*first, *kept])
+            longer = self.question_ids(words, image, [*first, *kept], behind)
             if len(longer) + most > self.context:
                 break
             ids = longer
@@ -268,7 +270,7 @@ class Prompts:
         """The letters of each language. A caption is in one language; an answer may be in another than its question."""
         return alphabets(self.text_tokenizer)
 
-    def question_ids(self, words: str, image: Image, before: History = ()) -> list[int]:
+    def question_ids(self, words: str, image: Image, before: History = (), behind: str = "") -> list[int]:
         """The prompt ids of a text about an image. Arguments as for `text`."""
         asked, said = [*(one for one, _ in before), words], [text for _, text in before]
         if not self.vocab.has_masks:
@@ -277,7 +279,9 @@ class Prompts:
                 ids += next_turn_ids(reply, following, self.vocab, self.text_tokenizer)
             return ids
         # As in training documents with several answers: a mask for each, and the texts behind the image.
-        questions = [(Text((" " if i else "") + one), Mask()) for i, one in enumerate(asked)]
+        questions = [
+            (Text((" " if i else "") + one), Mask()) for i, one in enumerate([*asked, behind] if behind else asked)
+        ]
         ids = self.ids(Document((*chain.from_iterable(questions), image)), prompt_ids)
         for k, text in enumerate(said, 1):
             ids += [*text_ids(text, self.vocab, self.text_tokenizer), *next_span_ids(k, self.vocab)]
