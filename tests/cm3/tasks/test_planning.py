@@ -29,11 +29,11 @@ def pixels(image: Any) -> bytes:
 
 
 def options(**given: Any) -> GenerateOptions:
-    return GenerateOptions(**{"temperature": 0.0, "variety": 0.0} | given)
+    return GenerateOptions(temperature=0.0, variety=0.0, **given)
 
 
 def draw(model: CM3, prompt: Any, **given: Any) -> Any:
-    return model.generate(prompt, **{"temperature": 0.0, "variety": 0.0} | given)
+    return model.generate(prompt, temperature=0.0, variety=0.0, **given)
 
 
 @pytest.mark.parametrize(
