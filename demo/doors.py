@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cm3.serving.access import foreign
+from cm3.serving.access import cross_site_reason
 
 
 class OwnPages:
@@ -17,7 +17,7 @@ class OwnPages:
         self.app, self.any_host = app, any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and (reason := foreign(scope, self.any_host)):
+        if scope["type"] in ("http", "websocket") and (reason := cross_site_reason(scope, self.any_host)):
             await PlainTextResponse(reason, 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from cm3.engine.options import Options, about
-from cm3.serving.admission import Ticket, TooLate
+from cm3.serving.admission import Ticket, TimedOut
 from cm3.tasks.job import Piece
 from demo.uploads import UploadedImage
 from demo.words import Say
@@ -34,7 +34,7 @@ def friendly(say: Say) -> Iterator[None]:
     """What the pipeline refuses becomes a message on the page."""
     try:
         yield
-    except TooLate:
+    except TimedOut:
         mistake(say, "too_slow", n=int(MAX_SECONDS))
     except (ValueError, TypeError) as error:
         raise gr.Error(say("failed", error=error), print_exception=False) from error
