@@ -27,7 +27,7 @@ from cm3.engine.guidance import ClassifierFree
 from cm3.engine.options import SamplingConfig
 from cm3.engine.request import Request
 from cm3.model.config import CM3Config
-from cm3.model.memory import lane_bytes
+from cm3.model.memory import sequence_bytes
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.vocab import Vocab
 
@@ -112,7 +112,7 @@ def read_by(model: CM3ForCausalLM, codes_alone: bool) -> Callable[[int], float]:
     outside = config.vocab_size * config.hidden_size  # the embeddings, of which only some rows are read
     head = (config.vocab_size - config.image_vocab_size if codes_alone else 0) * config.hidden_size
     weights = (model.num_parameters() - outside - head) * model.dtype.itemsize
-    return lambda count: weights + 2 * count * lane_bytes(config, rows * columns // 2 + 6, model.dtype)
+    return lambda count: weights + 2 * count * sequence_bytes(config, rows * columns // 2 + 6, model.dtype)
 
 
 def ways_of(model: CM3ForCausalLM, prompt: list[int], nothing: list[int]) -> dict[str, Way]:

@@ -189,8 +189,8 @@ def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
             return path, "unnamed", told[:300]
         if leaked := [word for word in HIDDEN if word in told or any(word in line for line in logged)]:
             return path, "missed", f"{leaked}: {told[:300]} {logged}"
-        if model.engine.rows or app.state.server.admission.admitted:
-            return path, "hang", f"rows {list(model.engine.rows)}, places {app.state.server.admission.admitted}"
+        if model.engine.active or app.state.server.admission.admitted:
+            return path, "hang", f"rows {list(model.engine.active)}, places {app.state.server.admission.admitted}"
         return path, "harmless" if got.status_code == 200 else "refused", str(got.status_code)
 
     outcomes(min(cases, 500), seed + 1, one)  # what is loaded once is no leak

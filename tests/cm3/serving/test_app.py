@@ -349,26 +349,26 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_time_that_is_over_frees_the_lanes(fresh: CM3):
+def test_time_that_is_over_frees_the_batch(fresh: CM3):
     http = client_of(fresh, limits=Limits(seconds=0.7))
     answer = http.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
     assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
-    assert not fresh.engine.rows and fresh.engine.cache is None
+    assert not fresh.engine.active and fresh.engine.cache is None
     streamed = http.post("/v1/images/generations", json={"prompt": "a cat", "stream": True})
     assert "the request timed out" in streamed.text
-    until(lambda: not fresh.engine.rows)
+    until(lambda: not fresh.engine.active)
 
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], stream: bool):
+def test_a_client_that_hangs_up_frees_the_batch(live: tuple[Live, CM3], stream: bool):
     server, model = live
     body = {"prompt": "a cat", "stream": stream}
     with pytest.raises(httpx.TimeoutException):
         httpx.post(
             f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
         )
-    until(lambda: not model.engine.rows)
+    until(lambda: not model.engine.active)
     page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     assert "cm3_queue_size 0.0" in page
 

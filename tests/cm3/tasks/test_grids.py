@@ -103,7 +103,7 @@ def test_the_model_chooses_a_grid_where_it_writes_a_document_and_none_that_does_
     tight = Grammar(vocab, [vocab.eos, vocab.image], "document", 16, room=15)
     assert tight.legal().special == (42,)
     grammar.advance(40)
-    assert grammar.legal() == (False, True, ()) and grammar.needed == 16
+    assert grammar.legal() == (False, True, ()) and grammar.min_remaining == 16
     drawn = Grammar(vocab, [vocab.eos, vocab.image], "image", 16)
     assert drawn.legal().special == ()
     for late in ([vocab.code_to_id(3)], [40]):

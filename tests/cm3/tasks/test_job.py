@@ -69,7 +69,7 @@ def test_the_server_runs_all_batches_and_stops_between_them(
     assert image.tobytes() == expected[1]
     with pytest.raises(Disconnected):
         state.run(ticket, Job(drawn(ticket, stop=True)))
-    assert not tiny.engine.rows
+    assert not tiny.engine.active
 
 
 def test_a_mistake_is_raised_where_the_job_is_made(tiny: CM3):
