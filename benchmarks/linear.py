@@ -44,7 +44,7 @@ def main(
     print(f"{device_name()}, torch {torch.__version__}, fp32")
     print("| out x in | rows | linear() us | ours us | times as fast | ours GB/s |\n|---|---|---|---|---|---|")
     figures: list[dict[str, float]] = []
-    linear.FEW = 8  # whoever made the processor
+    linear.TRANSPOSED_ROWS = 8  # whoever made the processor
     for outputs, inputs in SHAPES:
         size = 4 * outputs * inputs
         weights = [torch.randn(outputs, inputs) for _ in range(max(2, BYTES // size))]

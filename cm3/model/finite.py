@@ -1,4 +1,4 @@
-"""Where a model stops giving numbers."""
+"""Finds the layer at which a model's values stop being finite."""
 
 # torch types some of its functions in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -13,15 +13,15 @@ from torch import nn
 
 @torch.inference_mode()
 def first_not_finite(model: nn.Module, ids: Sequence[int]) -> str:
-    """What to say of a model whose logits after these ids hold NaN or infinity: its first layer that gives such."""
+    """The error message for a model that gives NaN or infinity after these ids. It names the first such layer."""
     found: list[str] = []
 
-    def look(name: str, _: nn.Module, __: Any, out: Any) -> None:
+    def check(name: str, _: nn.Module, __: Any, out: Any) -> None:
         if isinstance(out, torch.Tensor) and out.is_floating_point() and not found and not bool(out.isfinite().all()):
             found.append(name)
 
     hooks = [
-        module.register_forward_hook(partial(look, name))
+        module.register_forward_hook(partial(check, name))
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]

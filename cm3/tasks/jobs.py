@@ -39,7 +39,7 @@ from cm3.tasks.known_words import KnownWords
 from cm3.tasks.prompts import History, Prompts
 from cm3.tasks.reranking import best_of_each
 from cm3.tokens.document import HOLE, Document, Image, Item, Text
-from cm3.tokens.encoding import grid_behind
+from cm3.tokens.encoding import last_grid
 from cm3.tokens.templates import WORDS, boxed
 from cm3.tokens.templates import prompt as worded
 from tokenizer_image.pixels import ImageLike, open_image
@@ -305,7 +305,7 @@ class Jobs:
 
     def codes_of(self, requests: Sequence[Request], new: Sequence[list[int]]) -> list[Tensor]:
         """The codes, [h, w], of the image that each request drew, from its new ids."""
-        grids = [grid_behind(request.prompt, self.processor.vocab) for request in requests]
+        grids = [last_grid(request.prompt, self.processor.vocab) for request in requests]
         return [self.processor.codes(ids, grid) for ids, grid in zip(new, grids, strict=True)]
 
     def _normalised(self, texts: Sequence[str], options: ImageOptions) -> list[str]:

@@ -210,7 +210,7 @@ def test_a_text_is_refused_for_its_length_only_where_it_cannot_fit(texts: list[s
             assert requests.ids(document, to_ids) == ids
         elif (
             sum(len(item.text) for item in document if isinstance(item, Text))
-            > requests.context * requests.text_tokenizer.longest
+            > requests.context * requests.text_tokenizer.max_bytes
         ):
             with pytest.raises(ValueError, match="too long and leaves no room: the limit is 12 tokens"):
                 requests.ids(document, to_ids)
@@ -220,7 +220,7 @@ def test_the_densest_text_that_fits_is_taken_and_a_character_more_is_not():
     vocab = SHORT.text_tokenizer.tokenizer.get_vocab()
     word = next(name for name in sorted(vocab, key=len)[::-1] if name.isascii())
     fits = word * SHORT.context
-    assert len(word) == SHORT.text_tokenizer.longest and len(SHORT.text_tokenizer.encode(fits)) == SHORT.context
+    assert len(word) == SHORT.text_tokenizer.max_bytes and len(SHORT.text_tokenizer.encode(fits)) == SHORT.context
     assert len(SHORT.ids(Document((Text(fits),)), to_ids)) == SHORT.context + 2
     message = f"a text of {len(fits) + 1} characters is too long .* hold {len(fits)} characters at the very most"
     with pytest.raises(ValueError, match=message):
