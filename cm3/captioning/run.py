@@ -132,7 +132,7 @@ class Tasks:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the texts: "text" for the first caption, "text_ar" and so on for others, the question for an answer."""
+        """The columns: "text" for the first caption, "text_ar" and so on for others, the question for an answer."""
         captions = [f"text_{language}" if i else "text" for i, language in enumerate(self.languages)]
         return [*captions, *self.questions]
 

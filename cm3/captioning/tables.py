@@ -105,7 +105,7 @@ class Table:
             yield dict(zip(header, cells, strict=True))
 
     def name(self, path: Path) -> str:
-        """The path of an image from the folder of the table, as ImageFolder expects it. Raises a ValueError if it is not
+        """The path of an image from the table's folder, as ImageFolder expects it. Raises a ValueError if it is not
         UTF-8."""
         name = Path(os.path.relpath(path, self.path.parent)).as_posix()
         if not is_text(name):

@@ -250,8 +250,8 @@ def hidden(image: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[in
 
 
 def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
-    """Join the ids of texts and images: `<eos> pieces <eos>`, with <break> between all but two images. The spans are the
-    ranges of the pieces."""
+    """Join the ids of texts and images: `<eos> pieces <eos>`, with <break> between all but two images. The spans are
+    the ranges of the pieces."""
     ids, ranges = [vocab.bos], list[Span]()
     for piece in pieces:
         if vocab.has_masks and len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):

@@ -151,5 +151,5 @@ def test_folders_that_hold_no_scorer_are_refused(scorer: Scorer, tmp_path: Path)
     scorer.save_pretrained(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     save_file(weights | {"places": weights["places"].fill_(torch.nan)}, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match="places holds what is no number"):
+    with pytest.raises(ValueError, match="places has values that are not finite"):
         Scorer.from_pretrained(tmp_path)

@@ -92,7 +92,7 @@ def test_the_maker_of_the_processor_decides(facts: str | None, few: int, tmp_pat
         (tmp_path / "cpuinfo").write_text(facts)
     monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert linear._few() == few  # pyright: ignore[reportPrivateUsage]
+    assert linear._transposed_rows() == few  # pyright: ignore[reportPrivateUsage]
 
 
 def test_few_rows_have_their_gradients():
