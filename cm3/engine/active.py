@@ -5,7 +5,7 @@ many at once as every request has.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ def sample_next(
         rows, ids, nats = zip(*biased, strict=True)
         scores[list(rows), list(ids)] += torch.tensor(nats, device=scores.device)
     ids = sample(scores, [one.request.sampling for one in active], [one.uniforms for one in active])
-    return (ids + first).tolist()
+    return cast(list[int], cast(Any, ids + first).tolist())
 
 
 def _guided(

@@ -73,7 +73,9 @@ class Engine:
         compile: bool = False,
     ) -> None:
         self.model, self.vocab, self.codes, self.max_sequences = model, vocab, grid[0] * grid[1], max_sequences
-        self.compiled: Any = torch.compile(model.model, dynamic=True) if compile else None
+        self.compiled: Any = None
+        if compile:
+            self.compiled = torch.compile(model.model, dynamic=True)  # pyright: ignore[reportUnknownMemberType]
         self.active: dict[int, ActiveRequest] = {}
         self.waiting: deque[ActiveRequest] = deque()
         self.running: list[ActiveRequest] = []

@@ -4,9 +4,6 @@ A logit of -inf forbids an id. Each row has its own settings and its own random 
 result does not depend on the other rows.
 """
 
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +29,7 @@ def generator_of(seed: int) -> torch.Generator:
     if seed >= 2**32:
         state = generator.get_state()
         words = np.random.SeedSequence(seed).generate_state(624)
-        state.view(torch.int64)[3 : 3 + 624] = torch.from_numpy(words.astype(np.int64))  # after the seed and flags
+        state.view(torch.int64)[3 : 3 + 624] = torch.tensor(words.astype(np.int64))  # after the seed and flags
         generator.set_state(state)
     return generator
 
@@ -46,7 +43,8 @@ class Uniforms:
 
     def __next__(self) -> float:
         if not self.numbers:
-            self.numbers = torch.rand(64, generator=self.generator, dtype=torch.float64).tolist()[::-1]
+            numbers = torch.rand(64, generator=self.generator, dtype=torch.float64)
+            self.numbers = numbers.tolist()[::-1]  # pyright: ignore[reportUnknownMemberType]
         return self.numbers.pop()
 
 

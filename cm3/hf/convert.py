@@ -8,9 +8,6 @@ stays the same. Meta's pickles are read by torch with weights_only. The other fi
 so that converting back needs nothing else.
 """
 
-# torch, safetensors and transformers are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 import json
 import re
 import shutil
@@ -177,14 +174,15 @@ def halves(values: Tensor, size: int, dim: int = 0) -> Tensor:
 def text_tokenizer(path: Path, order: Order) -> TextTokenizer:
     """The text tokenizer, with ids from 0. Raises a ValueError if the file is no tokenizer of this model."""
     content = read_json(path)
-    words = content.get("model", {}).get("vocab")
+    words: dict[str, int] | None = content.get("model", {}).get("vocab")
     if not isinstance(words, dict):
         raise ValueError(f"{path} has no table of tokens: Chameleon's tokenizer has one")
     known = {*words, *(token["content"] for token in content.get("added_tokens", ()))}
     if lost := sorted(order.words.keys() - known)[:3]:
         raise ValueError(f"{path} does not belong to the model: it lacks {', '.join(map(repr, lost))}")
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in content["model"].get("merges", ())]
-    model = {
+    pairs: list[str | list[str]] = content["model"].get("merges", [])
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in pairs]
+    model: dict[str, Any] = {
         **content["model"],
         "vocab": {word: order.words[word] for word in words if word in order.words},
         "merges": [pair for pair in merges if {*pair, "".join(pair)} <= order.words.keys()],
@@ -233,7 +231,7 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
         config.architectures = ["CM3ForCausalLM"]
         count = max(model.names.values()) + 1
         write_shards(fresh, [[reordered(one, order.rows, count) for one in shard] for shard in model.shards])
-        config.save_pretrained(fresh)
+        config.save_pretrained(fresh)  # pyright: ignore[reportUnknownMemberType]
         vocab = Vocab.from_config(config)
         save_flat(text, vocab, config.max_position_embeddings, fresh)
         role = roles(vocab)

@@ -6,9 +6,6 @@ folder: cm3/tokens/grammar.py becomes cm3_tokens_grammar.py, and `from cm3.token
 .cm3_tokens_vocab import`. Nothing here runs code of a folder.
 """
 
-# transformers types its configurations in part only.
-# pyright: reportUnknownMemberType=false
-
 import ast
 import json
 import re
@@ -113,6 +110,7 @@ def add_code(folder: Path, resolution: int) -> None:
         (folder / name).write_text(content, encoding="utf-8")
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    write_processor(folder, CM3Config.from_dict(values), resolution, code=True)
+    config = CM3Config.from_dict(values)  # pyright: ignore[reportUnknownMemberType]
+    write_processor(folder, config, resolution, code=True)
     models = auto_map(*(name for name in ENTRIES if "Processor" not in name))
     path.write_text(json.dumps({**values, **models}, indent=2) + "\n", encoding="utf-8")

@@ -5,9 +5,6 @@ ReLU, no biases; CM3leon 2.3), and the Chameleon-like family (RMSNorm, RoPE, Swi
 vocabulary is flat: special ids | text ids | image codes. This module has their numbers, tokens/vocab.py the arithmetic.
 """
 
-# transformers types its configurations in part only.
-# pyright: reportUnknownMemberType=false
-
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
@@ -144,7 +141,7 @@ class CM3Config(PreTrainedConfig):
             vars(self)["base_model_tp_plan"] = kept
         if self.vocab_size is None:
             self.vocab_size = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._check()
 
     def _check(self) -> None:

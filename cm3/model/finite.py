@@ -1,14 +1,12 @@
 """Finds the layer at which a model's values stop being finite."""
 
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @torch.inference_mode()
@@ -20,9 +18,11 @@ def first_not_finite(model: nn.Module, ids: Sequence[int]) -> str:
         if isinstance(out, torch.Tensor) and out.is_floating_point() and not found and not bool(out.isfinite().all()):
             found.append(name)
 
-    hooks = [
+    # torch types these methods in part only.
+    modules: list[tuple[str, Any]] = list(cast(Any, model).named_modules())
+    hooks: list[RemovableHandle] = [
         module.register_forward_hook(partial(check, name))
-        for name, module in model.named_modules()
+        for name, module in modules
         if not any(True for _ in module.children())
     ]
     try:

@@ -24,7 +24,7 @@ class KVCacheLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, cache: "KVCache") -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -1,8 +1,5 @@
 """Linear layers that are fast on CPUs for small batches, as in decoding, where reading the weights takes the time."""
 
-# torch is typed in part only.
-# pyright: reportUnknownMemberType=false
-
 from pathlib import Path
 
 import torch
@@ -28,7 +25,7 @@ class Linear(nn.Linear):
     """A layer without bias, fast on CPUs for small batches."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+        super().__init__(inputs, outputs, bias=False)  # pyright: ignore[reportUnknownMemberType]
 
     def forward(self, input: Tensor) -> Tensor:  # [..., in] -> [..., out]
         return project(input, self.weight)

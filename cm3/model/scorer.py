@@ -10,9 +10,6 @@ train.scorer` trains a scorer.
 Shapes: N texts or images, T tokens, L patches of an image, E size of an embedding, D width, P size of the shared space.
 """
 
-# torch and safetensors are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +19,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -168,7 +165,7 @@ class Scorer(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is no scorer: {name} is missing; train one with python -m train.scorer")
         try:
-            with torch.random.fork_rng(devices=()):
+            with torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
                 scorer = cls(ScorerConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
             weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
             if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:

@@ -4,9 +4,6 @@ A byte-level tokenizer has ids for parts of characters. Such an id is legal if i
 quotes is free, because a name there may be of another language.
 """
 
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false
-
 import math
 import unicodedata
 from functools import lru_cache

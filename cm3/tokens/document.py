@@ -6,9 +6,6 @@ Document((Text("Caption: "), Answer("a red apple"), Image(codes)))       the sam
 Document((Text("a red apple"), Image(codes with some HOLEs)))         codes to generate
 """
 
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -77,7 +74,7 @@ class Image:
         return isinstance(other, Image) and torch.equal(self.codes, other.codes)
 
     def __hash__(self) -> int:
-        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))
+        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def item_to_json(item: Item) -> dict[str, Any]:
     if isinstance(item, Text):
         return {"answer" if isinstance(item, Answer) else "text": item.text}
     if isinstance(item, Image):
-        return {"image": item.codes.tolist()}
+        return {"image": item.codes.tolist()}  # pyright: ignore[reportUnknownMemberType]
     return {"mask": True}
 
 

@@ -24,9 +24,6 @@ Special tokens are written and read only here, in masking.py (which moves spans)
 grammar.py (which id may follow).
 """
 
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, cast
 
@@ -98,7 +95,7 @@ def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
 def image_ids(image: Image, vocab: Vocab) -> list[int]:
     """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code. Raises a ValueError for a code that
     the vocabulary does not have."""
-    codes = cast(list[int], image.codes.flatten().tolist())
+    codes = cast(list[int], image.codes.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
     inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
     return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 

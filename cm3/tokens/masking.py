@@ -9,9 +9,6 @@ Spans are pairs (start, end), end excluded, sorted and disjoint. A tensor as arg
 Source: CM3 (arXiv 2201.07520), section 2; CM3leon, section 2.2.
 """
 
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, cast
@@ -136,7 +133,8 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
 
 def uniform(count: int, generator: torch.Generator) -> list[float]:
     """Uniform random numbers in [0, 1)."""
-    return cast(list[float], torch.rand(count, generator=generator, dtype=torch.float64).tolist())
+    numbers = torch.rand(count, generator=generator, dtype=torch.float64)
+    return cast(list[float], numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _poisson(u: float) -> int:
@@ -168,7 +166,8 @@ def rotate(ids: Ids, spans: Sequence[Span], vocab: Vocab) -> tuple[Ids, Ids]:
         The ids and the loss mask (0 at each <mask:*>, 1 elsewhere). Without spans the ids are unchanged.
     """
     if isinstance(ids, Tensor):
-        rotated, loss_mask = _rotate(cast(list[int], ids.tolist()), spans, vocab)
+        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
+        rotated, loss_mask = _rotate(values, spans, vocab)
         return ids.new_tensor(rotated), ids.new_tensor(loss_mask)
     return _rotate(ids, spans, vocab)
 
@@ -199,5 +198,6 @@ def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
 def unrotate(ids: Ids, vocab: Vocab) -> Ids:
     """Undo the rotation: move each span back to its mask. A mask without a span stays."""
     if isinstance(ids, Tensor):
-        return ids.new_tensor(merge_infills(cast(list[int], ids.tolist()), vocab))
+        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
+        return ids.new_tensor(merge_infills(values, vocab))
     return merge_infills(ids, vocab)

@@ -4,9 +4,6 @@ It has no special tokens, so that text that spells `<break>` or `<image>` stays 
 shifts them to their place in the vocabulary.
 """
 
-# tokenizers has no types.
-# pyright: reportUnknownMemberType=false
-
 import hashlib
 import math
 from collections.abc import Iterable
@@ -94,7 +91,7 @@ class TextTokenizer:
             and vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
             and not self.tokenizer.get_added_tokens_decoder()
             and self.tokenizer.normalizer is None
-            and self.tokenizer.truncation is None
+            and self.tokenizer.truncation is None  # pyright: ignore[reportUnknownMemberType]
         )
         return max(map(len, vocab)) if plain else math.inf
 

@@ -8,9 +8,6 @@ Inside the package, a TextTokenizer has text ids only, from 0. Folders whose tok
 too.
 """
 
-# tokenizers has no types.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-
 import json
 from pathlib import Path
 from typing import Any

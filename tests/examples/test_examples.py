@@ -41,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_draw(tmp_path: Path):
-    assert "it sees: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
+    assert "caption: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
     assert Image.open(tmp_path / "apple.png").size == (256, 256)
 
 
