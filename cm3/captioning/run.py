@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from PIL import Image as PIL_Image
 
 from cm3.captioning.sinks import Result, Sink, is_text
+from cm3.engine.options import Query
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -138,9 +139,9 @@ class Tasks:
 
     def run(self, model: "CM3", images: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
         """Generate the texts of each image, by column."""
-        prompts = [model.jobs.caption_prompt(language, self.long) for language in self.languages]
-        prompts += [model.jobs.question_prompt(question) for question in self.questions]
-        job = model.jobs.write([(image, prompt) for image in images for prompt in prompts])
+        queries = [Query(language=language, long=self.long) for language in self.languages]
+        queries += [Query(question) for question in self.questions]
+        job = model.jobs.tell([(image, query) for image in images for query in queries])
         texts = (" ".join(text.split()) for text in model.run(job))  # one line each
         results: list[dict[str, str]] = []
         for _ in images:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 NORMS = ("rmsnorm", "layernorm")
 ACTIVATIONS = ("swiglu", "gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned")
-FORMS = ("cm3", "chameleon")
+FORMS = ("cm3", "plan", "chameleon")
 MIN_SPECIAL_TOKENS = 40  # pad, eos, break, image, /image, 16 masks, 16 infills, bos, end_turn, placeholder
 MAX_GRIDS = 24  # besides the usual one: 64 special tokens in all
 
@@ -55,7 +55,8 @@ class CM3Config(PreTrainedConfig):
         image_vocab_size: size of the third part: number of image codes.
         image_grid: rows and columns of codes in an image, by default.
         image_grids: other grids of images, at most MAX_GRIDS.
-        document_form: form of the documents (tokens/encoding.py): "cm3", with masks, or "chameleon", in turns.
+        document_form: form of the documents (tokens/encoding.py): "cm3", with masks; "plan", the same, with images that
+            are generated from plans (tokens/plan.py); or "chameleon", in turns.
         vocab_size: the sum of the three parts. More are rows without a meaning, as resize_token_embeddings adds them.
 
     Raises:

@@ -5,9 +5,9 @@
      37    38         39            40 ..     .. 63      64 ..      64+text ..
     <bos> <end_turn> <placeholder> <grid:h x w> unused | text ids | image codes
 
-Two forms of documents share it (encoding.py). In "cm3", <eos> begins and ends a document, <break> is between text and
-image, and there are masks. In "chameleon", <bos> begins a document, and <end_turn> ends the user's turn. An image of
-another grid than the usual one has <grid> after <image>.
+Three forms of documents share it (encoding.py). In "cm3" and "plan", <eos> begins and ends a document, <break> is
+between text and image, and there are masks. In "chameleon", <bos> begins a document, and <end_turn> ends the user's
+turn. An image of another grid than the usual one has <grid> after <image>.
 
 A string that spells a special token never becomes its id, because this module does not read text.
 """
@@ -71,8 +71,8 @@ class Vocab:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the form is "cm3", with masks and <break>; otherwise it is "chameleon", with turns."""
-        return self.form == "cm3"
+        """Whether the form is "cm3" or "plan", with masks and <break>; otherwise it is "chameleon", with turns."""
+        return self.form != "chameleon"
 
     @property
     def ends(self) -> tuple[int, ...]:
