@@ -19,7 +19,7 @@ from cm3.tokens.document import Document, Text
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
 from demo.page import build, clicked, example_images, hand_over
-from demo.tabs.write import started
+from demo.tabs.write import document_of
 from demo.words import INSTRUCTIONS, PROMPTS, QUESTIONS, STARTS, WORDS, Say
 
 BLANK = Image.new("RGBA", (20, 20))
@@ -178,7 +178,7 @@ def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, im
 
 
 def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, image: Image.Image):
-    assert started(tiny, "a ___ apple", None).to_json() == [{"text": "a "}, {"mask": True}, {"text": " apple"}]
+    assert document_of(tiny, "a ___ apple", None).to_json() == [{"text": "a "}, {"mask": True}, {"text": " apple"}]
     written = list(handlers["write"]("a <b> cat", image, 1, False, 7))
     assert all(seed == 7 for *_, seed in written)
     assert "a &lt;b&gt; cat" in written[-1][0]
