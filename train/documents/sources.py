@@ -290,7 +290,8 @@ class Tars:
                 if place not in sample:
                     sample[place] = entry
                 elif sample["part"] == part:
-                    skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has a {place.strip('.')} already"))
+                    what = "an image" if place == "image" else f"a {place.strip('.')}"
+                    skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has {what} already"))
         except ValueError as error:
             if part == 0:
                 skipped.append(Skip(tar, str(error)))

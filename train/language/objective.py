@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Span
-from cm3.tokens.encoding import before_last, grid_behind, hidden, image_spans, in_turns, join, parts
+from cm3.tokens.encoding import before_last, hidden, image_spans, in_turns, join, last_grid, parts
 from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.tokens.vocab import MAX_MASKS, Vocab
 
@@ -174,7 +174,7 @@ def training_row(
     rotated, counted = rotate(ids, spans, vocab)
     copied: list[int] = []
     if form == HOLES:
-        holes = sample_holes(grid_behind(rotated, vocab) or grid, generator).flatten().tolist()
+        holes = sample_holes(last_grid(rotated, vocab) or grid, generator).flatten().tolist()
         rotated, counted, copied = _with_holes(rotated, counted, holes, vocab)
     row, targets, images = np.array(rotated), np.array(counted) > 0, image_spans(rotated, vocab)
     is_code = row >= vocab.first_code
