@@ -1,5 +1,6 @@
 """What the tests of the page share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ from PIL import Image
 
 from cm3 import CM3
 from demo.page import build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """gradio's default is one folder for all processes of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
 
 
 @pytest.fixture(scope="module")

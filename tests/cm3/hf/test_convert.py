@@ -134,10 +134,12 @@ def test_a_conversation_is_turns(ours: CM3):
 
 
 def test_every_task_runs(ours: CM3):
-    picture = ours.generate(WORDS, seed=3)[0]
-    assert picture.size == (64, 64)
-    ids = ours.run_requests(ours.jobs.generate(WORDS).requests)
+    job = ours.jobs.generate(WORDS)
+    ids = ours.run_requests(job.requests)
     assert sum(map(ours.vocab.is_code, ids[0])) == 1024 and ids[0][-1] == ours.vocab.end_image
+    job.give(ids)
+    picture = job.result[0]
+    assert picture.size == (64, 64)
     assert isinstance(ours.caption(picture), str) and isinstance(ours.answer(picture, "What is this?"), str)
     assert ours.edit(picture, "make it red").size == (64, 64)
     mask = picture.convert("L").point(lambda _: 0)

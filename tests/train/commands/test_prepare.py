@@ -538,6 +538,7 @@ def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
         steps=2,
         row=1100,
         batch_tokens=2200,
+        prompts=(),
         sample_every=0,
         evaluate_every=0,
     )
