@@ -309,7 +309,9 @@ NO_TEXTS = [None, 5, 1.5, b"a red apple", True, {"a": 1}, Text(APPLE)]
 NO_TEXTS_IN_LISTS = [[None], [APPLE, 5], [[APPLE]], ([APPLE],)]
 
 
-@pytest.mark.parametrize("text", [*NO_TEXTS, *NO_TEXTS_IN_LISTS, (word for word in ["a"]), {"a"}], ids=repr)
+@pytest.mark.parametrize(
+    "text", [*NO_TEXTS, *NO_TEXTS_IN_LISTS, pytest.param((word for word in ["a"]), id="a generator"), {"a"}], ids=repr
+)
 def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Image], text: Any):
     for what, task in (
         ("prompt", lambda: tiny.generate(text)),
@@ -358,7 +360,11 @@ WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
     ({"boxes": ["a cat"]}, "boxes must be a list of names and boxes"),
     ({"boxes": [("a cat",)]}, "boxes must be a list of names and boxes"),
     ({"boxes": [("a cat", 0.1, 0.2, 0.5, 0.6)]}, "boxes must be a list of names and boxes"),
-    ({"boxes": ((name, (0, 0, 1, 1)) for name in ["a cat"])}, "boxes must be a list of names and boxes"),
+    pytest.param(
+        {"boxes": ((name, (0, 0, 1, 1)) for name in ["a cat"])},
+        "boxes must be a list of names and boxes",
+        id="boxes from a generator",
+    ),
     ({"boxes": [(5, (0.1, 0.2, 0.5, 0.6))]}, "the name of a box must be a string, but is 5"),
     ({"boxes": [(None, (0.1, 0.2, 0.5, 0.6))]}, "the name of a box must be a string"),
     ({"contrast": 8}, r"contrast must be k and alpha, such as \(8, 0.5\), but is 8"),
@@ -533,7 +539,9 @@ def test_a_document_of_no_items(items: Any):
         Document(items)
 
 
-@pytest.mark.parametrize("item", ["a", None, 5, b"a", PIL_Image.new("L", (1, 1))], ids=repr)
+@pytest.mark.parametrize(
+    "item", ["a", None, 5, b"a", pytest.param(PIL_Image.new("L", (1, 1)), id="an image")], ids=repr
+)
 def test_a_document_of_wrong_items(item: Any):
     with pytest.raises(ValueError, match="a document holds Text, Image and Mask, but got"):
         Document((Text("a"), item))
