@@ -1,7 +1,9 @@
 """The server under load: time limits, clients that hang up, overload, shutdown."""
 
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 
@@ -17,20 +19,28 @@ from serving import KEY, SAFETY, Live, client_of, until
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine with 0.2 s for each step."""
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The engine waits for it before each step."""
+    opened, advance = threading.Event(), Engine.advance
+
+    def waiting(self: Engine) -> None:
+        assert opened.wait(300)
+        advance(self)
+
+    monkeypatch.setattr(Engine, "advance", waiting)
+    yield opened
+    opened.set()
+
+
+def test_time_that_is_over_frees_the_lanes(fresh: CM3, monkeypatch: pytest.MonkeyPatch):
     advance = Engine.advance
 
     def slowly(self: Engine) -> None:
-        time.sleep(0.2)
+        time.sleep(0.05)
         advance(self)
 
     monkeypatch.setattr(Engine, "advance", slowly)
-
-
-@pytest.mark.usefixtures("slow")
-def test_time_that_is_over_frees_the_lanes(fresh: CM3):
-    http = client_of(fresh, limits=Limits(seconds=0.7))
+    http = client_of(fresh, limits=Limits(seconds=0.2))
     answer = http.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
     assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
     assert not fresh.engine.rows and fresh.engine.cache is None
@@ -39,31 +49,21 @@ def test_time_that_is_over_frees_the_lanes(fresh: CM3):
     until(lambda: not fresh.engine.rows)
 
 
-@pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], stream: bool):
+def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], gate: threading.Event, stream: bool):
     server, model = live
     body = {"prompt": "a cat", "stream": stream}
     with pytest.raises(httpx.TimeoutException):
         httpx.post(
             f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
         )
+    gate.set()
     until(lambda: not model.engine.rows)
     page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     assert "cm3_places_taken 0.0" in page
 
 
-def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(
-    fresh: CM3, monkeypatch: pytest.MonkeyPatch
-):
-    answered = threading.Event()  # every refusal, while the accepted requests stand
-    advance = Engine.advance
-
-    def waiting(self: Engine) -> None:
-        assert answered.wait(300)
-        advance(self)
-
-    monkeypatch.setattr(Engine, "advance", waiting)
+def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(fresh: CM3, gate: threading.Event):
     server = Live(make_app(fresh, "tiny", Limits(queue=4, seconds=600), SAFETY, [KEY]))
     client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600)
 
@@ -76,10 +76,10 @@ def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_fin
             refused = [one.result() for one in islice(as_completed(asked, timeout=300), 36)]
             assert set(refused) == {429}
             assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
-            answered.set()
+            gate.set()  # every refusal is answered, while the accepted requests stand
             assert sorted(one.result() for one in asked) == [200] * 4 + [429] * 36
     finally:
-        answered.set()
+        gate.set()
         server.stop()
 
 
@@ -115,11 +115,21 @@ def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
     server.stop()
 
 
-@pytest.mark.usefixtures("slow")
-def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3):
+def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3, gate: threading.Event):
     server = Live(make_app(fresh, "tiny"))
+
+    def closed() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", server.port)).close()
+        except OSError:
+            return True
+        return False
+
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{server.url}/v1/images/generations", json={"prompt": "a"}, timeout=30)
-        until(lambda: bool(fresh.engine.running))
+        answer = pool.submit(httpx.post, f"{server.url}/v1/images/generations", json={"prompt": "a"}, timeout=60)
+        until(lambda: bool(fresh.engine.rows))
+        server.server.should_exit = True
+        until(closed)
+        gate.set()
         server.stop()
         assert answer.result().status_code == 200
