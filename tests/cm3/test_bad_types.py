@@ -122,7 +122,7 @@ def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Ima
             tiny.infill(pictures[0], PIL_Image.new("L", (32, 24), 255), text)
 
 
-WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
+WRONG_TYPES: list[Any] = [
     ({"boxes": "a cat"}, "boxes must be a list of names and boxes"),
     ({"boxes": {"a cat": (0, 0, 1, 1)}}, "boxes must be a list of names and boxes"),
     ({"boxes": 5}, "boxes must be a list of names and boxes"),
