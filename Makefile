@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/installed
 	@$(BIN)/cm3 tour --best-of 4 -- "$$PROMPT"
 
+# A process for each core. The tests of a file stay together, for they share what is slow to make.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Each by itself, so that the first that fails is what the last lines tell of.
 ci:

@@ -14,13 +14,15 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 def floors(pyproject: dict) -> dict[str, str]:
     """Name -> oldest version, of what the package and its dependency groups need. Errors: ValueError for a
     dependency without a floor."""
-    groups = pyproject["dependency-groups"].values()
-    needed = [*pyproject["project"]["dependencies"], *(item for group in groups for item in group)]
+    project = pyproject["project"]
+    groups = [*project["optional-dependencies"].values(), *pyproject["dependency-groups"].values()]
+    needed = [*project["dependencies"], *(item for group in groups for item in group)]
     found = {}
     for requirement in needed:
-        if isinstance(requirement, dict):  # include-group
+        if isinstance(requirement, dict) or requirement.startswith(f"{project['name']}["):  # a group of these
             continue
-        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,<[\w.]+)?", requirement)
+        bounds = requirement.partition(";")[0].strip()  # without its marker
+        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,<[\w.]+)?", bounds)
         if not match:
             raise ValueError(f"{requirement!r} must be NAME>=FLOOR or NAME>=FLOOR,<CEILING")
         found[match[1]] = match[2]

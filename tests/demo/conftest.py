@@ -20,6 +20,14 @@ def no_stubs() -> Iterator[None]:
     remove_generated_stubs()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """gradio's default is one folder for all processes of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def page(tiny: CM3) -> gr.Blocks:
     return build(tiny)

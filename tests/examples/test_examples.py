@@ -2,10 +2,13 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,21 @@ from cm3 import CM3
 from cm3.hf.model_folder import EMBEDDED
 
 EXAMPLES = ROOT / "examples"
+Run = Callable[..., str]
 
 
-def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("draw.py", "a cat"): what the script prints. A new process for each would import everything anew."""
+
+    def run(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +51,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_draw(tmp_path: Path):
-    assert "caption: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / "draw.py"), "a red apple"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--out", "apple.png"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "caption: " in done.stdout
     assert Image.open(tmp_path / "apple.png").size == (256, 256)
 
 
-def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(images: Path, tmp_path: Path):
+def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(run: Run, images: Path, tmp_path: Path):
     folder = tmp_path / "mine"
     shutil.copytree(images, folder, ignore=shutil.ignore_patterns("*.txt"))
     shutil.copy(folder / "1.png", folder / "1.webp")
@@ -62,7 +78,7 @@ def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(images: P
     assert (folder / "0.txt").read_text() == "mine\n"
 
 
-def test_prompts_of_ids_give_the_captions_in_any_engine(images: Path, tmp_path: Path):
+def test_prompts_of_ids_give_the_captions_in_any_engine(run: Run, images: Path, tmp_path: Path):
     run("token_prompts.py", str(images), "--out", str(tmp_path / "prompts.jsonl"))
     model = CM3.from_pretrained("emoji", device="cpu")
     engine: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED / "emoji")
@@ -76,15 +92,15 @@ def test_prompts_of_ids_give_the_captions_in_any_engine(images: Path, tmp_path: 
         assert text == model.caption(str(images / row["file_name"]))
 
 
-def test_own_images_are_learnt(images: Path, tmp_path: Path):
+def test_own_images_are_learnt(run: Run, images: Path, tmp_path: Path):
     for path in images.glob("*.png"):
         path.with_suffix(".txt").write_text("a red apple", encoding="utf-8")
-    out = run("train_on_your_images.py", str(images), "--out", str(tmp_path), "--steps", "2", "--draw", "an apple")
+    out = run("train_on_your_images.py", str(images), "--out", str(tmp_path), "--steps", "1", "--draw", "an apple")
     assert "6 documents" in out and (tmp_path / "adapter").is_dir()
     assert Image.open(tmp_path / "drawing.png").size == (256, 256)
 
 
-def test_the_tokenizer_alone(images: Path, tmp_path: Path):
+def test_the_tokenizer_alone(run: Run, images: Path, tmp_path: Path):
     out = run("tokenizer.py", str(images / "0.png"), "--out", str(tmp_path / "again.png"))
     tokenizer = CM3.from_pretrained("emoji", device="cpu").image_tokenizer
     assert out.startswith(f"64 codes out of {tokenizer.num_codes}")

@@ -9,12 +9,17 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from cm3 import CM3
 from cm3.serving.admission import Admission
+from cm3.serving.app import make_app
 from cm3.serving.connection import settings
+from cm3.serving.safety import BlockList, Safety
 
 KEY = "a-key-of-the-test"
+SAFETY = Safety([BlockList({"weapons": ["gun"]})])
 LOCAL = "http://localhost"  # without keys, the server answers under names of this machine only
 
 
@@ -38,11 +43,11 @@ class Live:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
-def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -63,3 +68,7 @@ def asking(text: str, *urls: str, **more: Any) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
     parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"messages": [{"role": "user", "content": parts}], **more}
+
+
+def client_of(model: CM3, **options: Any) -> TestClient:
+    return TestClient(make_app(model, "tiny", **options), LOCAL, raise_server_exceptions=False)

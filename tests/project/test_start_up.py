@@ -73,24 +73,34 @@ def test_info_looks_at_the_files_and_builds_no_model(tmp_path: Path, tiny_folder
 
 
 def test_the_model_is_known_to_transformers_however_they_are_imported(tmp_path: Path):
-    leader = "transformers.models.auto.modeling_auto"
-    for order in (("cm3.hf.auto", "transformers"), ("transformers", "cm3.hf.auto"), (leader, "cm3.hf.auto")):
-        code = (
-            "\n".join(f"import {name}" for name in order)
-            + """
-import transformers
-config = transformers.AutoConfig.for_model("cm3")
-print(type(config).__module__, transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__)
+    code = """
+import importlib, os, sys
+import huggingface_hub, numpy, tokenizers, torch  # which transformers need
+
+for order in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        for name in order.split():
+            importlib.import_module(name)
+        import transformers
+        config = transformers.AutoConfig.for_model("cm3")
+        found = transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__
+        print(type(config).__module__, found, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
-        )
-        assert run(code, cwd=tmp_path).stdout == "cm3.model.config CM3ForCausalLM\n"
+    leader = "transformers.models.auto.modeling_auto"
+    orders = ("cm3.hf.auto transformers", "transformers cm3.hf.auto", f"{leader} cm3.hf.auto")
+    assert run(code, *orders, cwd=tmp_path).stdout == "cm3.model.config CM3ForCausalLM\n" * len(orders)
 
 
 def test_any_module_may_be_imported_first(tmp_path: Path):
     """No module needs another one to be imported before it."""
     code = """
 import importlib, os, sys
-import huggingface_hub, numpy, torch, transformers.modeling_utils  # which all need
+# What is of others is imported once, for all children.
+import huggingface_hub, matplotlib.pyplot, numpy, peft, PIL.Image, tokenizers, torch, torchmetrics, typer, webdataset
+import transformers.modeling_utils
 
 for name in sys.argv[1:]:
     child = os.fork()
@@ -162,13 +172,16 @@ def test_arabic_reaches_a_terminal_that_says_it_knows_ascii_only(tmp_path: Path,
     assert done.stdout.startswith("prompt:   تفاحة\n")
 
 
-def test_a_linked_output_stays_a_link(tmp_path: Path, tiny_folder: Path):
+def test_a_linked_output_stays_a_link(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from cm3.cli.main import main
+
     (tmp_path / "images").mkdir()
     (tmp_path / "out.png").symlink_to("images/apple.png")
-    done = run(
-        "from cm3.cli.main import main; main()", "generate", "a", "-q", "--model", str(tiny_folder), cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cm3", "generate", "a", "-q", "--model", str(tiny_folder)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code or 0, capsys.readouterr().err) == (0, "")
     assert (tmp_path / "out.png").is_symlink()
     assert Image.open(tmp_path / "images" / "apple.png").width == 512
 

@@ -1,14 +1,9 @@
-"""The server: OpenAI's client, limits, refusals, and clients that go."""
+"""The server with OpenAI's interface: what it answers, and what it refuses."""
 
 import base64
 import io
 import json
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,45 +16,15 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cm3 import CM3
-from cm3.cli import main as cli
-from cm3.engine.engine import Engine
 from cm3.serving.admission import Limits
-from cm3.serving.app import make_app
 from cm3.serving.safety import BlockList, Safety
 from cm3.tasks import reranking as ranking
 from cm3.tasks.known_words import KnownWords
-from serving import KEY, LOCAL, Live, asking, data_url, image_bytes, until
-
-SAFETY = Safety([BlockList({"weapons": ["gun"]})])
-
-
-@pytest.fixture
-def fresh(tiny_folder: Path) -> CM3:
-    """A model of its own: tests slow it down."""
-    return CM3.from_pretrained(tiny_folder, device="cpu")
-
-
-def client_of(model: CM3, **options: Any) -> TestClient:
-    return TestClient(make_app(model, "tiny", **options), LOCAL, raise_server_exceptions=False)
-
-
-@pytest.fixture
-def http(tiny: CM3) -> TestClient:
-    return client_of(tiny)
+from serving import KEY, SAFETY, Live, asking, client_of, data_url, image_bytes
 
 
 def opened(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
-
-
-@pytest.fixture
-def live(fresh: CM3) -> Iterator[tuple[Live, CM3]]:
-    server = Live(make_app(fresh, "tiny", Limits(queue=4, seconds=20), SAFETY, [KEY]))
-    yield server, fresh
-    server.stop()
-
-
-# OpenAI's client
 
 
 def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
@@ -187,9 +152,6 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
     page = http.get("/metrics", headers=headers).text
     assert 'cm3_requests_total{route="/v1/images/generations",status="200"} 1.0' in page
     assert "cm3_images_total 1.0" in page and "cm3_queue_size 0.0" in page and KEY not in page
-
-
-# what is refused
 
 
 @pytest.mark.parametrize(
@@ -331,141 +293,3 @@ def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyP
     assert answer.json()["error"]["message"] == "internal error"
     assert "secret" not in answer.text
     assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "cm3.serving.app")
-
-
-# time, and many at once
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine with 0.2 s for each step."""
-    advance = Engine.advance
-
-    def slowly(self: Engine) -> None:
-        time.sleep(0.2)
-        advance(self)
-
-    monkeypatch.setattr(Engine, "advance", slowly)
-
-
-@pytest.mark.usefixtures("slow")
-def test_time_that_is_over_frees_the_batch(fresh: CM3):
-    http = client_of(fresh, limits=Limits(seconds=0.7))
-    answer = http.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
-    assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
-    assert not fresh.engine.active and fresh.engine.cache is None
-    streamed = http.post("/v1/images/generations", json={"prompt": "a cat", "stream": True})
-    assert "the request timed out" in streamed.text
-    until(lambda: not fresh.engine.active)
-
-
-@pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_batch(live: tuple[Live, CM3], stream: bool):
-    server, model = live
-    body = {"prompt": "a cat", "stream": stream}
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(
-            f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
-        )
-    until(lambda: not model.engine.active)
-    page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-    assert "cm3_queue_size 0.0" in page
-
-
-def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(
-    fresh: CM3, monkeypatch: pytest.MonkeyPatch
-):
-    answered = threading.Event()  # every refusal, while the accepted requests stand
-    advance = Engine.advance
-
-    def waiting(self: Engine) -> None:
-        assert answered.wait(300)
-        advance(self)
-
-    monkeypatch.setattr(Engine, "advance", waiting)
-    server = Live(make_app(fresh, "tiny", Limits(queue=4, seconds=600), SAFETY, [KEY]))
-    client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600)
-
-    def post(i: int) -> int:
-        return client.post("/v1/images/generations", json={"prompt": "a cat", "seed": i}).status_code
-
-    try:
-        with client, ThreadPoolExecutor(40) as pool:
-            asked = [pool.submit(post, i) for i in range(40)]
-            refused = [one.result() for one in islice(as_completed(asked, timeout=300), 36)]
-            assert set(refused) == {429}
-            assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
-            answered.set()
-            assert sorted(one.result() for one in asked) == [200] * 4 + [429] * 36
-    finally:
-        answered.set()
-        server.stop()
-
-
-def test_a_strangers_body_is_not_parsed_and_only_health_and_the_interface_are_open(fresh: CM3):
-    client = TestClient(make_app(fresh, "tiny", api_keys=[KEY]))
-    for path, method in (("images/generations", "POST"), ("chat/completions", "POST"), ("models", "GET"), ("x", "GET")):
-        for header in ({}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer "}):
-            answer = client.request(method, f"/v1/{path}", content=b"{no json", headers=header)
-            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
-    for path in ("/v1/models", "/metrics"):
-        assert client.get(path).status_code == 401
-        assert client.get(path, headers={"Authorization": f"bearer {KEY}"}).status_code == 200
-    assert {client.get(path).status_code for path in ("/health", "/openapi.json")} == {200}
-    behind = TestClient(make_app(fresh, "tiny", api_keys=[KEY]), root_path="/api")  # of a proxy
-    assert behind.get("/api/v1/models").status_code == 401 and behind.get("/api/health").status_code == 200
-
-
-def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
-    app = make_app(fresh, "tiny", Limits(queue=2, body=2_000_000), SAFETY, [KEY])
-    server = Live(app)
-    keyed = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=server.url) as client:
-        with app.state.server.admission.admit(2):
-            for content in (b"no json", bytes(1_500_000), b'{"prompt": "a cat"}'):
-                answer = client.post("/v1/images/generations", content=content, headers=keyed)
-                assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
-                assert answer.json()["error"]["type"] == "rate_limit_error"
-            assert client.post("/v1/images/edits", content=bytes(2_000_001)).status_code == 413
-            assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 401
-            assert client.get("/health").status_code == client.get("/v1/models", headers=keyed).status_code == 200
-        assert client.post("/v1/images/generations", content=b"no json", headers=keyed).status_code == 422
-    assert 'route="none",status="429"} 3.0' in httpx.get(f"{server.url}/metrics", headers=keyed).text
-    server.stop()
-
-
-@pytest.mark.usefixtures("slow")
-def test_a_shutdown_waits_for_what_is_accepted(fresh: CM3):
-    server = Live(make_app(fresh, "tiny"))
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{server.url}/v1/images/generations", json={"prompt": "a"}, timeout=30)
-        until(lambda: bool(fresh.engine.running))
-        server.stop()
-        assert answer.result().status_code == 200
-
-
-# the command
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--host", "0.0.0.0"], "on 0.0.0.0 others could use it too: give --api-key-file"),
-        (["--api-key-file", "none.txt"], "none.txt: there is no such file"),
-        (["--block-list", "none.txt"], "none.txt: there is no such file"),
-        (["--api-key-file", "empty.txt"], "empty.txt: there are no keys"),
-        (["--no-nudity"], "--no-nudity needs nudenet: pip install 'cm3leon[nudenet]'"),
-    ],
-)
-def test_the_command_refuses_what_is_not_safe(
-    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text("\n")
-    monkeypatch.setitem(sys.modules, "nudenet", None)
-    monkeypatch.setattr("sys.argv", ["cm3", "serve", *args])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert exit.value.code == 2
-    assert message in capsys.readouterr().err

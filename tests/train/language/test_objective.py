@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3.tokens.masking import sample_holes, unrotate
 from cm3.tokens.vocab import Vocab
@@ -57,17 +59,18 @@ def kinds_of(row: Row) -> dict[int, int]:
     return {int(id): int(kind) for id, kind in zip(row.ids, row.kinds, strict=True)}
 
 
+SEEDS = st.integers(0, 2**32 - 1)
 FORMS = [(DRAWING, [], DRAW), (DRAWING, [], FREE), (DRAWING, [], CM3), (ASKING, SPANS, ASK)]
 
 
 @pytest.mark.parametrize(("ids", "spans", "form"), FORMS, ids=["draw", "free", "cm3", "ask"])
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=SEEDS)
 def test_unrotated_a_row_is_its_document(ids, spans, form: int, seed: int):
     assert unrotate(row(ids, spans, form, seed).ids.tolist(), VOCAB) == ids
 
 
 @pytest.mark.parametrize(("ids", "spans", "form"), FORMS, ids=["draw", "free", "cm3", "ask"])
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=SEEDS)
 def test_masks_and_the_opening_never_count_and_every_code_does(ids, spans, form: int, seed: int):
     out = row(ids, spans, form, seed)
     masks = (out.ids >= VOCAB.first_mask) & (out.ids < VOCAB.first_infill)
@@ -80,7 +83,7 @@ def test_masks_and_the_opening_never_count_and_every_code_does(ids, spans, form:
 
 
 @pytest.mark.parametrize(("ids", "spans", "form"), FORMS, ids=["draw", "free", "cm3", "ask"])
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=SEEDS)
 def test_a_row_is_no_longer_than_its_form_says(ids, spans, form: int, seed: int):
     length, most = len(row(ids, spans, form, seed).ids), len(ids) + 2 * moved(spans, form, seed)
     assert length <= most and (form == CM3 or length == most)
@@ -165,7 +168,7 @@ def test_evaluation_sees_documents_as_they_read():
     assert replace(ANY, free=0.0, cm3=0.0, holes=0.0) == replace(ANY, holes=0.5).plain()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=SEEDS)
 def test_the_holes_of_an_image_are_to_be_filled_in_its_second_copy(seed: int):
     """By turns with its words before it, and with a mask in their place and the words behind."""
     out = row(DRAWING, [], HOLES, seed)
@@ -182,7 +185,7 @@ def test_the_holes_of_an_image_are_to_be_filled_in_its_second_copy(seed: int):
     assert (VOCAB.mask(0) in ids[:start]) == (VOCAB.infill(0) in ids) == bool(masked)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=SEEDS)
 def test_of_an_image_with_holes_only_what_is_missing_counts_unless_copies_do_too(seed: int):
     objective = Objective(first_codes=5, first=2.0, code=1.0, source=0.25)
     out = row(DRAWING, [], HOLES, seed, objective)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.train.runtime.test_checkpoints import contents, damage, names, network, optimizers, same, train
+from checkpoints import contents, damage, names, network, optimizers, same, train
 from train.runtime import checkpoints as module
 from train.runtime.checkpoint_files import Writer
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
+from train import image_tokenizer, lm, scorer
 from train.runtime.lock import locked
 
 CHECKOUT = ROOT
@@ -38,20 +39,19 @@ def holder(tmp_path: Path):
         yield process
 
 
-def test_the_second_run_gets_one_line_that_names_the_first(holder: subprocess.Popen, tmp_path: Path):
+def test_the_second_run_gets_one_line_that_names_the_first(
+    holder: subprocess.Popen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     owner = f"in use by process {holder.pid} on {socket.gethostname()}: wait until that run has ended"
     with pytest.raises(ValueError, match=owner), locked(tmp_path / "out"):
         pass
-    for command in ("lm", "image_tokenizer", "scorer"):
-        done = subprocess.run(
-            [sys.executable, "-m", f"train.{command}", "--out", str(tmp_path / "out")],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 1
-        assert owner in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    for command in (lm, image_tokenizer, scorer):
+        with pytest.raises(SystemExit) as end:
+            command.main(out=tmp_path / "out")
+        assert isinstance(end.value.code, str)  # is printed, and the exit code is 1
+        assert owner in end.value.code
+        assert len(end.value.code.splitlines()) == 1
+        assert capsys.readouterr() == ("", "")
     assert holder.poll() is None  # it held the lock all the time
     assert os.listdir(tmp_path / "out") == ["run.lock"]
 

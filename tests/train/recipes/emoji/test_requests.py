@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cm3.tasks.wording import plural
 from cm3.tokens.plan import PLACES, Plan, Thing
@@ -22,6 +24,9 @@ from worlds import small_world
 def planner(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Planner:
     data = small_world(sample, tmp_path_factory.mktemp("world"))
     return Planner(World.read(data), Shelf.read(data, "train").styles)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -52,15 +57,18 @@ def test_a_request_and_its_plan_say_the_same(planner: Planner):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_words_can_be_asked_for(planner: Planner, form: str):
-    for seed in range(20):
-        request = planner.request(rng(seed), form)
-        assert request.form == form and request.language == "en"
-        if form == "upper":
-            assert request.words == request.words.upper()
+@settings(max_examples=20)
+@given(seed=SEEDS)
+def test_every_form_of_words_can_be_asked_for(planner: Planner, form: str, seed: int):
+    request = planner.request(rng(seed), form)
+    assert request.form == form and request.language == "en"
+    if form == "upper":
+        assert request.words == request.words.upper()
 
 
-def test_held_out_combinations_are_asked_for_only_where_they_are_wanted(planner: Planner):
+@settings(max_examples=60)
+@given(seed=SEEDS)
+def test_held_out_combinations_are_asked_for_only_where_they_are_wanted(planner: Planner, seed: int):
     def found(plan: Plan, language: str) -> bool:
         names = sorted({thing.name for thing in plan.things})
         return (
@@ -69,12 +77,10 @@ def test_held_out_combinations_are_asked_for_only_where_they_are_wanted(planner:
             or (language not in ("en", "ar") and any(held_out(language, name) for name in names))
         )
 
-    novel = Planner(planner.world, planner.styles, novel=True)
-    for seed in range(60):
-        request = planner.request(rng(seed))
-        assert request.form == "sign" or not found(request.plan, request.language)
-        request = novel.request(rng(seed))
-        assert request.form == "sign" or found(request.plan, request.language)
+    request = planner.request(rng(seed))
+    assert request.form == "sign" or not found(request.plan, request.language)
+    request = Planner(planner.world, planner.styles, novel=True).request(rng(seed))
+    assert request.form == "sign" or found(request.plan, request.language)
 
 
 def test_what_a_thing_is_called_on_the_left_stands_on_the_left(planner: Planner):
@@ -92,11 +98,11 @@ def test_what_a_thing_is_called_on_the_left_stands_on_the_left(planner: Planner)
     assert checked >= 3
 
 
-def test_a_typing_mistake_changes_the_word_and_keeps_its_ends():
-    for seed in range(50):
-        word = misspelt("elephant", rng(seed))
-        assert word[0] == "e" and word[-1] == "t" and abs(len(word) - 8) <= 1
-    assert misspelt("cat", rng()) == "cat"
+@given(seed=SEEDS)
+def test_a_typing_mistake_changes_the_word_and_keeps_its_ends(seed: int):
+    word = misspelt("elephant", rng(seed))
+    assert word[0] == "e" and word[-1] == "t" and abs(len(word) - 8) <= 1
+    assert misspelt("cat", rng(seed)) == "cat"
 
 
 @pytest.mark.parametrize(
