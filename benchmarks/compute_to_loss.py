@@ -95,7 +95,7 @@ class Runner:
             )
             rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
             flops = next(row["flops"] for row in reversed(rows) if "flops" in row)
-            loss = next(row["held_out"]["all"] for row in reversed(rows) if "held_out" in row)
+            loss = next(row["held_out_loss"]["all"] for row in reversed(rows) if "held_out_loss" in row)
             result = {"loss": loss, "flops": flops, "tokens": steps * settings["batch_tokens"]}
             (folder / "done.json").write_text(json.dumps({"name": name, **result}))
             for part in ("checkpoints", "model"):

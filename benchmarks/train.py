@@ -45,7 +45,7 @@ def loop(overrides: list[str], steps: int) -> dict[str, float]:
             "prompts=[]",
         )
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()][1:]
-    keys = ("tokens_per_second", "padding", "waiting", "mfu")
+    keys = ("tokens_per_second", "padding_fraction", "data_wait", "mfu")
     return {key: statistics.median(row[key] for row in rows) for key in keys if key in rows[0]}
 
 

@@ -2,7 +2,7 @@
 
     python -m train.encode FOLDER --out data/codes [--image-tokenizer emoji] [--size fit | keep | 256 | 256x384]
 
-OUT receives what train/pictures/codes.py describes. Files that cannot be read are skipped and named at the end; a run
+OUT receives what train/images/codes.py describes. Files that cannot be read are skipped and named at the end; a run
 that was cut off goes on where it was when the same command runs again.
 """
 
@@ -15,7 +15,7 @@ import typer
 
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.tokenizer import Size
-from train.pictures.codes import write_codes
+from train.images.codes import write_codes
 
 
 def parse_size(text: str) -> Size:

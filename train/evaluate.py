@@ -27,12 +27,12 @@ from train.documents.shards import Shards, Target, read_meta
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
-from train.evaluation.concepts import SplitPicture, load_split, plain
+from train.evaluation.concepts import SPLIT_FOLDERS, SplitPicture, load_split, plain
 from train.evaluation.drawings import drawings
 from train.evaluation.judge import JUDGES, Judge
 from train.evaluation.report import concept_table
-from train.pictures.loader import to_pixels
-from train.pictures.metrics import psnr
+from train.images.loader import to_pixels
+from train.images.metrics import psnr
 
 DRAWN = GenerateOptions(n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
 
@@ -49,7 +49,7 @@ def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
         "pictures": len(samples),
         "psnr": psnr(out, pixels).mean().item(),
         "ssim": ssim.item(),
-        "code_use": codes.unique().numel() / vq.config.n_embed,
+        "codebook_usage": codes.unique().numel() / vq.config.n_embed,
     }
 
 
@@ -93,7 +93,7 @@ def questions(samples: list[SplitPicture], others: dict[str, list[Facts]]) -> li
 
 
 def answers(
-    model: CM3, samples: list[SplitPicture], others: dict[str, list[Facts]], blind: dict[str, str]
+    model: CM3, samples: list[SplitPicture], others: dict[str, list[Facts]], majority: dict[str, str]
 ) -> dict[str, Any]:
     """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no picture.
 
@@ -105,12 +105,12 @@ def answers(
         texts = model.run(model.jobs.write([(samples[i].picture, target.prompt) for i, _, target in rows]))
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
-            guessed[target.task].append(plain(blind.get(pooled(target.prompt), "")) == plain(target.answer))
+            guessed[target.task].append(plain(majority.get(pooled(target.prompt), "")) == plain(target.answer))
     tasks = {
         task: {
             "questions": len(right[task]),
             "accuracy": float(np.mean(right[task])),
-            "blind": float(np.mean(guessed[task])),
+            "majority": float(np.mean(guessed[task])),
         }
         for task in sorted(right)
     }
@@ -122,8 +122,8 @@ def answers(
     return {
         "tasks": tasks,
         "accuracy": float(flat[0]),
-        "blind": float(flat[1]),
-        "above_blind": float(flat[0] - flat[1]),
+        "majority": float(flat[1]),
+        "above_majority": float(flat[0] - flat[1]),
     }
 
 
@@ -132,7 +132,7 @@ def pooled(prompt: str) -> str:
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
-def blind_concept_answers(tokens: Path) -> dict[str, str]:
+def majority_concept_answers(tokens: Path) -> dict[str, str]:
     """Pooled prompt -> its most frequent answer in the training documents."""
     shards = Shards(tokens)
     vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
@@ -157,13 +157,13 @@ def evaluate(
     started = time.time()
     train = load_split(data / "train", size, concepts)
     subgroups = set(meta["config"]["subgroups"])
-    all_cells = load_split(data / "unseen_cell", size, None)
-    all_concepts = load_split(data / "unseen_concept", size, None)
-    unseen_cell = [s for s in all_cells if s.facts["code"] in concepts]
-    unseen_concept = [s for s in all_concepts if not subgroups or s.facts["subgroup"] in subgroups]
-    splits = {"train": train, "unseen_cell": unseen_cell, "unseen_concept": unseen_concept}
+    all_pairs = load_split(data / SPLIT_FOLDERS["held_out_pairs"], size, None)
+    all_concepts = load_split(data / SPLIT_FOLDERS["held_out_concepts"], size, None)
+    pairs = [s for s in all_pairs if s.facts["code"] in concepts]
+    held_concepts = [s for s in all_concepts if not subgroups or s.facts["subgroup"] in subgroups]
+    splits = {"train": train, "held_out_pairs": pairs, "held_out_concepts": held_concepts}
     others = others_of([s.facts for s in train])
-    blind = blind_concept_answers(tokens)
+    majority = majority_concept_answers(tokens)
     result: dict[str, Any] = {"splits": {}}
     for split, samples in track(splits.items(), "captions and answers", total=len(splits)):
         picks = np.random.default_rng(0).permutation(len(samples))[:sample]
@@ -173,12 +173,16 @@ def evaluate(
         result["splits"][split] = {
             "reconstruction": reconstruction(model, samples),
             "captions": captions(model, samples),
-            "answers": answers(model, samples, others, blind),
+            "answers": answers(model, samples, others, majority),
         }
-    share = reconstruction(model, all_cells + all_concepts)
-    result["code_use_test"] = {"pictures": share["pictures"], "share": share["code_use"], "psnr": share["psnr"]}
+    share = reconstruction(model, all_pairs + all_concepts)
+    result["codebook_usage_test"] = {
+        "pictures": share["pictures"],
+        "share": share["codebook_usage"],
+        "psnr": share["psnr"],
+    }
     judges = {name: Judge(name) for name in JUDGES}
-    result["drawings"], sheet = drawings(model, train, unseen_cell, judges, options)
+    result["drawings"], sheet = drawings(model, train, pairs, judges, options)
     result["seconds"] = round(time.time() - started, 1)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(concept_table(result))

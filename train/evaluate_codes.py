@@ -4,7 +4,7 @@
 
 Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
 Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
-each concept that has four or more, and captions those pictures ("held cell") and the official unseen cells.
+each concept that has four or more, and captions those pictures ("held-out design") and the held-out pairs.
 """
 
 import json
@@ -28,16 +28,17 @@ from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, cle
 from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
+from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
+from train.images.codes import encode_views
+from train.images.loader import to_pixels
+from train.images.views import PLAIN, Augmentation, View, place
 from train.language.config import LMConfig
 from train.language.held_out import held_out_loss
 from train.language.loss import LMLearner
 from train.language.objective import Objective
 from train.language.packing import Rows
 from train.language.run import train as train_lm
-from train.pictures.codes import encode_views
-from train.pictures.loader import to_pixels
-from train.pictures.views import PLAIN, Augmentation, View, place
 from train.vq.learner import evaluate
 
 DESIGNS = {style.word: style.design for style in STYLES}
@@ -99,7 +100,7 @@ def designs_of(pictures: Drawings) -> dict[str, set[str]]:
     return out
 
 
-def held_cells(pictures: Drawings) -> set[tuple[str, str]]:
+def held_out_designs(pictures: Drawings) -> set[tuple[str, str]]:
     """(concept, design): one design of each concept that has four or more; always the same."""
     rng = np.random.default_rng(0)
     many = {code: sorted(designs) for code, designs in sorted(designs_of(pictures).items()) if len(designs) >= 4}
@@ -170,14 +171,14 @@ def captioning(
         name: folder or name of the tokenizer.
         tokenizer: the same, loaded.
         train: everyday pictures of the training split.
-        unseen: those of the official unseen cells; of concepts that `train` has.
+        unseen: those of the held-out pairs, of concepts that `train` has.
         out: folder of the documents and of the language model's run.
         config: the comparison's.
     """
-    held = held_cells(train)
+    held = held_out_designs(train)
     is_held = [(row["code"], design) in held for row, design in zip(train.rows, train.designs(), strict=True)]
     seen = train.where([not kept for kept in is_held])
-    tests = {"held cell": train.where(is_held), "unseen_cell": unseen}
+    tests = {"held-out design": train.where(is_held), "held_out_pairs": unseen}
     words = [TEMPLATES["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
@@ -221,7 +222,7 @@ def compare(names: list[str], data: Path, out: Path, config: CodesConfig) -> lis
     """The rows of the named tokenizers, measured where OUT/rows.jsonl lacks them."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    train, all_unseen = read(data / "train"), read(data / "unseen_cell")
+    train, all_unseen = read(data / "train"), read(data / SPLIT_FOLDERS["held_out_pairs"])
     usual, unseen = everyday(train), everyday(all_unseen)
     rows = []
     for name in names:
@@ -251,18 +252,18 @@ def codes_table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
         "| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
-        "| caption, held cell | nats | caption, unseen cell | nats |",
+        "| caption, held-out design | nats | caption, held-out pair | nats |",
         "|---" * 11 + "|",
     ]
     for row in rows:
         rec, probe = row["reconstruction"], row["probe"]
-        cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['code_use']:.1%}"]
+        cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['codebook_usage']:.1%}"]
         cells += [
             f"{probe[feature][kind]['top1']:.1%}"
             for kind in ("concept", "category")
             for feature in ("bag of codes", "code vectors")
         ]
-        for split in ("held cell", "unseen_cell"):
+        for split in ("held-out design", "held_out_pairs"):
             figures = row.get("captions", {}).get(split)
             cells += [f"{figures['exact']:.1%}", f"{figures['loss']:.3f}"] if figures else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")

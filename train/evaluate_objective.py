@@ -33,10 +33,10 @@ from tokenizer_image.pixels import to_pil
 from train.documents.shards import Shards
 from train.evaluation.concepts import plain
 from train.evaluation.judge import Judge, Reference, ranks
+from train.images.metrics import psnr
 from train.language.config import LMConfig
 from train.language.objective import Objective
 from train.language.packing import Rows
-from train.pictures.metrics import psnr
 from train.runtime import config as configs
 
 KINDS = {"3 of 8 rows": (slice(2, 5), slice(0, 8)), "4 x 4 square": (slice(2, 6), slice(2, 6))}  # of holes

@@ -39,8 +39,8 @@ from train.evaluation.concepts import (
     shares,
 )
 from train.evaluation.judge import Judge, ranks
-from train.pictures.codes import decode
-from train.pictures.sheet import contact_sheet
+from train.images.codes import decode
+from train.images.sheet import contact_sheet
 
 DRAWINGS = "drawings.safetensors"
 AS_THEY_COME = 4  # columns of the contact sheet

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from tokenizer_image import PRESETS, ImageTokenizer, VQConfig, VQModel
 from tokenizer_image.quantizer import rotation_trick, straight_through
-from train.pictures.features import Features, perceptual
-from train.pictures.loader import PictureLoader
-from train.pictures.metrics import psnr
-from train.pictures.views import Augmentation
+from train.images.features import Features, perceptual
+from train.images.loader import ImageLoader
+from train.images.metrics import psnr
+from train.images.views import Augmentation
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
@@ -202,7 +202,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
     vq = starting_model(config).to(device)
     vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     shape = vq.config
-    source = PictureLoader(
+    source = ImageLoader(
         config.data,
         shape.resolution,
         multiple=shape.downsampling,
@@ -212,7 +212,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
         evaluate_on=config.evaluate_on,
         seed=config.seed,
     )
-    held = source.held_out_pictures(config.evaluate_at_most)  # [N, 3, H, W]
+    held = source.held_out_images(config.evaluate_at_most)  # [N, 3, H, W]
 
     learner = VQLearner(vq, features.channels if features else (), config.jepa > 0).to(device)
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -338,10 +338,10 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
                     "psnr": psnr(result.pixels.float(), pixels).mean().item(),
                     "quantizer": result.quantizer.item(),
                     **{name: value.item() for name, value in losses.items()},
-                    "codes_alive": alive,
+                    "codebook_usage": alive,
                     "perplexity": torch.special.entr(usage).sum().exp().item(),
-                    "restarted": moved,
-                    "gradient": norm.item(),
+                    "restarted_codes": moved,
+                    "grad_norm": norm.item(),
                     "skipped_files": len(source.skipped),
                     "images_per_second": speed,
                     "seconds": run["seconds"],

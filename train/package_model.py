@@ -83,7 +83,7 @@ Trained on {pictures} emoji of six styles (no skin-tone variants; licences: see 
 {phases}
 
 Device: {device}. Held-out concept-style pairs (a known concept in a style in which it was not trained): {psnr:.2f} dB,
-{code_use:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
+{usage:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
 not seen.
 """
 
@@ -123,7 +123,7 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         name=name,
         device=device,
         note=note,
-        psnr=facts["evaluation"]["splits"]["unseen_cell"]["reconstruction"]["psnr"],
+        psnr=facts["evaluation"]["splits"]["held_out_pairs"]["reconstruction"]["psnr"],
         concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group",
         pictures=meta["pictures"],
@@ -257,7 +257,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     logs = [[json.loads(line) for line in (run / "log.jsonl").open()] for run in runs]
     model = runs[-1] / "model"
     shape = ImageTokenizer.from_pretrained(model).model.config
-    last = [row for row in logs[-1] if "code_use" in row][-1]
+    last = [row for row in logs[-1] if "split" in row][-1]
     train = pictures_of(data, "train")
 
     folder = root / "tokenizer_image" / "pretrained" / name
@@ -283,7 +283,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
         phases="\n".join(phases),
         device=device,
         psnr=last["psnr"],
-        code_use=last["code_use"],
+        usage=last["codebook_usage"],
     )
     (folder / "README.md").write_text(words, encoding="utf-8")
     return embedded(root)

@@ -178,10 +178,10 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
                     {
                         "step": step + 1,
                         "loss": loss.item(),
-                        "hit": hit,
+                        "batch_accuracy": hit,
                         "scale": scorer.scale().item(),
-                        "gradient": norm.item(),
-                        "rate": factor,
+                        "grad_norm": norm.item(),
+                        "lr": config.lr * factor,
                         "seconds": seconds,
                     }
                 )
@@ -189,7 +189,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             if (step + 1) % config.evaluate_every == 0 or last:
                 if held:
                     found = {name: retrieval(scorer, some, held.codes, held.concepts) for name, some in names.items()}
-                    log.write({"step": step + 1, "held_out": found, "pictures": len(held.concepts)})
+                    log.write({"step": step + 1, "held_out_retrieval": found, "images": len(held.concepts)})
                     log.say(
                         f"step {step + 1}: "
                         + ", ".join(

@@ -28,8 +28,8 @@ from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
 from train.emoji.dataset import EVERYDAY, EXTRA, EmojiPictures, manifest_row, others_of, read_pictures
 from train.emoji.phrases import Facts, caption, name_targets, targets
-from train.pictures.codes import encode_views
-from train.pictures.views import GROUNDS, PLAIN, Augmentation, View
+from train.images.codes import encode_views
+from train.images.views import GROUNDS, PLAIN, Augmentation, View
 from train.runtime import config as configs
 
 PER_SHARD = 2**16  # documents a shard, about

@@ -27,7 +27,7 @@ SETTINGS = {  # and each one's share of the kills
     "plain": ({}, 0.35),
     "loader workers": ({"workers": 2}, 0.3),
     "muon, ema, a save every other step": ({"matrices": "muon", "ema": 0.5, "save_every": 2}, 0.15),
-    "saves that the training waits for": ({"asynchronous": False}, 0.2),
+    "saves that the training waits for": ({"async_save": False}, 0.2),
 }
 
 

@@ -26,15 +26,15 @@ MAY_IMPORT = {
     "cm3.__main__": "cm3.cli",
     "tokenizer_image": "",
     "train.runtime": "cm3.files cm3.model",
-    "train.pictures": "train.runtime cm3 tokenizer_image",
-    "train.documents": "train.runtime train.pictures cm3 tokenizer_image",
-    "train.vq": "train.runtime train.pictures tokenizer_image",
-    "train.language": "train.runtime train.pictures train.documents cm3 tokenizer_image",
-    "train.emoji": "train.runtime train.pictures train.documents cm3",
-    "train.scenes": "train.runtime train.pictures train.documents train.language train.emoji cm3",
-    "train.evaluation": "train.runtime train.pictures train.documents train.language train.emoji train.scenes cm3 "
+    "train.images": "train.runtime cm3 tokenizer_image",
+    "train.documents": "train.runtime train.images cm3 tokenizer_image",
+    "train.vq": "train.runtime train.images tokenizer_image",
+    "train.language": "train.runtime train.images train.documents cm3 tokenizer_image",
+    "train.emoji": "train.runtime train.images train.documents cm3",
+    "train.scenes": "train.runtime train.images train.documents train.language train.emoji cm3",
+    "train.evaluation": "train.runtime train.images train.documents train.language train.emoji train.scenes cm3 "
     "tokenizer_image",
-    "train.recipes": "train.runtime train.pictures train.documents train.language train.evaluation cm3 tokenizer_image",
+    "train.recipes": "train.runtime train.images train.documents train.language train.evaluation cm3 tokenizer_image",
     "train": "cm3 tokenizer_image",  # the commands
     "demo": "cm3 tokenizer_image",
     "benchmarks": "cm3 tokenizer_image",

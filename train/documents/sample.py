@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.pictures.files import Entry
+from train.images.files import Entry
 
 MAX_PICTURE = 256_000_000  # bytes of a picture's file; its pixels have their own limit (tokenizer_image/pixels.py)
 MAX_TEXT = 1_000_000  # bytes of a caption, or of one piece of text

@@ -33,7 +33,7 @@ from train.documents.sample import (
     json_object,
 )
 from train.documents.tables import Jsonl, Parquet, SavedDataset, Spreadsheet
-from train.pictures.files import PICTURES, Entry, members, walk
+from train.images.files import PICTURES, Entry, members, walk
 
 FORMATS = ("auto", "folder", "tar", "jsonl", "csv", "parquet", "datasets")
 TAR_PART = 64_000_000  # bytes of a tar that are one chunk: its table is not read before
@@ -90,7 +90,7 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
         raise ValueError(_which(path, format, kinds))
     kind, files = next(iter(kinds.items()))
     if kind == "folder":
-        folder = PictureFolder(path, files, samples)
+        folder = ImageFolder(path, files, samples)
         folder.skipped += [
             Skip(str(Path(name).relative_to(path)), f"no file: {reason}") for name, reason in passed_over.items()
         ]
@@ -123,7 +123,7 @@ def _kind(path: Path) -> str:
 
 def _kinds(folder: Path, passed_over: dict[str, str]) -> dict[str, list[Path]]:
     """Format -> files. Pictures without captions are a table's, and a table beside tars is img2dataset's account.
-    passed_over: as for train.pictures.files.walk."""
+    passed_over: as for train.images.files.walk."""
     found: dict[str, list[Path]] = {}
     for path in walk(folder, passed_over):
         if kind := _kind(path):
@@ -201,7 +201,7 @@ def _read(entry: Entry) -> bytes:
     return data
 
 
-class PictureFolder:
+class ImageFolder:
     """Pictures with captions beside them."""
 
     kind = "folder"

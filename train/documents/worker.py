@@ -25,7 +25,7 @@ from tokenizer_image.pixels import open_image
 from train.documents.sample import Sample, Skip
 from train.documents.shards import SPLITS, ShardWriter, Target, questions
 from train.documents.sources import Source
-from train.pictures.codes import load_ahead
+from train.images.codes import load_ahead
 from train.runtime.files import write_whole
 
 SKIPPED = "skipped"

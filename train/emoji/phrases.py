@@ -12,7 +12,7 @@ import numpy as np
 from cm3.tokens.templates import TEMPLATES
 from train.documents.shards import Target
 from train.emoji.english import with_article
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 
 Facts = dict[str, Any]
 

@@ -18,9 +18,14 @@ from cm3.pipeline import CM3
 from train.emoji.dataset import read_split
 from train.emoji.phrases import STYLED, Facts
 from train.evaluation.judge import Judge, Reference
-from train.pictures.views import PLAIN, place
+from train.images.views import PLAIN, place
 
-JUDGED = 250  # concepts a drawing is told apart from
+JUDGED = 250  # concepts among which a judge chooses
+SPLIT_FOLDERS = {
+    "train": "train",
+    "held_out_pairs": "unseen_cell",
+    "held_out_concepts": "unseen_concept",
+}  # of the data
 
 
 def settings(options: GenerateOptions) -> dict[str, float]:

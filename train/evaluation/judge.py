@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image.pixels import to_tensor
-from train.pictures.features import MEAN, STD, efficientnet
+from train.images.features import MEAN, STD, efficientnet
 
 JUDGES = {"lite0": 224, "lite2": 260}  # and the side of the pictures that each was trained on. No loss uses lite2
 

@@ -18,8 +18,8 @@ from train.emoji.colours import lab
 from train.evaluation.concepts import plain
 from train.evaluation.judge import Judge, Reference, ranks
 from train.evaluation.task_cases import WRONG, EditCase, HoleCase, PictureQuestion, pooled, wrong_scenes
-from train.pictures.loader import to_pixels
-from train.pictures.views import GROUNDS
+from train.images.loader import to_pixels
+from train.images.views import GROUNDS
 from train.scenes.scene import SEEN, Box, Placed, Scene, Thing, differs, render, touched_cells
 from train.scenes.signs import BOARDS, board_rows, sign
 
@@ -136,18 +136,18 @@ def filled_with_mean(picture: np.ndarray, holes: np.ndarray) -> np.ndarray:
 
 
 def mark_answers(
-    asked: Sequence[PictureQuestion], said: Sequence[str], blind: dict[str, str], names: Sequence[str]
+    asked: Sequence[PictureQuestion], said: Sequence[str], majority: dict[str, str], names: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """question -> language -> questions, accuracy, and accuracy of the blind."""
+    """question -> language -> questions, accuracy, and accuracy of the majority."""
     right: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
     for one, text in zip(asked, said, strict=True):
-        guess = blind.get(pooled(one.target.prompt, names), "")
+        guess = majority.get(pooled(one.target.prompt, names), "")
         wanted = plain(one.target.answer)
         right[one.task, one.language].append((plain(text) == wanted, plain(guess) == wanted))
     out: dict[str, dict[str, dict[str, float]]] = {}
     for (task, language), pairs in right.items():
         seen, guessed = np.mean(pairs, 0).tolist()
-        out.setdefault(task, {})[language] = {"questions": len(pairs), "accuracy": seen, "blind": guessed}
+        out.setdefault(task, {})[language] = {"questions": len(pairs), "accuracy": seen, "majority": guessed}
     return out
 
 

@@ -42,7 +42,7 @@ class LMConfig:
         weight_decay: of the matrices inside the blocks.
         clip: largest norm of the gradient.
         spike: skip steps whose loss or gradient lies so many standard deviations above the last ones; 0 = never.
-        most_skipped: stop after so many skipped steps in a row.
+        max_skipped_steps: stop after so many skipped steps in a row.
         z_loss: weight of the z-loss.
         ema: decay of averaged weights, which are then evaluated and saved; 0 = none.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
@@ -68,8 +68,8 @@ class LMConfig:
         log_every: steps between log lines.
         save_every: steps between checkpoints.
         keep: checkpoints that stay.
-        asynchronous: write checkpoints while training goes on.
-        go_on: train on, with a warning, where a checkpoint cannot be written.
+        async_save: write checkpoints while training goes on.
+        ignore_save_errors: train on, with a warning, where a checkpoint cannot be written.
         evaluate_every: steps between evaluations on the held-out split; 0 = never.
         evaluate_rows: rows of it.
         sample_every: steps between sample pictures; each writes model/ too, as does the last step.
@@ -104,7 +104,7 @@ class LMConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     spike: float = 6.0
-    most_skipped: int = 50
+    max_skipped_steps: int = 50
     z_loss: float = 0.0
     ema: float = 0.0
     precision: str = "auto"
@@ -125,8 +125,8 @@ class LMConfig:
     log_every: int = 20
     save_every: int = 500
     keep: int = 2
-    asynchronous: bool = True
-    go_on: bool = False
+    async_save: bool = True
+    ignore_save_errors: bool = False
     evaluate_every: int = 0
     evaluate_rows: int = 64
     sample_every: int = 500

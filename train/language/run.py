@@ -15,6 +15,7 @@ from cm3.hf.model_folder import find_model
 from cm3.pipeline import CM3
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
+from train.images.sheet import contact_sheet
 from train.language.config import LMConfig
 from train.language.held_out import by_kind, held_out_loss
 from train.language.lora import merged, save_adapter
@@ -22,7 +23,6 @@ from train.language.loss import bridged_head
 from train.language.objective import KINDS
 from train.language.packing import Batch, Position, Rows, Step, Steps, load
 from train.language.setup import Beside, beside, image_tokenizer_of, learner_of, optimizers_of, rebuilt
-from train.pictures.sheet import contact_sheet
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
 from train.runtime.checkpoints import Checkpoints
@@ -65,7 +65,7 @@ def train(config: LMConfig, out: Path) -> Path:
                 if (step + 1) % config.log_every == 0 or last or leaving:
                     run.report(step + 1, taken, log)
                 if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                    log.write({"step": step + 1, "held_out": run.held_out()})
+                    log.write({"step": step + 1, "held_out_loss": run.held_out()})
                 if (step + 1) % config.save_every == 0 or last or leaving:
                     run.checkpoints.save(step + 1, run.parts)
                 if last or leaving or (config.sample_every and (step + 1) % config.sample_every == 0):
@@ -98,8 +98,8 @@ class Taken(NamedTuple):
         return {
             "step": step,
             "skipped": self.skipped,
-            "all losses": self.loss,
-            "gradient": self.gradient,
+            "total_loss": self.loss,
+            "grad_norm": self.gradient,
             "digest": self.data.digest,
         }
 
@@ -186,7 +186,9 @@ class LMRun:
         }
         if self.average:
             self.parts["average"] = self.average.values
-        self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep, config.asynchronous, config.go_on)
+        self.checkpoints = Checkpoints(
+            self.out / "checkpoints", config.keep, config.async_save, config.ignore_save_errors
+        )
         expected = {key: self.state[key] for key in SAME}
         wanted = [
             [{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
@@ -240,11 +242,11 @@ class LMRun:
                 self.skipper.forget()  # with more rivals the loss leaps
         batches = [part.to(self.device, non_blocking=True) for part in data.parts]
         weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
-        stuck = self.skipper.in_a_row > config.most_skipped
+        stuck = self.skipper.in_a_row > config.max_skipped_steps
         news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (asked, len(data.bad), stuck))]))
         if news[3]:  # on whichever process
             raise ValueError(
-                f"more than most_skipped = {config.most_skipped} steps in a row were skipped before "
+                f"more than max_skipped_steps = {config.max_skipped_steps} steps in a row were skipped before "
                 f"step {step + 1} ({self.skipper.skipped}): lower muon_lr and lr, or look at the data"
             )
         scale = (self.world if not self.apart else 1) / (weight if self.apart else news[0])
@@ -296,11 +298,11 @@ class LMRun:
             {
                 "step": step,
                 "loss": losses,
-                "gradient": taken.gradient,
-                "rate": taken.factor,
+                "grad_norm": taken.gradient,
+                "lr": self.config.lr * taken.factor,
                 "tokens_per_second": round(speed),
-                "padding": (tokens[1] / tokens[0]).item(),
-                "waiting": self.waited / seconds,
+                "padding_fraction": (tokens[1] / tokens[0]).item(),
+                "data_wait": self.waited / seconds,
                 "documents": position.documents,
                 "digest": taken.data.digest,
                 "flops": step * self.flops,

@@ -67,14 +67,14 @@ class Checkpoints:
     Args:
         folder: on a file system that all ranks share.
         keep: how many of the newest stay; there must be room for one more.
-        asynchronous: copy the state to main memory, kept for the next save, and write it while the training goes on.
-        go_on: warn when a save fails, instead of raising OSError at the next `save` or `wait`.
+        async_save: copy the state to main memory, kept for the next save, and write it while the training goes on.
+        ignore_save_errors: warn when a save fails, instead of raising OSError at the next `save` or `wait`.
 
     Raises:
         ValueError: keep below 1, or several processes (WORLD_SIZE) without a process group.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, asynchronous: bool = True, go_on: bool = False):
+    def __init__(self, folder: str | Path, keep: int = 2, async_save: bool = True, ignore_save_errors: bool = False):
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
         if (expected := int(os.environ.get("WORLD_SIZE", ranks()))) != ranks():
@@ -82,7 +82,12 @@ class Checkpoints:
                 f"WORLD_SIZE is {expected}, but the process group has {ranks()} ranks: start all of them "
                 "with torchrun, or unset WORLD_SIZE"
             )
-        self.folder, self.keep, self.asynchronous, self.go_on = Path(folder), keep, asynchronous, go_on
+        self.folder, self.keep, self.async_save, self.ignore_save_errors = (
+            Path(folder),
+            keep,
+            async_save,
+            ignore_save_errors,
+        )
         # A group of its own: the training's collectives must not meet those of the thread that writes.
         group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._group = cast(dist.ProcessGroup | None, group)
@@ -121,10 +126,10 @@ class Checkpoints:
         self.wait()
         tensors, values = split({name: state_of(part) for name, part in parts.items()})
         text = json.dumps(values)
-        if self.asynchronous:
+        if self.async_save:
             tensors = cast(dict[str, Tensor], self._stager.stage(tensors))
         self._saving = self._pool.submit(self._write, step, tensors, text, permanent)
-        if not self.asynchronous:
+        if not self.async_save:
             self.wait()
 
     def wait(self) -> None:
@@ -135,7 +140,7 @@ class Checkpoints:
         try:
             saving.result()
         except OSError as error:
-            if not self.go_on:
+            if not self.ignore_save_errors:
                 raise
             if rank() == 0:
                 warnings.warn(f"{error}; the training goes on", stacklevel=3)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from train.emoji.colours import main_colour
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom excluded
 
@@ -142,7 +142,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands where, on a ground of train.pictures.views.GROUNDS; later things lie above earlier ones.
+    """What stands where, on a ground of train.images.views.GROUNDS; later things lie above earlier ones.
 
     step: of an aligned scene, the side of a cell of codes in pixels: its things stand at multiples of it and have one
     such side, not mirrored, so that a thing is spelled with the same codes wherever it stands. 0 = anywhere.

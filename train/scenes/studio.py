@@ -11,7 +11,7 @@ from PIL import Image
 from cm3.tokens.templates import LANGUAGES
 from tokenizer_image import ImageTokenizer
 from train.emoji.dataset import EVERYDAY, read_samples
-from train.pictures.loader import to_pixels
+from train.images.loader import to_pixels
 from train.scenes.scene import Scene, Stage, Thing, render, touched_cells
 from train.scenes.signs import sign_words
 from train.scenes.tasks import TASKS, SceneView, TaskDocument

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from cm3.tokens.templates import TEMPLATES, boxed, prompt
 from train.documents.shards import Target
 from train.emoji.english import with_article
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.scenes.scene import PAINTS, Rendered, Scene, relation, settle, with_placed
 from train.scenes.signs import pick, sign
 from train.scenes.view import PLACES, SceneView, TaskDocument, listing, place, plural

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenizer_image import VQModel
 from tokenizer_image.pixels import to_pil
-from train.pictures.metrics import psnr
+from train.images.metrics import psnr
 from train.vq.auxiliary_losses import Alignment, Masked, Predictor
 
 
@@ -24,7 +24,7 @@ def evaluate(model: VQModel, pictures: Tensor, batch: int = 32) -> tuple[dict[st
         outs.append(model.decode(codes[-1]).cpu())
     out = torch.cat(outs)
     used = torch.cat(codes).unique().numel() / model.config.n_embed
-    return {"psnr": psnr(out, pictures).mean().item(), "code_use": used}, out
+    return {"psnr": psnr(out, pictures).mean().item(), "codebook_usage": used}, out
 
 
 def sample_sheet(pictures: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:

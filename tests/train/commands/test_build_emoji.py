@@ -144,7 +144,7 @@ def test_svg_and_raster_pictures_become_square_rgba():
     assert left.getpixel((100, 64))[3] == middle.getpixel((64, 10))[3] == middle.getpixel((64, 117))[3] == 0  # pyright: ignore
 
 
-def test_near_duplicates_of_held_out_pictures_leave_training_and_nothing_else_does():
+def test_near_duplicates_of_held_out_images_leave_training_and_nothing_else_does():
     splits = ("train", "train", "unseen_cell", "unseen_concept", "train")
     rows = [{"key": i, "split": split} for i, split in enumerate(splits)]
     thumbnails = np.zeros((5, 768), np.float32)
@@ -155,7 +155,7 @@ def test_near_duplicates_of_held_out_pictures_leave_training_and_nothing_else_do
     assert [row["key"] for row in drop_leaks(rows, thumbnails)] == [1, 2, 3]
 
 
-def test_without_held_out_pictures_nothing_leaks():
+def test_without_held_out_images_nothing_leaks():
     rows = [{"split": "train"}] * 2
     assert drop_leaks(rows, np.zeros((2, 768), np.float32)) == rows
 

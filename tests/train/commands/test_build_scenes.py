@@ -8,7 +8,7 @@ import pytest
 from train import build_scenes
 from train.build_scenes import ScenesConfig, build
 from train.emoji.dataset import read_samples
-from train.pictures.loader import PictureLoader
+from train.images.loader import ImageLoader
 from train.scenes.scene import THINGS
 from train.scenes.studio import read_things
 
@@ -39,11 +39,11 @@ def test_drawings_and_scenes_stand_beside_each_other(built: Path, sample: Path):
 
 
 def test_an_image_tokenizer_reads_them_and_is_evaluated_on_unseen_ones(built: Path):
-    loader = PictureLoader(built, 32, multiple=8, evaluate_on="unseen_scene")
+    loader = ImageLoader(built, 32, multiple=8, evaluate_on="unseen_scene")
     assert len(loader) == 260 and not loader.skipped
     batch = loader.batch(0, 16)
     assert batch.shape == (16, 3, 32, 32) and batch.std() > 0.1
-    assert loader.held_out_pictures().shape == (4, 3, 32, 32)
+    assert loader.held_out_images().shape == (4, 3, 32, 32)
 
 
 def test_the_same_seed_makes_the_same_pictures_and_another_seed_others(built: Path, sample: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.emoji.dataset import read_split, write_shards
 from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, train
-from train.pictures.metrics import psnr
+from train.images.metrics import psnr
 from train.runtime.optim import rate
 from train.runtime.precision import autocast
 from train.vq.learner import sample_sheet
@@ -87,7 +87,7 @@ def test_a_run_logs_samples_and_saves_a_tokenizer(config: ImageTokenizerConfig, 
     steps = [row for row in logged(run) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(row["images_per_second"] > 0 for row in steps)
-    evaluations = [row for row in logged(run) if "code_use" in row]
+    evaluations = [row for row in logged(run) if "split" in row]
     assert [(row["step"], row["split"]) for row in evaluations] == [(2, "unseen_cell"), (4, "unseen_cell")]
     tokenizer = ImageTokenizer.from_pretrained(run / "model")
     assert tokenizer.model.config == PRESETS["tiny"]

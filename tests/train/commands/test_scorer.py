@@ -24,9 +24,9 @@ from documents import write_shards
 from tokenizer_image import ImageTokenizer
 from train import evaluate_reranking, scorer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.images.sheet import LABEL
 from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.language.setup import starting_model
-from train.pictures.sheet import LABEL
 from train.scorer import ScorerTrainingConfig, picks
 
 TINY = {
@@ -88,9 +88,12 @@ def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(
 ):
     assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
     assert [row["step"] for row in logged(run, "loss")] == [1, 2, 3, 4, 5, 6]
-    found = logged(run, "held_out")
+    found = logged(run, "held_out_retrieval")
     assert [row["step"] for row in found] == [2, 4, 6]
-    assert found[0]["held_out"].keys() == {"en", "ar"} and found[0]["held_out"]["en"].keys() == {"top1", "top5"}
+    assert found[0]["held_out_retrieval"].keys() == {"en", "ar"} and found[0]["held_out_retrieval"]["en"].keys() == {
+        "top1",
+        "top5",
+    }
     trained, meta = Scorer.from_pretrained(run / "model"), read_meta(token_shards)
     trained.check(meta["text_tokenizer"], meta["image_tokenizer"])
     assert trained.config.image_grid == (4, 4) and trained.config.hidden_size == 16

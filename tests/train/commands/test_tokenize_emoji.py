@@ -15,7 +15,7 @@ from train import tokenize_emoji
 from train.documents.shards import Shards
 from train.emoji.dataset import EXTRA, others_of, read_samples, read_split, write_shards
 from train.emoji.phrases import COLOURS_AR, KINDS, Facts
-from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, place
+from train.images.views import GROUNDS, PLAIN, Augmentation, View, place
 from train.tokenize_emoji import HELD_OUT_VIEWS, TokenizeConfig, aliases_of, build, drawn_times, extra_views, views_of
 
 SMALL = TokenizeConfig(subgroups=("food-fruit",), views=2, draw=1, ask=2, text_vocab=400)

@@ -14,8 +14,8 @@ from train.documents import sample as record
 from train.documents import sources as records
 from train.documents.sample import Columns, Provenance, Sample, Skip
 from train.documents.sources import Source, open_source
-from train.pictures import files as folders
-from train.pictures.files import Entry
+from train.images import files as folders
+from train.images.files import Entry
 
 
 def png(value: int = 0) -> bytes:

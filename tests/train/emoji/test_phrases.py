@@ -14,7 +14,7 @@ from train.emoji import colours
 from train.emoji.dataset import read_split
 from train.emoji.english import with_article
 from train.emoji.phrases import COLOURS_AR, KINDS, Facts, ask_is, caption, name_targets, targets
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 
 LANGUAGES = ("en", "ar")
 NAMED = {"caption", "what", "is"}

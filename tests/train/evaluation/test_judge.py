@@ -9,7 +9,7 @@ from PIL import Image
 
 from train.emoji.dataset import read_split
 from train.evaluation.judge import Judge, Reference, ranks
-from train.pictures.views import PLAIN, place
+from train.images.views import PLAIN, place
 
 
 def unit(*degrees: float) -> torch.Tensor:

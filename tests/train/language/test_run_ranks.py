@@ -88,8 +88,10 @@ def assert_same_run(out: Path, want: Path, muon: bool = False) -> None:
     assert [row["digest"] for row in two] == [row["digest"] for row in one]
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=close, abs=1e-5)
-        assert b["gradient"] == pytest.approx(a["gradient"], rel=5 * close)
-        assert b["padding"] == pytest.approx(a["padding"], abs=1e-5) and b["documents"] == a["documents"]
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=5 * close)
+        assert (
+            b["padding_fraction"] == pytest.approx(a["padding_fraction"], abs=1e-5) and b["documents"] == a["documents"]
+        )
     found = weights(out)
     for key, value in weights(want).items():
         assert (found[key] - value).norm() < far * value.norm(), key
@@ -162,7 +164,7 @@ def test_two_processes_evaluate_what_one_does(folder: Path, tmp_path: Path):
     settings = ["matrices=adamw", "evaluate_every=6", "evaluate_rows=100"]
     for processes in (1, 2):
         launch(processes, tmp_path / str(processes), folder, *settings)
-    one, two = (rows(tmp_path / str(processes), "held_out")[-1]["held_out"] for processes in (1, 2))
+    one, two = (rows(tmp_path / str(processes), "held_out_loss")[-1]["held_out_loss"] for processes in (1, 2))
     assert two == pytest.approx(one, rel=2e-5)
 
 
@@ -181,7 +183,7 @@ def test_processes_that_train_apart_agree_at_the_end_and_resume_exactly(
 
 
 def test_told_to_end_two_processes_save_and_go_on_to_the_same_weights(folder: Path, tmp_path: Path):
-    settings = ["matrices=adamw", "steps=60", "asynchronous=true"]
+    settings = ["matrices=adamw", "steps=60", "async_save=true"]
     launch(2, tmp_path / "whole", folder, *settings)
     out = tmp_path / "parts"
     run = subprocess.Popen(

@@ -168,8 +168,8 @@ def test_a_save_holds_the_state_at_its_call(make: Callable[..., Checkpoints], mo
     assert parts["part"]["list"] == [1]
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoints], asynchronous: bool):
+@pytest.mark.parametrize("async_save", [True, False])
+def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoints], async_save: bool):
     values = {
         "int": 2**70,
         "float": 0.1,
@@ -192,7 +192,7 @@ def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoin
     tracker = nn.BatchNorm1d(3)
     tracker(torch.randn(4, 3))
     parts = {"mixed": {**values, "inner": tensors}, "norm": tracker, "alone": torch.tensor([5.0]), "best": 2.5}
-    with make(asynchronous=asynchronous) as checkpoints:
+    with make(async_save=async_save) as checkpoints:
         checkpoints.save(7, parts)
         blank = {key: torch.zeros_like(value) for key, value in tensors.items()}
         fresh = nn.BatchNorm1d(3)
@@ -282,7 +282,7 @@ def die(*_: Any, **__: Any) -> None:
 def test_what_a_killed_save_leaves_is_never_loaded(
     make: Callable[..., Checkpoints], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
-    make(asynchronous=False).save(1, tensor(1))
+    make(async_save=False).save(1, tensor(1))
     rename, real = os.rename, torch.save
 
     def torn(value: Any, stream: Any) -> None:
@@ -299,7 +299,7 @@ def test_what_a_killed_save_leaves_is_never_loaded(
             patch.setattr(os, "rename", lambda a, b: die() if str(a).endswith(".unfinished") else rename(a, b))
         else:
             patch.setattr(os, "rename", lambda a, b: (rename(a, b), str(a).endswith(".unfinished") and die()))
-        killed(lambda: make(asynchronous=False).save(2, tensor(2)))
+        killed(lambda: make(async_save=False).save(2, tensor(2)))
     whole = 2 if moment == "after the name" else 1
     assert len(names(tmp_path / "checkpoints")) == 2  # what was cut off lies there
     checkpoints, parts = make(), tensor(0)
@@ -341,12 +341,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("go_on", [False, True])
-def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, go_on: bool):
-    with Checkpoints(small_disk, go_on=go_on) as checkpoints:
+@pytest.mark.parametrize("ignore_save_errors", [False, True])
+def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, ignore_save_errors: bool):
+    with Checkpoints(small_disk, ignore_save_errors=ignore_save_errors) as checkpoints:
         checkpoints.save(1, tensor(1, 50_000))
         checkpoints.save(2, tensor(2, 300_000))
-        if go_on:
+        if ignore_save_errors:
             with pytest.warns(UserWarning, match="No space left on device.*the training goes on"):
                 checkpoints.save(3, tensor(3, 50_000))
         else:
@@ -364,7 +364,7 @@ def test_a_writer_that_finds_no_space_is_told_without_a_small_disk_too(
 
     monkeypatch.setattr(Writer, "write_data", full)
     with pytest.raises(OSError, match="No space left on device"):
-        make(asynchronous=False).save(1, tensor(1))
+        make(async_save=False).save(1, tensor(1))
     checkpoints = make()
     checkpoints.save(1, tensor(1))
     with pytest.warns(UserWarning, match="No space left"):  # it must not hide what ended the run

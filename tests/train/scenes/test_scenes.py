@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drawings import SHAPES, drawn_things
 from train.emoji.colours import main_colour
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.scenes.scene import (
     HELD_OUT,
     PAINTS,

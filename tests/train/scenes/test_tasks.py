@@ -12,7 +12,7 @@ from cm3.tokens.templates import language_of
 from drawings import SHAPES, drawn_things
 from train.documents.shards import Target
 from train.emoji.phrases import COLOURS_AR
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.scenes import tasks
 from train.scenes.scene import PAINTS, Placed, Scene, Stage, overlap, render
 from train.scenes.tasks import (

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.colours import main_colour
 
 CANVAS = 256  # pixels of a side

@@ -24,7 +24,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from train.pictures.views import GROUNDS, Augmentation, distort, place
+from train.images.views import GROUNDS, Augmentation, distort, place
 from train.recipes.emoji.art import (
     BOARDS,
     CANVAS,

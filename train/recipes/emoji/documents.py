@@ -14,7 +14,7 @@ from cm3.tokens.templates import PLANS
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import StoredDocument, Target, questions
-from train.pictures.views import GROUNDS, Augmentation, distort, place
+from train.images.views import GROUNDS, Augmentation, distort, place
 from train.recipes.emoji.art import CANVAS, PAINTS, TILE, Drawing, takes
 from train.recipes.emoji.edits import Editor
 from train.recipes.emoji.packages import LANGUAGES

@@ -35,7 +35,7 @@ from cm3.tokens.plan import PLACES, Plan, Thing
 from cm3.tokens.templates import PLANS
 from tokenizer_image import ImageTokenizer
 from train.evaluation.judge import Judge, Reference, ranks
-from train.pictures.sheet import contact_sheet
+from train.images.sheet import contact_sheet
 from train.recipes.emoji.art import CANVAS, TILE, Drawing, single
 from train.recipes.emoji.documents import Builder, DocumentsConfig
 from train.recipes.emoji.packages import LANGUAGES

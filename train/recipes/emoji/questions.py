@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cm3.tokens.plan import PLACES, Plan
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.english import plural
 from train.recipes.emoji.requests import COLOURS_AR, PLACES_AR, one_of
 from train.recipes.emoji.world import Named, World

@@ -13,7 +13,7 @@ import numpy as np
 
 from cm3.tasks.wording import article
 from cm3.tokens.plan import PLACES, Plan, Thing
-from train.pictures.views import GROUNDS
+from train.images.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
 from train.recipes.emoji.english import plural, with_article
 from train.recipes.emoji.packages import LANGUAGES

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PIL_Image
 
 from tokenizer_image import ImageTokenizer
-from train.pictures.loader import to_pixels
+from train.images.loader import to_pixels
 from train.recipes.emoji.art import CANVAS, TILE, Drawing, ground, sign, single
 from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.pictures.loader import PictureLoader
+from train.images.loader import ImageLoader
 from train.recipes.emoji.art import CANVAS, PAINTS, TILE, ground, painted, put, sign, single, takes, tiles
 from train.recipes.emoji.build_canvases import CanvasesConfig, Painter, build
 from train.recipes.emoji.colours import main_colour
@@ -22,9 +22,9 @@ def data(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_data_set_can_be_trained_on_and_evaluated(data: Path, tmp_path: Path):
     config = CanvasesConfig(images=12, held_out=3)
     assert build(data, tmp_path, config, 1) == {"held_out_pairs": 3, "held_out_concepts": 3, "train": 12}
-    loader = PictureLoader(tmp_path, 256, multiple=16, crop=(1.0, 1.0), evaluate_on="held_out_pairs")
+    loader = ImageLoader(tmp_path, 256, multiple=16, crop=(1.0, 1.0), evaluate_on="held_out_pairs")
     assert len(loader) == 12 and loader.batch(0, 4).shape == (4, 3, 256, 256)
-    assert loader.held_out_pictures().shape == (3, 3, 256, 256)
+    assert loader.held_out_images().shape == (3, 3, 256, 256)
 
 
 def test_an_image_depends_on_the_seed_and_its_number(data: Path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.pictures.files import decode, index, members, split
+from train.images.files import decode, index, members, split
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.emoji.dataset import read_split
-from train.pictures.views import GROUNDS, PLAIN, Augmentation, View, bend, distort, place, recolour
+from train.images.views import GROUNDS, PLAIN, Augmentation, View, bend, distort, place, recolour
 
 SIZE = 32
 

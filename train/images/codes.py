@@ -27,9 +27,9 @@ from torch import Tensor
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import make_readable
 from tokenizer_image.tokenizer import Size
-from train.pictures.files import Entry, index
-from train.pictures.loader import to_pixels
-from train.pictures.views import View, place
+from train.images.files import Entry, index
+from train.images.loader import to_pixels
+from train.images.views import View, place
 from train.runtime.config import changes
 from train.runtime.files import write_whole
 

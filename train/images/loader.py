@@ -7,7 +7,7 @@ A batch depends on the seed and the step alone, so a run resumes exactly from it
 processes of torch's DataLoader: they share the memory of decoded pictures and the account of bad files; webdataset
 reads shards as a stream and cannot start at a step.
 
-A drawing on a transparent ground is placed as train/pictures/views.py has it; any other picture is cropped.
+A drawing on a transparent ground is placed as train/images/views.py has it; any other picture is cropped.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from rich.progress import track
 from torch import Tensor
 
 from tokenizer_image.pixels import FORMATS
-from train.pictures.files import Entry, decode, split
-from train.pictures.views import PLAIN, Augmentation, View, place
+from train.images.files import Entry, decode, split
+from train.images.views import PLAIN, Augmentation, View, place
 
 CACHE = 2**29  # bytes of decoded pictures
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -135,7 +135,7 @@ def schedule(counts: tuple[int, ...], seed: int, steps: int) -> tuple[np.ndarray
     return buckets, before
 
 
-class PictureLoader:
+class ImageLoader:
     """Training pictures with random access by step.
 
     Args:
@@ -215,7 +215,7 @@ class PictureLoader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def held_out_pictures(self, limit: int | None = None) -> Tensor:
+    def held_out_images(self, limit: int | None = None) -> Tensor:
         """[N, 3, size, size]: up to `limit` of the pictures to evaluate on, evenly taken, uncropped as far as goes."""
         count = min(len(self.held_out), limit or len(self.held_out))
         shape, pictures = Shape(self.size, self.size), []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.pictures.sheet import LABEL, _wrap, contact_sheet
+from train.images.sheet import LABEL, _wrap, contact_sheet
 
 RED, BLUE = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from train.pictures.codecs import OPTIONS, compress, counted
+from train.images.codecs import OPTIONS, compress, counted
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from train.pictures.features import FeatureDistance, Features, perceptual
+from train.images.features import FeatureDistance, Features, perceptual
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from attempts import answer
 from damage import bombs, flipped, huge_members, judged, no_file, outcomes, pictures, strangers, tars
 from tokenizer_image import ImageTokenizer
-from train.pictures.codes import encode_entries, write_codes
-from train.pictures.files import Entry, index
-from train.pictures.loader import PictureLoader
+from train.images.codes import encode_entries, write_codes
+from train.images.files import Entry, index
+from train.images.loader import ImageLoader
 from train.prepare import PrepareOptions, prepare
 
 pytestmark = pytest.mark.faults
@@ -96,11 +96,11 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
 
 
 def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: ImageTokenizer) -> tuple[str, str]:
-    source = PictureLoader(here, 16, max_bad=0.2, aspects=("1:1", "3:2") if len(victims) % 2 else ("1:1",))
+    source = ImageLoader(here, 16, max_bad=0.2, aspects=("1:1", "3:2") if len(victims) % 2 else ("1:1",))
     for step in range(2 * len(source) // 4 + 2):
         batch = source.batch(step, 4)
         assert bool(batch.isfinite().all()) and float(batch.abs().max()) <= 1
-    source.held_out_pictures()
+    source.held_out_images()
     for entry in [*source.entries, *source.held_out]:  # whatever the order and the buckets were
         source._load(entry)  # pyright: ignore[reportPrivateUsage]
     if extra := [name for name in source.skipped if Path(name) not in victims]:
@@ -117,7 +117,7 @@ def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: I
     return ("skipped" if source.skipped else "harmless"), str(source.skipped)
 
 
-def test_damaged_pictures_are_skipped_counted_and_named(data: Path, tmp_path: Path, tallies: dict[str, Any]):
+def test_damaged_images_are_skipped_counted_and_named(data: Path, tmp_path: Path, tallies: dict[str, Any]):
     result = answer(tmp_path, picture_cases, data / "vq", tmp_path / "cases", PICTURES, 3)
     tallies["pictures"] = judged(result, 2 * GIGABYTE)
     assert sum(one.fate == "skipped" for one in result["outcomes"]) > PICTURES / 3
@@ -146,7 +146,7 @@ def tar_cases(vq: Path, folder: Path, cases: int, seed: int, make: Callable[...,
             encoded = list(encode_entries(entries, tokenizer))
             lost = {Path(one.entry.name).name[:80]: one.reason for one in encoded if one.reason} | bad
             try:
-                source = PictureLoader(here, 16, max_bad=1.0)
+                source = ImageLoader(here, 16, max_bad=1.0)
                 for entry in [*source.entries, *source.held_out]:
                     source._load(entry)  # pyright: ignore[reportPrivateUsage]
             except ValueError as error:

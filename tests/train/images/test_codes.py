@@ -11,9 +11,9 @@ from PIL import Image
 
 from tokenizer_image import ImageTokenizer
 from train.encode import main, parse_size
-from train.pictures import codes as module
-from train.pictures.codes import encode_entries, read_codes, write_codes
-from train.pictures.files import index
+from train.images import codes as module
+from train.images.codes import encode_entries, read_codes, write_codes
+from train.images.files import index
 
 
 @pytest.fixture(scope="module")
