@@ -5,7 +5,8 @@
 Splits: "compositional" shows combinations that no training scene has (train/scenes/scene.py); "held-out pair" has
 in each scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed
 (--aligned, where its scenes were). OUT receives evaluation.json, evaluation.md (the tables) and examples.png.
-Everything is seeded: the same model gives the same figures. Pictures are drawn with the pipeline's defaults, text is greedy.
+Everything is seeded: the same model gives the same figures. Images are generated with the pipeline's defaults, text is
+greedy.
 """
 
 import json

@@ -39,7 +39,7 @@ def test_it_has_8_to_25_million_parameters(emoji: CM3):
 def test_its_card_and_credits_are_there():
     card = (FOLDERS[0] / "README.md").read_text(encoding="utf-8")
     result = json.loads((FOLDERS[0] / "evaluation.json").read_text())
-    psnr = result["splits"]["unseen_cell"]["reconstruction"]["psnr"]
+    psnr = result["splits"]["held_out_pairs"]["reconstruction"]["psnr"]
     assert f"{psnr:.2f} dB" in card and "seed" in card and "hours" in card
     for folder in FOLDERS:
         credits = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
