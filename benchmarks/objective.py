@@ -19,10 +19,10 @@ from benchmarks.compute_to_loss import MODEL, toml
 from benchmarks.report import finish
 
 RUNS: dict[str, dict[str, float]] = {
-    "left to right": {"free": 0.0, "cm3": 0.0, "holes": 0.0, "ask": 0.0},
-    "CM3": {"free": 0.0, "cm3": 1.0, "holes": 0.0},
-    "mixed": {"free": 0.15, "cm3": 0.2, "holes": 0.0},
-    "mixed and holes": {"free": 0.15, "cm3": 0.2, "holes": 0.3},
+    "left to right": {"text_masked": 0.0, "cm3_spans": 0.0, "inpainting": 0.0, "answers_masked": 0.0},
+    "CM3": {"text_masked": 0.0, "cm3_spans": 1.0, "inpainting": 0.0},
+    "mixed": {"text_masked": 0.15, "cm3_spans": 0.2, "inpainting": 0.0},
+    "mixed and holes": {"text_masked": 0.15, "cm3_spans": 0.2, "inpainting": 0.3},
 }
 SHARED = {
     "preset": "emoji",

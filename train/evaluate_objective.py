@@ -229,12 +229,12 @@ def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) ->
 
 def measure(model: CM3, objective: Objective, groups: dict[str, list[CaptionedView]]) -> dict[str, float]:
     """All figures of one run without the judge's. objective: says what it has learnt."""
-    ways = ["left", *(["cm3"] if objective.cm3 else []), *(["holes"] if objective.holes else [])]
+    ways = ["left", *(["cm3"] if objective.cm3_spans else []), *(["holes"] if objective.inpainting else [])]
     out: dict[str, float] = {}
     for group, views in groups.items():
         rows = [with_hole(view, torch.ones(model.grid), "left", model) for view in views]
         found = {"codes after words, nats": mean_loss(model, rows, True)}
-        found |= captions(model, views, told=not objective.ask)
+        found |= captions(model, views, told=not objective.answers_masked)
         for kind, place in KINDS.items():
             hole = torch.zeros(model.grid, dtype=torch.bool)
             hole[place] = True
@@ -274,7 +274,7 @@ def main(
         for folder, model, (config, _) in zip(runs, models, found, strict=True):
             figures[str(folder)]["view, the pictures themselves, top-5"] = ceiling
             for guidance in (1, 6):
-                drawn = drawings(model, groups["view"], not config.objective.ask, guidance)
+                drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
                 figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
         out.write_text(json.dumps(figures, indent=1) + "\n")
     except (OSError, ValueError) as error:

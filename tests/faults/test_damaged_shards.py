@@ -127,7 +127,7 @@ def fate(here: Path, mode: str, victims: list[str]) -> tuple[str, str]:
     if int((shards.lengths == 0).sum()) != lost:
         return "other error", "the count is wrong"
     vocab = shards.vocab()
-    rows = Rows(shards, vocab, Objective(first_codes=4, holes=0.3, ask=0.5), 128, 0, 16)
+    rows = Rows(shards, vocab, Objective(first_codes=4, inpainting=0.3, answers_masked=0.5), 128, 0, 16)
     steps, seen, bad = Steps(rows, 2, 2), 0, 0
     while steps.position.documents < 1.2 * len(shards):
         step = steps[seen]

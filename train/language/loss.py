@@ -84,7 +84,7 @@ def end_to_end(batch: Batch) -> dict[str, Any]:
     transformers finds packed documents by their positions in one row alone; in several it would let them see each
     other.
     """
-    ids, positions = batch.read.view(1, -1), batch.positions.view(1, -1)  # [1, R T]
+    ids, positions = batch.ids.view(1, -1), batch.positions.view(1, -1)  # [1, R T]
     starts = (positions[0] == 0).nonzero()[:, 0].to(torch.int32)
     places = torch.cat([starts, starts.new_tensor([ids.shape[1]])])  # [documents + 1]
     longest = batch.ids.shape[1]  # a bound, known without asking the device
@@ -206,7 +206,7 @@ class LMLearner(nn.Module):
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)
-        inputs = end_to_end(batch) if flash else {"input_ids": batch.read, "position_ids": batch.positions}
+        inputs = end_to_end(batch) if flash else {"input_ids": batch.ids, "position_ids": batch.positions}
         states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [R, T, D]
         counted = batch.kinds[:, 1:].flatten().nonzero()[:, 0]  # [N]: the head is half of the work where codes are many
         hidden = states[:, :-1].flatten(0, 1)[counted]  # [N, D]

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cm3.tokens.encoding import picture_spans
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
-from train.language.objective import DRAWN, Forms, Objective, choose_forms, training_row
+from train.language.objective import Forms, Objective, choose_forms, training_row
 
 
 class Position(NamedTuple):
@@ -40,14 +39,13 @@ START = Position()
 
 
 class Batch(NamedTuple):
-    """ids, weights (of each id as a target), kinds, positions, and what is read in place of ids: [R, T].
+    """ids, weights (of each id as a target), kinds and positions, each [R, T].
     See train/language/objective.py for weights and kinds."""
 
     ids: Tensor
     weights: Tensor
     kinds: Tensor
     positions: Tensor
-    read: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return Batch(*(one.to(device, non_blocking=non_blocking) for one in self))
@@ -186,7 +184,7 @@ class Rows:
                 made = training_row(
                     *stored,
                     int(plan.forms.form[place]),
-                    int(plan.forms.moved[place]),
+                    int(plan.forms.masked[place]),
                     self.vocab,
                     self.objective,
                     self.grid,
@@ -205,27 +203,6 @@ class Rows:
             at = end
         positions[at:] = np.arange(self.length - at)  # padding is a document of its own
         return ids, weights, kinds, positions, bad
-
-    def read(self, window: int, number: int, ids: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        """The ids of a row, [T], with mistakes in `objective.noise` of the pictures that are drawn as a whole."""
-        if not self.objective.noise:
-            return ids
-        out, vocab = ids.copy(), self.vocab
-        rng = np.random.default_rng((self.seed, 3, window, number))
-        for span in picture_spans(ids.tolist(), vocab):
-            places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
-            if len(places) < 2 or not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
-                continue
-            try:
-                other = np.array(self.shards.document(int(rng.integers(len(self.shards)))).ids)
-            except (ValueError, IndexError, AssertionError):  # damaged: it is named where its own turn comes
-                continue
-            other = other[other >= vocab.first_code][-len(places) :]
-            if len(other) == len(places):
-                order, begun = np.arange(len(places)), rng.integers(1, len(places) // 2 + 1)
-                wrong = order < begun if rng.random() < 0.5 else rng.random(len(places)) < 0.5 * rng.random()
-                out[places] = np.where(wrong, other, ids[places])
-        return out
 
     def places(self, position: Position, count: int) -> tuple[list[tuple[int, int]], Position]:
         """(window, row) of the next `count` rows, and the position after them."""
@@ -280,16 +257,12 @@ class Steps(Dataset):
         share = self.per_step // self.world
         mine = places[self.rank * share : (self.rank + 1) * share]
         made = [self.rows.row(*place) for place in mine]
-        read = [self.rows.read(*place, row[0], row[2]) for place, row in zip(mine, made, strict=True)]
-        return Step(
-            collate(made, read, self.micro), self.position, digest, [number for row in made for number in row[4]]
-        )
+        return Step(collate(made, self.micro), self.position, digest, [number for row in made for number in row[4]])
 
 
-def collate(rows: Sequence[tuple], read: Sequence[np.ndarray], micro: int) -> list[Batch]:
-    """Rows [T], and what is read in place of their ids, to batches of at most `micro` rows."""
-    fields = *zip(*(row[:4] for row in rows), strict=True), read
-    arrays = [torch.from_numpy(np.stack(field)) for field in fields]
+def collate(rows: Sequence[tuple], micro: int) -> list[Batch]:
+    """Rows [T] to batches of at most `micro` rows."""
+    arrays = [torch.from_numpy(np.stack(field)) for field in zip(*(row[:4] for row in rows), strict=True)]
     return [Batch(*(array[i : i + micro] for array in arrays)) for i in range(0, len(rows), micro)]
 
 

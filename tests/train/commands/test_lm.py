@@ -132,7 +132,7 @@ def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path
         log_every=5,
         save_every=60,
         prompts=(),
-        objective=Objective(free=0.0, cm3=0.0, prompt=1.0, first_codes=4),
+        objective=Objective(text_masked=0.0, cm3_spans=0.0, prompt_weight=1.0, first_codes=4),
     )
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))

@@ -486,7 +486,7 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
         steps=3,
         row=64,
         batch_tokens=256,
-        objective=Objective(holes=0.4),
+        objective=Objective(inpainting=0.4),
         sample_every=0,
         evaluate_every=0,
     )
@@ -497,7 +497,7 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
 
 
 def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOptions, tmp_path: Path):
-    from train.language.objective import DRAW, TELL, Objective, training_row
+    from train.language.objective import Form, Objective, training_row
 
     write_chameleon(tmp_path)
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
@@ -511,15 +511,15 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
     picture = model.processor.encode(root / "0.png")
     for number, (form, prompt) in enumerate(
         (
-            (DRAW, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
-            (TELL, model.jobs.caption(root / "0.png").requests[0].prompt),
+            (Form.LEFT_TO_RIGHT, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
+            (Form.IMAGE_FIRST, model.jobs.caption(root / "0.png").requests[0].prompt),
         )
     ):
         stored = shards.document(number)
         row = training_row(*stored, form, 0, vocab, Objective(), model.grid, 0)
         assert row.ids[: len(prompt)].tolist() == prompt  # as it will be asked
         rest = [vocab.name(id) for id in row.ids[len(prompt) :].tolist() if vocab.is_special(id)]
-        assert rest == (["</image>", "<eos>"] if form == DRAW else ["<eos>"])
+        assert rest == (["</image>", "<eos>"] if form == Form.LEFT_TO_RIGHT else ["<eos>"])
         assert row.weights[len(prompt) :].min() >= 0 and row.weights[len(prompt)] >= 1
     assert picture.grid == (32, 32)
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,12 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3.tokens.encoding import picture_spans
 from cm3.tokens.masking import unrotate
 from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from train.documents.shards import Shards
-from train.language.objective import CM3, DRAWN, HOLES, KINDS, Objective
+from train.language.objective import Form, Objective
 from train.language.packing import Position, Rows, Step, Steps, load, pack
 
 PLAIN = Objective().plain()
@@ -108,7 +106,7 @@ def test_each_document_comes_once_an_epoch_and_in_another_order_in_the_next(shar
 
 
 def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.3, ask=1.0))
+    rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.3, answers_masked=1.0))
     vocab, seen, forms = rows.vocab, 0, set()
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
@@ -120,11 +118,11 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
             for part, place in zip(parts, places, strict=False):
                 form, document = int(plan.forms.form[place]), shards.document(int(plan.documents[place])).ids
                 row = ids[part].tolist()
-                if form == HOLES:  # without its first picture, which has the holes
+                if form == Form.INPAINTING:  # without its first picture, which has the holes
                     row = [*row[: row.index(vocab.image)], *row[row.index(vocab.end_image) + 1 :]]
                 assert unrotate(row, vocab) == document
                 size = len(document) + int(plan.forms.extra[place])
-                assert part.stop - part.start <= size and (form == CM3 or part.stop - part.start == size)
+                assert part.stop - part.start <= size and (form == Form.CM3_SPANS or part.stop - part.start == size)
                 forms.add(form)
                 assert positions[part].tolist() == list(range(part.stop - part.start))
                 assert weights[part][0] == 0 and kinds[part][0] == 0 and weights[part].any()
@@ -135,10 +133,10 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
 
 
 def test_told_answers_are_packed_as_long_as_they_are(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.0, cm3=0.0, ask=0.0))
+    rows = rows_of(shards, Objective(text_masked=0.0, cm3_spans=0.0, answers_masked=0.0))
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
-        assert not plan.forms.extra.any() and not plan.forms.moved.any()  # one answer each, so no more <break>
+        assert not plan.forms.extra.any() and not plan.forms.masked.any()  # one answer each, so no more <break>
         for number, places in enumerate(plan.rows):
             ids, *_ = rows.row(window, number)
             stored = [id for place in places for id in shards.document(int(plan.documents[place])).ids]
@@ -146,7 +144,7 @@ def test_told_answers_are_packed_as_long_as_they_are(shards: Shards):
 
 
 def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(shards: Shards):
-    objective = Objective(free=0.2, cm3=0.2, holes=0.2)
+    objective = Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2)
     warm, cold = rows_of(shards, objective), rows_of(shards, objective)
     for window in range(12):
         warm.plan(window)
@@ -158,53 +156,8 @@ def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(sha
     assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
 
 
-def test_a_share_of_the_drawn_pictures_is_read_with_mistakes_and_nothing_else_changes(shards: Shards):
-    quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.5).plain())
-    for part in (*Steps(quiet, 4, 4)[0].parts, *Steps(noisy, 4, 4)[0].parts):
-        assert (part.read == part.ids).all()  # in evaluations too
-    noisy = rows_of(shards, replace(PLAIN, noise=0.5))
-    touched, begun = Counter[bool](), Counter[bool]()
-    for step in range(20):
-        [plain], [part], [again] = (Steps(rows, 8, 8)[step].parts for rows in (quiet, noisy, noisy))
-        assert (part.read == again.read).all()
-        for field in ("ids", "weights", "kinds", "positions"):
-            assert (getattr(part, field) == getattr(plain, field)).all()
-        codes, wrong = part.ids >= quiet.vocab.first_code, part.read != part.ids
-        assert not (wrong & ~codes).any() and (part.read[codes] >= quiet.vocab.first_code).all()
-        assert int(part.read.max()) < len(quiet.vocab)
-        for ids, mistakes in zip(part.ids.tolist(), wrong, strict=True):
-            for start, end in picture_spans(ids, quiet.vocab):
-                inside = mistakes[start + 1 : end - 1].nonzero().flatten().tolist()
-                touched[bool(inside)] += 1
-                if inside:
-                    begun[inside[0] == 0 and inside[-1] < len(inside) + 2] += 1  # but for codes equal by chance
-                    assert len(inside) <= 0.75 * (end - start)
-    assert 0.3 < touched[True] / touched.total() < 0.6
-    assert 0.25 < begun[True] / begun.total() < 0.75
-
-
-def test_pictures_that_are_asked_about_are_read_as_they_are(shards: Shards):
-    rows = rows_of(shards, replace(PLAIN, noise=1.0))
-    ids, _, kinds, _, _ = rows.row(0, 0)
-    drawn = np.isin(kinds, DRAWN)
-    assert drawn.any() and (rows.read(0, 0, ids, kinds) != ids).any()
-    for shown in (0, KINDS.index("source codes") + 1):  # codes without weight, and those of a picture to be edited
-        assert (rows.read(0, 0, ids, np.where(drawn, shown, kinds)) == ids).all()
-
-
-def test_a_picture_of_which_a_mask_leaves_one_code_or_none_is_read_as_it_is(shards: Shards):
-    rows = rows_of(shards, replace(PLAIN, noise=1.0))
-    ids, _, kinds, _, _ = rows.row(0, 0)
-    for left in (1, 0):
-        few = ids.copy()
-        for start, end in picture_spans(ids.tolist(), rows.vocab):
-            codes = np.arange(start, end)[ids[start:end] >= rows.vocab.first_code]
-            few[codes[left:]] = rows.vocab.mask(0)
-        assert (rows.read(0, 0, few, kinds) == few).all()
-
-
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.0, cm3=1.0), window=COUNT)
+    rows = rows_of(shards, Objective(text_masked=0.0, cm3_spans=1.0), window=COUNT)
 
     def variants(epoch: int) -> dict[int, list[int]]:
         plan, out = rows.plan(epoch), {}
@@ -224,7 +177,7 @@ def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
 @settings(max_examples=15)
 @given(st.integers(0, 60), st.sampled_from([1, 2, 4]))
 def test_resuming_at_any_position_gives_the_same_steps(shards: Shards, first: int, world: int):
-    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
+    rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2))
     rank = first % world
     steps = Steps(rows, 8, 2, rank=rank, world=world)
     position = steps[first - 1].position if first else Position()
@@ -263,7 +216,7 @@ def test_the_ranks_rows_together_are_one_ranks_rows(shards: Shards, world: int):
 
 def test_processes_that_load_ahead_give_the_same_steps(shards: Shards):
     def steps() -> Steps:
-        rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
+        rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2))
         return Steps(rows, 4, 3, 5, Steps(rows, 4, 3)[4].position)
 
     here, there = list(load(steps(), 25, 0)), list(load(steps(), 25, 2))
@@ -277,7 +230,7 @@ def test_micro_batches_hold_the_rows_of_the_step_in_order(shards: Shards, micro:
     step = Steps(rows, 8, micro)[0]
     assert [len(part.ids) for part in step.parts] == sizes
     assert all(torch.equal(a, b) for a, b in zip(whole_rows(step), whole_rows(Steps(rows, 8, 8)[0]), strict=True))
-    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64, torch.int64]
+    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64]
     assert [array.dtype for array in step.parts[0]] == dtypes and step.parts[0].ids.shape[1] == rows.length
 
 
@@ -364,7 +317,7 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     places = rng.choice(size, 400, replace=False)
     ids = np.where(rng.random(400) < 0.5, rng.integers(0, 64, 400), rng.integers(0, 2**16, 400))
     hurt = damaged(folder, tmp_path / "hurt", places.tolist(), ids.tolist())
-    rows = rows_of(hurt, Objective(free=0.2, cm3=0.3, holes=0.3, ask=0.5))
+    rows = rows_of(hurt, Objective(text_masked=0.2, cm3_spans=0.3, inpainting=0.3, answers_masked=0.5))
     bad = set()
     for window in range(rows.per_epoch):
         for number in range(len(rows.plan(window).rows)):
@@ -376,7 +329,9 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     assert wrong and wrong <= bad <= {*range(100)}
 
 
-@pytest.mark.parametrize("objective", [PLAIN, Objective(holes=1.0, free=0.0, cm3=0.0), Objective(ask=0.0)])
+@pytest.mark.parametrize(
+    "objective", [PLAIN, Objective(inpainting=1.0, text_masked=0.0, cm3_spans=0.0), Objective(answers_masked=0.0)]
+)
 @pytest.mark.parametrize("asked", [0.0, 1.0])
 def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(
     vq_folder: Path, tmp_path: Path, asked: float, objective: Objective

@@ -42,7 +42,7 @@ def config(folder: Path) -> LMConfig:
 
 def batch_of(rows: int, length: int) -> Batch:
     ids = torch.randint(1, 400, (rows, length), generator=torch.Generator().manual_seed(0))
-    return Batch(ids, torch.ones(rows, length), torch.ones_like(ids), torch.arange(length).expand(rows, -1), ids)
+    return Batch(ids, torch.ones(rows, length), torch.ones_like(ids), torch.arange(length).expand(rows, -1))
 
 
 def test_parameters_that_every_token_meets_are_those_of_the_linear_layers():

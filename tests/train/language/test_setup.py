@@ -223,7 +223,7 @@ def test_the_loss_has_the_softmax_that_the_settings_name(softmax: str, folder: P
     vocab = Vocab.from_config(learner.model.config)
     assert learner.first_code == (0 if softmax == "all" else vocab.first_code)
     ids = torch.tensor([[vocab.bos, vocab.first_text, vocab.first_code]])
-    losses = learner(Batch(ids, torch.ones(1, 3), torch.ones(1, 3, dtype=torch.int64), torch.arange(3)[None], ids))
+    losses = learner(Batch(ids, torch.ones(1, 3), torch.ones(1, 3, dtype=torch.int64), torch.arange(3)[None]))
     logits = learner.model(input_ids=ids, use_cache=False).logits[0, :-1]
     if softmax == "modality":
         logits[0, vocab.first_code :] = logits[1, : vocab.first_code] = -torch.inf
