@@ -28,16 +28,16 @@ SHARED = {
     "preset": "emoji",
     **MODEL,
     "model.intermediate_size": 352,
-    "row": 256,
+    "data.seq_len": 256,
     "batch_tokens": 2048,
-    "matrices": "muon",
-    "muon_lr": 0.01,
-    "lr": 4e-3,
-    "betas": (0.9, 0.98),
-    "decay": 0.6,
-    "sample_every": 0,
-    "save_every": 200,
-    "prompts": (),
+    "optim.matrix_optimizer": "muon",
+    "optim.muon_lr": 0.01,
+    "optim.lr": 4e-3,
+    "optim.betas": (0.9, 0.98),
+    "optim.decay_fraction": 0.6,
+    "samples.every": 0,
+    "checkpoint.every": 200,
+    "samples.prompts": (),
     "image_tokenizer": "emoji",
 }
 
@@ -46,7 +46,9 @@ def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
     """The folder of a finished run of train.lm."""
     folder = out / f"{name.replace(' ', '-')}-{steps}-{seed}"
     shares = {f"objective.{key}": value for key, value in RUNS[name].items()}
-    settings = SHARED | shares | {"data": str(data), "steps": steps, "warmup": steps // 20, "seed": seed}
+    settings = (
+        SHARED | shares | {"data.folder": str(data), "steps": steps, "optim.warmup_steps": steps // 20, "seed": seed}
+    )
     overrides = [f"{key}={toml(value)}" for key, value in settings.items()]
     if not (folder / "model" / "config.json").exists():
         subprocess.run([sys.executable, "-m", "train.lm", "--out", str(folder), *overrides], check=True)

@@ -37,8 +37,9 @@ from train.language.config import LMConfig
 from train.language.held_out import held_out_loss
 from train.language.loss import LMLearner
 from train.language.objective import Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
 from train.language.run import train as train_lm
+from train.runtime.config import override
 from train.vq.learner import evaluate
 
 DESIGNS = {style.word: style.design for style in STYLES}
@@ -155,7 +156,7 @@ def row_length(tokenizer: ImageTokenizer) -> int:
 
 def answer_loss(model: CM3, folder: Path) -> float:
     """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
-    rows = Rows(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
+    rows = PackedSequences(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
     learner = LMLearner(model.model)
     losses = held_out_loss(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
     model.model.eval()
@@ -183,17 +184,20 @@ def captioning(
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
     row = row_length(tokenizer)
-    settings = LMConfig(
-        data=str(out / "tokens"),
-        image_tokenizer=name,
-        model={**(config.model or MODEL), "max_position_embeddings": row},
-        steps=config.steps,
-        row=row,
-        batch_tokens=max(1, config.batch_tokens // row) * row,
-        seed=config.seed,
-        save_every=500,
-        sample_every=0,
-        prompts=(),
+    settings = override(
+        LMConfig(),
+        {
+            "data.folder": str(out / "tokens"),
+            "image_tokenizer": name,
+            "model": {**(config.model or MODEL), "max_position_embeddings": row},
+            "steps": config.steps,
+            "data.seq_len": row,
+            "batch_tokens": max(1, config.batch_tokens // row) * row,
+            "seed": config.seed,
+            "checkpoint.every": 500,
+            "samples.every": 0,
+            "samples.prompts": (),
+        },
     )
     started = time.perf_counter()
     model = CM3.from_pretrained(train_lm(settings, out / "lm"))

@@ -36,7 +36,7 @@ from train.evaluation.judge import Judge, Reference, ranks
 from train.images.metrics import psnr
 from train.language.config import LMConfig
 from train.language.objective import Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
 from train.runtime import config as configs
 
 KINDS = {"3 of 8 rows": (slice(2, 5), slice(0, 8)), "4 x 4 square": (slice(2, 6), slice(2, 6))}  # of holes
@@ -79,14 +79,16 @@ def held_out(
 
     config: of one of the runs. documents: that the longest of them saw; views in their windows are no candidates.
     count: of things. Raises ValueError for shards whose views have other documents than PER_VIEW tells."""
-    shards, cells = Shards(config.data), Shards(config.data, "held_out")
+    shards, cells = Shards(config.data.folder), Shards(config.data.folder, "held_out")
     names = json.loads((shards.folder / "concepts.json").read_text(encoding="utf-8"))
     made = shards.meta["config"]
     asked = {"draw": 2, "ask": 2, "plain": 0, "grounds": 0, "distorted": 0, "extra": 0, "draw_moved": True}
     if other := [f"{name}={made[name]}" for name, value in asked.items() if made.get(name, value) != value]:
         wanted = f"make it with {PER_VIEW} documents of each view"
         raise ValueError(f"{shards.folder} was made with {' '.join(other)}: {wanted}")
-    rows = Rows(shards, shards.vocab(), Objective(), config.row, config.seed, config.window)
+    rows = PackedSequences(
+        shards, shards.vocab(), Objective(), config.data.seq_len, config.seed, config.data.packing_window
+    )
     windows = range(documents // rows.window + 1)
     seen = {int(i) // PER_VIEW for window in windows for i in rows.plan(window).documents}
     pictures: dict[str, list[range]] = {}  # of each concept, as the first documents of their views
@@ -261,7 +263,7 @@ def main(
 ) -> None:
     try:
         found = [read_run(folder) for folder in runs]
-        if len({(config.data, config.seed, config.window) for config, _ in found}) > 1:
+        if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
             raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
         groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
         models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]

@@ -30,7 +30,7 @@ from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
 from train.runtime.curves import draw_curves
-from train.runtime.optim import rate
+from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
 from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
@@ -250,7 +250,7 @@ def train_opened(config: ImageTokenizerConfig, out: Path, accelerator: Accelerat
         for step, pixels in itertools.islice(batches, config.steps - first):
             pixels = pixels.to(device)
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(step, config.steps, "cosine", config.warmup)
+                group["lr"] = config.lr * lr_factor(step, config.steps, "cosine", config.warmup)
             maps = masked = taught = None
             with autocast(config.precision, device), torch.no_grad():
                 if features is not None:

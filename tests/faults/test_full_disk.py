@@ -15,6 +15,7 @@ from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, t
 from tests.faults.test_kills import complete, names
 from train.language.config import LMConfig
 from train.runtime.checkpoints import UNFINISHED
+from train.runtime.config import override
 
 pytestmark = pytest.mark.faults
 
@@ -23,14 +24,14 @@ CHECKPOINT = 570_000  # bytes, about
 
 @pytest.fixture(scope="module")
 def short(config: LMConfig) -> LMConfig:
-    return replace(config, steps=5, evaluate_every=0, keep=1)
+    return override(config, {"steps": 5, "eval.every": 0, "checkpoint.keep": 1})
 
 
 @pytest.fixture(scope="module")
 def truth(short: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Of a run with room enough."""
     folder = tmp_path_factory.mktemp("room")
-    Child(folder / "log", train, replace(short, keep=99), folder / "whole").done()
+    Child(folder / "log", train, override(short, {"checkpoint.keep": 99}), folder / "whole").done()
     return truth_of(folder / "whole", 0)
 
 
@@ -62,7 +63,7 @@ def checked(out: Path, truth: Truth, folder: Path, step: int) -> None:
 def test_a_run_ends_where_a_checkpoint_cannot_be_written_and_the_same_command_goes_on_later(
     short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, async_save: bool
 ):
-    config, out = replace(short, async_save=async_save), tmp_path / "out"
+    config, out = override(short, {"checkpoint.async_save": async_save}), tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
     child = Child(tmp_path / "log", train, config, out)
@@ -80,7 +81,7 @@ def test_a_run_goes_on_where_it_is_told_to(short: LMConfig, truth: Truth, disk: 
     out = tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
-    Child(tmp_path / "log", train, replace(short, ignore_save_errors=True), out).done()
+    Child(tmp_path / "log", train, override(short, {"checkpoint.ignore_save_errors": True}), out).done()
     said = (tmp_path / "log").read_text()
     assert said.count("the training goes on") == short.steps - 1 and "No space left on device" in said
     checked(out, truth, tmp_path, 1)
@@ -91,7 +92,7 @@ def test_a_run_goes_on_where_it_is_told_to(short: LMConfig, truth: Truth, disk: 
 def test_a_file_that_may_not_grow_is_like_a_full_disk(
     short: LMConfig, truth: Truth, tmp_path: Path, ignore_save_errors: bool
 ):
-    out, config = tmp_path / "out", replace(short, ignore_save_errors=ignore_save_errors)
+    out, config = tmp_path / "out", override(short, {"checkpoint.ignore_save_errors": ignore_save_errors})
     Child(tmp_path / "log", train, replace(config, steps=2), out).done()
     shutil.rmtree(out / "model")
     child = Child(tmp_path / "log", train, config, out, small_files)
@@ -113,7 +114,12 @@ def test_a_disk_that_is_full_for_all_files_stops_the_run_or_lets_it_go_on_as_con
     """The log cannot be written either; nor the model, if there is no room at the end of a run that goes on."""
     out, ballast = disk / "out", disk / "ballast"
     subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT * 6}", str(disk)], check=True)
-    child = Child(tmp_path / "log", train, replace(short, steps=400, ignore_save_errors=ignore_save_errors), out)
+    child = Child(
+        tmp_path / "log",
+        train,
+        override(short, {"steps": 400, "checkpoint.ignore_save_errors": ignore_save_errors}),
+        out,
+    )
     while complete(out) < 2:
         assert child.poll() is None, (tmp_path / "log").read_text()
     with suppress(OSError), ballast.open("wb") as file:

@@ -121,7 +121,7 @@ class Forms(NamedTuple):
     extra: np.ndarray
 
 
-class Row(NamedTuple):
+class TrainingSequence(NamedTuple):
     """A training sequence of T tokens.
 
     Attributes:
@@ -181,7 +181,7 @@ def choose_forms(
     return Forms(form, masked, 2 * masked + more)
 
 
-def training_row(
+def training_sequence(
     ids: list[int],
     spans: Sequence[Span],
     form: int,
@@ -190,7 +190,7 @@ def training_row(
     objective: Objective,
     grid: tuple[int, int],
     seed: int,
-) -> Row:
+) -> TrainingSequence:
     """Encode one document for training.
 
     Args:
@@ -238,7 +238,7 @@ def training_row(
     weights[copied] *= np.float32(objective.copied_code_factor)
     weights[: before_last(rotated, vocab)] *= np.float32(objective.retrieved_factor)
     kinds[weights == 0] = TargetKind.IGNORED
-    return Row(row, weights, kinds)
+    return TrainingSequence(row, weights, kinds)
 
 
 def _target_kinds(

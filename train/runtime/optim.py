@@ -11,7 +11,7 @@ from torch import Tensor, nn
 GROUPS = ("matrices", "embedding", "head", "rest")
 
 
-class Rates(NamedTuple):
+class LearningRates(NamedTuple):
     """Peak learning rates: of the matrices inside the blocks, of the embeddings, the head, and of all else."""
 
     matrices: float
@@ -82,7 +82,7 @@ def orthogonal(matrices: Tensor, coefficients: Sequence[float], steps: int) -> T
 def optimizers(
     model: nn.Module,
     matrices: str,
-    rates: Rates,
+    rates: LearningRates,
     betas: tuple[float, float],
     weight_decay: float,
     bf16: bool = True,
@@ -123,7 +123,7 @@ def optimizers(
     return out
 
 
-def rate(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, final: float = 0.0) -> float:
+def lr_factor(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, final: float = 0.0) -> float:
     """The factor of the peak rates in a step.
 
     Args:

@@ -16,7 +16,7 @@ from tests.project.graph import modules
 from train.documents.shards import ShardWriter, Target, questions
 from train.documents.worker import cut
 from train.evaluate_objective import CaptionedView, caption_prompt, with_hole
-from train.language.objective import Form, Objective, training_row
+from train.language.objective import Form, Objective, training_sequence
 
 SPELLS = {"eos", "bos", "end_turn", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}
 MAY = {"cm3/tokens/vocab.py", "cm3/tokens/encoding.py", "cm3/tokens/masking.py", "cm3/tokens/grammar.py"}
@@ -73,9 +73,9 @@ def test_what_reads_documents_keeps_a_token_that_it_does_not_know(tiny: CM3):
     ids, spans = encode(Document((Text("Caption: "), Answer("a cat"), image)), vocab, text)
     assert [part.is_picture for part in parts(ids, vocab)] == [False, True]
     assert cut(ids, len(ids), vocab) == [ids]
-    told = training_row(ids, spans, Form.IMAGE_FIRST, 0, vocab, Objective(), (4, 4), 0).ids.tolist()
+    told = training_sequence(ids, spans, Form.IMAGE_FIRST, 0, vocab, Objective(), (4, 4), 0).ids.tolist()
     assert sorted(told) == sorted(ids)
-    hidden = training_row(
+    hidden = training_sequence(
         encode(Document((image,)), vocab, text).ids, [], Form.INPAINTING, 0, vocab, Objective(), (4, 4), 0
     )
     assert hidden.ids.tolist().count(ANCHOR) == 2

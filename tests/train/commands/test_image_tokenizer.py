@@ -18,7 +18,7 @@ from train import image_tokenizer
 from train.emoji.dataset import read_split, write_shards
 from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, train
 from train.images.metrics import psnr
-from train.runtime.optim import rate
+from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
 from train.vq.learner import sample_sheet
 
@@ -66,7 +66,7 @@ def run(config: ImageTokenizerConfig, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def killed_at(dies_at: Callable[..., None]) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
-    return partial(dies_at, image_tokenizer, "rate")
+    return partial(dies_at, image_tokenizer, "lr_factor")
 
 
 def logged(out: Path) -> list[dict]:
@@ -238,7 +238,7 @@ def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
-    rates = [rate(step, 100, "cosine", 10) for step in range(100)]
+    rates = [lr_factor(step, 100, "cosine", 10) for step in range(100)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3

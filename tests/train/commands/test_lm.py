@@ -30,30 +30,34 @@ from train.language.held_out import held_out_loss
 from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.objective import KINDS, Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
 from train.language.setup import image_tokenizer_of, optimizers_of, starting_model
+from train.runtime.config import override
 from train.runtime.optim import SinglePrecisionMuon, StepSkipper
 
 
 @pytest.fixture(scope="module")
 def config(token_shards: Path, vq_folder: Path) -> LMConfig:
     """The defaults, scaled down to six steps of a tiny model."""
-    return LMConfig(
-        str(token_shards),
-        str(vq_folder),
-        preset="tiny",
-        model={"max_position_embeddings": 256},
-        objective=Objective(first_codes=4),
-        steps=6,
-        row=128,
-        batch_tokens=512,
-        window=64,
-        warmup=1,
-        precision="fp32",
-        log_every=1,
-        save_every=2,
-        sample_every=0,
-        prompts=("a red apple",),
+    return override(
+        LMConfig(),
+        {
+            "data.folder": str(token_shards),
+            "image_tokenizer": str(vq_folder),
+            "preset": "tiny",
+            "model": {"max_position_embeddings": 256},
+            "objective": Objective(first_codes=4),
+            "steps": 6,
+            "data.seq_len": 128,
+            "batch_tokens": 512,
+            "data.packing_window": 64,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+            "log.every": 1,
+            "checkpoint.every": 2,
+            "samples.every": 0,
+            "samples.prompts": ("a red apple",),
+        },
     )
 
 
@@ -75,9 +79,9 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise KeyboardInterrupt
             return rate(step, *settings)
 
-        rate = lm.rate
+        rate = lm.lr_factor
         with monkeypatch.context() as patch:
-            patch.setattr(lm, "rate", dies)
+            patch.setattr(lm, "lr_factor", dies)
             with pytest.raises(KeyboardInterrupt):
                 lm.train(config, out)
 
@@ -122,17 +126,19 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
 
 
 def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path, tmp_path: Path):
-    config = replace(
+    config = override(
         config,
-        steps=60,
-        window=8,
-        row=256,
-        batch_tokens=1024,
-        lr=1e-2,
-        log_every=5,
-        save_every=60,
-        prompts=(),
-        objective=Objective(text_masked=0.0, cm3_spans=0.0, prompt_weight=1.0, first_codes=4),
+        {
+            "steps": 60,
+            "data.packing_window": 8,
+            "data.seq_len": 256,
+            "batch_tokens": 1024,
+            "optim.lr": 1e-2,
+            "log.every": 5,
+            "checkpoint.every": 60,
+            "samples.prompts": (),
+            "objective": Objective(text_masked=0.0, cm3_spans=0.0, prompt_weight=1.0, first_codes=4),
+        },
     )
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))
@@ -144,15 +150,15 @@ def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path
     "settings",
     [
         {},
-        {"matrices": "muon", "ema": 0.5},
-        {"workers": 2},
-        {"async_save": False, "micro_rows": 1},
-        {"schedule": "cosine", "recompute": True, "z_loss": 1e-3},
+        {"optim.matrix_optimizer": "muon", "optim.ema_decay": 0.5},
+        {"data.workers": 2},
+        {"checkpoint.async_save": False, "micro_batch_size": 1},
+        {"optim.schedule": "cosine", "activation_checkpointing": True, "loss.z_loss": 1e-3},
     ],
     ids=["plain", "muon and ema", "workers", "parts", "recompute"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(config: LMConfig, tmp_path: Path, killed_at, settings: dict[str, Any]):
-    config = replace(config, prompts=(), **settings)
+    config = override(config, {"samples.prompts": (), **settings})
     lm.train(config, tmp_path / "whole")
     killed_at(3, config, tmp_path / "cut")
     assert not (tmp_path / "cut" / "model").exists()
@@ -162,9 +168,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: LMConfig, tmp_path: Path,
 
 
 def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=())
+    config = override(config, {"samples.prompts": ()})
     lm.train(config, tmp_path / "whole")
-    rate = lm.rate
+    rate = lm.lr_factor
 
     def asked(step: int, *settings: Any) -> float:
         if step == 2:
@@ -172,7 +178,7 @@ def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: LMConfig,
         return rate(step, *settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lm, "rate", asked)
+        patch.setattr(lm, "lr_factor", asked)
         lm.train(config, tmp_path / "cut")
     done = [row["step"] for row in logged(tmp_path / "cut")]
     assert done[-1] in (3, 4)
@@ -192,7 +198,7 @@ def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: LMConfig, run: Path, tmp_path: Path):
-    lm.train(replace(config, micro_rows=1, prompts=()), tmp_path)
+    lm.train(override(config, {"micro_batch_size": 1, "samples.prompts": ()}), tmp_path)
     for part, whole in zip(logged(tmp_path), logged(run), strict=True):
         assert part["loss"] == pytest.approx(whole["loss"], abs=2e-4)
         assert part["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
@@ -203,7 +209,17 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
     config: LMConfig, tmp_path: Path, monkeypatch, poison: float
 ):
     """The step with the bad batch moves neither weights nor optimiser: all is as if the run had ended before it."""
-    config = replace(config, prompts=(), steps=3, save_every=1, keep=9, schedule="wsd", decay=0.0)
+    config = override(
+        config,
+        {
+            "samples.prompts": (),
+            "steps": 3,
+            "checkpoint.every": 1,
+            "checkpoint.keep": 9,
+            "optim.schedule": "wsd",
+            "optim.decay_fraction": 0.0,
+        },
+    )
     forward = LMLearner.forward
     calls = []
 
@@ -227,13 +243,14 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(config: LMConfig, tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"more than max_skipped_steps = 2 steps in a row .* step 5 .*lower muon_lr and lr"
+        ValueError,
+        match=r"more than optim.max_skipped_steps = 2 steps in a row .* step 5 .*lower optim.muon_lr and optim.lr",
     ):
-        lm.train(replace(config, lr=1e30, max_skipped_steps=2), tmp_path)
+        lm.train(override(config, {"optim.lr": 1e30, "optim.max_skipped_steps": 2}), tmp_path)
 
 
 def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=(), steps=8)
+    config = override(config, {"samples.prompts": (), "steps": 8})
     forward = LMLearner.forward
     calls = []
 
@@ -250,10 +267,10 @@ def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
 
 
 def test_the_last_steps_are_over_all_ids(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=(), steps=12, softmax="modality", negatives=8)
+    config = override(config, {"samples.prompts": (), "steps": 12, "loss.softmax": "modality", "loss.negatives": 8})
     monkeypatch.setattr(lm, "StepSkipper", lambda sigmas: StepSkipper(sigmas, 8))
     lm.train(config, tmp_path / "modality")
-    lm.train(replace(config, calibration=0.25), tmp_path / "calibrated")
+    lm.train(override(config, {"loss.full_softmax_fraction": 0.25}), tmp_path / "calibrated")
     apart, together = (logged(tmp_path / name) for name in ("modality", "calibrated"))
     assert [row["loss"] for row in apart[:9]] == [row["loss"] for row in together[:9]]
     more = [
@@ -268,28 +285,42 @@ def test_the_last_steps_are_over_all_ids(config: LMConfig, tmp_path: Path, monke
 def test_held_out_documents_are_evaluated_with_the_weights_that_are_saved(
     config: LMConfig, tmp_path: Path, ema: float, bridged: bool
 ):
-    config = replace(config, prompts=(), ema=ema, bridged=bridged, matrices="muon", evaluate_every=3, evaluate_rows=4)
+    config = override(
+        config,
+        {
+            "samples.prompts": (),
+            "optim.ema_decay": ema,
+            "head_bridge": bridged,
+            "optim.matrix_optimizer": "muon",
+            "eval.every": 3,
+            "eval.sequences": 4,
+        },
+    )
     folder = lm.train(config, tmp_path)
     rows = logged(tmp_path, "held_out_loss")
     assert [row["step"] for row in rows] == [3, 6]
     model = CM3.from_pretrained(folder, device="cpu")
-    held = Rows(Shards(config.data, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6)
+    held = PackedSequences(
+        Shards(config.data.folder, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6
+    )
     again = held_out_loss(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
     assert again == pytest.approx(rows[-1]["held_out_loss"], abs=1e-4)
 
 
 def test_a_model_is_trained_on_with_adapters(config: LMConfig, run: Path, tmp_path: Path):
-    config = replace(
+    config = override(
         config,
-        start=str(run / "model"),
-        image_tokenizer="",
-        preset="emoji",
-        model={},
-        prompts=(),
-        lora=Lora(rank=2),
-        matrices="auto",
-        steps=4,
-        lr=1e-2,
+        {
+            "start": str(run / "model"),
+            "image_tokenizer": "",
+            "preset": "emoji",
+            "model": {},
+            "samples.prompts": (),
+            "lora": Lora(rank=2),
+            "optim.matrix_optimizer": "auto",
+            "steps": 4,
+            "optim.lr": 1e-2,
+        },
     )
     folder = lm.train(config, tmp_path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
@@ -310,7 +341,9 @@ def test_a_model_knows_the_words_of_its_data_and_keeps_those_of_its_start_and_it
     scorer = Scorer(ScorerConfig(*sizes, text_tokenizer=prints[0], image_tokenizer=prints[1]))
     known = KnownWords(["Zzzz"], ["a gnu", "an apple"])
     CM3(first.model, first.text_tokenizer, first.image_tokenizer, scorer, known_words=known).save_pretrained(start)
-    config = replace(config, start=str(start), image_tokenizer="", model={}, prompts=(), steps=1)
+    config = override(
+        config, {"start": str(start), "image_tokenizer": "", "model": {}, "samples.prompts": (), "steps": 1}
+    )
     again = CM3.from_pretrained(lm.train(config, tmp_path / "run"), device="cpu")
     assert again.unknown_words("a red apple, a zzzz, a yyyy") == ["yyyy"]
     assert again.normal_prompt("ZZZZ, Zzzz, GNUS") == "zzzz, Zzzz, a gnu"
@@ -323,7 +356,9 @@ def test_a_model_knows_the_words_of_its_data_and_keeps_those_of_its_start_and_it
 
 
 def test_a_model_is_trained_on_whole(config: LMConfig, run: Path, tmp_path: Path):
-    config = replace(config, start=str(run / "model"), image_tokenizer="", model={}, prompts=(), steps=2)
+    config = override(
+        config, {"start": str(run / "model"), "image_tokenizer": "", "model": {}, "samples.prompts": (), "steps": 2}
+    )
     lm.train(config, tmp_path)
     first, last = logged(tmp_path)[0]["loss"]["other codes"], logged(run)[0]["loss"]["other codes"]
     assert first < last  # it goes on from where that run came to
@@ -331,8 +366,8 @@ def test_a_model_is_trained_on_whole(config: LMConfig, run: Path, tmp_path: Path
 
 def test_only_the_newest_position_of_the_same_data_is_gone_on_from(config: LMConfig, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds a run on other data: row was 128, now 64"):
-        lm.train(replace(config, row=64, steps=8), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run on other data: data.seq_len was 128, now 64"):
+        lm.train(override(config, {"data.seq_len": 64, "steps": 8}), tmp_path / "run")
     with pytest.raises(ValueError, match="another architecture|does not fit"):
         lm.train(replace(config, model={"max_position_embeddings": 256, "hidden_size": 48}, steps=8), tmp_path / "run")
 
@@ -342,39 +377,45 @@ def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_s
     meta = json.loads((token_shards / "meta.json").read_text())
     (tmp_path / "few" / "meta.json").write_text(json.dumps(meta | {"image_tokenizer": "0123456789ab"}))
     with pytest.raises(ValueError, match=r"few was made by image tokenizer 0123456789ab, not by .*image_tokenizer \("):
-        lm.train(replace(config, data=str(tmp_path / "few")), tmp_path / "out")
+        lm.train(override(config, {"data.folder": str(tmp_path / "few")}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (["data=nowhere"], "nowhere/meta.json is missing"),
+        (["data.folder=nowhere"], "nowhere/meta.json is missing"),
         (["preset=huge"], "unknown preset 'huge'"),
         (["model.wide=3"], "unknown field wide"),
-        (["objective.answers=3"], "unknown .*answers"),
-        (["lora.ranks=3"], "unknown .*ranks"),
+        (["objective.answers=3"], "unknown .*objective.answers"),
+        (["lora.ranks=3"], "unknown .*lora.ranks"),
         (["stepz=3"], "unknown config keys: stepz"),
-        (["negatives=8"], "negatives=8 needs softmax=modality"),
-        (["calibration=0.1"], "calibration=0.1 needs softmax=modality"),
-        (["softmax=modality", "calibration=2"], "calibration is 2.*, but must be a share"),
-        (["bridged=true", "lora.rank=4"], "bridged changes the head, which lora leaves"),
+        (["loss.negatives=8"], "loss.negatives=8 needs loss.softmax=modality"),
+        (["loss.full_softmax_fraction=0.1"], "loss.full_softmax_fraction=0.1 needs loss.softmax=modality"),
         (
-            ["bridged=true", "model.tie_word_embeddings=true", "row=128", "batch_tokens=128"],
-            "bridged is for a head of its own",
+            ["loss.softmax=modality", "loss.full_softmax_fraction=2"],
+            "loss.full_softmax_fraction is 2.*, but must be a share",
         ),
-        (["schedule=linear"], "schedule is 'linear': choose wsd, cosine"),
-        (["parallel=pipeline"], "parallel is 'pipeline': choose ddp, fsdp"),
-        (["row=0"], "row is 0, but must be at least 1"),
-        (["row=100000", "batch_tokens=100000"], "row is 100000, but the model's positions are 128"),
-        (["batch_tokens=500"], "batch_tokens is 500, but must be a multiple of row x processes = 256 x 1: take 256"),
-        (["local_sgd=3", "save_every=4"], "local_sgd=3 needs .* multiples"),
-        (["processes=2"], "1 processes train together, not 2"),
-        (["row=8", "batch_tokens=8"], ".*none of the .* documents fits in rows of 8 tokens"),
+        (["head_bridge=true", "lora.rank=4"], "head_bridge changes the output layer, which lora leaves"),
+        (
+            ["head_bridge=true", "model.tie_word_embeddings=true", "data.seq_len=128", "batch_tokens=128"],
+            "head_bridge needs an output layer of its own",
+        ),
+        (["optim.schedule=linear"], "optim.schedule is 'linear': choose wsd, cosine"),
+        (["distributed.strategy=pipeline"], "distributed.strategy is 'pipeline': choose ddp, fsdp"),
+        (["data.seq_len=0"], "data.seq_len is 0, but must be at least 1"),
+        (["data.seq_len=100000", "batch_tokens=100000"], "data.seq_len is 100000, but the model has 128 positions"),
+        (
+            ["batch_tokens=500"],
+            "batch_tokens is 500, but must be a multiple of data.seq_len x processes = 256 x 1: take 256",
+        ),
+        (["distributed.local_sgd_steps=3", "checkpoint.every=4"], "distributed.local_sgd_steps=3 needs .* multiples"),
+        (["distributed.processes=2"], "1 processes train together, not 2"),
+        (["data.seq_len=8", "batch_tokens=8"], ".*none of the .* documents fits into a sequence of 8 tokens"),
     ],
 )
 def test_mistakes_end_the_script_with_one_line(config: LMConfig, tmp_path: Path, overrides: list[str], match: str):
-    given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
+    given = [f"data.folder='{config.data.folder}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
     with pytest.raises(SystemExit, match=f"lm: {match}") as error:
         command.main(tmp_path, None, None, False, False, given + overrides)
     assert "\n" not in str(error.value.code)
@@ -387,10 +428,10 @@ def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
 
 def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
     given = [
-        f"data='{config.data}'",
+        f"data.folder='{config.data.folder}'",
         f"image_tokenizer='{config.image_tokenizer}'",
         "preset=tiny",
-        "row=128",
+        "data.seq_len=128",
         "batch_tokens=512",
         "precision=fp32",
     ]
@@ -401,7 +442,7 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, t
 
 
 def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config: LMConfig, monkeypatch):
-    meta = read_meta(Path(config.data))
+    meta = read_meta(Path(config.data.folder))
     model = starting_model(config, meta, image_tokenizer_of(config, meta))
     cpu = torch.device("cpu")
     for matrices, fast, kinds in (
@@ -411,14 +452,14 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
         ("auto", False, [SinglePrecisionMuon, torch.optim.AdamW]),
     ):
         monkeypatch.setattr("train.language.setup.bf16_is_fast", lambda device, fast=fast: fast)
-        some = optimizers_of(model, replace(config, matrices=matrices), cpu)
+        some = optimizers_of(model, override(config, {"optim.matrix_optimizer": matrices}), cpu)
         assert [type(one) for one in some] == kinds
         held = [p for one in some for group in one.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len({*map(id, held)})
 
 
 def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(config: LMConfig, vq_folder: Path):
-    meta = read_meta(Path(config.data)) | {"image_tokenizer_name": str(vq_folder)}
+    meta = read_meta(Path(config.data.folder)) | {"image_tokenizer_name": str(vq_folder)}
     found = image_tokenizer_of(replace(config, image_tokenizer=""), meta)
     assert found.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
     with pytest.raises(ValueError, match="does not say which image tokenizer made it"):
@@ -427,8 +468,20 @@ def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(con
 
 def test_the_command_prints_its_own_words_alone(config: LMConfig, tmp_path: Path):
     """No library's warning, progress bar or deprecation."""
-    settings = ("preset=tiny", "steps=2", "row=128", "batch_tokens=256", "warmup=1", "prompts=['a cat']", "ema=0.5")
-    places = (f"data={config.data}", f"image_tokenizer={config.image_tokenizer}", "model.max_position_embeddings=256")
+    settings = (
+        "preset=tiny",
+        "steps=2",
+        "data.seq_len=128",
+        "batch_tokens=256",
+        "optim.warmup_steps=1",
+        "samples.prompts=['a cat']",
+        "optim.ema_decay=0.5",
+    )
+    places = (
+        f"data.folder={config.data.folder}",
+        f"image_tokenizer={config.image_tokenizer}",
+        "model.max_position_embeddings=256",
+    )
     command = [sys.executable, "-m", "train.lm", "--out", str(tmp_path), *places, *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

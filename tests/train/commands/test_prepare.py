@@ -26,6 +26,7 @@ from train.documents.shards import Shards
 from train.documents.worker import PrepareOptions, ShardBuilder, cut
 from train.prepare import prepare
 from train.runtime import workers as crew
+from train.runtime.config import override
 
 FILES = ("*.safetensors", "*.jsonl", "tokenizer.json")
 
@@ -418,16 +419,19 @@ def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, t
     )
     image_tokenizer.train(vq, tmp_path / "vq")
     prepare(folder, tmp_path / "shards", PrepareOptions(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
-    run = lm.LMConfig(
-        data=str(tmp_path / "shards"),
-        preset="tiny",
-        model={"max_position_embeddings": 128},
-        row=128,
-        batch_tokens=256,
-        steps=2,
-        warmup=1,
-        precision="fp32",
-        prompts=("a red field",),
+    run = override(
+        lm.LMConfig(),
+        {
+            "data.folder": str(tmp_path / "shards"),
+            "preset": "tiny",
+            "model": {"max_position_embeddings": 128},
+            "data.seq_len": 128,
+            "batch_tokens": 256,
+            "steps": 2,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+            "samples.prompts": ("a red field",),
+        },
     )
     model = CM3.from_pretrained(lm.train(run, tmp_path / "lm"))
     (picture,) = model.generate("a red field")
@@ -479,16 +483,19 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
     from train.language.run import train
 
     prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", replace(options, grids=SHAPED, held_out=0))
-    config = LMConfig(
-        data=str(tmp_path / "out"),
-        image_tokenizer=str(vq_folder),
-        preset="tiny",
-        steps=3,
-        row=64,
-        batch_tokens=256,
-        objective=Objective(inpainting=0.4),
-        sample_every=0,
-        evaluate_every=0,
+    config = override(
+        LMConfig(),
+        {
+            "data.folder": str(tmp_path / "out"),
+            "image_tokenizer": str(vq_folder),
+            "preset": "tiny",
+            "steps": 3,
+            "data.seq_len": 64,
+            "batch_tokens": 256,
+            "objective": Objective(inpainting=0.4),
+            "samples.every": 0,
+            "eval.every": 0,
+        },
     )
     train(config, tmp_path / "run")
     model = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")
@@ -497,7 +504,7 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
 
 
 def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOptions, tmp_path: Path):
-    from train.language.objective import Form, Objective, training_row
+    from train.language.objective import Form, Objective, training_sequence
 
     write_chameleon(tmp_path)
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
@@ -516,7 +523,7 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
         )
     ):
         stored = shards.document(number)
-        row = training_row(*stored, form, 0, vocab, Objective(), model.grid, 0)
+        row = training_sequence(*stored, form, 0, vocab, Objective(), model.grid, 0)
         assert row.ids[: len(prompt)].tolist() == prompt  # as it will be asked
         rest = [vocab.name(id) for id in row.ids[len(prompt) :].tolist() if vocab.is_special(id)]
         assert rest == (["</image>", "<eos>"] if form == Form.LEFT_TO_RIGHT else ["<eos>"])
@@ -532,14 +539,17 @@ def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
     settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
     prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", settings)
-    config = LMConfig(
-        data=str(tmp_path / "out"),
-        start=str(tmp_path / "ours"),
-        steps=2,
-        row=1100,
-        batch_tokens=2200,
-        sample_every=0,
-        evaluate_every=0,
+    config = override(
+        LMConfig(),
+        {
+            "data.folder": str(tmp_path / "out"),
+            "start": str(tmp_path / "ours"),
+            "steps": 2,
+            "data.seq_len": 1100,
+            "batch_tokens": 2200,
+            "samples.every": 0,
+            "eval.every": 0,
+        },
     )
     train(config, tmp_path / "run")
     trained = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")

@@ -25,6 +25,7 @@ from tokenizer_image import ImageTokenizer
 from train import evaluate_reranking, scorer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
 from train.images.sheet import LABEL
+from train.language.config import LMConfig
 from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.language.setup import starting_model
 from train.scorer import ScorerTrainingConfig, picks
@@ -248,9 +249,7 @@ def test_the_best_of_several_drawings_is_measured(
         def features(self, pictures: list) -> torch.Tensor:
             return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in pictures])
 
-    from train.language import setup as recipe
-
-    settings = recipe.LMConfig(preset="tiny", model={"max_position_embeddings": 256})
+    settings = LMConfig(preset="tiny", model={"max_position_embeddings": 256})
     image = ImageTokenizer.from_pretrained(vq_folder)
     model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
     monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)

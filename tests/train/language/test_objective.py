@@ -8,7 +8,7 @@ import torch
 
 from cm3.tokens.masking import sample_holes, unrotate
 from cm3.tokens.vocab import Vocab
-from train.language.objective import KINDS, Form, Forms, Objective, Row, choose_forms, training_row
+from train.language.objective import KINDS, Form, Forms, Objective, TrainingSequence, choose_forms, training_sequence
 
 VOCAB = Vocab(64, 300, 32)
 WORDS = VOCAB.text_to_ids([5, 6, 7, 8, 9])
@@ -36,8 +36,10 @@ def moved(spans: list[tuple[int, int]], form: int, seed: int) -> int:
     }[form]
 
 
-def row(ids: list[int], spans: list[tuple[int, int]], form: int, seed: int = 0, objective: Objective = ANY) -> Row:
-    return training_row(ids, spans, form, moved(spans, form, seed), VOCAB, objective, GRID, seed)
+def row(
+    ids: list[int], spans: list[tuple[int, int]], form: int, seed: int = 0, objective: Objective = ANY
+) -> TrainingSequence:
+    return training_sequence(ids, spans, form, moved(spans, form, seed), VOCAB, objective, GRID, seed)
 
 
 def forms_of(answers: np.ndarray, texts: np.ndarray, objective: Objective, pictures: np.ndarray | None = None) -> Forms:
@@ -45,7 +47,7 @@ def forms_of(answers: np.ndarray, texts: np.ndarray, objective: Objective, pictu
     return choose_forms(answers, texts, pictures, 16, objective, np.random.default_rng(0))
 
 
-def kinds_of(row: Row) -> dict[int, int]:
+def kinds_of(row: TrainingSequence) -> dict[int, int]:
     """id -> kind, of ids that stand once."""
     return {int(id): int(kind) for id, kind in zip(row.ids, row.kinds, strict=True)}
 
@@ -175,7 +177,7 @@ def test_no_more_texts_move_than_there_are_masks():
     forms = forms_of(np.zeros(4, int), np.array([0, 3, 16, 40]), Objective(text_masked=1.0))
     assert forms.masked.tolist() == [0, 3, 16, 16]
     many = [VOCAB.eos, *(id for i in range(20) for id in (*VOCAB.text_to_ids([i]), *PICTURE[:-1], VOCAB.break_))]
-    out = training_row([*many[:-1], VOCAB.eos], [], Form.TEXT_MASKED, 16, VOCAB, ANY, GRID, 0)
+    out = training_sequence([*many[:-1], VOCAB.eos], [], Form.TEXT_MASKED, 16, VOCAB, ANY, GRID, 0)
     assert unrotate(out.ids.tolist(), VOCAB) == [*many[:-1], VOCAB.eos]
 
 
@@ -290,7 +292,7 @@ def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
     one, none = np.array([1]), np.array([0])
     forms = choose_forms(one, one, none, 16, Objective(), np.random.default_rng(0))
     assert forms.form == [Form.TEXT_ONLY] and forms.masked == [0] and forms.extra == [0]
-    made = training_row(
+    made = training_sequence(
         ids, [span], Form.TEXT_ONLY, 0, VOCAB, Objective(prompt_weight=0.2, answer_weight=3.0), (4, 4), 0
     )
     assert made.ids.tolist() == ids
@@ -301,8 +303,8 @@ def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
 def test_documents_before_the_last_count_by_their_factor():
     one = [*WORDS, *PICTURE]
     ids = [VOCAB.eos, *one, *one]
-    whole = training_row(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=1.0), (4, 4), 0).weights
-    less = training_row(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=0.1), (4, 4), 0).weights
+    whole = training_sequence(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=1.0), (4, 4), 0).weights
+    less = training_sequence(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=0.1), (4, 4), 0).weights
     border = 1 + len(one)
     np.testing.assert_allclose(less[:border], whole[:border] * np.float32(0.1), rtol=1e-6)
     np.testing.assert_array_equal(less[border:], whole[border:])

@@ -18,7 +18,7 @@ from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from train.documents.shards import Shards
 from train.language.objective import Form, Objective
-from train.language.packing import Position, Rows, Step, Steps, load, pack
+from train.language.packing import PackedSequences, Position, Step, Steps, load, pack
 
 PLAIN = Objective().plain()
 COUNT = 300
@@ -50,14 +50,16 @@ def shards(folder: Path) -> Shards:
     return Shards(folder)
 
 
-def rows_of(shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64) -> Rows:
-    return Rows(shards, shards.vocab(), objective, length, seed, window)
+def rows_of(
+    shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64
+) -> PackedSequences:
+    return PackedSequences(shards, shards.vocab(), objective, length, seed, window)
 
 
-def epoch_of(rows: Rows, epoch: int) -> list[int]:
+def epoch_of(rows: PackedSequences, epoch: int) -> list[int]:
     """The documents of an epoch, in the order of their rows."""
     plans = [rows.plan(window) for window in range(epoch * rows.per_epoch, (epoch + 1) * rows.per_epoch)]
-    return [int(plan.documents[place]) for plan in plans for row in plan.rows for place in row]
+    return [int(plan.documents[place]) for plan in plans for row in plan.sequences for place in row]
 
 
 def same(one: Step, two: Step) -> bool:
@@ -110,8 +112,8 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
     vocab, seen, forms = rows.vocab, 0, set()
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
-        for number, places in enumerate(plan.rows):
-            ids, weights, kinds, positions, bad = rows.row(window, number)
+        for number, places in enumerate(plan.sequences):
+            ids, weights, kinds, positions, bad = rows.sequence(window, number)
             starts = [*np.flatnonzero(positions == 0).tolist(), rows.length]
             parts = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
             assert not bad and len(parts) - len(places) in (0, 1)  # the last may be padding
@@ -137,8 +139,8 @@ def test_told_answers_are_packed_as_long_as_they_are(shards: Shards):
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
         assert not plan.forms.extra.any() and not plan.forms.masked.any()  # one answer each, so no more <break>
-        for number, places in enumerate(plan.rows):
-            ids, *_ = rows.row(window, number)
+        for number, places in enumerate(plan.sequences):
+            ids, *_ = rows.sequence(window, number)
             stored = [id for place in places for id in shards.document(int(plan.documents[place])).ids]
             assert sorted(ids[ids != rows.vocab.pad].tolist()) == sorted(stored)
 
@@ -150,10 +152,10 @@ def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(sha
         warm.plan(window)
     places = [(0, 1), (7, 2), (11, 0)]
     for place in places:
-        for one, two in zip(warm.row(*place), cold.row(*place), strict=True):
+        for one, two in zip(warm.sequence(*place), cold.sequence(*place), strict=True):
             np.testing.assert_array_equal(one, two)
     other = rows_of(shards, objective, seed=1)
-    assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
+    assert not any((warm.sequence(*place)[0] == other.sequence(*place)[0]).all() for place in places)
 
 
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
@@ -161,8 +163,8 @@ def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
 
     def variants(epoch: int) -> dict[int, list[int]]:
         plan, out = rows.plan(epoch), {}
-        for number, places in enumerate(plan.rows):
-            ids, *_, positions, _ = rows.row(epoch, number)
+        for number, places in enumerate(plan.sequences):
+            ids, *_, positions, _ = rows.sequence(epoch, number)
             starts = [*np.flatnonzero(positions == 0).tolist(), rows.length]
             for i, place in enumerate(places):
                 out[int(plan.documents[place])] = ids[starts[i] : starts[i + 1]].tolist()
@@ -243,7 +245,7 @@ def test_digests_tell_other_documents_and_other_orders_apart(shards: Shards):
     assert len({*digests(0), *digests(1)}) == 20
 
 
-def order(rows: Rows, without: Sequence[int] = ()) -> list[int]:
+def order(rows: PackedSequences, without: Sequence[int] = ()) -> list[int]:
     return [int(i) for i in rows._order(0) if i not in set(without)]
 
 
@@ -256,7 +258,7 @@ def test_documents_that_are_too_long_are_left_out_and_the_others_keep_their_wind
     for window in range(short.per_epoch):
         many, few = long.plan(window), short.plan(window)
         np.testing.assert_array_equal(many.documents, few.documents)
-        assert few.skipped == len(many.documents) - sum(map(len, few.rows))
+        assert few.skipped == len(many.documents) - sum(map(len, few.sequences))
 
 
 def test_documents_of_a_bad_shard_are_left_out_and_the_others_keep_their_order(folder: Path, tmp_path: Path):
@@ -273,12 +275,16 @@ def test_documents_of_a_bad_shard_are_left_out_and_the_others_keep_their_order(f
 
 
 def test_rows_that_hold_no_document_at_all_are_refused(folder: Path, vq_folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"none of the 300 documents fits in rows of 20 tokens; the shortest has 3"):
+    with pytest.raises(
+        ValueError, match=r"none of the 300 documents fits into a sequence of 20 tokens; the shortest has 3"
+    ):
         rows_of(Shards(folder), length=20)
     asked = write_shards(tmp_path, vq_folder, [40] * 5, asked=1.0)
-    with pytest.raises(ValueError, match="none of the 5 documents fits in rows of 40 tokens; the shortest has 42"):
+    with pytest.raises(
+        ValueError, match="none of the 5 documents fits into a sequence of 40 tokens; the shortest has 42"
+    ):
         rows_of(Shards(asked), length=40)  # each answer that moves brings two tokens
-    assert len(rows_of(Shards(asked), length=42).plan(0).rows) == 5
+    assert len(rows_of(Shards(asked), length=42).plan(0).sequences) == 5
 
 
 def damaged(folder: Path, out: Path, places: Sequence[int], ids: Sequence[int]) -> Shards:
@@ -300,7 +306,7 @@ def test_a_document_with_an_id_outside_the_vocabulary_is_named_and_left_out(fold
     rows, well = rows_of(hurt), rows_of(shards)
     steps, one = Steps(rows, 8, 8), Steps(well, 8, 8)
     bad = []
-    for step in range(-(-sum(len(rows.plan(w).rows) for w in range(rows.per_epoch)) // 8)):
+    for step in range(-(-sum(len(rows.plan(w).sequences) for w in range(rows.per_epoch)) // 8)):
         made, other = steps[step], one[step]
         bad += made.bad
         assert made.digest == other.digest and made.position == other.position
@@ -320,8 +326,8 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     rows = rows_of(hurt, Objective(text_masked=0.2, cm3_spans=0.3, inpainting=0.3, answers_masked=0.5))
     bad = set()
     for window in range(rows.per_epoch):
-        for number in range(len(rows.plan(window).rows)):
-            row, weights, _, positions, more = rows.row(window, number)
+        for number in range(len(rows.plan(window).sequences)):
+            row, weights, _, positions, more = rows.sequence(window, number)
             bad |= {*more}
             assert row.max() < len(rows.vocab) and positions[0] == 0
             assert (np.diff(positions)[positions[1:] != 0] == 1).all() and np.isfinite(weights).all()
@@ -342,7 +348,7 @@ def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(
     places = [at - 1, 40 + at, 80 + ids.index(vocab.end_image), 120 + at + 3]
     hurt = damaged(folder, tmp_path / "hurt", places, [vocab.end_image, vocab.eos, vocab.break_, vocab.image])
     rows = rows_of(hurt, objective)
-    made = [rows.row(0, number) for number in range(len(rows.plan(0).rows))]
+    made = [rows.sequence(0, number) for number in range(len(rows.plan(0).sequences))]
     assert {document for row in made for document in row[4]} <= {*range(4)}
     assert all(np.isfinite(row[1]).all() for row in made)
 
@@ -351,7 +357,7 @@ def test_a_row_whose_documents_are_all_damaged_is_padding(vq_folder: Path, tmp_p
     folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=0.0)
     hurt = damaged(folder, tmp_path / "hurt", [5, 45, 85, 125], [60_000] * 4)
     rows = rows_of(hurt, length=90)
-    ids, weights, kinds, positions, bad = rows.row(0, 0)
+    ids, weights, kinds, positions, bad = rows.sequence(0, 0)
     assert len(bad) == 2 and not ids.any() and not weights.any() and not kinds.any()
     assert positions.tolist() == list(range(90))
 

@@ -99,7 +99,7 @@ def test_values_of_another_type_are_refused_by_name(override: str):
 
 
 def test_a_table_cannot_be_reached_through_a_value(toml):
-    with pytest.raises(ValueError, match=r"override 'steps\.one=1': steps is no table"):
+    with pytest.raises(ValueError, match=r"override 'steps\.one=1': steps is no group of settings"):
         configs.load(Run, toml("steps = 3\n"), ["steps.one=1"])
 
 
