@@ -20,11 +20,11 @@ from pages import ALL, PAGES, blocks, headings, prose
 from tokenizer_image import convert
 from train.build_instructions import InstructionsConfig
 from train.build_scenes import ScenesConfig
-from train.image_tokenizer import ImageTokenizerConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
 from train.scorer import ScorerTrainingConfig
 from train.tokenize_emoji import TokenizeConfig
+from train.vq.config import ImageTokenizerConfig
 
 CONFIGS = {
     "train.lm": LMConfig,

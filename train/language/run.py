@@ -1,10 +1,9 @@
 """A training run of the language model: its data, model, optimizers, checkpoints and log."""
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +21,7 @@ from train.language.lora import merged, save_adapter
 from train.language.loss import bridged_head
 from train.language.objective import KINDS
 from train.language.packing import Batch, PackedSequences, Position, Step, Steps, load
+from train.language.progress import Counters, StepResult
 from train.language.setup import ModelExtras, image_tokenizer_of, learner_of, model_extras, optimizers_of, rebuilt
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
@@ -90,51 +90,6 @@ def train(config: LMConfig, out: Path) -> Path:
             run.export()
         together(accelerator, True)  # no process leaves before the model is written
     return out / "model"
-
-
-class StepResult(NamedTuple):
-    """What a step did.
-
-    Attributes:
-        loss: mean loss.
-        grad_norm: norm of the gradient before clipping.
-        lr_factor: factor of the peak learning rates.
-        skipped: why the step changed no weight; "" if it did.
-        terminate: whether a process was asked to end.
-        data: the step's data.
-    """
-
-    loss: float
-    grad_norm: float
-    lr_factor: float
-    skipped: str
-    terminate: bool
-    data: Step
-
-    def why_skipped(self, step: int) -> dict[str, Any]:
-        """Return the log's row of a skipped step."""
-        return {
-            "step": step,
-            "skipped": self.skipped,
-            "total_loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "digest": self.data.digest,
-        }
-
-
-@dataclass
-class Counters:
-    """What this process has counted since the last report.
-
-    Attributes:
-        losses: sums and counts of each kind of target, [2, kinds].
-        tokens: all tokens, and padding among them, [2].
-        clock: time of the last report.
-    """
-
-    losses: Tensor
-    tokens: Tensor
-    clock: float
 
 
 class LMRun:

@@ -414,8 +414,16 @@ def test_the_command_reports_and_fails_with_one_line(
 def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, tmp_path: Path):
     from train import image_tokenizer, lm
 
-    vq = image_tokenizer.ImageTokenizerConfig(
-        data=str(folder), preset="tiny", steps=2, batch_size=2, warmup=1, precision="fp32"
+    vq = override(
+        image_tokenizer.ImageTokenizerConfig(),
+        {
+            "data.folder": str(folder),
+            "preset": "tiny",
+            "steps": 2,
+            "batch_size": 2,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+        },
     )
     image_tokenizer.train(vq, tmp_path / "vq")
     prepare(folder, tmp_path / "shards", PrepareOptions(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
@@ -443,7 +451,10 @@ def test_a_folder_with_too_few_pictures_cannot_train_a_tokenizer(tmp_path: Path)
     from train import image_tokenizer
 
     with pytest.raises(ValueError, match="at least two"):
-        image_tokenizer.train(image_tokenizer.ImageTokenizerConfig(data=str(tmp_path), preset="tiny"), tmp_path / "vq")
+        image_tokenizer.train(
+            override(image_tokenizer.ImageTokenizerConfig(), {"data.folder": str(tmp_path), "preset": "tiny"}),
+            tmp_path / "vq",
+        )
 
 
 SHAPED = "3x5 5x3"

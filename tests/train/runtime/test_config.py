@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from train import build_instructions, image_tokenizer, lm, tokenize_emoji
+from train import build_instructions, lm, tokenize_emoji
 from train.runtime import config as configs
+from train.vq.config import ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
 
 
 KINDS = {
-    "image_tokenizer": image_tokenizer.ImageTokenizerConfig,
+    "image_tokenizer": ImageTokenizerConfig,
     "tokenize": tokenize_emoji.TokenizeConfig,
     "lm": lm.LMConfig,
     "instruct": lm.LMConfig,
