@@ -1,8 +1,8 @@
-"""Captions of pictures a second: one by one, in batches, and by transformers' pipeline on the same weights.
+"""Captions of images a second: one by one, in batches, and by transformers' pipeline on the same weights.
 
-    python -m benchmarks.captions [--pictures 64] [--repeats 3] [--out benchmarks/results/captions-NAME.json]
+    python -m benchmarks.captions [--images 64] [--repeats 3] [--out benchmarks/results/captions-NAME.json]
 
-The pictures are those of data/sample, again from the start if they do not suffice; all ways give greedy captions, in
+The images are those of data/sample, again from the start if they do not suffice; all ways give greedy captions, in
 turn, and say how many are the same. Prints a table, and one JSON line last.
 """
 
@@ -38,17 +38,15 @@ def read(shard: Path) -> list[Image.Image]:
 
 
 def ours(model: CM3, batch: int) -> Way:
-    return lambda pictures: [
-        text for i in range(0, len(pictures), batch) for text in model.caption(pictures[i : i + batch])
-    ]
+    return lambda images: [text for i in range(0, len(images), batch) for text in model.caption(images[i : i + batch])]
 
 
 def theirs(pipe: Any, batch: int) -> Way:
     """transformers' image-text-to-text pipeline, asked as the model was taught."""
     words = {"type": "text", "text": prompt("caption", "")}
 
-    def way(pictures: list[Image.Image]) -> list[str]:
-        chats = [[{"role": "user", "content": [words, {"type": "image", "image": picture}]}] for picture in pictures]
+    def way(images: list[Image.Image]) -> list[str]:
+        chats = [[{"role": "user", "content": [words, {"type": "image", "image": image}]}] for image in images]
         said = pipe(text=chats, batch_size=batch, return_full_text=False, generate_kwargs={"generation_mode": "text"})
         return [str(one[0]["generated_text"]).strip() for one in said]
 
@@ -56,13 +54,13 @@ def theirs(pipe: Any, batch: int) -> Way:
 
 
 def main(
-    pictures: Annotated[int, typer.Option(min=1)] = 64,
+    images: Annotated[int, typer.Option(min=1)] = 64,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="JSON file")] = None,
 ) -> None:
     logging.set_verbosity_error()
     model = CM3.from_pretrained("emoji", device="cpu")
-    chosen = list(islice(cycle(read(SAMPLE)), pictures))
+    chosen = list(islice(cycle(read(SAMPLE)), images))
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True, device="cpu")
@@ -83,14 +81,14 @@ def main(
                 began = time.perf_counter()
                 told[name] = way(chosen)
                 times[name].append(time.perf_counter() - began)
-    speeds = {name: pictures / statistics.median(some) for name, some in times.items()}
+    speeds = {name: images / statistics.median(some) for name, some in times.items()}
     same = {name: sum(a == b for a, b in zip(texts, told["one by one"], strict=True)) for name, texts in told.items()}
-    print(f"{device_name()}, {pictures} pictures, transformers {transformers.__version__}")
-    print("| way | pictures/s | times as fast as one by one | same captions |\n|---|---|---|---|")
+    print(f"{device_name()}, {images} images, transformers {transformers.__version__}")
+    print("| way | images/s | times as fast as one by one | same captions |\n|---|---|---|---|")
     for name, speed in speeds.items():
         print(f"| {name} | {speed:.1f} | {speed / speeds['one by one']:.2f} | {same[name]} |")
-    figures = [{"way": name, "pictures_per_second": round(speeds[name], 2), "same": same[name]} for name in ways]
-    finish("captions", out, transformers=transformers.__version__, pictures=pictures, ways=figures)
+    figures = [{"way": name, "images_per_second": round(speeds[name], 2), "same": same[name]} for name in ways]
+    finish("captions", out, transformers=transformers.__version__, images=images, ways=figures)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.generate [--model emoji] [--repeats 7] [--out benchmarks/results/generate-NAME.json]
 
-A picture with guidance is drawn by every way in turn, so that all meet the same machine, on the embedded model and on
+An image with guidance is drawn by every way in turn, so that all meet the same machine, on the embedded model and on
 random ones; medians. "roofline" is the share of the time of a step that reading the weights and the cache once would
 take at the speed at which this machine copies memory. Prints a table, and one JSON line last.
 """
@@ -40,7 +40,7 @@ COPIED = 256 * 1024**2  # bytes, to measure the speed of memory
 
 
 class Way(NamedTuple):
-    """draw: so many pictures. bytes: read by each step for so many, weights and cache."""
+    """draw: so many images. bytes: read by each step for so many, weights and cache."""
 
     draw: Callable[[int], object]
     bytes: Callable[[int], float]
@@ -141,7 +141,7 @@ def main(
     model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
     repeats: Annotated[int, typer.Option(help="timed calls")] = 7,
     shapes: Annotated[str, typer.Option(help="random models besides, of " + ", ".join(SHAPES))] = ",".join(SHAPES),
-    counts: Annotated[str, typer.Option(help="pictures at once")] = "1,8",
+    counts: Annotated[str, typer.Option(help="images at once")] = "1,8",
     out: Annotated[Path | None, typer.Option(help="JSON file")] = None,
 ) -> None:
     speed = copy_speed()
@@ -152,7 +152,7 @@ def main(
     steps = pipeline.grid[0] * pipeline.grid[1]
     models = {model: pipeline.model} | {name: random_model(SHAPES[name]) for name in shapes.split(",") if name}
     rows: list[dict[str, Any]] = []
-    print("| model | pictures | way | median s | against transformers | roofline |\n|---|---|---|---|---|---|")
+    print("| model | images | way | median s | against transformers | roofline |\n|---|---|---|---|---|---|")
     for name, one in models.items():
         ways = ways_of(one, prompt, nothing)
         for count in map(int, counts.split(",")):
@@ -165,24 +165,24 @@ def main(
                 rows.append(
                     {
                         "model": name,
-                        "pictures": count,
+                        "images": count,
                         "way": way,
                         "seconds": [round(value, 4) for value in some],
                         "against_transformers": round(against, 2),
                         "roofline": round(share, 3),
                     }
                 )
-    pictures = pipeline.generate("a red apple", n=32)
+    images = pipeline.generate("a red apple", n=32)
     narrow = CM3.from_pretrained(model, dtype=torch.bfloat16)
     jobs: dict[str, Callable[[], object]] = {}
     for kind, one in (("", pipeline), (", bf16", narrow)):
         jobs |= {
-            f"4 pictures{kind}": partial(one.generate, "a red apple", n=4, guidance=1.0),
-            f"4 pictures, guidance{kind}": partial(one.generate, "a red apple", n=4, guidance=6.0),
-            f"16 pictures, guidance{kind}": partial(one.generate, "a red apple", n=16, guidance=6.0),
-            f"1 caption{kind}": partial(one.caption, pictures[0]),
-            f"32 captions{kind}": partial(one.caption, pictures),
-            f"1 answer{kind}": partial(one.answer, pictures[0], "What colour is it?"),
+            f"4 images{kind}": partial(one.generate, "a red apple", n=4, guidance=1.0),
+            f"4 images, guidance{kind}": partial(one.generate, "a red apple", n=4, guidance=6.0),
+            f"16 images, guidance{kind}": partial(one.generate, "a red apple", n=16, guidance=6.0),
+            f"1 caption{kind}": partial(one.caption, images[0]),
+            f"32 captions{kind}": partial(one.caption, images),
+            f"1 answer{kind}": partial(one.answer, images[0], "What colour is it?"),
         }
     tasks = seconds(jobs, repeats)
     print("\n| task, whole, with pixels | median s |\n|---|---|")

@@ -1,4 +1,4 @@
-"""The server under load: a closed loop of clients that each ask for the next picture when the last has come.
+"""The server under load: a closed loop of clients that each ask for the next image when the last has come.
 
     python -m benchmarks.serve [--clients 1,8,32] [--seconds 15] [--out benchmarks/results/serve-NAME.json]
 
@@ -93,7 +93,7 @@ async def load(clients: int, seconds: float) -> list[Answer]:
 
 
 def first_preview(address: str) -> tuple[float, float]:
-    """Seconds to the first half-done picture of a stream, and to the whole."""
+    """Seconds to the first half-done image of a stream, and to the whole."""
     began, first = time.perf_counter(), 0.0
     body = {"prompt": "a red apple", "stream": True, "partial_images": 3}
     with httpx.stream("POST", f"{address}/v1/images/generations", json=body, timeout=60) as answer:
@@ -114,7 +114,7 @@ def main(
 ) -> None:
     print(device_name())
     rows: list[dict[str, float]] = []
-    print("| clients | places | pictures/s | p50 s | p99 s | told to come again | p99 of that, ms |")
+    print("| clients | places | images/s | p50 s | p99 s | told to come again | p99 of that, ms |")
     print("|---|---|---|---|---|---|---|")
     loads = [(int(count), 64) for count in clients.split(",")] + [(overload, overload // 10)]
     for count, queue in loads:
@@ -129,7 +129,7 @@ def main(
         row = {
             "clients": count,
             "places": queue,
-            "pictures_per_second": round(len(drawn) / seconds, 2),
+            "images_per_second": round(len(drawn) / seconds, 2),
             "p50": round(float(np.percentile(drawn, 50)), 3),
             "p99": round(float(np.percentile(drawn, 99)), 3),
             "refused": len(refused),
@@ -140,13 +140,13 @@ def main(
             row["whole"] = round(statistics.median(whole for _, whole in previews), 3)
         rows.append(row)
         print(
-            f"| {count} | {queue} | {row['pictures_per_second']:.1f} | {row['p50']:.2f} | {row['p99']:.2f} | "
+            f"| {count} | {queue} | {row['images_per_second']:.1f} | {row['p50']:.2f} | {row['p99']:.2f} | "
             f"{len(refused)} | {1000 * row['refused_p99']:.0f} |",
             flush=True,
         )
     one = rows[0]
     if "first_preview" in one:
-        print(f"\nstreamed alone: the first preview after {one['first_preview']} s, the picture after {one['whole']} s")
+        print(f"\nstreamed alone: the first preview after {one['first_preview']} s, the image after {one['whole']} s")
     finish("serve", out, model=model, loads=rows)
 
 

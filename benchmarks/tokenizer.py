@@ -1,4 +1,4 @@
-"""Encoding and decoding of pictures, against transformers' ChameleonVQVAE (an encoder) and diffusers' VQModel.
+"""Encoding and decoding of images, against transformers' ChameleonVQVAE (an encoder) and diffusers' VQModel.
 
     python -m benchmarks.tokenizer [--repeats 5] [--out benchmarks/results/tokenizer-NAME.json] [--smoke]
 
@@ -194,7 +194,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="timed turns; half as many for a batch of 8")] = 5,
     presets: Annotated[str, typer.Option(help="of tokenizer_image.PRESETS")] = "cm3leon-f8,taming-f16-1024",
     precisions: Annotated[str, typer.Option(help="fp32, bf16")] = "fp32,bf16",
-    batches: Annotated[str, typer.Option(help="pictures at a time")] = "1,8",
+    batches: Annotated[str, typer.Option(help="images at a time")] = "1,8",
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
     smoke: Annotated[bool, typer.Option(help="a tiny shape, to see that it runs")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file")] = None,

@@ -66,7 +66,7 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.tokenizer_json import load_text, save_flat
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from tokenizer_image.pixels import MAX_PIXELS, Picture
+from tokenizer_image.pixels import MAX_PIXELS, ImageLike
 
 R = TypeVar("R")
 Ids = Generator[tuple[int, int]]  # (number of the request, new id) as they come
@@ -224,11 +224,11 @@ class CM3:
 
     @overload
     @keywords(InfillOptions)
-    def infill(self, image: Picture, mask: Picture, options: InfillOptions) -> list[PIL_Image.Image]: ...
+    def infill(self, image: ImageLike, mask: ImageLike, options: InfillOptions) -> list[PIL_Image.Image]: ...
     @overload
     @keywords(InfillOptions)
     def infill(
-        self, image: Picture, mask: Picture, prompt: str | None, options: InfillOptions
+        self, image: ImageLike, mask: ImageLike, prompt: str | None, options: InfillOptions
     ) -> list[PIL_Image.Image]: ...
     @keywords(InfillOptions)
     def infill(self, image: Any, mask: Any, prompt: Any = None, options: InfillOptions = InfillOptions()) -> Any:
@@ -243,11 +243,11 @@ class CM3:
 
     @overload
     @keywords(EditOptions)
-    def edit(self, image: Picture, instruction: str, options: EditOptions) -> PIL_Image.Image: ...
+    def edit(self, image: ImageLike, instruction: str, options: EditOptions) -> PIL_Image.Image: ...
     @overload
     @keywords(EditOptions)
     def edit(
-        self, image: Sequence[Picture], instruction: str | Sequence[str], options: EditOptions
+        self, image: Sequence[ImageLike], instruction: str | Sequence[str], options: EditOptions
     ) -> list[PIL_Image.Image]: ...
     @keywords(EditOptions)
     def edit(self, image: Any, instruction: Any, options: EditOptions) -> Any:
@@ -261,29 +261,31 @@ class CM3:
 
     @overload
     @keywords(CaptionOptions)
-    def caption(self, image: Picture, options: CaptionOptions) -> str: ...
+    def caption(self, image: ImageLike, options: CaptionOptions) -> str: ...
     @overload
     @keywords(CaptionOptions)
-    def caption(self, image: Iterator[Picture], options: CaptionOptions) -> Iterator[str]: ...
+    def caption(self, image: Iterator[ImageLike], options: CaptionOptions) -> Iterator[str]: ...
     @overload
     @keywords(CaptionOptions)
-    def caption(self, image: Sequence[Picture], options: CaptionOptions) -> list[str]: ...
+    def caption(self, image: Sequence[ImageLike], options: CaptionOptions) -> list[str]: ...
     @keywords(CaptionOptions)
     def caption(self, image: Any, options: CaptionOptions) -> Any:
         """Describe an image. A list of images gives a list; an iterator gives an iterator, which takes `batch` images
         at a time. For folders of files see cm3.captioning.run."""
         return self._captions(image, options) if is_iterator(image) else self.run(self.jobs.caption(image, options))
 
-    def _captions(self, images: Iterator[Picture], options: CaptionOptions) -> Iterator[str]:
+    def _captions(self, images: Iterator[ImageLike], options: CaptionOptions) -> Iterator[str]:
         while some := list(islice(images, options.batch)):
             yield from self.run(self.jobs.caption(some, options))
 
     @overload
     @keywords(AnswerOptions)
-    def answer(self, image: Picture, question: str, options: AnswerOptions) -> str: ...
+    def answer(self, image: ImageLike, question: str, options: AnswerOptions) -> str: ...
     @overload
     @keywords(AnswerOptions)
-    def answer(self, image: Sequence[Picture], question: str | Sequence[str], options: AnswerOptions) -> list[str]: ...
+    def answer(
+        self, image: Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions
+    ) -> list[str]: ...
     @keywords(AnswerOptions)
     def answer(self, image: Any, question: Any, options: AnswerOptions) -> Any:
         """Answer a question about an image. A list of images gives a list, from one question for all or a list of as

@@ -28,7 +28,7 @@ TABS = {
 }
 PLACES = len(TABS) - 1  # where an image goes: all tabs but the first, to the editor by way of a state
 CSS = """
-.image img, .preview img { width: 100%; height: 100%; object-fit: contain; }
+.whole-image img, .preview img { width: 100%; height: 100%; object-fit: contain; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
 .preview .sheet, .drawings .grid-container { max-width: 390px; margin: auto; grid-template-columns: 1fr 1fr; }
 .preview .sheet:has(img:only-child) { grid-template-columns: 1fr; max-width: 340px; }
@@ -44,7 +44,7 @@ CSS = """
 
 
 @cache
-def example_pictures() -> list[Image.Image]:
+def example_images() -> list[Image.Image]:
     """Some of the sample data's; none in a checkout without it."""
     if not SAMPLE.is_file():
         return []
@@ -86,23 +86,23 @@ def fill_page(model: CM3, say: Say) -> None:
                 name: gr.Button(say(name), size="sm", elem_classes=f"use-{name}") for name in TABS if name != "draw"
             }
         shown = [*made["draw"].galleries]
-        if pictures := example_pictures():
+        if images := example_images():
             with gr.Row(elem_classes="examples-row"):
                 shown.append(
                     parts.gallery(
-                        say("example_pictures"),
-                        value=pictures,
+                        say("example_images"),
+                        value=images,
                         columns=EXAMPLES,
                         height=130,
                         allow_preview=False,
-                        elem_classes="example-pictures",
+                        elem_classes="example-images",
                     )
                 )
         for one in shown:
             one.select(clicked, None, places, api_visibility="private", show_progress="hidden")
         for one in made.values():
             if one.use is not None:
-                one.use.click(lambda picture: (picture,) * PLACES, one.result, places, api_visibility="private")
+                one.use.click(lambda image: (image,) * PLACES, one.result, places, api_visibility="private")
         for name, button in buttons.items():
             button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, api_visibility="private")
         # The editor takes an image only while it is seen.
@@ -118,6 +118,6 @@ def clicked(event: gr.SelectData) -> tuple[str, ...]:
     return (str(uploaded(path)),) * PLACES
 
 
-def handed_over(picture: Any) -> Any:
+def handed_over(image: Any) -> Any:
     """A clicked image goes to the editor once, and what was painted there stays else."""
-    return gr.skip() if picture is None else (picture, None)
+    return gr.skip() if image is None else (image, None)

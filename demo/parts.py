@@ -54,10 +54,10 @@ def checked_text(say: Say, text: str | None, empty: str = "") -> str:
     return text or ""
 
 
-def chosen(say: Say, picture: Image.Image | None) -> Image.Image:
-    if picture is None:
-        mistake(say, "no_picture")
-    return picture
+def chosen(say: Say, image: Image.Image | None) -> Image.Image:
+    if image is None:
+        mistake(say, "no_image")
+    return image
 
 
 def seed_of(dice: bool, seed: float | None) -> int:
@@ -84,15 +84,15 @@ class Clock:
         return time.monotonic() - self.start
 
 
-def tag(picture: Image.Image) -> str:
+def tag(image: Image.Image) -> str:
     """An <img> that holds the image itself: what is drawn on the way leaves no file."""
     data = BytesIO()
-    picture.save(data, "PNG", compress_level=1)
+    image.save(data, "PNG", compress_level=1)
     return f'<img alt="" src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
 
 
-def sheet(pictures: Iterable[Image.Image]) -> str:
-    return f'<div class="sheet">{"".join(map(tag, pictures))}</div>'
+def sheet(images: Iterable[Image.Image]) -> str:
+    return f'<div class="sheet">{"".join(map(tag, images))}</div>'
 
 
 def paragraphs(items: Iterable[str | Image.Image]) -> str:
@@ -101,7 +101,7 @@ def paragraphs(items: Iterable[str | Image.Image]) -> str:
     return f'<div class="document">{"".join(parts)}</div>'
 
 
-def picture_input(label: str) -> UploadedImage:
+def image_input(label: str) -> UploadedImage:
     """The image as it is: the pipeline crops and scales it."""
     return UploadedImage(
         label=label,
@@ -109,12 +109,12 @@ def picture_input(label: str) -> UploadedImage:
         image_mode=None,
         sources=["upload", "clipboard"],
         height=HEIGHT,
-        elem_classes="picture",
+        elem_classes="whole-image",
     )
 
 
-def picture_output(label: str) -> gr.Image:
-    return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="picture")
+def image_output(label: str) -> gr.Image:
+    return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="whole-image")
 
 
 def words_input(label: str, button: str, name: str, value: str = "", info: str | None = None) -> gr.Textbox:

@@ -122,13 +122,13 @@ class PaintedImage(gr.ImageMask):
         layers = sent.layers or []
         if len(layers) > MAX_LAYERS:
             raise gr.Error(f"{len(layers)} layers of paint: at most {MAX_LAYERS}", print_exception=False)
-        pictures = [None if part is None else self.part(part) for part in (sent.background, *layers)]
-        painted = {"background": pictures[0], "layers": [p for p in pictures[1:] if p is not None], "composite": None}
+        images = [None if part is None else self.part(part) for part in (sent.background, *layers)]
+        painted = {"background": images[0], "layers": [p for p in images[1:] if p is not None], "composite": None}
         return cast(EditorValue, painted)
 
     def part(self, part: FileData | bytes) -> Image.Image:
-        picture = opened(part if isinstance(part, bytes | bytearray) else uploaded(part.path))
-        return picture.convert("RGBA")
+        image = opened(part if isinstance(part, bytes | bytearray) else uploaded(part.path))
+        return image.convert("RGBA")
 
 
 with suppress(OSError):  # gradio writes one for each component, and type checkers would read it in place of this file

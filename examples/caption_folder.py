@@ -1,7 +1,7 @@
 """Write a caption beside each image of a folder, as trainers of other models read them: cat.png, cat.txt.
 A text that is there stays.
 
-python examples/caption_folder.py my_pictures --question "What colour is it?"
+python examples/caption_folder.py my_images --question "What colour is it?"
 """
 
 import argparse

@@ -32,14 +32,14 @@ class Captioner:
         self.model, self.language = CM3.from_pretrained(model), language
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pictures, errors = [], []
-        for data in batch["picture"]:
+        images, errors = [], []
+        for data in batch["image"]:
             try:
-                pictures.append(open_image(bytes(data)))
+                images.append(open_image(bytes(data)))
                 errors.append("")
-            except (ValueError, OSError) as error:  # a bad picture is told of, the others go on
+            except (ValueError, OSError) as error:  # a bad image is told of, the others go on
                 errors.append(str(error))
-        told = iter(self.model.caption(pictures, language=self.language))
+        told = iter(self.model.caption(images, language=self.language))
         texts = ["" if error else next(told) for error in errors]
         return {"__key__": batch["__key__"], "text": np.array(texts, object), "error": np.array(errors, object)}
 
@@ -49,10 +49,10 @@ def done(out: Path) -> set[str]:
     return {key for file in sorted(out.glob("*.parquet")) for key in pq.read_table(file)["__key__"].to_pylist()}
 
 
-def picture_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A webdataset sample's key and picture."""
+def image_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A webdataset sample's key and image."""
     found = next((row[suffix] for suffix in SUFFIXES if row.get(suffix) is not None), b"")
-    return {"__key__": row["__key__"], "picture": found}
+    return {"__key__": row["__key__"], "image": found}
 
 
 def main(shards: Path, out: Path, model: str, language: str, workers: int, batch: int) -> int:
@@ -60,7 +60,7 @@ def main(shards: Path, out: Path, model: str, language: str, workers: int, batch
     out.mkdir(parents=True, exist_ok=True)
     known = done(out)
     samples = ray.data.read_webdataset([str(path) for path in sorted(shards.glob("*.tar"))], decoder=None)
-    left = samples.map(picture_of).filter(lambda row: row["__key__"] not in known)
+    left = samples.map(image_of).filter(lambda row: row["__key__"] not in known)
     cores = max(0.1, (ray.cluster_resources()["CPU"] - 1) / workers)  # of each; one is left to read and write
     captioned = left.map_batches(
         Captioner,

@@ -10,9 +10,9 @@ from cm3 import CM3
 
 def main(prompt: str, out: str, seed: int) -> None:
     model = CM3.from_pretrained("emoji")
-    [picture] = model.generate(prompt, n=1, best_of=4, seed=seed)
-    print(f"it sees: {model.caption(picture)}, {model.caption(picture, language='ar')}")
-    picture.resize((256, 256)).save(out)
+    [image] = model.generate(prompt, n=1, best_of=4, seed=seed)
+    print(f"it sees: {model.caption(image)}, {model.caption(image, language='ar')}")
+    image.resize((256, 256)).save(out)
 
 
 if __name__ == "__main__":

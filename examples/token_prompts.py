@@ -1,8 +1,8 @@
-"""Pictures as prompts of token ids, for engines that take ids: vLLM, or anything that runs a transformers model.
+"""Images as prompts of token ids, for engines that take ids: vLLM, or anything that runs a transformers model.
 
-python examples/token_prompts.py my_pictures --out prompts.jsonl --question "What colour is it?"
+python examples/token_prompts.py my_images --out prompts.jsonl --question "What colour is it?"
 
-A line for each picture: its name, prompt_token_ids, and the ids that an answer may consist of, as ranges. How vLLM
+A line for each image: its name, prompt_token_ids, and the ids that an answer may consist of, as ranges. How vLLM
 takes them: docs/transformers.md.
 """
 

@@ -1,6 +1,6 @@
-"""The image tokenizer alone: a picture as codes, back again, and how far the two are apart.
+"""The image tokenizer alone: an image as codes, back again, and how far the two are apart.
 
-python examples/tokenizer.py picture.png --out again.png
+python examples/tokenizer.py image.png --out again.png
 """
 
 import argparse
@@ -10,9 +10,9 @@ import numpy as np
 from tokenizer_image import ImageTokenizer
 
 
-def main(picture: str, name: str, out: str) -> None:
+def main(image: str, name: str, out: str) -> None:
     tokenizer = ImageTokenizer.from_pretrained(name)
-    codes = tokenizer.encode(picture)  # [h, w]
+    codes = tokenizer.encode(image)  # [h, w]
     again = tokenizer.decode(codes)
     (small,) = tokenizer.decode(codes[None])  # a batch gives a list
     assert np.array_equal(again, small)
@@ -22,7 +22,7 @@ def main(picture: str, name: str, out: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture")
+    parser.add_argument("image")
     parser.add_argument("--name", default="emoji", help="embedded tokenizer, or a folder")
     parser.add_argument("--out", default="again.png")
     main(**vars(parser.parse_args()))

@@ -45,7 +45,7 @@ def tiny(tiny_folder: Path) -> CM3:
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         noise = (torch.rand(3, 24, 32, 3) * 255).byte().numpy()
@@ -54,7 +54,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def sample() -> Path:
-    """The committed data sample: 220 pictures to train on, 9 held out."""
+    """The committed data sample: 220 images to train on, 9 held out."""
     return Path(__file__).parent.parent / "data" / "sample"
 
 
@@ -71,7 +71,7 @@ def vq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def token_shards(sample: Path, vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data sample in tokens: for each picture in two views, a caption and a few questions."""
+    """The data sample in tokens: for each image in two views, a caption and a few questions."""
     from train import tokenize_emoji
 
     out = tmp_path_factory.mktemp("tokens")

@@ -1,4 +1,4 @@
-"""Pictures <-> codes. Knows nothing of text or of token ids."""
+"""Images <-> codes. Knows nothing of text or of token ids."""
 
 from tokenizer_image.config import PRESETS, VQConfig
 from tokenizer_image.tokenizer import ImageTokenizer

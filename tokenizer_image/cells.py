@@ -49,7 +49,7 @@ class CellEncoder(nn.Module):
     """[B, 3, H, W] -> [B, z_channels, h, w]; a code sees nothing but its cell and the ring around that.
 
     So a thing that moves by a whole cell keeps its codes, and a new ground changes the codes of no cell that it does
-    not touch: what a code says depends on what is there, not on the rest of the picture.
+    not touch: what a code says depends on what is there, not on the rest of the image.
     """
 
     def __init__(self, config: VQConfig):

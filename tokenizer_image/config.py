@@ -24,7 +24,7 @@ class VQConfig:
     """Shape of a VQModel.
 
     Attributes:
-        resolution: side of the pictures it is made for, in pixels.
+        resolution: side of the images it is made for, in pixels.
         patch_size: side of the pixel blocks folded into channels before the first convolution; 1 = none.
         ch: channels at the first level.
         ch_mult: channels of each level, in units of `ch`; between levels the side halves.
@@ -37,7 +37,7 @@ class VQConfig:
         normalize: compare codes by angle.
         decoder_ch: channels at the decoder's last level; None = `ch`.
         cell_width: channels of a cell encoder, whose codes see their own cell and `cell_ring` pixels around it; 0 =
-            taming's encoder, whose codes see the whole picture.
+            taming's encoder, whose codes see the whole image.
         cell_blocks: residual blocks of the cell encoder.
         cell_ring: pixels around its cell that a code sees.
         decoder_cell_blocks: residual blocks of a cell decoder, whose pixels depend on the codes next to them alone; 0 =
@@ -96,7 +96,7 @@ class VQConfig:
 
     @property
     def tokens(self) -> int:
-        """Codes a picture at `resolution`."""
+        """Codes an image at `resolution`."""
         return math.prod(self.grid)
 
     @property

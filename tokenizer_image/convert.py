@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="a checkpoint; with --to, a tokenizer of ours")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--family", choices=CHOICES, default="auto")
-    parser.add_argument("--resolution", type=int, help="side of its pictures in pixels")
+    parser.add_argument("--resolution", type=int, help="side of its images in pixels")
     parser.add_argument("--decoder-from", type=Path, metavar="FILE", help="a checkpoint to take the decoder from")
     parser.add_argument("--max-gb", type=float, default=MAX_GIGABYTES, help="larger pickles are refused")
     parser.add_argument("--to", choices=["diffusers"], help="export SOURCE instead")

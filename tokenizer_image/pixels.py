@@ -1,7 +1,7 @@
-"""Pictures in and out: any picture a person has <-> RGB <-> [3, H, W] in [-1, 1].
+"""Images in and out: any image a person has <-> RGB <-> [3, H, W] in [-1, 1].
 
 Whatever the file's mode, the result is 8-bit RGB, upright, on white ground. A file's size is looked at before
-its pixels are decoded, so that a small file that claims a huge picture costs nothing.
+its pixels are decoded, so that a small file that claims a huge image costs nothing.
 
 Of the formats here Pillow decodes JPEG alone at a reduced size; WebP, AVIF, TIFF and HEIC are decoded whole. Memory per
 pixel of the file, Pillow 12.3: JPEG 4 bytes whole, 0.1 to 0.3 at an eighth to a quarter (progressive: 7 to 10, and 3 to
@@ -27,21 +27,21 @@ from torch import Tensor
 MAX_PIXELS = 16_000_000  # that are decoded
 # None that runs programs (EPS), or decodes when it is opened (ICO).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # ISO/IEC 23008-12, B.4: pictures coded with HEVC
-# How many times as many pixels a file may have where a smaller picture is enough: a JPEG is shrunk while it is decoded,
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # ISO/IEC 23008-12, B.4: images coded with HEVC
+# How many times as many pixels a file may have where a smaller image is enough: a JPEG is shrunk while it is decoded,
 # and phones write HEIC of 24 million pixels.
 SHRINKING = {"JPEG": 4, "MPO": 4, "HEIF": 2}
-LARGE = 1_000_000  # pixels; where a smaller picture is enough, no larger one is kept
+LARGE = 1_000_000  # pixels; where a smaller image is enough, no larger one is kept
 
-Picture = (
+ImageLike = (
     Image.Image | np.ndarray[Any, Any] | Tensor | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 )
 
 
 def open_image(
-    source: Picture, max_pixels: int = MAX_PIXELS, ground: str | None = "white", least: int = 0
+    source: ImageLike, max_pixels: int = MAX_PIXELS, ground: str | None = "white", least: int = 0
 ) -> Image.Image:
-    """Any picture as 8-bit RGB.
+    """Any image as 8-bit RGB.
 
     EXIF orientation is applied, transparency laid on the ground (None: kept, the result is RGBA then), 16 bits scaled
     to 8; an animation gives its first frame.
@@ -52,18 +52,18 @@ def open_image(
         max_pixels: the most that are decoded; looked at before any decoder runs.
         ground: colour below what is transparent.
         least: the shorter side need not have more pixels than these: a JPEG is shrunk while it is decoded, to a half, a
-            quarter or an eighth, and a large picture after that, by a whole factor. A JPEG may then have four times
+            quarter or an eighth, and a large image after that, by a whole factor. A JPEG may then have four times
             max_pixels, and HEIC twice. 0 = all pixels are needed.
 
     Raises:
-        ValueError: what is missing, empty, broken, no picture, or too large; numbers of another kind or shape.
+        ValueError: what is missing, empty, broken, no image, or too large; numbers of another kind or shape.
         TypeError: none of the above.
     """
     if isinstance(source, Image.Image):
-        _check_size("the picture", source.size, max_pixels)
-        return _decode(source, "the picture", ground, least)
+        _check_size("the image", source.size, max_pixels)
+        return _decode(source, "the image", ground, least)
     if isinstance(source, np.ndarray | Tensor):
-        return _decode(_from_numbers(source, max_pixels), "the picture", ground, least)
+        return _decode(_from_numbers(source, max_pixels), "the image", ground, least)
     if isinstance(source, str | os.PathLike):
         if reason := no_file(Path(source)):
             raise ValueError(f"{source}: cannot be read ({reason})")
@@ -72,11 +72,11 @@ def open_image(
                 return _decode(_open(file, str(source), max_pixels, least), str(source), ground, least)
         except OSError as error:
             raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
-    name = "the picture"
+    name = "the image"
     if not isinstance(source, bytes | bytearray | memoryview):
         if not callable(getattr(source, "read", None)):
             raise TypeError(
-                "a picture is a path, a file's bytes, an open file, a PIL image, an array or a tensor, not "
+                "an image is a path, a file's bytes, an open file, a PIL image, an array or a tensor, not "
                 f"{source!r:.60}"
             )
         name, source = str(getattr(source, "name", name)), source.read()
@@ -97,9 +97,9 @@ def no_file(path: Path) -> str:
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
-    """The middle of an RGB picture, scaled to fill size = (H, W) pixels, with values in [-1, 1].
+    """The middle of an RGB image, scaled to fill size = (H, W) pixels, with values in [-1, 1].
 
-    numpy does the sums: torch would start a team of threads in every thread that decodes pictures.
+    numpy does the sums: torch would start a team of threads in every thread that decodes images.
     """
     height, width = size
     if image.size != (width, height):
@@ -109,14 +109,14 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
 
 
 def crop_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
-    """The middle of a picture, unscaled, with sides that are multiples of `multiple`, in pixels.
+    """The middle of an image, unscaled, with sides that are multiples of `multiple`, in pixels.
 
-    Raises ValueError for a picture with a shorter side.
+    Raises ValueError for an image with a shorter side.
     """
     width, height = (side // multiple * multiple for side in image.size)
     if not width or not height:
         raise ValueError(
-            f"a picture of {image.height} x {image.width} pixels (height x width) is smaller than one code, "
+            f"an image of {image.height} x {image.width} pixels (height x width) is smaller than one code, "
             f"{multiple} x {multiple}: scale it up, or give a size to bring it to"
         )
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -124,19 +124,19 @@ def crop_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1], clamped, to an RGB picture."""
+    """[3, H, W] in [-1, 1], clamped, to an RGB image."""
     values = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
 def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image:
-    """The picture with its size known and its pixels not yet decoded."""
+    """The image with its size known and its pixels not yet decoded."""
     if not (head := file.read(64)):
         raise ValueError(f"{name}: the file is empty (0 bytes)")
     heic = _is_heic(head)
     if heic and not knows_heic():
-        raise ValueError(f"{name}: HEIC needs a package: pip install pillow-heif, or save the picture as JPEG")
-    if claimed := _webp_size(head):  # PIL makes room for two whole pictures when it opens a WebP
+        raise ValueError(f"{name}: HEIC needs a package: pip install pillow-heif, or save the image as JPEG")
+    if claimed := _webp_size(head):  # PIL makes room for two whole images when it opens a WebP
         _check_size(name, claimed, max_pixels)
     file.seek(0)
     try:
@@ -146,7 +146,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image
     except Image.UnidentifiedImageError as error:
         if heic:
             raise ValueError(_damaged(name, error)) from error
-        raise ValueError(f"{name}: not a picture; give one of {', '.join(FORMATS)}") from error
+        raise ValueError(f"{name}: not an image; give one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large(name, "over 178 million pixels", max_pixels)) from error
     except Exception as error:  # broken bytes make PIL's decoders raise almost anything
@@ -170,7 +170,7 @@ def knows_heic() -> bool:
 
 
 def _is_heic(head: bytes) -> bool:
-    """Whether a file's first bytes are of a picture that is coded with HEVC (ISO/IEC 14496-12, 4.3: "ftyp")."""
+    """Whether a file's first bytes are of an image that is coded with HEVC (ISO/IEC 14496-12, 4.3: "ftyp")."""
     size = int.from_bytes(head[:4], "big")
     brands = [head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))]
     return head[4:8] == b"ftyp" and any(brand in HEIC_BRANDS for brand in brands)
@@ -190,7 +190,7 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _from_numbers(values: np.ndarray[Any, Any] | Tensor, max_pixels: int) -> Image.Image:
-    """The picture in an array [H, W], [H, W, C] or a tensor [C, H, W]; C = 1, 3 or 4."""
+    """The image in an array [H, W], [H, W, C] or a tensor [C, H, W]; C = 1, 3 or 4."""
     channels_at = -1
     if isinstance(values, Tensor):
         channels_at = 0
@@ -202,18 +202,18 @@ def _from_numbers(values: np.ndarray[Any, Any] | Tensor, max_pixels: int) -> Ima
         values = values[..., 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         raise ValueError(
-            f"the picture: an array of shape {shape}, but want [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or a tensor "
+            f"the image: an array of shape {shape}, but want [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or a tensor "
             "[1, H, W], [3, H, W] or [4, H, W]"
         )
-    _check_size("the picture", (values.shape[1], values.shape[0]), max_pixels)
+    _check_size("the image", (values.shape[1], values.shape[0]), max_pixels)
     if values.dtype.kind == "f":
         if not ((values >= 0) & (values <= 1)).all():  # nor nan
-            raise ValueError("the picture: floats must be in [0, 1]; for 0 to 255 give uint8")
+            raise ValueError("the image: floats must be in [0, 1]; for 0 to 255 give uint8")
         values = (values * 255).round().astype(np.uint8)
     elif values.dtype == np.bool_:
         values = values * np.uint8(255)
     elif values.dtype != np.uint8:
-        raise ValueError(f"the picture: numbers of type {values.dtype}, but want uint8, or floats in [0, 1]")
+        raise ValueError(f"the image: numbers of type {values.dtype}, but want uint8, or floats in [0, 1]")
     return Image.fromarray(np.ascontiguousarray(values))
 
 
@@ -236,7 +236,7 @@ def _decode(image: Image.Image, name: str, ground: str | None, least: int) -> Im
 
 
 def _damaged(name: str, error: Exception) -> str:
-    return f"{name}: damaged or cut off ({error}); save the picture anew"
+    return f"{name}: damaged or cut off ({error}); save the image anew"
 
 
 def _too_large(name: str, size: str, max_pixels: int, times: int = 1, format: str = "") -> str:

@@ -1,6 +1,6 @@
 """Vector quantisers: latents -> the nearest entries of a learned codebook.
 
-Shapes: B pictures, Z latent channels, h x w grid, K codes, N = B * h * w latents.
+Shapes: B images, Z latent channels, h x w grid, K codes, N = B * h * w latents.
 """
 
 from collections.abc import Callable

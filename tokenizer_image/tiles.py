@@ -1,4 +1,4 @@
-"""Large pictures in overlapping tiles: memory depends on the tile, not on the picture.
+"""Large images in overlapping tiles: memory depends on the tile, not on the image.
 
     |--- tile 0 ----|              weights along an axis: they fall off over the overlap and sum to 1 everywhere
               |--- tile 1 ----|
@@ -6,10 +6,10 @@
 
 Every tile is worked twice. The first time each group norm notes the mean and variance of its input, by the same
 weights; the second time it takes those of all tiles together, or else a tile of sky would come out as bright as a tile
-of ground. What is left of the difference to the whole picture comes from attention, which sees its tile only, and from
-what the second time changes in the inputs of later norms. A picture no larger than a tile is worked whole, exactly.
+of ground. What is left of the difference to the whole image comes from attention, which sees its tile only, and from
+what the second time changes in the inputs of later norms. An image no larger than a tile is worked whole, exactly.
 
-Shapes: B pictures, H x W pixels, h x w = H/f x W/f codes, C channels, G groups of them.
+Shapes: B images, H x W pixels, h x w = H/f x W/f codes, C channels, G groups of them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""ImageTokenizer: PIL pictures -> codes [h, w] -> PIL pictures."""
+"""ImageTokenizer: PIL images -> codes [h, w] -> PIL images."""
 
 # torch, safetensors and huggingface_hub are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,20 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable
-from tokenizer_image.pixels import MAX_PIXELS, Picture, crop_to_multiple, open_image, to_pil, to_tensor
+from tokenizer_image.pixels import MAX_PIXELS, ImageLike, crop_to_multiple, open_image, to_pil, to_tensor
 from tokenizer_image.tiles import tiled_decode, tiled_encode
 from tokenizer_image.vqgan import VQConfig, VQModel, outline
 
 MODELS = Path(__file__).parent / "pretrained"  # the embedded ones
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CODE_PARTS = ("encoder", "quant_conv", "quantize")  # of the model: what makes the codes
-TILE = 512  # side in pixels of what goes through the model at once; a batch of smaller pictures has as many pixels
+TILE = 512  # side in pixels of what goes through the model at once; a batch of smaller images has as many pixels
 
 Size = tuple[int, int] | Literal["fit", "keep"]
 
 
 class ImageTokenizer:
-    """A VQModel with pictures on its outside.
+    """A VQModel with images on its outside.
 
     Attributes:
         model: the VQModel, in evaluation mode.
@@ -73,16 +73,16 @@ class ImageTokenizer:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) in pixels that pictures are brought to."""
+        """(H, W) in pixels that images are brought to."""
         return self.model.config.resolution, self.model.config.resolution
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w): codes a picture."""
+        """(h, w): codes an image."""
         return self.model.config.grid
 
     def size_of(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) in pixels of a picture of so many rows and columns of codes."""
+        """(H, W) in pixels of an image of so many rows and columns of codes."""
         side = self.model.config.downsampling
         return grid[0] * side, grid[1] * side
 
@@ -111,10 +111,10 @@ class ImageTokenizer:
             digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def pixels(self, picture: Picture, size: Size = "fit", max_pixels: int = MAX_PIXELS) -> Tensor:
-        """What the model sees of a picture, [3, H, W] in [-1, 1]; arguments and errors as for `encode`."""
+    def pixels(self, source: ImageLike, size: Size = "fit", max_pixels: int = MAX_PIXELS) -> Tensor:
+        """What the model sees of an image, [3, H, W] in [-1, 1]; arguments and errors as for `encode`."""
         wanted = self.size if size == "fit" else size
-        image = open_image(picture, max_pixels, least=0 if wanted == "keep" else 2 * max(wanted))
+        image = open_image(source, max_pixels, least=0 if wanted == "keep" else 2 * max(wanted))
         if size == "keep":
             image = crop_to_multiple(image, self.model.config.downsampling)
             return to_tensor(image, (image.height, image.width))
@@ -123,30 +123,34 @@ class ImageTokenizer:
         return to_tensor(image, (height, width))
 
     def encode(
-        self, pictures: Picture | Sequence[Picture], size: Size = "fit", tile: int = TILE, max_pixels: int = MAX_PIXELS
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: Size = "fit",
+        tile: int = TILE,
+        max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
-        """Codes of one picture, [h, w] long, or of a list of them, [N, h, w], in the order in which they are laid.
+        """Codes of one image, [h, w] long, or of a list of them, [N, h, w], in the order in which they are laid.
 
         Args:
-            pictures: of any size, and anything that open_image takes; a list or a tuple is several, all else is one.
+            images: of any size, and anything that open_image takes; a list or a tuple is several, all else is one.
             size: "fit": the middle, scaled to the tokenizer's own size; (H, W) in pixels: the middle, scaled to that;
                 "keep": as it is, cropped to whole codes.
             tile: larger sides, in pixels, are worked in overlapping tiles (tokenizer_image/tiles.py).
-            max_pixels: of a picture, at most.
+            max_pixels: of an image, at most.
 
         Raises:
-            ValueError: a file that is no picture, an empty list, a size or tile that does not divide into codes, or
-                kept pictures of unequal sizes.
+            ValueError: a file that is no image, an empty list, a size or tile that does not divide into codes, or
+                kept images of unequal sizes.
         """
-        if not isinstance(pictures, list | tuple):
-            return self.encode([cast(Picture, pictures)], size, tile, max_pixels)[0]
-        if not pictures:
-            raise ValueError("no pictures to encode: the list is empty")
-        pixels = [self.pixels(picture, size, max_pixels) for picture in pictures]  # [3, H, W] each
+        if not isinstance(images, list | tuple):
+            return self.encode([cast(ImageLike, images)], size, tile, max_pixels)[0]
+        if not images:
+            raise ValueError("no images to encode: the list is empty")
+        pixels = [self.pixels(image, size, max_pixels) for image in images]  # [3, H, W] each
         if sizes := {tuple(part.shape[1:]) for part in pixels[1:] if part.shape != pixels[0].shape}:
             sizes.add(tuple(pixels[0].shape[1:]))
             raise ValueError(
-                f"pictures of unequal sizes {', '.join(f'{h} x {w}' for h, w in sorted(sizes))}: encode them one at a "
+                f"images of unequal sizes {', '.join(f'{h} x {w}' for h, w in sorted(sizes))}: encode them one at a "
                 "time, or give a size"
             )
         return self.encode_pixels(torch.stack(pixels), tile)
@@ -181,7 +185,7 @@ class ImageTokenizer:
         return tile if tile and not any(side % tile for side in grid.shape[-2:]) else 0
 
     def decode(self, codes: Tensor, tile: int = TILE) -> Image.Image | list[Image.Image]:
-        """A picture from codes [h, w], or a list of them from [N, h, w]; of any h and w.
+        """An image from codes [h, w], or a list of them from [N, h, w]; of any h and w.
 
         Args:
             codes: integers below num_codes.
@@ -195,10 +199,10 @@ class ImageTokenizer:
         batch = self.spread(codes[None] if codes.ndim == 2 else codes)
         size, overlap = self._in_codes(tile)
         at_once = _at_once(batch.shape[1] * batch.shape[2] * self.model.config.downsampling**2, tile)
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for part in batch.split(at_once):
-            pictures += [to_pil(pixels) for pixels in tiled_decode(self.model, part.to(self.device), size, overlap)]
-        return pictures[0] if codes.ndim == 2 else pictures
+            images += [to_pil(pixels) for pixels in tiled_decode(self.model, part.to(self.device), size, overlap)]
+        return images[0] if codes.ndim == 2 else images
 
     def _in_codes(self, tile: int) -> tuple[int, int]:
         """(tile, overlap) in codes for a tile in pixels: an eighth overlaps, at least one code where it can."""
@@ -218,7 +222,7 @@ def _check_shapes(config: VQConfig, weights: Path) -> None:
 
 
 def _at_once(pixels: int, tile: int) -> int:
-    """How many pictures of so many pixels go through the model together."""
+    """How many images of so many pixels go through the model together."""
     return max(1, tile**2 // max(1, pixels))
 
 

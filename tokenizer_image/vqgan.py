@@ -1,10 +1,10 @@
-"""VQModel: the convolutional picture autoencoder of VQGAN (Esser et al. 2021, "Taming Transformers", section 3.1).
+"""VQModel: the convolutional image autoencoder of VQGAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
 Parameter names are taming's, so its checkpoints load as they are. Three additions, all off by default: `patch_size`
 folds pixels into channels before the first and after the last convolution, `normalize` compares codes by angle, and
 `cell_width` puts an encoder in place of taming's whose codes see their own cell alone.
 
-Shapes: B pictures, H x W pixels, C channels, Z latent channels, h x w = H/f x W/f codes.
+Shapes: B images, H x W pixels, C channels, Z latent channels, h x w = H/f x W/f codes.
 """
 
 import math
@@ -245,7 +245,7 @@ class VQModel(nn.Module):
         f = self.config.downsampling
         if height < f or width < f or height % f or width % f:
             raise ValueError(
-                f"a picture of {height} x {width} pixels (height x width): both must be multiples of {f}; scale or "
+                f"an image of {height} x {width} pixels (height x width): both must be multiples of {f}; scale or "
                 f"crop it, for example to {max(1, height // f) * f} x {max(1, width // f) * f}"
             )
 
@@ -272,7 +272,7 @@ class VQModel(nn.Module):
         return torch.cat([self.decoder(part).clamp(-1, 1) for part in latents])
 
     def _parts(self, batch: Tensor, sides: Sequence[int]) -> Sequence[Tensor]:
-        """The batch; on a CPU in parts that are 256 x 256 at the first level, or one picture: more are slower."""
+        """The batch; on a CPU in parts that are 256 x 256 at the first level, or one image: more are slower."""
         if batch.device.type != "cpu":
             return [batch]
         positions = math.prod(sides) // self.config.patch_size**2

@@ -52,7 +52,7 @@ class InstructionsConfig:
         things: English names of what scenes are made of.
         aligned: share of scenes whose things are aligned with the cells of codes, and are thus spelled with the same
             codes wherever they stand.
-        quarters: share of those whose things stand in the corners of the picture's quarters.
+        quarters: share of those whose things stand in the corners of the image's quarters.
         white: share of scenes on a white ground.
         chunk: new documents that are made together, and a shard.
         workers: processes.

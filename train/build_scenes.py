@@ -1,11 +1,11 @@
-"""Pictures for an image tokenizer that must keep small things: scenes, things alone and signs beside whole drawings.
+"""Images for an image tokenizer that must keep small things: scenes, things alone and signs beside whole drawings.
 
     python -m train.build_scenes --data data/emoji --out data/emoji-scenes
     python -m train.image_tokenizer --config image_tokenizer_emoji_decoder --out runs/decoder
 
 OUT is a data set like DATA: its training split has DATA's drawings too, `unseen_cell` is DATA's, and `unseen_scene`
 has scenes whose combinations no training scene has (train/scenes/scene.py). A tokenizer that has only seen drawings
-that fill the picture keeps a thing of 3 x 3 cells at 16 dB (docs/experiments, E9).
+that fill the image keeps a thing of 3 x 3 cells at 16 dB (docs/experiments, E9).
 """
 
 import io
@@ -35,11 +35,11 @@ class ScenesConfig:
     """What is drawn.
 
     Attributes:
-        pictures: to train on, beside the drawings themselves.
+        images: to train on, beside the drawings themselves.
         held_out: with unseen combinations.
-        solo: share of things alone, most of them filling the picture, on all grounds, painted or not.
+        solo: share of things alone, most of them filling the image, on all grounds, painted or not.
         signs: share of signs; the rest are scenes of one to three things.
-        size: side of a picture, in pixels.
+        size: side of an image, in pixels.
         cells: of codes that a side has.
         things: English names of what scenes are made of.
         aligned: share of scenes whose things are aligned with the cells.
@@ -47,7 +47,7 @@ class ScenesConfig:
         seed: of everything random.
     """
 
-    pictures: int = 12_000
+    images: int = 12_000
     held_out: int = 400
     solo: float = 0.3
     signs: float = 0.06
@@ -59,8 +59,8 @@ class ScenesConfig:
     seed: int = 0
 
 
-def picture(studio: Studio, config: ScenesConfig, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-    """One picture [S, S, 3] uint8, and what it shows: keys of the drawings, or a sign's word."""
+def image(studio: Studio, config: ScenesConfig, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+    """One image [S, S, 3] uint8, and what it shows: keys of the drawings, or a sign's word."""
     kind = rng.random()
     if kind < config.signs:
         words = studio.words[LANGUAGES[rng.integers(len(LANGUAGES))]]
@@ -69,32 +69,32 @@ def picture(studio: Studio, config: ScenesConfig, rng: np.random.Generator) -> t
         return sign(word, board, config.size, step), {"sign": word}
     stage = studio.solo if kind < config.signs + config.solo else studio.scenes
     scene = stage.scene(rng)
-    return render(scene, config.size).picture, {"parents": [one.thing.key for one in scene.placed]}
+    return render(scene, config.size).image, {"parents": [one.thing.key for one in scene.placed]}
 
 
 def samples(
     things: list[Thing], split: str, count: int, config: ScenesConfig
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """(key, PNG, facts) of so many pictures of a split."""
+    """(key, PNG, facts) of so many images of a split."""
     novel = split != "train"
     studio = Studio.of(things, config.things, config.size, novel, config.aligned, config.cells, config.white)
     rng = np.random.default_rng((config.seed, novel))
     for i in track(range(count), f"scenes, {split}"):
-        pixels, facts = picture(studio, config, rng)
+        pixels, facts = image(studio, config, rng)
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         yield f"scene-{i:06d}", png.getvalue(), facts
 
 
 def build(data: Path, out: Path, config: ScenesConfig) -> dict[str, int]:
-    """Everything above. Returns the number of pictures of each split. Raises ValueError where DATA has no shards, or
+    """Everything above. Returns the number of images of each split. Raises ValueError where DATA has no shards, or
     the cells do not divide the side."""
     if config.size % config.cells:
         raise ValueError(f"size {config.size} is not a multiple of cells = {config.cells}")
     if out.resolve() == data.resolve():
         raise ValueError(f"{out} is the data set itself: name another folder")
     things = read_things(data, "train")
-    scenes = samples(things, "train", config.pictures, config)
+    scenes = samples(things, "train", config.images, config)
     counts = {
         "train": write_shards(out / "train", chain(read_samples(data / "train"), scenes)),
         "unseen_cell": write_shards(out / "unseen_cell", read_samples(data / "unseen_cell")),
@@ -103,7 +103,7 @@ def build(data: Path, out: Path, config: ScenesConfig) -> dict[str, int]:
     for name in ("manifest.jsonl", "ATTRIBUTION.md"):
         if (data / name).is_file():
             shutil.copyfile(data / name, out / name)
-    (out / "data.json").write_text(json.dumps({"pictures": counts, "config": asdict(config)}) + "\n", encoding="utf-8")
+    (out / "data.json").write_text(json.dumps({"images": counts, "config": asdict(config)}) + "\n", encoding="utf-8")
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Encode a folder of pictures, or of webdataset tars, to shards of codes.
+"""Encode a folder of images, or of webdataset tars, to shards of codes.
 
     python -m train.encode FOLDER --out data/codes [--image-tokenizer emoji] [--size fit | keep | 256 | 256x384]
 
@@ -29,11 +29,11 @@ def parse_size(text: str) -> Size:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="pictures, or tars of pictures")],
+    folder: Annotated[Path, typer.Argument(help="images, or tars of images")],
     out: Annotated[Path, typer.Option(help="folder of the code shards")] = Path("data/codes"),
     image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "emoji",
     size: Annotated[str, typer.Option(help="fit, keep, a side, or height x width, in pixels")] = "fit",
-    batch: Annotated[int, typer.Option(min=1, help="pictures a batch")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="images a batch")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode files")] = 2,
     per_shard: Annotated[int, typer.Option(min=1, help="files a shard")] = 2048,
     bf16: Annotated[bool, typer.Option(help="faster where the device computes it; changes some codes")] = False,
@@ -48,7 +48,7 @@ def main(
     for name, reason in facts["skipped"].items():
         print(f"skipped {name}: {reason}")
     speed = f", {facts['images_per_second']} images/s" if facts["images_per_second"] else ""
-    print(f"{facts['pictures']} pictures, {len(facts['skipped'])} skipped{speed}")
+    print(f"{facts['images']} images, {len(facts['skipped'])} skipped{speed}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m train.evaluate --model runs/lm/model --data data/emoji --tokens data/emoji-tokens --out runs/evaluation
 
 OUT receives evaluation.json, evaluation.md (the table) and contact_sheet.png. Everything is seeded: the same model
-gives the same figures. Each split is measured on a fixed sample of its pictures, placed plainly.
+gives the same figures. Each split is measured on a fixed sample of its images, placed plainly.
 """
 
 import json
@@ -27,7 +27,7 @@ from train.documents.shards import Shards, Target, read_meta
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
-from train.evaluation.concepts import SPLIT_FOLDERS, SplitPicture, load_split, plain
+from train.evaluation.concepts import SPLIT_FOLDERS, SplitImage, load_split, plain
 from train.evaluation.drawings import drawings
 from train.evaluation.judge import JUDGES, Judge
 from train.evaluation.report import concept_table
@@ -37,27 +37,27 @@ from train.images.metrics import psnr
 DRAWN = GenerateOptions(n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
 
 
-def reconstruction(model: CM3, samples: list[SplitPicture]) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over the pictures, and the share of codes in use."""
-    pixels = to_pixels([np.asarray(sample.picture) for sample in samples]).to(model.image_tokenizer.device)
+def reconstruction(model: CM3, samples: list[SplitImage]) -> dict[str, float]:
+    """Mean PSNR (dB) and SSIM over the images, and the share of codes in use."""
+    pixels = to_pixels([np.asarray(sample.image) for sample in samples]).to(model.image_tokenizer.device)
     vq = model.image_tokenizer.model
     codes = torch.cat([vq.encode(part) for part in pixels.split(64)])
     out = torch.cat([vq.decode(part) for part in codes.split(64)])
     ssim = structural_similarity_index_measure(out, pixels, data_range=2.0)
     assert isinstance(ssim, torch.Tensor)
     return {
-        "pictures": len(samples),
+        "images": len(samples),
         "psnr": psnr(out, pixels).mean().item(),
         "ssim": ssim.item(),
         "codebook_usage": codes.unique().numel() / vq.config.n_embed,
     }
 
 
-def captions(model: CM3, samples: list[SplitPicture]) -> dict[str, Any]:
+def captions(model: CM3, samples: list[SplitImage]) -> dict[str, Any]:
     """Per language: share of captions that are the name (but for case), and that are the name or a keyword."""
-    out: dict[str, Any] = {"pictures": len(samples)}
+    out: dict[str, Any] = {"images": len(samples)}
     for language in LANGUAGES:
-        said = model.caption([sample.picture for sample in samples], language=language)
+        said = model.caption([sample.image for sample in samples], language=language)
         exact = keyword = 0
         for text, sample in zip(said, samples, strict=True):
             name, words = sample.facts["name"][language], sample.facts["keywords"][language]
@@ -67,7 +67,7 @@ def captions(model: CM3, samples: list[SplitPicture]) -> dict[str, Any]:
     return out
 
 
-def questions(samples: list[SplitPicture], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
+def questions(samples: list[SplitImage], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
     """For each language the questions on every sample: (index of the sample, language, target)."""
     out = []
     for language in LANGUAGES:
@@ -93,16 +93,16 @@ def questions(samples: list[SplitPicture], others: dict[str, list[Facts]]) -> li
 
 
 def answers(
-    model: CM3, samples: list[SplitPicture], others: dict[str, list[Facts]], majority: dict[str, str]
+    model: CM3, samples: list[SplitImage], others: dict[str, list[Facts]], majority: dict[str, str]
 ) -> dict[str, Any]:
-    """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no picture.
+    """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no image.
 
-    "ground" is left out of the means: every test picture stands on white.
+    "ground" is left out of the means: every test image stands on white.
     """
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
     for rows in questions(samples, others):
-        texts = model.run(model.jobs.write([(samples[i].picture, target.prompt) for i, _, target in rows]))
+        texts = model.run(model.jobs.write([(samples[i].image, target.prompt) for i, _, target in rows]))
         for text, (_, _, target) in zip(texts, rows, strict=True):
             right[target.task].append(plain(text) == plain(target.answer))
             guessed[target.task].append(plain(majority.get(pooled(target.prompt), "")) == plain(target.answer))
@@ -128,7 +128,7 @@ def answers(
 
 
 def pooled(prompt: str) -> str:
-    """Yes-or-no questions name a thing each; to someone who sees no picture they are one question."""
+    """Yes-or-no questions name a thing each; to someone who sees no image they are one question."""
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
@@ -177,7 +177,7 @@ def evaluate(
         }
     share = reconstruction(model, all_pairs + all_concepts)
     result["codebook_usage_test"] = {
-        "pictures": share["pictures"],
+        "images": share["images"],
         "share": share["codebook_usage"],
         "psnr": share["psnr"],
     }
@@ -195,7 +195,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
-    sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 200,
+    sample: Annotated[int, typer.Option(help="images of each split, at most")] = 200,
     guidance: Annotated[float, typer.Option(help="scale of the drawings")] = DRAWN.guidance,
     temperature: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.temperature,
     top_p: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.top_p,

@@ -4,7 +4,7 @@
 
 Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
 Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
-each concept that has four or more, and captions those pictures ("held-out design") and the held-out pairs.
+each concept that has four or more, and captions those images ("held-out design") and the held-out pairs.
 """
 
 import json
@@ -54,7 +54,7 @@ class CodesConfig:
         seed: of the language model; the views and the held cells are the same for all.
         steps: of the language model; 0 = none.
         batch_tokens: tokens a step, in packed rows.
-        views: views of each picture; the first is plain.
+        views: views of each image; the first is plain.
         model: fields of CM3Config that replace the preset's.
     """
 
@@ -84,61 +84,61 @@ class Drawings:
 
 
 def read(folder: Path) -> Drawings:
-    """All pictures of a split."""
+    """All images of a split."""
     samples = [(drawing, row) for _, drawing, row in read_split(folder)]
     return Drawings([drawing for drawing, _ in samples], [row for _, row in samples])
 
 
-def everyday(pictures: Drawings) -> Drawings:
-    return pictures.where([row["subgroup"] in EVERYDAY for row in pictures.rows])
+def everyday(images: Drawings) -> Drawings:
+    return images.where([row["subgroup"] in EVERYDAY for row in images.rows])
 
 
-def designs_of(pictures: Drawings) -> dict[str, set[str]]:
+def designs_of(images: Drawings) -> dict[str, set[str]]:
     """Concept -> designs that draw it."""
     out: dict[str, set[str]] = defaultdict(set)
-    for row, design in zip(pictures.rows, pictures.designs(), strict=True):
+    for row, design in zip(images.rows, images.designs(), strict=True):
         out[row["code"]].add(design)
     return out
 
 
-def held_out_designs(pictures: Drawings) -> set[tuple[str, str]]:
+def held_out_designs(images: Drawings) -> set[tuple[str, str]]:
     """(concept, design): one design of each concept that has four or more; always the same."""
     rng = np.random.default_rng(0)
-    many = {code: sorted(designs) for code, designs in sorted(designs_of(pictures).items()) if len(designs) >= 4}
+    many = {code: sorted(designs) for code, designs in sorted(designs_of(images).items()) if len(designs) >= 4}
     return {(code, designs[rng.integers(len(designs))]) for code, designs in many.items()}
 
 
-def reconstruction(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, float]:
+def reconstruction(tokenizer: ImageTokenizer, images: Drawings) -> dict[str, float]:
     """PSNR in dB and the share of codes in use."""
-    figures, _ = evaluate(tokenizer.model, to_pixels([np.asarray(p) for p in pictures.plain(tokenizer.size[0])]))
-    return {"pictures": len(pictures.rows), **figures}
+    figures, _ = evaluate(tokenizer.model, to_pixels([np.asarray(p) for p in images.plain(tokenizer.size[0])]))
+    return {"images": len(images.rows), **figures}
 
 
-def probes(tokenizer: ImageTokenizer, pictures: Drawings) -> dict[str, Any]:
+def probes(tokenizer: ImageTokenizer, images: Drawings) -> dict[str, Any]:
     """Concept and category of the concepts with three designs or more, read from their codes in a design left out."""
-    designs = designs_of(pictures)
-    pictures = pictures.where([len(designs[row["code"]]) >= 3 for row in pictures.rows])
-    codes = encode_views(pictures.drawings, [[PLAIN]] * len(pictures.rows), tokenizer)[:, 0]
-    labels = {"concept": [row["code"] for row in pictures.rows], "category": [row["subgroup"] for row in pictures.rows]}
+    designs = designs_of(images)
+    images = images.where([len(designs[row["code"]]) >= 3 for row in images.rows])
+    codes = encode_views(images.drawings, [[PLAIN]] * len(images.rows), tokenizer)[:, 0]
+    labels = {"concept": [row["code"] for row in images.rows], "category": [row["subgroup"] for row in images.rows]}
     features = {
         "bag of codes": bag_of_codes(codes, tokenizer.num_codes),
         "code vectors": code_vectors(codes, tokenizer.model.quantize.codebook().cpu()),
     }
-    out: dict[str, Any] = {"pictures": len(codes)} | {kind: len(set(values)) for kind, values in labels.items()}
+    out: dict[str, Any] = {"images": len(codes)} | {kind: len(set(values)) for kind, values in labels.items()}
     for name, values in features.items():
-        out[name] = {kind: probe._asdict() for kind, probe in across_groups(values, labels, pictures.designs()).items()}
+        out[name] = {kind: probe._asdict() for kind, probe in across_groups(values, labels, images.designs()).items()}
     return out
 
 
-def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, pictures: Drawings, views: int, out: Path) -> None:
-    """For each view of each picture a document that asks for its English name."""
+def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, images: Drawings, views: int, out: Path) -> None:
+    """For each view of each image a document that asks for its English name."""
     rng, augmentation, size = np.random.default_rng(0), Augmentation(), tokenizer.size[0]
     placed: list[list[View]] = [
-        [PLAIN, *(augmentation.sample(rng, size) for _ in range(views - 1))] for _ in pictures.rows
+        [PLAIN, *(augmentation.sample(rng, size) for _ in range(views - 1))] for _ in images.rows
     ]
     vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes)
     writer = ShardWriter(text, vocab)
-    for row, codes in zip(pictures.rows, encode_views(pictures.drawings, placed, tokenizer), strict=True):
+    for row, codes in zip(images.rows, encode_views(images.drawings, placed, tokenizer), strict=True):
         writer.sample(name=f"{row['style']} {row['code']}", documents=views)
         for grid in codes:
             asked = Target("caption", TEMPLATES["caption"]["en"], row["name"]["en"])
@@ -171,7 +171,7 @@ def captioning(
     Args:
         name: folder or name of the tokenizer.
         tokenizer: the same, loaded.
-        train: everyday pictures of the training split.
+        train: everyday images of the training split.
         unseen: those of the held-out pairs, of concepts that `train` has.
         out: folder of the documents and of the language model's run.
         config: the comparison's.
@@ -206,19 +206,19 @@ def captioning(
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "training_seconds": round(time.perf_counter() - started, 1),
     }
-    for split, pictures in tests.items():
-        if not pictures.rows:
+    for split, images in tests.items():
+        if not images.rows:
             continue
-        result[split] = {"pictures": len(pictures.rows), "exact": exact_match(model, pictures)}
-        write_documents(tokenizer, text, pictures, 1, out / split.replace(" ", "_"))
+        result[split] = {"images": len(images.rows), "exact": exact_match(model, images)}
+        write_documents(tokenizer, text, images, 1, out / split.replace(" ", "_"))
         result[split]["loss"] = answer_loss(model, out / split.replace(" ", "_"))
     return result
 
 
-def exact_match(model: CM3, pictures: Drawings) -> float:
+def exact_match(model: CM3, images: Drawings) -> float:
     """Share of greedy captions that are the English name, but for case."""
-    said = model.caption(pictures.plain(model.image_tokenizer.size[0]))
-    names = [row["name"]["en"] for row in pictures.rows]
+    said = model.caption(images.plain(model.image_tokenizer.size[0]))
+    names = [row["name"]["en"] for row in images.rows]
     return float(np.mean([a.strip().casefold() == b.casefold() for a, b in zip(said, names, strict=True)]))
 
 
@@ -280,7 +280,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/compare"),
     seed: Annotated[int, typer.Option(help="of the language model")] = 0,
     steps: Annotated[int, typer.Option(help="of the language model; 0 = none")] = CodesConfig.steps,
-    views: Annotated[int, typer.Option(help="views of each picture")] = CodesConfig.views,
+    views: Annotated[int, typer.Option(help="views of each image")] = CodesConfig.views,
 ) -> None:
     try:
         rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))

@@ -3,9 +3,9 @@ of several.
 
     python -m train.evaluate_decoding --model emoji --out runs/sweep
 
-Each way draws two pictures of every prompt, by the concepts, prompts and judge of train.evaluate: top-1 and top-5 say
+Each way draws two images of every prompt, by the concepts, prompts and judge of train.evaluate: top-1 and top-5 say
 whether the drawings show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
-which is also given for real pictures of one concept in two styles. OUT receives sweep.json, sweep.md and sweep.png;
+which is also given for real images of one concept in two styles. OUT receives sweep.json, sweep.md and sweep.png;
 ways that are in sweep.json already, of the same model, are not drawn again.
 """
 
@@ -78,10 +78,10 @@ def decoding_table(result: dict[str, Any]) -> str:
             f"{row['diversity']:.3f} |"
             for name, row in points.items()
         ]
-    real = result["real pictures"]
-    lines.append(f"| real pictures | | {real['top1']:.1%} | {real['top5']:.1%} | {real['diversity']:.3f} |")
+    real = result["real images"]
+    lines.append(f"| real images | | {real['top1']:.1%} | {real['top5']:.1%} | {real['diversity']:.3f} |")
     lines.append(
-        f"| real pictures through the image tokenizer | | {real['through top1']:.1%} | {real['through top5']:.1%} | |"
+        f"| real images through the image tokenizer | | {real['through top1']:.1%} | {real['through top5']:.1%} | |"
     )
     return "\n".join(lines) + "\n"
 
@@ -124,12 +124,12 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
         next(one for one in real if one.facts["code"] == code and one.facts["style"] != style)
         for code, style in zip(asked.concepts, asked.styles, strict=True)
     ]
-    pairs = judge.features([one.picture for pair in zip(shown, others, strict=True) for one in pair])
+    pairs = judge.features([one.image for pair in zip(shown, others, strict=True) for one in pair])
     decoded = [
-        cast(Image.Image, model.image_tokenizer.decode(model.image_tokenizer.encode(one.picture))) for one in shown
+        cast(Image.Image, model.image_tokenizer.decode(model.image_tokenizer.encode(one.image))) for one in shown
     ]
     through = shares(ranks(judge.features(decoded), asked.concepts, asked.styles, reference))
-    result["real pictures"] = {
+    result["real images"] = {
         **shares(ranks(pairs[::PAIR], asked.concepts, asked.styles, reference)),
         "diversity": apart(pairs),
         **{f"through {key}": value for key, value in through.items()},

@@ -4,7 +4,7 @@
 
 The runs' seed and shards (of train.tokenize_emoji) must be the same: measured on views that none of them saw, of things
 they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
-picture, in each way that a run has learnt:
+image, in each way that a run has learnt:
 
     left    words <break> <image> codes, those of the hole drawn: blind to what comes behind
     cm3     words <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes: a span for each run
@@ -26,7 +26,7 @@ from cm3.engine.options import GREEDY, SamplingConfig
 from cm3.engine.request import Request
 from cm3.pipeline import CM3
 from cm3.tokens.document import HOLE, Document, Image, Mask, Span, Text
-from cm3.tokens.encoding import encode, from_ids, last_ids, open_ids, picture_spans, prompt_ids
+from cm3.tokens.encoding import encode, from_ids, image_spans, last_ids, open_ids, prompt_ids
 from cm3.tokens.masking import rotate
 from cm3.tokens.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
@@ -47,7 +47,7 @@ BATCH = 64
 
 
 class CaptionedView(NamedTuple):
-    """A held-out picture behind its words, and what it shows."""
+    """A held-out image behind its words, and what it shows."""
 
     words: Text
     image: Image
@@ -91,16 +91,16 @@ def held_out(
     )
     windows = range(documents // rows.window + 1)
     seen = {int(i) // PER_VIEW for window in windows for i in rows.plan(window).documents}
-    pictures: dict[str, list[range]] = {}  # of each concept, as the first documents of their views
+    images: dict[str, list[range]] = {}  # of each concept, as the first documents of their views
     size = PER_VIEW * shards.meta["config"]["views"]
     for at in range(0, len(shards), size):
-        pictures.setdefault(shards.sample(at)["code"], []).append(range(at, at + size, PER_VIEW))
+        images.setdefault(shards.sample(at)["code"], []).append(range(at, at + size, PER_VIEW))
     rng, views, reference = np.random.default_rng(0), [], []
-    for concept in rng.permutation(sorted(code for code, found in pictures.items() if len(found) >= 3)):
-        unseen = [i for found in pictures[concept] for i in found[1:] if i // PER_VIEW not in seen]
+    for concept in rng.permutation(sorted(code for code, found in images.items() if len(found) >= 3)):
+        unseen = [i for found in images[concept] for i in found[1:] if i // PER_VIEW not in seen]
         if unseen and len(views) < count:
             views.append(view_of(shards, unseen[rng.integers(len(unseen))], names))
-            reference += [view_of(shards, found[0], names) for found in pictures[concept]]
+            reference += [view_of(shards, found[0], names) for found in images[concept]]
     return {"view": views, "cell": [view_of(cells, i, names) for i in range(0, len(cells), PER_VIEW)]}, reference
 
 
@@ -109,7 +109,7 @@ def with_hole(view: CaptionedView, hole: Tensor, way: str, model: CM3) -> Gaps:
     v, text, inside = model.vocab, model.text_tokenizer, hole.flatten().tolist()
     source = [holed(view, hole)] if way == "holes" else []
     ids = encode(Document((view.words, *source, view.image)), v, text).ids
-    start = picture_spans(ids, v)[-1][0] + 1  # of the codes
+    start = image_spans(ids, v)[-1][0] + 1  # of the codes
     places = [start + i for i, missing in enumerate(inside) if missing]
     if way != "cm3":
         return Gaps(ids, places)
@@ -128,7 +128,7 @@ def holed(view: CaptionedView, hole: Tensor) -> Image:
 def filled(
     model: CM3, views: list[CaptionedView], hole: Tensor, way: str, sampling: SamplingConfig = SAMPLING
 ) -> Tensor:  # -> [N, h, w]
-    """The pictures with their holes [h, w] drawn anew in one of the ways; seed i for the i-th."""
+    """The images with their holes [h, w] drawn anew in one of the ways; seed i for the i-th."""
     requests = []
     for i, view in enumerate(views):
         again = model.prompts.hole(Document((view.words, holed(view, hole))), 1.0, sampling, i)
@@ -143,13 +143,13 @@ def filled(
     if way != "cm3":
         return torch.stack(model.draw_codes(requests))
     out = torch.stack([view.image.codes for view in views])
-    for picture, ids in zip(out, model.run_requests(requests), strict=True):
-        picture[hole.bool()] = torch.tensor([model.vocab.id_to_code(id) for id in ids if model.vocab.is_code(id)])
+    for image, ids in zip(out, model.run_requests(requests), strict=True):
+        image[hole.bool()] = torch.tensor([model.vocab.id_to_code(id) for id in ids if model.vocab.is_code(id)])
     return out
 
 
 def caption_prompt(view: CaptionedView, language: str, told: bool, model: CM3) -> list[int]:
-    """What a caption is written behind: the picture and then the prompt, or a mask that is filled in."""
+    """What a caption is written behind: the image and then the prompt, or a mask that is filled in."""
     words, v, text = Text(TEMPLATES["caption"][language]), model.vocab, model.text_tokenizer
     if told:
         return open_ids(Document((view.image, words)), v, text)
@@ -177,7 +177,7 @@ def decoded(model: CM3, codes: Tensor) -> Tensor:  # [N, h, w] -> [N, 3, H, W] i
 
 
 class Judged:
-    """The judge's top-5 of pictures of `views` among the things of `reference`, in other styles than their own."""
+    """The judge's top-5 of images of `views` among the things of `reference`, in other styles than their own."""
 
     def __init__(self, model: CM3, views: list[CaptionedView], reference: list[CaptionedView]):
         self.judge, self.model, self.views = Judge(), model, views
@@ -185,7 +185,7 @@ class Judged:
         self.reference = Reference(self.features(codes_of(reference)), concepts, styles)
 
     def features(self, codes: Tensor) -> Tensor:  # [N, h, w] -> [N, F]
-        return self.judge.features([to_pil(picture) for picture in decoded(self.model, codes)])
+        return self.judge.features([to_pil(image) for image in decoded(self.model, codes)])
 
     def __call__(self, codes: Tensor) -> float:  # [N, h, w]
         concepts, styles = [view.concept for view in self.views], [view.style for view in self.views]
@@ -198,7 +198,7 @@ def codes_of(views: list[CaptionedView]) -> Tensor:  # -> [N, h, w]
 
 def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> Tensor:  # -> [N, h, w]
     """One drawing of each thing by name and style."""
-    nothing = Document(()) if told else model.prompts.nothing  # without words: as the model has seen pictures alone
+    nothing = Document(()) if told else model.prompts.nothing  # without words: as the model has seen images alone
     prompts = [Document((Text(f"{view.name['en']} in the {view.style} style"),)) for view in views]
     guide = ClassifierFree(image=guidance)
     requests = [model.prompts.image(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]
@@ -219,7 +219,7 @@ def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, fl
 
 
 def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) -> dict[str, float]:
-    """Nats a code of the hole [h, w], and of one filling each the PSNR in the hole, in dB against the picture as its
+    """Nats a code of the hole [h, w], and of one filling each the PSNR in the hole, in dB against the image as its
     codes decode."""
     rows = [with_hole(view, hole, way, model) for view in views]
     pixels = [decoded(model, codes) for codes in (codes_of(views), filled(model, views, hole, way))]  # [N, 3, H, W]
@@ -274,7 +274,7 @@ def main(
         judged = Judged(models[0], groups["view"], reference)
         ceiling = judged(codes_of(groups["view"]))
         for folder, model, (config, _) in zip(runs, models, found, strict=True):
-            figures[str(folder)]["view, the pictures themselves, top-5"] = ceiling
+            figures[str(folder)]["view, the images themselves, top-5"] = ceiling
             for guidance in (1, 6):
                 drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
                 figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)

@@ -4,9 +4,9 @@
 
 The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
 Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
-log-probability of the words given the picture: no weights more), that of both together, which is what
+log-probability of the words given the image: no weights more), that of both together, which is what
 CM3.generate(best_of=8) keeps, and the best there is in hindsight. OUT receives rerank.json, rerank.md (the table),
-contact_sheet.png (the real picture, the first drawings as they came, and the one that best_of keeps), and
+contact_sheet.png (the real image, the first drawings as they came, and the one that best_of keeps), and
 drawings.safetensors: the drawings and the judge's verdict, for the next scorer.
 """
 
@@ -30,7 +30,7 @@ from train.emoji.phrases import STYLED
 from train.evaluation.concepts import (
     JUDGED,
     JudgedPrompts,
-    SplitPicture,
+    SplitImage,
     asked_of,
     identity,
     load_split,
@@ -62,7 +62,7 @@ def drawn(model: CM3, prompts: list[str], options: GenerateOptions) -> Tensor:
     return torch.stack(codes).view(len(prompts), options.n, *model.grid)
 
 
-def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitPicture], judge: Judge) -> Tensor:
+def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitImage], judge: Judge) -> Tensor:
     """The judge's rank of each drawing, [prompts, n]; 0 = it looks most like what was asked for."""
     n = codes.shape[1]
     reference = reference_of(real, judge)
@@ -96,11 +96,9 @@ def chosen(rank: Tensor, opinion: Tensor, best_of: int) -> dict[str, float]:
     return shares(rank.gather(1, best))
 
 
-def picked_sheet(
-    model: CM3, asked: JudgedPrompts, real: list[SplitPicture], codes: Tensor, best: Tensor
-) -> Image.Image:
-    """Of some 24 prompts the real picture, the first drawings as they came, and the one of number best [prompts]."""
-    place = {(one.facts["code"], one.facts["style"]): one.picture for one in real}
+def picked_sheet(model: CM3, asked: JudgedPrompts, real: list[SplitImage], codes: Tensor, best: Tensor) -> Image.Image:
+    """Of some 24 prompts the real image, the first drawings as they came, and the one of number best [prompts]."""
+    place = {(one.facts["code"], one.facts["style"]): one.image for one in real}
     picks = range(0, len(codes), max(1, len(codes) // 24))
     shown = torch.cat([codes[:, :AS_THEY_COME], codes[torch.arange(len(codes)), best][:, None]], 1)
     rows = [[place[asked.concepts[i], asked.styles[i]], *decode(model.image_tokenizer, shown[i])] for i in picks]

@@ -36,7 +36,7 @@ from train.evaluation.task_cases import (
     SPLITS,
     EditCase,
     HoleCase,
-    PictureQuestion,
+    ImageQuestion,
     examples,
     holed,
     majority_scene_answers,
@@ -63,7 +63,7 @@ from train.scenes.signs import sign_words
 from train.scenes.studio import Studio, read_things
 from train.scenes.tasks import EDITS
 
-JUDGED = 100  # concepts that a filled picture is told apart from
+JUDGED = 100  # concepts that a filled image is told apart from
 TRUTH = "truth through the image tokenizer"
 
 
@@ -78,13 +78,13 @@ def grids(model: CM3, codes: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.as_tensor(one).view(model.grid) for one in codes]
 
 
-def pictures_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
+def images_of(model: CM3, codes: Sequence[Tensor]) -> list[np.ndarray]:
     """[S, S, 3] of each [h, w]."""
-    return [np.asarray(picture) for picture in decode(model.image_tokenizer, torch.stack(list(codes)))]
+    return [np.asarray(image) for image in decode(model.image_tokenizer, torch.stack(list(codes)))]
 
 
 def requests_of(model: CM3, some: Sequence[EditCase], options: TaskOptions) -> list[Request]:
-    """What is asked of the engine for the last picture of each example."""
+    """What is asked of the engine for the last image of each example."""
     out = []
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
@@ -96,18 +96,18 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: TaskOptions) -> l
     return out
 
 
-def tell(model: CM3, asked: Sequence[PictureQuestion]) -> list[str]:
+def tell(model: CM3, asked: Sequence[ImageQuestion]) -> list[str]:
     """The model's greedy answers."""
-    codes = model.image_tokenizer.encode_pixels(to_pixels([one.picture for one in asked]))  # [N, h, w]
+    codes = model.image_tokenizer.encode_pixels(to_pixels([one.image for one in asked]))  # [N, h, w]
     requests = [
-        model.prompts.text(one.target.prompt, Image(picture.cpu()), GREEDY, 0)
-        for one, picture in zip(asked, codes, strict=True)
+        model.prompts.text(one.target.prompt, Image(image.cpu()), GREEDY, 0)
+        for one, image in zip(asked, codes, strict=True)
     ]
     return model.texts(requests)
 
 
 def fill(model: CM3, some: Sequence[HoleCase], options: TaskOptions) -> dict[str, list[np.ndarray]]:
-    """The pictures with their holes filled, in every way."""
+    """The images with their holes filled, in every way."""
     told, untold, forth = [], [], []
     for i, one in enumerate(some):
         image, sampling = Image(one.codes.masked_fill(one.holes, HOLE)), options.sampling
@@ -117,9 +117,9 @@ def fill(model: CM3, some: Sequence[HoleCase], options: TaskOptions) -> dict[str
         given = list(told[-1].given or [])
         forth.append(model.prompts.image(Document((words,)), [model.prompts.nothing], guide, sampling, i, given))
     ways = {"filled": told, "filled without words": untold, "left to right": forth}
-    out = {name: pictures_of(model, model.draw_codes(requests)) for name, requests in ways.items()}
-    out["mean colour"] = [filled_with_mean(one.picture, one.holes.numpy()) for one in some]
-    out["picture through the image tokenizer"] = pictures_of(model, [one.codes for one in some])
+    out = {name: images_of(model, model.draw_codes(requests)) for name, requests in ways.items()}
+    out["mean colour"] = [filled_with_mean(one.image, one.holes.numpy()) for one in some]
+    out["image through the image tokenizer"] = images_of(model, [one.codes for one in some])
     return out
 
 
@@ -144,7 +144,7 @@ def holes(
         if some := holed(model.image_tokenizer, things, sample):
             ways = fill(model, some, options)
             figures = {name: mark_holes(some, shown, judge, reference) for name, shown in ways.items()}
-            out[split] = {"pictures": len(some), **figures}
+            out[split] = {"images": len(some), **figures}
     return out
 
 
@@ -161,7 +161,7 @@ class TaskBench(NamedTuple):
 
 
 def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[dict[str, Any], list[list[Any]]]:
-    """The figures of a split, and rows of (label, pictures) to look at."""
+    """The figures of a split, and rows of (label, images) to look at."""
     model, grid = bench.model, bench.model.grid
     asked = questions(studio, sample)
     if split != "held-out pair":  # signs show no drawings
@@ -177,21 +177,21 @@ def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[
         }
         if task in EDITS:
             ways["source unchanged"] = grids(model, [one.codes[0] for one in some])
-        shown = {name: pictures_of(model, codes) for name, codes in ways.items()}
+        shown = {name: images_of(model, codes) for name, codes in ways.items()}
         figures: dict[str, Any] = {}
-        for name, pictures in shown.items():
+        for name, images in shown.items():
             if task in EDITS:
-                figures[name] = mark_edits(task, some, ways[name], pictures, grid)
+                figures[name] = mark_edits(task, some, ways[name], images, grid)
             elif task == "grounded":
-                figures[name] = mark_boxes(some, pictures, bench.judge, bench.things)
+                figures[name] = mark_boxes(some, images, bench.judge, bench.things)
             elif task == "write sign":
-                figures[name] = mark_signs(some, pictures, bench.words)
+                figures[name] = mark_signs(some, images, bench.words)
             else:
-                figures[name] = mark_maps(some, pictures)
+                figures[name] = mark_maps(some, images)
         out[task] = {"documents": len(some), **figures}
-        for one, picture in [*zip(some, shown["generated"], strict=True)][:4]:
+        for one, image in [*zip(some, shown["generated"], strict=True)][:4]:
             label = f"{split}: {one.made.words}" if one.view.language == "en" else f"{split}: {task} (ar)"
-            rows.append([label, *one.made.pictures[:-1], picture, one.made.pictures[-1]])
+            rows.append([label, *one.made.images[:-1], image, one.made.images[-1]])
     return out, rows
 
 
@@ -262,10 +262,10 @@ def main(
     text_guidance: Annotated[float, typer.Option(help="of edits")] = TaskOptions.text_guidance,
     keep: Annotated[float, typer.Option(help="of edits")] = TaskOptions.keep,
     guidance: Annotated[float, typer.Option(help="of drawings from boxes, maps and words")] = TaskOptions.guidance,
-    temperature: Annotated[float, typer.Option(help="of every picture")] = TaskOptions.temperature,
-    top_p: Annotated[float, typer.Option(help="of every picture")] = TaskOptions.top_p,
+    temperature: Annotated[float, typer.Option(help="of every image")] = TaskOptions.temperature,
+    top_p: Annotated[float, typer.Option(help="of every image")] = TaskOptions.top_p,
     aligned: Annotated[bool, typer.Option(help="scenes whose things are aligned with the cells of codes")] = False,
-    quarters: Annotated[bool, typer.Option(help="those that stand in the corners of the picture's quarters")] = False,
+    quarters: Annotated[bool, typer.Option(help="those that stand in the corners of the image's quarters")] = False,
 ) -> None:
     options = TaskOptions(
         guidance=guidance,

@@ -2,8 +2,8 @@
 
     python -m train.evaluate_tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
 
-OUT receives tokenizers.json, tokenizers.md (the tables) and pictures.png. The photographs are those that scikit-image
-and scikit-learn carry inside their packages; nothing is fetched. Every picture is compared at the tokenizer's own
+OUT receives tokenizers.json, tokenizers.md (the tables) and images.png. The photographs are those that scikit-image
+and scikit-learn carry inside their packages; nothing is fetched. Every image is compared at the tokenizer's own
 resolution, in 8 bits, drawings placed plainly on white.
 """
 
@@ -48,25 +48,25 @@ FILES = {
     ),
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
 }
-SHOWN = {"held_out_pairs": 4, "held_out_concepts": 4, PHOTOGRAPHS: 6}  # pictures on the sheet
+SHOWN = {"held_out_pairs": 4, "held_out_concepts": 4, PHOTOGRAPHS: 6}  # images on the sheet
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One coder on one set of pictures.
+    """One coder on one set of images.
 
     Attributes:
-        pictures: how many.
-        psnr: dB, mean over the pictures.
-        ssim: mean over the pictures.
-        lite0: mean cosine distance between the EfficientNet-lite0 features of picture and reconstruction.
-        frechet: lite0 Frechet distance between the two sets; depends on the number of pictures. It is not FID.
+        images: how many.
+        psnr: dB, mean over the images.
+        ssim: mean over the images.
+        lite0: mean cosine distance between the EfficientNet-lite0 features of image and reconstruction.
+        frechet: lite0 Frechet distance between the two sets; depends on the number of images. It is not FID.
         bits_per_pixel: as stored, each code at full length.
         entropy_bits_per_pixel: codes at the length that their frequencies in the training sample call for.
         codebook_usage: share of the codes that occur.
     """
 
-    pictures: int
+    images: int
     psnr: float
     ssim: float
     lite0: float
@@ -112,10 +112,10 @@ def photographs(size: int) -> list[Image.Image]:
     return crops
 
 
-def compare(pictures: list[Image.Image], back: list[Image.Image], judge: Judge, features: Tensor) -> dict[str, float]:
-    """PSNR, SSIM and lite0 distances of pictures that came back; `features` [N, F] are the judge's of the pictures."""
-    size = (pictures[0].height, pictures[0].width)
-    x, y = (torch.stack([to_tensor(picture, size) for picture in some]) for some in (pictures, back))
+def compare(images: list[Image.Image], back: list[Image.Image], judge: Judge, features: Tensor) -> dict[str, float]:
+    """PSNR, SSIM and lite0 distances of images that came back; `features` [N, F] are the judge's of the images."""
+    size = (images[0].height, images[0].width)
+    x, y = (torch.stack([to_tensor(image, size) for image in some]) for some in (images, back))
     ssim = structural_similarity_index_measure(y, x, data_range=2.0)
     assert isinstance(ssim, Tensor)
     seen = judge.features(back)
@@ -134,7 +134,7 @@ def code_lengths(codes: Tensor, num_codes: int) -> Tensor:
 
 
 class TokenizerBench:
-    """The sets of pictures in every resolution asked for, with their features, and what the codecs make of them."""
+    """The sets of images in every resolution asked for, with their features, and what the codecs make of them."""
 
     def __init__(self, data: Path, sample: int):
         self.drawings = {split: read_drawings(data / folder, sample) for split, folder in SPLIT_FOLDERS.items()}
@@ -157,13 +157,13 @@ class TokenizerBench:
         """Figures of each set."""
         size, tokens = tokenizer.size[0], math.prod(tokenizer.grid)
         sets = self.sets(size)
-        codes = {name: tokenizer.encode(pictures) for name, pictures in sets.items()}
+        codes = {name: tokenizer.encode(images) for name, images in sets.items()}
         lengths = code_lengths(codes["train"], tokenizer.num_codes)
         out = {}
-        for name, pictures in sets.items():
-            same = compare(pictures, decode(tokenizer, codes[name]), self.judge, self._features[size][name])
+        for name, images in sets.items():
+            same = compare(images, decode(tokenizer, codes[name]), self.judge, self._features[size][name])
             out[name] = Figures(
-                len(pictures),
+                len(images),
                 **same,
                 bits_per_pixel=tokens * math.log2(tokenizer.num_codes) / size**2,
                 entropy_bits_per_pixel=lengths[codes[name]].mean().item() * tokens / size**2,
@@ -172,29 +172,29 @@ class TokenizerBench:
         return out
 
     def yardsticks(self, size: int, budget: float) -> dict[str, dict[str, Figures]]:
-        """Codec -> figures of each set, at `budget` bytes a picture."""
+        """Codec -> figures of each set, at `budget` bytes an image."""
         if (size, budget) not in self._squeezed:
             found: dict[str, dict[str, Figures]] = {codec: {} for codec in CODECS}
             for codec in CODECS:
-                for name, pictures in self.sets(size).items():
-                    back = [compress(picture, codec, budget) for picture in track(pictures, f"{codec}, {name}")]
-                    same = compare(pictures, [one.picture for one in back], self.judge, self._features[size][name])
+                for name, images in self.sets(size).items():
+                    back = [compress(image, codec, budget) for image in track(images, f"{codec}, {name}")]
+                    same = compare(images, [one.image for one in back], self.judge, self._features[size][name])
                     bits = 8 * float(np.mean([one.size for one in back])) / size**2
-                    found[codec][name] = Figures(len(pictures), **same, bits_per_pixel=bits)
+                    found[codec][name] = Figures(len(images), **same, bits_per_pixel=bits)
             self._squeezed[size, budget] = found
         return self._squeezed[size, budget]
 
 
 def budget(tokenizer: ImageTokenizer) -> float:
-    """Bytes of a picture's codes, each at full length."""
+    """Bytes of an image's codes, each at full length."""
     return math.prod(tokenizer.grid) * math.log2(tokenizer.num_codes) / 8
 
 
 def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
-    """Rows: the original, each tokenizer, WebP at the bytes of each; the same pictures in each row."""
+    """Rows: the original, each tokenizer, WebP at the bytes of each; the same images in each row."""
     sides = sorted({tokenizer.size[0] for tokenizer in tokenizers.values()}, reverse=True)
     shown = {
-        side: [picture for name, count in SHOWN.items() for picture in spread(bench.sets(side)[name], count)]
+        side: [image for name, count in SHOWN.items() for image in spread(bench.sets(side)[name], count)]
         for side in sides
     }
     labels, rows = ["original"], [shown[sides[0]]]
@@ -203,21 +203,21 @@ def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image
         rows.append(decode(tokenizer, tokenizer.encode(shown[tokenizer.size[0]])))
     for side, size in sorted({(tokenizer.size[0], budget(tokenizer)) for tokenizer in tokenizers.values()}):
         labels.append(f"WebP at {side} px, {size:.0f} bytes")
-        rows.append([compress(picture, "WebP", size).picture for picture in shown[side]])
+        rows.append([compress(image, "WebP", size).image for image in shown[side]])
     return contact_sheet(labels, rows, max(1, 128 // sides[0]))
 
 
-def spread(pictures: list[Image.Image], count: int) -> list[Image.Image]:
-    return pictures[:: max(1, len(pictures) // count)][:count]
+def spread(images: list[Image.Image], count: int) -> list[Image.Image]:
+    return images[:: max(1, len(images) // count)][:count]
 
 
 def tokenizer_table(result: dict[str, Any]) -> str:
     """The result as Markdown, one table a set."""
     lines = []
     for name in next(iter(result["rows"]))["sets"]:
-        count = result["rows"][0]["sets"][name]["pictures"]
+        count = result["rows"][0]["sets"][name]["images"]
         lines += [
-            f"{name} ({count} pictures)",
+            f"{name} ({count} images)",
             "",
             "| coder | bits per pixel | entropy-coded | PSNR | SSIM | lite0 distance | lite0 Fréchet | code use |",
             "|" + "---|" * 8,
@@ -249,7 +249,7 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
     result = {"sample": sample, "rows": plain, "seconds": round(time.perf_counter() - started, 1)}
     (out / "tokenizers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "tokenizers.md").write_text(tokenizer_table(result), encoding="utf-8")
-    sheet(bench, tokenizers).save(out / "pictures.png")
+    sheet(bench, tokenizers).save(out / "images.png")
     return result
 
 
@@ -257,7 +257,7 @@ def main(
     names: Annotated[list[str], typer.Argument(help="folders or names of image tokenizers")],
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/tokenizers"),
-    sample: Annotated[int, typer.Option(help="pictures of each split, at most")] = 500,
+    sample: Annotated[int, typer.Option(help="images of each split, at most")] = 500,
 ) -> None:
     try:
         print(tokenizer_table(evaluate(names, data, out, sample)))

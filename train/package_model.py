@@ -25,7 +25,7 @@ from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import make_readable
 from train.documents.shards import Shards
 from train.documents.words import texts_of
-from train.emoji.dataset import EXTRA, attribution, read_manifest, read_pictures
+from train.emoji.dataset import EXTRA, attribution, read_images, read_manifest
 from train.emoji.names import prompt_names
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ docs/results.md in the repository has every table, with the commands: `python -m
 
 ## Data
 
-{pictures} images of the training split, each in {views} views: {documents} documents, {tokens} tokens. No skin-tone
+{images} images of the training split, each in {views} views: {documents} documents, {tokens} tokens. No skin-tone
 variants, no flags. Images by style: {styles}. Questions are asked about distorted images and about images of further
 styles; these are never generated. Licences: see ATTRIBUTION.md. Held out: one style of each of some concepts (held-out
 concept-style pairs), and a tenth of the concepts of every kind (held-out concepts).
@@ -78,7 +78,7 @@ TOKENIZER_CARD = """# {name}: an image tokenizer for emoji
 {side} x {side} pixels to {grid[0]} x {grid[1]} codes out of {codes}, each of {dim} dimensions; {parameters:.1f}M
 parameters. Weights are stored in 16-bit floats and computed in 32-bit.
 
-Trained on {pictures} emoji of six styles (no skin-tone variants; licences: see ATTRIBUTION.md), on their pixels alone:
+Trained on {images} emoji of six styles (no skin-tone variants; licences: see ATTRIBUTION.md), on their pixels alone:
 
 {phases}
 
@@ -126,7 +126,7 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         psnr=facts["evaluation"]["splits"]["held_out_pairs"]["reconstruction"]["psnr"],
         concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group",
-        pictures=meta["pictures"],
+        images=meta["images"],
         views=meta["config"]["views"],
         documents=meta["documents"],
         tokens=meta["tokens"],
@@ -194,7 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pictures_of(data: Path, *splits: str) -> list[dict[str, Any]]:
+def images_of(data: Path, *splits: str) -> list[dict[str, Any]]:
     """Rows of the data set's manifest."""
     return [row for row in read_manifest(data) if row["split"] in splits]
 
@@ -226,7 +226,7 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
     ours = root / "cm3" / "pretrained" / name
     shutil.rmtree(ours, ignore_errors=True)
     ours.mkdir(parents=True)
-    (ours / "ATTRIBUTION.md").write_text(attribution(pictures_of(runs.data, "train", EXTRA)), encoding="utf-8")
+    (ours / "ATTRIBUTION.md").write_text(attribution(images_of(runs.data, "train", EXTRA)), encoding="utf-8")
     facts["lm_parameters"] = halve(trained / "model.safetensors", ours / "model.safetensors")
     named = {"image_tokenizer": name, "image_tokenizer_fingerprint": facts["meta"]["image_tokenizer"]}
     values = {key: value for key, value in facts["model"].items() if key != "auto_map"}  # no code lies beside it
@@ -244,7 +244,7 @@ def package(name: str, runs: Runs, device: str, note: str, root: Path = ROOT) ->
         (ours / f"{kind}.json").write_text(json.dumps(facts[kind], indent=1) + "\n")
     texts = [text for folder in (runs.tokens, runs.tuning_tokens) for text in texts_of(Shards(folder))]
     concepts = set(read_json(runs.tokens / "concepts.json"))
-    names = prompt_names(read_pictures(runs.data, "train", (), concepts).rows)
+    names = prompt_names(read_images(runs.data, "train", (), concepts).rows)
     KnownWords.read(texts, names).save(ours)
     write_checksums(ours)
     return embedded(root)
@@ -258,7 +258,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     model = runs[-1] / "model"
     shape = ImageTokenizer.from_pretrained(model).model.config
     last = [row for row in logs[-1] if "split" in row][-1]
-    train = pictures_of(data, "train")
+    train = images_of(data, "train")
 
     folder = root / "tokenizer_image" / "pretrained" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -279,7 +279,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
         codes=shape.n_embed,
         dim=shape.embed_dim,
         parameters=parameters / 1e6,
-        pictures=len(train),
+        images=len(train),
         phases="\n".join(phases),
         device=device,
         psnr=last["psnr"],

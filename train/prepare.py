@@ -1,11 +1,11 @@
-"""Turn your own pictures and texts into token shards that train.lm reads.
+"""Turn your own images and texts into token shards that train.lm reads.
 
     python -m train.prepare SOURCE --out data/mine [--image-tokenizer emoji | runs/mine/model]
     python -m train.prepare SOURCE --out data/mine --model emoji                  # to fine-tune that model
     python -m train.prepare SOURCE --out data/mine --processes 8
     torchrun --nproc-per-node 4 -m train.prepare SOURCE --out data/mine           # ranks share the work through OUT
 
-SOURCE: what train/documents/sources.py reads. A caption with its picture gives two documents, for drawing and for
+SOURCE: what train/documents/sources.py reads. A caption with its image gives two documents, for drawing and for
 captioning; interleaved samples give documents as they read. OUT receives what train/documents/shards.py describes, and
 
     OUT/prepare.json         what the run is; the same command goes on where it was, another one is refused
@@ -128,13 +128,13 @@ def prepare(
     skips = write_skipped(source, out)
     facts = [shard_facts(train_shard(out, number)) for number in range(len(source))]
     seconds = time.perf_counter() - started
-    fresh = sum(facts[number]["pictures"] for number in missing)
+    fresh = sum(facts[number]["images"] for number in missing)
     meta = finish(
         out,
         text,
         vocab,
         tokenizers.image,
-        pictures=sum(fact["pictures"] for fact in facts),
+        images=sum(fact["images"] for fact in facts),
         skipped=dict(skips),
         seconds=round(seconds, 1),
         images_per_second=round(fresh / seconds, 2),
@@ -166,11 +166,11 @@ def check(options: PrepareOptions, image: ImageTokenizer) -> None:
     if options.model and options.grids:
         raise ValueError(f"--model {options.model} brings its grids: leave out --grids")
     read_grids(options.grids, image.grid)
-    picture = image.grid[0] * image.grid[1] + 2
-    if picture + 2 > options.max_tokens:
+    length = image.grid[0] * image.grid[1] + 2
+    if length + 2 > options.max_tokens:
         raise ValueError(
-            f"--max-tokens {options.max_tokens}: a picture of {image.grid[0]} x {image.grid[1]} codes "
-            f"alone takes {picture + 2}"
+            f"--max-tokens {options.max_tokens}: an image of {image.grid[0]} x {image.grid[1]} codes "
+            f"alone takes {length + 2}"
         )
     if not 0 <= options.held_out < 1:
         raise ValueError(f"--held-out {options.held_out}: want a share from 0 to less than 1")
@@ -297,9 +297,9 @@ def main(
     text_vocab: Annotated[int, typer.Option(help="ids of the text tokenizer, at most")] = PrepareOptions.text_vocab,
     text_sample: Annotated[int, typer.Option(help="texts it is trained on, at most")] = PrepareOptions.text_sample,
     batch: Annotated[int, typer.Option(help="samples a batch")] = PrepareOptions.batch,
-    workers: Annotated[int, typer.Option(help="threads a process that decode pictures")] = PrepareOptions.workers,
+    workers: Annotated[int, typer.Option(help="threads a process that decode images")] = PrepareOptions.workers,
     processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
-    grids: Annotated[str, typer.Option(help='further shapes of pictures: "6x10 10x6"')] = PrepareOptions.grids,
+    grids: Annotated[str, typer.Option(help='further shapes of images: "6x10 10x6"')] = PrepareOptions.grids,
 ) -> None:
     options = PrepareOptions(
         image_tokenizer,
@@ -332,7 +332,7 @@ def main(
     skipped = sum(meta["skipped"].values())
     named = f" (named in {out / SKIPPED}.jsonl)" if skipped else ""
     print(
-        f"{meta['pictures']} pictures, {meta['documents']} documents, {meta['tokens']} tokens, "
+        f"{meta['images']} images, {meta['documents']} documents, {meta['tokens']} tokens, "
         f"{meta['splits']['held_out']['documents']} documents held out, {skipped} skipped{named}, "
         f"{meta['images_per_second']} images/s"
     )

@@ -16,7 +16,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 
 from cm3.tokens.document import Answer, Document, Mask, Text
-from cm3.tokens.document import Image as Picture
+from cm3.tokens.document import Image as ImageItem
 from cm3.tokens.encoding import from_ids
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
@@ -40,7 +40,7 @@ class Shown(NamedTuple):
 
 
 def read(stored: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]) -> Document:
-    """A document with its answers. Raises ValueError for ids that are none, such as a picture that is not whole."""
+    """A document with its answers. Raises ValueError for ids that are none, such as an image that is not whole."""
     try:
         return from_ids(stored.ids, vocab, text, grid, stored.spans)
     except ValueError as error:
@@ -64,7 +64,7 @@ def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
 
 
 def as_text(shown: Sequence[Shown], split: str) -> str:
-    """The documents with their answers in [[...]], pictures as <picture h x w>."""
+    """The documents with their answers in [[...]], images as <image h x w>."""
     out = []
     for document in shown:
         parts = [
@@ -72,7 +72,7 @@ def as_text(shown: Sequence[Shown], split: str) -> str:
             if isinstance(item, Answer)
             else item.text
             if isinstance(item, Text)
-            else f"<picture {item.grid[0]} x {item.grid[1]}>"
+            else f"<image {item.grid[0]} x {item.grid[1]}>"
             for item in document.items
             if not isinstance(item, Mask)
         ]
@@ -86,12 +86,12 @@ def as_text(shown: Sequence[Shown], split: str) -> str:
 
 
 def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Image.Image:
-    """Each document on a card, pictures and text as they follow; the next card goes where there is most room."""
-    codes = [item.codes for document in shown for item in document.items if isinstance(item, Picture)]
+    """Each document on a card, images and text as they follow; the next card goes where there is most room."""
+    codes = [item.codes for document in shown for item in document.items if isinstance(item, ImageItem)]
     decoded = image.decode(torch.stack(codes)) if codes else []
-    pictures = iter(decoded if isinstance(decoded, list) else [decoded])
+    images = iter(decoded if isinstance(decoded, list) else [decoded])
     cards = [
-        _card(document, [next(pictures) for item in document.items if isinstance(item, Picture)]) for document in shown
+        _card(document, [next(images) for item in document.items if isinstance(item, ImageItem)]) for document in shown
     ]
     heights = [GAP] * min(columns, len(cards))
     places = []
@@ -105,12 +105,12 @@ def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Ima
     return sheet
 
 
-def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
+def _card(document: Shown, images: list[Image.Image]) -> Image.Image:
     """Drawn on a sheet that is tall enough, and cut."""
-    inside, pad, shown = COLUMN - 20, 10, iter(pictures)
+    inside, pad, shown = COLUMN - 20, 10, iter(images)
     said = [item.text for item in document.items if isinstance(item, Text)]
     words = sum(min(WORDS, len(text.split())) + len(text) // 20 for text in said)
-    card = Image.new("RGB", (COLUMN, 200 + (inside + pad) * len(pictures) + 24 * words), "white")
+    card = Image.new("RGB", (COLUMN, 200 + (inside + pad) * len(images) + 24 * words), "white")
     draw, font, y = ImageDraw.Draw(card), load_font(SIZE), pad
     texts: list[Text] = []
     for item in [*document.items, None]:
@@ -120,15 +120,15 @@ def _card(document: Shown, pictures: list[Image.Image]) -> Image.Image:
         y = _flow(draw, texts, font, y, pad, inside)
         texts = []
         if item:
-            picture = next(shown)
-            scale = max(1, inside // picture.width)
+            image = next(shown)
+            scale = max(1, inside // image.width)
             side = (
-                (picture.width * scale, picture.height * scale)
-                if picture.width <= inside
-                else (inside, picture.height * inside // picture.width)
+                (image.width * scale, image.height * scale)
+                if image.width <= inside
+                else (inside, image.height * inside // image.width)
             )
             kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            card.paste(picture.resize(side, kind), (pad + (inside - side[0]) // 2, y))
+            card.paste(image.resize(side, kind), (pad + (inside - side[0]) // 2, y))
             y += side[1] + 6
     sample = document.sample
     note = [

@@ -1,4 +1,4 @@
-"""Train the scorer that picks the best of several drawings: which text fits which picture, in both languages.
+"""Train the scorer that picks the best of several drawings: which text fits which image, in both languages.
 
     python -m train.scorer --out runs/scorer model.embedding_size=32  # as the embedded one is
 
@@ -53,13 +53,13 @@ class ScorerTrainingConfig:
         clip: largest norm of the gradient.
         same: what two pairs of one concept are to each other: "mask" = nothing, "share" = right as well,
             "repel" = wrong, like any other pair.
-        drop: share of a picture's cells that the tower does not see in training (FLIP, Li et al. 2023, section 3).
-        wrong: share of its codes that are another picture's, at most: drawings hold wrong codes.
+        drop: share of an image's cells that the tower does not see in training (FLIP, Li et al. 2023, section 3).
+        wrong: share of its codes that are another image's, at most: drawings hold wrong codes.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
         seed: of everything random.
         log_every: steps between log lines.
         evaluate_every: steps between evaluations and checkpoints.
-        evaluate_at_most: held-out pictures.
+        evaluate_at_most: held-out images.
     """
 
     data: str = "data/emoji-tokens"
@@ -135,7 +135,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
     if shards.meta["splits"].get("held_out", {}).get("documents"):
         held = pairs_of(Shards(config.data, "held_out"))
         chosen = sorted({tuple(codes): i for i, codes in enumerate(held.codes.flatten(1).tolist())}.values())
-        chosen = chosen[:: -(-len(chosen) // config.evaluate_at_most)]  # each picture once, over all of the split
+        chosen = chosen[:: -(-len(chosen) // config.evaluate_at_most)]  # each image once, over all of the split
         names = names_of(shards, held)
         held = Pairs([held.texts[i] for i in chosen], held.codes[chosen], [held.concepts[i] for i in chosen])
     optimizer = optimizers(scorer, "adamw", LearningRates(*[config.lr] * 4), config.betas, config.weight_decay)
@@ -158,8 +158,8 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             codes = spoiled(pairs.codes[rows].long(), config.wrong, chance)
             with autocast(config.precision, device):
                 texts = by_length(scorer, [pairs.texts[i] for i in rows]).float()
-                pictures = scorer.encode_cells(thinned(scorer.cells(codes), config.drop, chance)).float()
-            loss = contrast(texts, pictures, scorer.scale(), [pairs.concepts[i] for i in rows], config.same)
+                images = scorer.encode_cells(thinned(scorer.cells(codes), config.drop, chance)).float()
+            loss = contrast(texts, images, scorer.scale(), [pairs.concepts[i] for i in rows], config.same)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.clip)
             if not torch.isfinite(norm):
@@ -173,7 +173,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             log.show(step + 1)
             last = step + 1 == config.steps
             if (step + 1) % config.log_every == 0 or last:
-                hit = (texts @ pictures.T).argmax(1).eq(torch.arange(len(rows), device=device)).float().mean().item()
+                hit = (texts @ images.T).argmax(1).eq(torch.arange(len(rows), device=device)).float().mean().item()
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 log.write(
                     {

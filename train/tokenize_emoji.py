@@ -1,4 +1,4 @@
-"""Turn the data set into token shards: pictures in several views to codes, what is said of them to text ids.
+"""Turn the data set into token shards: images in several views to codes, what is said of them to text ids.
 
     python -m train.tokenize_emoji --data data/emoji --config tokenize_emoji --image-tokenizer runs/decoder/model
 
@@ -26,14 +26,14 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import NUM_SPECIAL, ShardWriter, clear, finish, questions
-from train.emoji.dataset import EVERYDAY, EXTRA, EmojiPictures, manifest_row, others_of, read_pictures
+from train.emoji.dataset import EVERYDAY, EXTRA, EmojiImages, manifest_row, others_of, read_images
 from train.emoji.phrases import Facts, caption, name_targets, targets
 from train.images.codes import encode_views
 from train.images.views import GROUNDS, PLAIN, Augmentation, View
 from train.runtime import config as configs
 
 PER_SHARD = 2**16  # documents a shard, about
-HELD_OUT_VIEWS = 2  # of each held-out picture; the first is plain
+HELD_OUT_VIEWS = 2  # of each held-out image; the first is plain
 DISTORTED = 0.7  # of the views of extra styles
 
 
@@ -43,14 +43,14 @@ class TokenizeConfig:
 
     Attributes:
         subgroups: Unicode subgroups of the concepts; empty = all of them.
-        views: views of each picture; the first is plain.
+        views: views of each image; the first is plain.
         distorted: further views, in another form and other colours: only asked what they show.
-        extra: views of each picture of the extra styles, seven in ten of them distorted; asked in the same way.
+        extra: views of each image of the extra styles, seven in ten of them distorted; asked in the same way.
         grounds: views after the first that are the plain one on coloured grounds.
-        plain: documents of the plain view that are captions with the picture; 0 = `draw`.
-        draw: documents of each other view that are captions with the picture, in turn in each language.
+        plain: documents of the plain view that are captions with the image; 0 = `draw`.
+        draw: documents of each other view that are captions with the image, in turn in each language.
         draw_moved: whether views that are shifted, scaled or mirrored are drawn too, or only asked about. Their codes
-            are new each time: a model learns to see from them, but not which picture belongs to the words.
+            are new each time: a model learns to see from them, but not which image belongs to the words.
         styled: share of the captions that name the style.
         ask: documents a view that ask something.
         text_vocab: ids of the text tokenizer, at most.
@@ -58,7 +58,7 @@ class TokenizeConfig:
         seed: of everything random.
         white: share of white grounds among the views after the first.
         scale: smallest scale of a view.
-        shift: largest shift of a view, in pixels of a picture of 64.
+        shift: largest shift of a view, in pixels of an image of 64.
         mirror: share of mirrored views.
     """
 
@@ -110,7 +110,7 @@ def texts(rows: list[Facts], config: TokenizeConfig) -> Iterator[str]:
 
 
 def views_of(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
-    """The views of one picture: plain, plain on coloured grounds, moved, and distorted."""
+    """The views of one image: plain, plain on coloured grounds, moved, and distorted."""
     coloured = [View(ground) for ground in rng.permutation(list(GROUNDS)[1:])[: config.grounds].tolist()]
     first = [PLAIN, *coloured][: config.views]
     moved = [augmentation.sample(rng, size) for _ in range(config.views - len(first))]
@@ -119,7 +119,7 @@ def views_of(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.
 
 
 def extra_views(config: TokenizeConfig, augmentation: Augmentation, rng: np.random.Generator, size: int) -> list[View]:
-    """The views of one picture of an extra style."""
+    """The views of one image of an extra style."""
     moved = [augmentation.sample(rng, size) for _ in range(config.extra)]
     return [distorted(view, rng) if rng.random() < DISTORTED else view for view in moved]
 
@@ -144,7 +144,7 @@ class Documents:
         self.text, self.vocab, self.out, self.split = text, vocab, out, split
         self.writer, self.number, self.tasks = ShardWriter(text, vocab), 0, Counter[str]()
 
-    def picture(
+    def image(
         self,
         views: list[View],
         codes: torch.Tensor,
@@ -155,7 +155,7 @@ class Documents:
         rng: np.random.Generator,
         names_alone: bool = False,
     ) -> None:
-        """Every document of one picture: for each view captions and questions, in turn in each language; with
+        """Every document of one image: for each view captions and questions, in turn in each language; with
         `names_alone` nothing is asked that is not asked of a distorted view."""
         for j, view in enumerate(views):
             image = Image(codes[j])
@@ -181,10 +181,10 @@ class Documents:
 
 
 class Part(NamedTuple):
-    """Pictures whose documents are made alike: which split they go to, how, and whether their style is an extra one."""
+    """Images whose documents are made alike: which split they go to, how, and whether their style is an extra one."""
 
     split: str
-    pictures: EmojiPictures
+    images: EmojiImages
     config: TokenizeConfig
     extra: bool = False
 
@@ -210,34 +210,34 @@ def build(
     Raises:
         ValueError: no data set, or nothing of the chosen subgroups in it.
     """
-    train = read_pictures(data, "train", config.subgroups)
+    train = read_images(data, "train", config.subgroups)
     if not train.rows:
-        raise ValueError(f"no training picture in {data} belongs to the subgroups {', '.join(config.subgroups)}")
+        raise ValueError(f"no training image in {data} belongs to the subgroups {', '.join(config.subgroups)}")
     text = text or TextTokenizer.train(texts(train.rows, config), config.text_vocab)
     vocab = Vocab(NUM_SPECIAL, len(text), image_tokenizer.num_codes)
     concepts = {row["code"]: {"name": row["name"], "subgroup": row["subgroup"]} for row in train.rows}
     parts = [Part("train", train, config)]
     if config.extra:
-        more = read_pictures(data, EXTRA, config.subgroups, set(concepts))
+        more = read_images(data, EXTRA, config.subgroups, set(concepts))
         parts.append(Part("train", more, replace(config, plain=0, draw=0, ask=1), extra=True))
     if any((data / "unseen_cell").glob("*.tar")):  # both languages, and few views: it is read at every evaluation
         few = replace(config, views=min(HELD_OUT_VIEWS, config.views), grounds=0, plain=2, draw=2, ask=2, distorted=0)
-        parts.append(Part("held_out", read_pictures(data, "unseen_cell", config.subgroups, set(concepts)), few))
+        parts.append(Part("held_out", read_images(data, "unseen_cell", config.subgroups, set(concepts)), few))
     aliases, by_kind = aliases_of(train.rows, config.max_sharing), others_of(train.rows)
     augmentation, size = Augmentation(config.white, config.scale, config.shift, config.mirror), image_tokenizer.size[0]
     clear(out)
     written = {split: Documents(text, vocab, out, split) for split in dict.fromkeys(part.split for part in parts)}
-    for split, pictures, settings, extra in parts:
+    for split, images, settings, extra in parts:
         rng = np.random.default_rng((config.seed, 1) if extra else config.seed)
         chosen = extra_views if extra else views_of
-        views = [chosen(settings, augmentation, rng, size) for _ in pictures.rows]
-        codes = encode_views(pictures.drawings, views, image_tokenizer) if views else []
+        views = [chosen(settings, augmentation, rng, size) for _ in images.rows]
+        codes = encode_views(images.drawings, views, image_tokenizer) if views else []
         documents = written[split]
-        for i, row in enumerate(track(pictures.rows, f"documents, {split}")):
+        for i, row in enumerate(track(images.rows, f"documents, {split}")):
             count = sum(drawn_times(view, settings) for view in views[i]) + len(views[i]) * settings.ask
-            documents.writer.sample(**manifest_row(pictures.keys[i], row, pictures.origins[i], count))
+            documents.writer.sample(**manifest_row(images.keys[i], row, images.origins[i], count))
             others = [other for other in by_kind[row["subgroup"]] if other["family"] != row["family"]]
-            documents.picture(views[i], codes[i], row, others, settings, aliases, rng, names_alone=extra)
+            documents.image(views[i], codes[i], row, others, settings, aliases, rng, names_alone=extra)
             documents.close(PER_SHARD)
     for documents in written.values():
         documents.close()
@@ -247,7 +247,7 @@ def build(
         text,
         vocab,
         image_tokenizer,
-        pictures=len(train.rows),
+        images=len(train.rows),
         concepts=len(concepts),
         tasks=dict(written["train"].tasks),
         styles=dict(Counter(row["style"] for row in train.rows)),
@@ -271,7 +271,7 @@ def main(
             meta = build(data, model.image_tokenizer, out, settings, text=model.text_tokenizer)
         else:
             meta = build(data, ImageTokenizer.from_pretrained(image_tokenizer), out, settings, image_tokenizer)
-        print(json.dumps({key: meta[key] for key in ("pictures", "concepts", "documents", "tokens")}))
+        print(json.dumps({key: meta[key] for key in ("images", "concepts", "documents", "tokens")}))
     except (OSError, ValueError) as error:
         raise SystemExit(f"tokenize_emoji: {error}") from None
 

@@ -22,22 +22,22 @@ from cm3.captioning.sinks import Sink, Told, is_text
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 WRITE_FAILURES = 3  # in a row end the run: a full disk would have everything captioned in vain
 
 
-# which pictures
+# which images
 
 
 def is_many(source: str) -> bool:
-    """Whether a source of the command line may stand for more than one picture."""
+    """Whether a source of the command line may stand for more than one image."""
     if Path(source).exists():
         return Path(source).is_dir()
     return source == "-" or source.startswith("@") or glob.has_magic(source)
 
 
 def find(sources: Sequence[str], recursive: bool, lines: TextIO) -> Iterator[Path]:
-    """The pictures of files, folders, patterns ("in/*.png"), lists ("@list.txt") and lines ("-"), in the order of their
+    """The images of files, folders, patterns ("in/*.png"), lists ("@list.txt") and lines ("-"), in the order of their
     names, each once. Errors: ValueError for a source that names nothing."""
     seen: set[Path] = set()
     for source in sources:
@@ -48,7 +48,7 @@ def find(sources: Sequence[str], recursive: bool, lines: TextIO) -> Iterator[Pat
                 seen.add(path)
                 yield path
         if not found:
-            raise ValueError(f"{source}: there are no pictures")
+            raise ValueError(f"{source}: there are no images")
 
 
 def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
@@ -59,11 +59,11 @@ def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
             with listed.open(encoding="utf-8", errors="surrogateescape") as file:  # names need not be in UTF-8
                 return [Path(line) for line in _lines(file)]
         except OSError as error:
-            raise ValueError(f"{listed}: no list of pictures can be read ({error})") from error
+            raise ValueError(f"{listed}: no list of images can be read ({error})") from error
     path = Path(source)
     if path.is_dir():
         inside = path.rglob("*") if recursive else path.iterdir()
-        return sorted(one for one in inside if one.suffix.lower() in PICTURES and not one.is_dir())
+        return sorted(one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES and not one.is_dir())
     if path.exists() or not glob.has_magic(source):
         return [path]
     return [Path(one) for one in sorted(glob.glob(source, recursive=True)) if not Path(one).is_dir()]
@@ -92,7 +92,7 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Asks:
-    """What each picture is asked: captions in these languages, and these questions; prefix and suffix go around a
+    """What each image is asked: captions in these languages, and these questions; prefix and suffix go around a
     caption, as trigger words do."""
 
     languages: tuple[str, ...] = ("en",)
@@ -118,14 +118,14 @@ class Asks:
         captions = [f"text_{language}" if i else "text" for i, language in enumerate(self.languages)]
         return [*captions, *self.questions]
 
-    def tell(self, model: "CM3", pictures: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
-        """The texts of each picture, by column."""
+    def tell(self, model: "CM3", images: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
+        """The texts of each image, by column."""
         words = [model.jobs.caption_prompt(language, self.long) for language in self.languages]
         words += [model.jobs.question_prompt(question) for question in self.questions]
-        job = model.jobs.write([(picture, one) for picture in pictures for one in words])
+        job = model.jobs.write([(image, one) for image in images for one in words])
         said = (" ".join(text.split()) for text in model.run(job))  # each is a line
         told: list[dict[str, str]] = []
-        for _ in pictures:
+        for _ in images:
             texts = [f"{self.prefix}{next(said)}{self.suffix}" for _ in self.languages]
             told.append(dict(zip(self.columns, [*texts, *(next(said) for _ in self.questions)], strict=True)))
         return told

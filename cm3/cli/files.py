@@ -18,29 +18,29 @@ MAX_ENLARGEMENT = 16
 SMALL = 256  # pixels; smaller images are enlarged
 
 
-def grid(pictures: list[Image.Image], scale: int) -> Image.Image:
+def grid(images: list[Image.Image], scale: int) -> Image.Image:
     """Put images of one size and mode side by side, in about as many rows as columns.
 
     Args:
-        pictures: the images.
+        images: the images.
         scale: enlarges each; 0 enlarges small ones to about SMALL pixels.
     """
-    scale = scale or min(MAX_ENLARGEMENT, max(1, SMALL // max(pictures[0].size)))
-    rows = round(len(pictures) ** 0.5)
-    columns = -(-len(pictures) // rows)
-    width, height = (side * scale for side in pictures[0].size)
-    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
-    for i, picture in enumerate(pictures):
+    scale = scale or min(MAX_ENLARGEMENT, max(1, SMALL // max(images[0].size)))
+    rows = round(len(images) ** 0.5)
+    columns = -(-len(images) // rows)
+    width, height = (side * scale for side in images[0].size)
+    sheet = Image.new(images[0].mode, (columns * width, rows * height), "white")
+    for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
+        sheet.paste(image.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
     return sheet
 
 
-def fit_for(path: Path, picture: Image.Image) -> Image.Image:
+def fit_for(path: Path, image: Image.Image) -> Image.Image:
     """The image on white, where the file's format has no transparency."""
-    if path.suffix.lower() not in OPAQUE or picture.mode == "RGB":
-        return picture
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if path.suffix.lower() not in OPAQUE or image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def check_images(*paths: str) -> None:

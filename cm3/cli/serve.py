@@ -20,7 +20,7 @@ def serve(
     no_nudity: Annotated[
         bool, typer.Option("--no-nudity", help="Refuse images in which NudeNet finds any (extra nudenet).")
     ] = False,
-    pictures: Annotated[int, typer.Option(help="Images of one request, sent or drawn, at most.", min=1, max=64)] = 8,
+    images: Annotated[int, typer.Option(help="Images of one request, sent or drawn, at most.", min=1, max=64)] = 8,
     queue: Annotated[int, typer.Option(help="Images under way or waiting, of all; more get 429.", min=1)] = 64,
     seconds: Annotated[
         float, typer.Option(help="For a request, with its waiting, and for its answer to be taken.", min=0.1)
@@ -64,7 +64,7 @@ def serve(
     threads = reserve_threads()
     give_memory_back()
     pipeline = load(model, max_pixels, device, compile)
-    limits = Limits(body, pictures, queue, seconds, max_pixels, arrival)
+    limits = Limits(body, images, queue, seconds, max_pixels, arrival)
     app = make_app(pipeline, Path(model).name, limits, safety, keys, threads)
     print(f"{Path(model).name} on http://{host}:{port}", flush=True)
     uvicorn.run(**settings(app, limits), host=host, port=port, log_level="warning")

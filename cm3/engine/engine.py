@@ -32,7 +32,7 @@ from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.grammar import Legal
 from cm3.tokens.vocab import Vocab
 
-MOST_LANES = 192  # MAX_PICTURES rows of three
+MOST_LANES = 192  # MAX_IMAGES rows of three
 PREFILL_TOKENS = 16384  # read at once, padding included
 ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several new ids
 

@@ -29,7 +29,7 @@ def three_way(
 ) -> Tensor:  # [..., V] -> [..., V]
     """none + image_scale (image - none) + text_scale (full - image), for editing (CM3leon 3.1; InstructPix2Pix 3.2.1).
 
-    none, image, full: finite logits after nothing, after the picture alone, after the picture and the text."""
+    none, image, full: finite logits after nothing, after the image alone, after the image and the text."""
     return none + image_scale * (image - none) + text_scale * (full - image)
 
 
@@ -53,7 +53,7 @@ def forbid(logits: Tensor, legal: Tensor | None) -> Tensor:  # [..., V] -> [...,
 @dataclass(frozen=True)
 class ClassifierFree:
     """image: scale where an image code is drawn. text: scale elsewhere. 1 = off; 0 = the further prompt alone.
-    schedule: "falling": from image at a picture's first code evenly down to 1 at its end.
+    schedule: "falling": from image at an image's first code evenly down to 1 at its end.
 
     Errors: ValueError for a scale below 0 or above MAX_SCALE, TypeError for what is no number."""
 
@@ -100,7 +100,7 @@ class ContrastiveTopK:
 
 @dataclass(frozen=True)
 class ThreeWay:
-    """image, text: scales of the source picture and of the instruction; both 1 = off.
+    """image, text: scales of the source image and of the instruction; both 1 = off.
 
     Errors: ValueError for a scale below 0 or above MAX_SCALE, TypeError for what is no number."""
 
@@ -123,6 +123,6 @@ class ThreeWay:
 
 # further: how many prompts it needs besides the request's own. off: whether they would change nothing.
 # Called with the lanes' logits, finite, [1 + further, ..., V]; the legal ids, bool [..., V], None = all; whether image
-# codes are among them; and the share of the picture that stands, from 0 to 1. Gives scores, [..., V], with -inf at what
+# codes are among them; and the share of the image that stands, from 0 to 1. Gives scores, [..., V], with -inf at what
 # is not legal.
 Guide = ClassifierFree | ContrastiveTopK | ThreeWay

@@ -27,10 +27,10 @@ class Request:
 
     prompt: ids to write on from.
     mode: what comes: "text", "image" or "document" (tokens/grammar.py).
-    max_new_tokens: at most so many new ids; a picture that was begun is always finished.
+    max_new_tokens: at most so many new ids; an image that was begun is always finished.
     guide: how the extra prompts count (guidance.py). extra_prompts: in the guide's order, each the same with less of a
     condition; a guide that is off needs none.
-    given: for mode "image", the ids of the picture's codes that are fixed, h*w of them row by row; None = draw it.
+    given: for mode "image", the ids of the image's codes that are fixed, h*w of them row by row; None = draw it.
     expected: likewise the ids of codes whose logits grow by logit_bias, each in its own cell, after guidance.
     alphabet: the text that comes has its letters alone.
     seed: of this row's own generator, 0 to 2^63 - 1.
@@ -100,7 +100,7 @@ class Row:
         openings = [take_forced(grammar) for grammar in grammars]  # what stands before the first drawn id in each lane
         needed = [grammar.needed for grammar in grammars]
         if request.mode == "image" and min(needed) < max(needed):
-            raise ValueError(f"the prompts lack {needed} ids of their pictures: all must stand at the same code")
+            raise ValueError(f"the prompts lack {needed} ids of their images: all must stand at the same code")
         lengths = [len(prompt) + len(opening) for prompt, opening in zip(self.prompts, openings, strict=True)]
         longest = max(lengths) - len(openings[0])  # which the room includes
         room = grammars[0].most + 3 if request.mode == "image" else request.max_new_tokens

@@ -42,7 +42,7 @@ class EngineThread:
         ...
 
     threads: of torch's, for the steps; None = as torch has it. All other threads should have one (reserve_threads):
-    where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after every operation. A picture
+    where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after every operation. An image
     drawn alone then takes twice as long.
     """
 

@@ -66,8 +66,8 @@ CODE = re.compile(r"IMGIMG([A-J]+)Z")
 
 # Why relatives of Chameleon do not go through this table.
 RELATIVES = {
-    "emu3": "its pictures have a token at the end of each row and are of a video tokenizer",
-    "janus": "its image codes pass through layers of their own on both sides, and it sees pictures by SigLIP",
+    "emu3": "its images have a token at the end of each row and are of a video tokenizer",
+    "janus": "its image codes pass through layers of their own on both sides, and it sees images by SigLIP",
 }
 
 

@@ -292,7 +292,7 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
 
 
 def ready_image_tokenizer(given: str | Path, side: int | None, out: Path) -> ImageTokenizer:
-    """Write it to `out`. side: of its pictures in pixels, where a checkpoint does not tell. Errors: ValueError, as
+    """Write it to `out`. side: of its images in pixels, where a checkpoint does not tell. Errors: ValueError, as
     tokenizer_image has them."""
     config = Path(given) / "config.json"
     if str(given) not in embedded_tokenizers() and not (config.is_file() and "n_embed" in read_json(config)):
@@ -303,7 +303,7 @@ def ready_image_tokenizer(given: str | Path, side: int | None, out: Path) -> Ima
 
 
 def side_of(model: Model) -> int | None:
-    """Of pictures, in pixels: as transformers' configuration says, or Meta's vqgan.yaml."""
+    """Of images, in pixels: as transformers' configuration says, or Meta's vqgan.yaml."""
     if "resolution" in model.config.get("vq_config", {}):
         return model.config["vq_config"]["resolution"]
     described = model.beside / "vqgan.yaml"

@@ -1,15 +1,15 @@
-"""The model with its image tokenizer, as transformers' multimodal models are: pixels in, text and pictures out.
+"""The model with its image tokenizer, as transformers' multimodal models are: pixels in, text and images out.
 
     model = AutoModelForMultimodalLM.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(text="a red apple", generation_mode="image", return_tensors="pt")
     ids = model.generate(**inputs, generation_mode="image", do_sample=True)
-    pictures = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")
+    images = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")
 
 It has transformers' generate() with its options; the grammar stands in as a LogitsProcessor. Conventions: models/janus
 and models/chameleon of transformers. CM3 (pipeline.py) is faster, and knows the tasks.
 
-Letters in shapes: B rows, T tokens, V vocabulary, h x w codes of a picture.
+Letters in shapes: B rows, T tokens, V vocabulary, h x w codes of an image.
 """
 
 # transformers leaves much without types
@@ -40,7 +40,7 @@ MOST_TEXT = 64  # new tokens where a call does not say
 class GrammarLogitsProcessor(LogitsProcessor):
     """Lets only what may come next through (tokens/grammar.py), row by row; after the end <eos>.
 
-    vocab: the layout. mode: as Grammar has it. codes: of a picture. room: new ids at most. The first call must see the
+    vocab: the layout. mode: as Grammar has it. codes: of an image. room: new ids at most. The first call must see the
     prompt; rows may be left-padded, multiplied and reordered, as beam search does."""
 
     def __init__(self, vocab: Vocab, mode: Mode, codes: int, room: int) -> None:
@@ -126,19 +126,19 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         return ImageTokenizer(self.vqmodel)
 
     def get_image_tokens(self, pixel_values: Tensor) -> Tensor:  # [B, 3, H, W] in [-1, 1] -> [B, h*w]
-        """Ids of the pictures' codes."""
+        """Ids of the images' codes."""
         codes = self.tokenizer.encode_pixels(pixel_values.float())  # [B, h, w]
         return self.vocab.code_to_id(codes.flatten(1)).to(self.device)
 
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:  # [B, T] -> [B, 3, H, W] in [-1, 1]
-        """The last picture in each row of ids; other ids, such as the prompt's, are passed over. Errors: ValueError for
-        a row without a whole picture."""
+        """The last image in each row of ids; other ids, such as the prompt's, are passed over. Errors: ValueError for
+        a row without a whole image."""
         rows, columns = self.config.grid
         grids: list[list[int]] = []
         for row in cast(list[list[int]], image_tokens.tolist()):
             codes = last_codes(row, self.vocab)
             if len(codes) != rows * columns:
-                raise ValueError(f"a picture has {rows * columns} codes, but the row's last has {len(codes)}")
+                raise ValueError(f"an image has {rows * columns} codes, but the row's last has {len(codes)}")
             grids.append(codes)
         return self.decode_codes(torch.tensor(grids).view(-1, rows, columns))
 
@@ -146,16 +146,16 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
     def decode_codes(self, codes: Tensor) -> Tensor:  # [B, h, w] -> [B, 3, H, W] in [-1, 1]
         return self.tokenizer.model.decode(codes.to(self.device))
 
-    def with_pictures(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:  # [B, T], [N, 3, H, W] -> [B, T]
-        """The ids with the pictures' codes in place of <placeholder>. Errors: ValueError where they do not fit."""
+    def with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:  # [B, T], [N, 3, H, W] -> [B, T]
+        """The ids with the images' codes in place of <placeholder>. Errors: ValueError where they do not fit."""
         places = input_ids == self.vocab.placeholder
         if pixel_values is None:
             if places.any():
-                raise ValueError("the ids have places for pictures, but there are no pixel_values")
+                raise ValueError("the ids have places for images, but there are no pixel_values")
             return input_ids
         codes = self.get_image_tokens(pixel_values).flatten()
         if len(codes) != int(places.sum()):
-            raise ValueError(f"the ids have places for {int(places.sum())} codes, but the pictures have {len(codes)}")
+            raise ValueError(f"the ids have places for {int(places.sum())} codes, but the images have {len(codes)}")
         return input_ids.masked_scatter(places, codes.to(input_ids.device))
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # all others by name
@@ -163,7 +163,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
     ) -> CausalLMOutputWithPast:
         """As CM3ForCausalLM; pixel_values, [N, 3, H, W] in [-1, 1], stand where the ids have <placeholder>."""
         if input_ids is not None:
-            input_ids = self.with_pictures(input_ids, pixel_values)
+            input_ids = self.with_images(input_ids, pixel_values)
         return super().forward(input_ids=input_ids, **kwargs)
 
     def generate(
@@ -175,13 +175,13 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         **kwargs: Any,
     ) -> Any:
         """transformers' generate(). generation_mode: "text", "image" or "interleaved" lets only that through; None =
-        nothing is held back. A picture takes the tokens that it needs, whatever max_new_tokens says; guidance_scale
+        nothing is held back. An image takes the tokens that it needs, whatever max_new_tokens says; guidance_scale
         compares with a prompt that says nothing, or with negative_prompt_ids. Errors: ValueError for another mode, or a
         prompt that such a mode cannot follow."""
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if ids is None:
             raise ValueError("give input_ids, as the processor makes them")
-        ids = self.with_pictures(ids, pixel_values)
+        ids = self.with_images(ids, pixel_values)
         if generation_mode is not None:
             kwargs = self.steered(ids, generation_mode, kwargs)
         return cast(Any, super()).generate(ids, *args, **kwargs)

@@ -1,7 +1,7 @@
 """The processor as transformers has them: what people give to ids and pixels, ids to what people get.
 
 The ids come from tokens/encoding.py, never from a rendered text, so that a text which spells a special token stays
-text. Each code of a picture is <placeholder> until the model (modeling.py) has looked at its pixels.
+text. Each code of an image is <placeholder> until the model (modeling.py) has looked at its pixels.
 """
 
 # transformers leaves much without types, and its processors differ in what they take
@@ -23,7 +23,7 @@ from cm3.tokens.templates import WORDS, language_of
 from cm3.tokens.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, open_image, to_pil, to_tensor
 
-PICTURE, WORDING = "image", "text"  # kinds of content in a message
+IMAGE, WORDING = "image", "text"  # kinds of content in a message
 
 # As transformers' templates do, for people to read: the ids of a chat are made by apply_chat_template.
 CHAT_TEMPLATE = (
@@ -34,9 +34,9 @@ CHAT_TEMPLATE = (
 
 
 class CM3ImageProcessor(BaseImageProcessor):
-    """Pictures to pixel_values as the image tokenizer wants them: the middle square, side `resolution`, [-1, 1].
+    """Images to pixel_values as the image tokenizer wants them: the middle square, side `resolution`, [-1, 1].
 
-    max_pixels: of a picture, at most."""
+    max_pixels: of an image, at most."""
 
     model_input_names = ["pixel_values"]
 
@@ -45,16 +45,16 @@ class CM3ImageProcessor(BaseImageProcessor):
         self.resolution, self.max_pixels = resolution, max_pixels
 
     def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
-        """One picture or a list of them, as tokenizer_image.pixels.open_image takes them -> pixel_values [N, 3, H, W].
+        """One image or a list of them, as tokenizer_image.pixels.open_image takes them -> pixel_values [N, 3, H, W].
         Errors: as open_image."""
-        pictures = images if isinstance(images, list | tuple) else [images]
+        several = images if isinstance(images, list | tuple) else [images]
         size = self.resolution, self.resolution
-        opened = (open_image(picture, self.max_pixels, least=2 * self.resolution) for picture in pictures)
-        pixels = torch.stack([to_tensor(picture, size) for picture in opened])
+        opened = (open_image(image, self.max_pixels, least=2 * self.resolution) for image in several)
+        pixels = torch.stack([to_tensor(image, size) for image in opened])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def postprocess(self, pixel_values: Tensor, **kwargs: Any) -> list[PIL_Image.Image]:
-        """[N, 3, H, W] in [-1, 1] -> pictures."""
+        """[N, 3, H, W] in [-1, 1] -> images."""
         return [to_pil(pixels) for pixels in pixel_values.detach().float().cpu()]
 
 
@@ -72,9 +72,9 @@ class CountedFromZero:
 
 
 class CM3Processor(ProcessorMixin):
-    """Text and pictures to a model's inputs, and its outputs to text and pictures.
+    """Text and images to a model's inputs, and its outputs to text and images.
 
-    vocabulary: special, text and image ids of the model. grid: rows and columns of a picture. form: of its documents,
+    vocabulary: special, text and image ids of the model. grid: rows and columns of an image. form: of its documents,
     one of config.FORMS. Errors: ValueError for what spells no document."""
 
     def __init__(
@@ -110,25 +110,25 @@ class CM3Processor(ProcessorMixin):
     ) -> BatchFeature:
         """Prompts for generate() with the same generation_mode, left-padded.
 
-        images: one picture, a list with one for each text, or a list of lists. text: one or several; the picture stands
+        images: one image, a list with one for each text, or a list of lists. text: one or several; the image stands
         behind it, as these models were taught, or before it where they take turns. Returns input_ids and attention_mask
-        [B, T], and pixel_values [N, 3, H, W] with pictures. Errors: ValueError for unequal numbers, or a mode that
+        [B, T], and pixel_values [N, 3, H, W] with images. Errors: ValueError for unequal numbers, or a mode that
         there is not."""
         texts = [text] if isinstance(text, str) or text is None else list(text)
-        pictures = grouped(images, len(texts))
+        groups = grouped(images, len(texts))
         rows = [
             self.prompt([*self.parts(words, len(some))], generation_mode)
-            for words, some in zip(texts, pictures, strict=True)
+            for words, some in zip(texts, groups, strict=True)
         ]
-        return self.batch(rows, [picture for some in pictures for picture in some], return_tensors)
+        return self.batch(rows, [image for some in groups for image in some], return_tensors)
 
-    def parts(self, words: str | None, pictures: int) -> list[Item]:
+    def parts(self, words: str | None, images: int) -> list[Item]:
         said: list[Item] = [Text(words)] if words else []
-        shown: list[Item] = [self.unseen()] * pictures
+        shown: list[Item] = [self.unseen()] * images
         return [*said, *shown] if self.vocab.has_masks else [*shown, *said]
 
     def unseen(self) -> Image:
-        """A picture whose codes are not known yet."""
+        """An image whose codes are not known yet."""
         return Image(torch.zeros(tuple(self.grid), dtype=torch.long))
 
     def prompt(self, items: list[Item], generation_mode: str) -> list[int]:
@@ -140,21 +140,21 @@ class CM3Processor(ProcessorMixin):
             ids = reply_ids(document, vocab, self.text)
         elif generation_mode == "text":
             shown = [i for i, item in enumerate(items) if isinstance(item, Image)]
-            if vocab.has_masks and shown:  # the answer stands before the picture that it is about (CM3leon 4)
+            if vocab.has_masks and shown:  # the answer stands before the image that it is about (CM3leon 4)
                 items = [*items[: shown[0]], Mask(), *items[shown[0] :]]
             ids = (prompt_ids if vocab.has_masks and shown else reply_ids)(Document(tuple(items)), vocab, self.text)
         else:
             raise ValueError(f"generation_mode must be text, image or interleaved, but is {generation_mode!r}")
         return [vocab.placeholder if vocab.is_code(id) else id for id in ids]
 
-    def batch(self, rows: list[list[int]], pictures: list[Any], return_tensors: str | None) -> BatchFeature:
+    def batch(self, rows: list[list[int]], images: list[Any], return_tensors: str | None) -> BatchFeature:
         longest = max(map(len, rows))
         data: dict[str, Any] = {
             "input_ids": [[self.vocab.pad] * (longest - len(row)) + row for row in rows],
             "attention_mask": [[0] * (longest - len(row)) + [1] * len(row) for row in rows],
         }
-        if pictures:
-            data["pixel_values"] = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        if images:
+            data["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return BatchFeature(data, tensor_type=return_tensors)
 
     def apply_chat_template(
@@ -168,8 +168,8 @@ class CM3Processor(ProcessorMixin):
         **kwargs: Any,
     ) -> Any:
         """Messages, [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}], or
-        a list of such lists. With tokenize the inputs of a task: what is said of a picture is a question, or an edit in
-        mode "image"; a picture alone is to be described; text alone is a drawing's prompt. Without, a text to read.
+        a list of such lists. With tokenize the inputs of a task: what is said of an image is a question, or an edit in
+        mode "image"; an image alone is to be described; text alone is a drawing's prompt. Without, a text to read.
 
         These models were taught single turns: a conversation is one message of the user's, and may have an assistant's
         text behind it, which the model then writes on."""
@@ -177,14 +177,14 @@ class CM3Processor(ProcessorMixin):
             return super().apply_chat_template(conversation, chat_template, tokenize=False, **kwargs)
         several = [conversation] if isinstance(conversation[0], dict) else conversation
         rows: list[list[int]] = []
-        pictures: list[Any] = []
+        images: list[Any] = []
         for messages in several:
             words, shown, begun = read_messages(messages)
             items = self.parts(self.wording(words, bool(shown), generation_mode), len(shown))
             said = text_ids(begun, self.vocab, self.text) if begun else []
             rows.append([*self.prompt(items, generation_mode), *said])
-            pictures += shown
-        return self.batch(rows, pictures, return_tensors)
+            images += shown
+        return self.batch(rows, images, return_tensors)
 
     def wording(self, words: str, shown: bool, generation_mode: str) -> str:
         """The words of the task that a message asks for."""
@@ -209,7 +209,7 @@ class CM3Processor(ProcessorMixin):
         **kwargs: Any,
     ) -> list[Any]:
         """Of the model's ids, [B, T] or [T], prompt included: the texts of "text"; for "interleaved" lists of texts and
-        of codes, [h, w], in order. Of decode_image_tokens' pixels, [B, 3, H, W]: the pictures of "image"."""
+        of codes, [h, w], in order. Of decode_image_tokens' pixels, [B, 3, H, W]: the images of "image"."""
         if generation_mode == "image":
             pixels = generated_outputs if generated_outputs.ndim == 4 else generated_outputs[None]
             return self.image_processor.postprocess(pixels)
@@ -222,10 +222,10 @@ class CM3Processor(ProcessorMixin):
         return [self.items(row) for row in cast(list[list[int]], ids.tolist())]
 
     def items(self, row: list[int]) -> list[str | Tensor]:
-        """The texts, and the codes of the pictures, [h, w], of a document."""
+        """The texts, and the codes of the images, [h, w], of a document."""
         found: list[str | Tensor] = []
-        for ids, is_picture in split(row, self.vocab):
-            if is_picture:
+        for ids, is_image in split(row, self.vocab):
+            if is_image:
                 found.append(torch.tensor(self.vocab.id_to_code(ids)).view(tuple(self.grid)))
             else:
                 found.append(self.tokenizer.decode(ids))
@@ -233,7 +233,7 @@ class CM3Processor(ProcessorMixin):
 
 
 def grouped(images: Any, rows: int) -> list[list[Any]]:
-    """The pictures of each row. Errors: ValueError for unequal numbers."""
+    """The images of each row. Errors: ValueError for unequal numbers."""
     if images is None:
         return [[] for _ in range(rows)]
     if not isinstance(images, list | tuple):
@@ -241,33 +241,33 @@ def grouped(images: Any, rows: int) -> list[list[Any]]:
     if len(images) != rows and rows == 1 and not any(isinstance(one, list | tuple) for one in images):
         images = [images]
     if len(images) != rows:
-        raise ValueError(f"{len(images)} pictures and {rows} texts: give a picture, or a list of them, for each text")
+        raise ValueError(f"{len(images)} images and {rows} texts: give an image, or a list of them, for each text")
     return [list(one) if isinstance(one, list | tuple) else [one] for one in images]
 
 
 def read_messages(messages: Sequence[Any]) -> tuple[str, list[Any], str]:
-    """Words and pictures of the user's message, and the beginning of the assistant's. Errors: ValueError for others."""
+    """Words and images of the user's message, and the beginning of the assistant's. Errors: ValueError for others."""
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["user", "assistant"]):
         raise ValueError(f"a conversation of {', '.join(roles)}: these models were taught one message of a user")
-    words, pictures = read_content(messages[0]["content"])
+    words, images = read_content(messages[0]["content"])
     begun, drawn = read_content(messages[1]["content"]) if len(messages) == 2 else ("", [])
     if drawn:
-        raise ValueError("a picture of the assistant's cannot be written on: give text")
-    return words, pictures, begun
+        raise ValueError("an image of the assistant's cannot be written on: give text")
+    return words, images, begun
 
 
 def read_content(content: Any) -> tuple[str, list[Any]]:
     if isinstance(content, str):
         return content, []
     words: list[str] = []
-    pictures: list[Any] = []
+    images: list[Any] = []
     for item in content:
         kind = item.get("type")
         if kind == WORDING:
             words.append(item["text"])
-        elif kind == PICTURE:
-            pictures.append(next(item[key] for key in ("image", "path", "url") if key in item))
+        elif kind == IMAGE:
+            images.append(next(item[key] for key in ("image", "path", "url") if key in item))
         else:
             raise ValueError(f"content of type {kind!r}: text and image can be read")
-    return " ".join(words), pictures
+    return " ".join(words), images

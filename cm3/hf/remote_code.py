@@ -84,7 +84,7 @@ def auto_map(*classes: str) -> dict[str, dict[str, str]]:
 
 
 def write_processor(folder: Path, config: CM3Config, resolution: int, code: bool = False) -> None:
-    """What AutoProcessor reads. resolution: side of the pictures that the image tokenizer sees, in pixels. code:
+    """What AutoProcessor reads. resolution: side of the images that the image tokenizer sees, in pixels. code:
     whether the folder carries it."""
     image = {"image_processor_type": "CM3ImageProcessor", "resolution": resolution}
     processor = {

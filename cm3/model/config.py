@@ -47,7 +47,7 @@ class CM3Config(PreTrainedConfig):
     init_std, init_position_std: standard deviation of weights and of learned positions.
     init_truncation: cut the normal at this many sigmas; 0 = not at all.
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
-    image_grid: rows and columns of codes in a picture, where a call does not say otherwise.
+    image_grid: rows and columns of codes in an image, where a call does not say otherwise.
     image_grids: others that the model draws and sees, at most MAX_GRIDS.
     document_form: how documents are spelled (tokens/encoding.py): "cm3", with masks, or "chameleon", in turns.
     vocab_size: their sum; derived. More are rows without a meaning, as resize_token_embeddings adds them.

@@ -1,4 +1,4 @@
-"""How well pictures, as image codes, fit a text: two small encoders with one space (CLIP, Radford et al. 2021).
+"""How well images, as image codes, fit a text: two small encoders with one space (CLIP, Radford et al. 2021).
 
     scorer = Scorer.from_pretrained("runs/scorer/model")
     scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
@@ -7,7 +7,7 @@
 A folder holds config.json and model.safetensors in halves; what is computed is float32. `python -m train.scorer`
 trains one.
 
-Letters in shapes: N rows, T tokens, L cells of a picture, E size of an embedding, D width, P size of the shared space.
+Letters in shapes: N rows, T tokens, L cells of an image, E size of an embedding, D width, P size of the shared space.
 """
 
 # torch and safetensors are typed in part only.
@@ -34,7 +34,7 @@ class ScorerConfig:
     """Shape of a Scorer, and the tokenizers it understands.
 
     text_vocab_size, image_vocab_size: ids of the text tokenizer, codes of the image tokenizer.
-    image_grid: (h, w) codes of a picture.
+    image_grid: (h, w) codes of an image.
     embedding_size: of text ids and codes alike, before they are widened.
     hidden_size: width of both towers.
     image_layers, text_layers: blocks of each tower.
@@ -81,7 +81,7 @@ class Texts(NamedTuple):
 def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:
     """Texts side by side, each cut off after `longest` ids. Errors: ValueError for an empty one."""
     if not all(texts):
-        raise ValueError("a text to score is empty: say what the picture should show")
+        raise ValueError("a text to score is empty: say what the image should show")
     rows = [torch.tensor(text[:longest]) for text in texts]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)  # [N, T]
     return Texts(ids.clamp(min=0), ids >= 0)
@@ -125,7 +125,7 @@ class Tower(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Texts and pictures to unit vectors that lie near each other where they fit."""
+    """Texts and images to unit vectors that lie near each other where they fit."""
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__()
@@ -188,17 +188,17 @@ class Scorer(nn.Module):
 
     @torch.inference_mode()
     def score(self, texts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
-        """Cosine of each picture with its text, [N].
+        """Cosine of each image with its text, [N].
 
         Args:
-            texts: ids of the text tokenizer, from 0: of N texts, or of one that all pictures are compared with.
+            texts: ids of the text tokenizer, from 0: of N texts, or of one that all images are compared with.
             codes: [N, h, w].
 
         Raises:
-            ValueError: another number of texts, an empty one, or pictures of another grid.
+            ValueError: another number of texts, an empty one, or images of another grid.
         """
         if len(texts) not in (1, len(codes)):
-            raise ValueError(f"{len(texts)} texts and {len(codes)} pictures to score: give one text, or as many")
+            raise ValueError(f"{len(texts)} texts and {len(codes)} images to score: give one text, or as many")
         return (self.encode_texts(texts) * self.encode_codes(codes)).sum(-1)
 
     def encode_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -214,7 +214,7 @@ class Scorer(nn.Module):
     def cells(self, codes: Tensor) -> Tensor:
         """[N, h, w] -> [N, L, D]: what the image tower reads, in any order or number."""
         if tuple(codes.shape[1:]) != self.config.image_grid:
-            raise ValueError(f"pictures of {tuple(codes.shape[1:])} codes: the scorer's have {self.config.image_grid}")
+            raise ValueError(f"images of {tuple(codes.shape[1:])} codes: the scorer's have {self.config.image_grid}")
         side = self.config.merge
         x = self.embed_codes(codes.to(self.places.device))  # [N, h, w, E]
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [N, h/s, w/s, s, s, E]

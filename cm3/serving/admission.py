@@ -41,7 +41,7 @@ class Limits:
 
     Attributes:
         body: bytes of a request.
-        pictures: images of one request, sent or asked for.
+        images: images of one request, sent or asked for.
         queue: images and answers under way or waiting, of all requests; more are rejected with status 429.
         seconds: for a request, with its waiting; and again for its answer to be received.
         pixels: of an image that is sent.
@@ -49,7 +49,7 @@ class Limits:
     """
 
     body: int = 20_000_000
-    pictures: int = 8
+    images: int = 8
     queue: int = 64
     seconds: float = 60.0
     pixels: int = 4_000_000

@@ -37,11 +37,11 @@ from cm3.serving.schemas import (
     MAX_PROMPT,
     Chat,
     Error,
+    GeneratedImage,
     Generation,
+    ImagesResponse,
     ModelCard,
     Models,
-    Picture,
-    Pictures,
     Seed,
     Size,
     asked,
@@ -50,7 +50,7 @@ from cm3.serving.schemas import (
     content_of,
     data,
     event,
-    picture_of,
+    opened,
     piece,
     png,
 )
@@ -74,8 +74,8 @@ class Service:
             raise HTTPException(404, f"the model here is {self.name}")
 
     def check_count(self, n: int) -> None:
-        if n > self.limits.pictures:
-            raise ValueError(f"n: at most {self.limits.pictures} images at once, candidates among them")
+        if n > self.limits.images:
+            raise ValueError(f"n: at most {self.limits.images} images at once, candidates among them")
 
     def check_words(self, *texts: str) -> None:
         """Raise a Refusal for texts that a filter refuses, as they were sent or as the model reads them."""
@@ -99,7 +99,7 @@ class Service:
 
     def opened(self, content: bytes) -> PIL_Image.Image:
         """Open an image that was sent. Raises a ValueError or a Refusal."""
-        image = picture_of(content, self.limits.pixels)
+        image = opened(content, self.limits.pixels)
         self.safety.check_images([image])
         return image
 
@@ -114,7 +114,7 @@ class Service:
         result = self.model.run(job, ticket.watch)
         images: list[PIL_Image.Image] = listed(result)
         self.safety.check_images(images)
-        self.meters.pictures.inc(len(images))
+        self.meters.images.inc(len(images))
         return images
 
     def write(self, ticket: Ticket, job: Job[str]) -> Generator[str]:
@@ -197,7 +197,7 @@ def make_app(
     bearer = Depends(HTTPBearer(auto_error=False))  # for the OpenAPI document: Door checks
     secured: dict[str, Any] = {"dependencies": [bearer], "responses": errors}
 
-    @app.post("/v1/images/generations", response_model=Pictures, **secured)
+    @app.post("/v1/images/generations", response_model=ImagesResponse, **secured)
     async def generations(request: Request, body: Generation) -> Any:
         service.check_model(body.model)
         count = body.n * body.best_of
@@ -217,10 +217,12 @@ def make_app(
                 job = model.jobs.generate(body.prompt, options)
                 return [png(one, body.size) for one in service.draw(ticket, job)]
 
-            pictures = await desk.run(ticket, request.is_disconnected, work)
-        return Pictures(created=int(time.time()), data=[Picture(b64_json=one) for one in pictures], seed=seed)
+            images = await desk.run(ticket, request.is_disconnected, work)
+        return ImagesResponse(
+            created=int(time.time()), data=[GeneratedImage(b64_json=one) for one in images], seed=seed
+        )
 
-    @app.post("/v1/images/edits", response_model=Pictures, **secured)
+    @app.post("/v1/images/edits", response_model=ImagesResponse, **secured)
     async def edits(
         request: Request,
         image: Annotated[UploadFile, File()],
@@ -240,26 +242,26 @@ def make_app(
 
         def jobs(ticket: Ticket) -> Iterator[Job[Any]]:
             with service.decoding(ticket):
-                picture = service.opened(image.file.read())
-                alpha = (
-                    None if mask is None else picture_of(mask.file.read(), most.pixels).convert("RGBA").getchannel("A")
-                )
+                source = service.opened(image.file.read())
+                alpha = None if mask is None else opened(mask.file.read(), most.pixels).convert("RGBA").getchannel("A")
                 hole = None if alpha is None else ImageChops.invert(alpha)
             for i in range(n if hole is None else 1):
                 with service.decoding(ticket):
                     if hole is None:
-                        job = model.jobs.edit(picture, prompt, EditOptions(seed=first + i, normalise=normalise))
+                        job = model.jobs.edit(source, prompt, EditOptions(seed=first + i, normalise=normalise))
                     else:
                         filled = InfillOptions(n=n, seed=first, normalise=normalise)
-                        job = model.jobs.infill(picture, hole, prompt, filled)
+                        job = model.jobs.infill(source, hole, prompt, filled)
                 yield job
 
         def work(ticket: Ticket) -> list[str]:
             return [png(one, size) for job in jobs(ticket) for one in service.draw(ticket, job)]
 
         with desk.admit(n) as ticket:
-            pictures = await desk.run(ticket, request.is_disconnected, lambda: work(ticket))
-        return Pictures(created=int(time.time()), data=[Picture(b64_json=one) for one in pictures], seed=first)
+            images = await desk.run(ticket, request.is_disconnected, lambda: work(ticket))
+        return ImagesResponse(
+            created=int(time.time()), data=[GeneratedImage(b64_json=one) for one in images], seed=first
+        )
 
     @app.post("/v1/chat/completions", **secured)
     async def chat(request: Request, body: Chat) -> Any:
@@ -269,21 +271,21 @@ def make_app(
         sampling = body.options()
 
         def prepared(ticket: Ticket) -> Job[Any]:
-            wanted = asked(body, most.pictures)
+            wanted = asked(body, most.images)
             if not draws and wanted.url is None:
                 raise ValueError('messages: send an image to ask about, or ask for one with "modalities": ["image"]')
             service.check_words(wanted.words, *(question for question, _ in wanted.history))
             if wanted.url is None:
                 return model.jobs.generate(wanted.words, GenerateOptions(normalise=body.normalise, **sampling))
             with service.decoding(ticket):
-                picture = service.opened(content_of(wanted.url))
+                image = service.opened(content_of(wanted.url))
                 if draws:
-                    return model.jobs.edit(picture, wanted.words, EditOptions(normalise=body.normalise, **sampling))
-                return model.jobs.answer(picture, wanted.words, AnswerOptions(history=wanted.history, **sampling))
+                    return model.jobs.edit(image, wanted.words, EditOptions(normalise=body.normalise, **sampling))
+                return model.jobs.answer(image, wanted.words, AnswerOptions(history=wanted.history, **sampling))
 
         def drawn(ticket: Ticket, job: Job[Any]) -> dict[str, Any]:
-            [picture] = service.draw(ticket, job)
-            url = f"data:image/png;base64,{png(picture, 'auto')}"
+            [image] = service.draw(ticket, job)
+            url = f"data:image/png;base64,{png(image, 'auto')}"
             return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
         def written(ticket: Ticket, job: Job[Any]) -> dict[str, Any]:
@@ -340,9 +342,9 @@ def drawing(service: Service, ticket: Ticket, body: Generation, parts: Generator
             done[part.index] += 1
             if done[part.index] == last:
                 service.safety.check_images([part.content])
-                service.meters.pictures.inc()
+                service.meters.images.inc()
                 yield event("image_generation.completed", b64_json=png(part.content, body.size), **common)
-            elif done[part.index] in shown and not service.safety.pictures:
+            elif done[part.index] in shown and not service.safety.images:
                 number = shown[done[part.index]]
                 yield event(
                     "image_generation.partial_image",

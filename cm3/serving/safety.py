@@ -1,8 +1,8 @@
-"""What may be drawn and shown: filters of prompts and of pictures, as plug-ins of the server. None are on by default.
+"""What may be drawn and shown: filters of prompts and of images, as plug-ins of the server. None are on by default.
 
-    safety = Safety(prompts=[BlockList.read("blocked.txt")], pictures=[my_classifier])
+    safety = Safety(prompts=[BlockList.read("blocked.txt")], images=[my_classifier])
 
-A prompt filter has `refuses(text)`, a picture filter `refuses(picture)`; either gives the category for which it
+A prompt filter has `refuses(text)`, an image filter `refuses(image)`; either gives the category for which it
 refuses, or None. A refusal names the category alone: neither logs nor answers repeat what people wrote.
 """
 
@@ -23,8 +23,8 @@ class PromptFilter(Protocol):
     def refuses(self, text: str) -> str | None: ...
 
 
-class PictureFilter(Protocol):
-    def refuses(self, picture: Image.Image) -> str | None: ...
+class ImageFilter(Protocol):
+    def refuses(self, image: Image.Image) -> str | None: ...
 
 
 class Refusal(ValueError):
@@ -40,7 +40,7 @@ class Safety:
     """The filters of a service, asked one after the other."""
 
     prompts: Sequence[PromptFilter] = ()
-    pictures: Sequence[PictureFilter] = ()
+    images: Sequence[ImageFilter] = ()
 
     def check_prompt(self, *texts: str) -> None:
         """Errors: Refusal. Texts are looked at one by one and all together."""
@@ -49,12 +49,12 @@ class Safety:
                 if (category := one.refuses(text)) is not None:
                     raise Refusal("prompt", category)
 
-    def check_images(self, pictures: Iterable[Image.Image]) -> None:
+    def check_images(self, images: Iterable[Image.Image]) -> None:
         """Errors: Refusal."""
-        for picture in pictures:
-            for one in self.pictures:
-                if (category := one.refuses(picture)) is not None:
-                    raise Refusal("picture", category)
+        for image in images:
+            for one in self.images:
+                if (category := one.refuses(image)) is not None:
+                    raise Refusal("image", category)
 
 
 # Letters of other alphabets, digits and signs that are taken for Latin ones
@@ -139,7 +139,7 @@ class NudeDetector(Protocol):
 
 
 class NudityFilter:
-    """Refuses pictures in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
+    """Refuses images in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
     photographs; of its licence see docs/server.md) finds exposed private parts or breasts.
 
     threshold: of the detector's confidence, above 0 and below 1. detector: another with NudeNet's `detect`.
@@ -159,8 +159,8 @@ class NudityFilter:
             detector = cast(NudeDetector, Detector())
         self.threshold, self.detector = threshold, detector
 
-    def refuses(self, picture: Image.Image) -> str | None:
-        pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])  # as OpenCV has them: BGR
+    def refuses(self, image: Image.Image) -> str | None:
+        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])  # as OpenCV has them: BGR
         found = self.detector.detect(pixels)
         sure = {one["class"] for one in found if one["score"] >= self.threshold}
         return self.CATEGORY if sure & self.EXPOSED else None

@@ -69,13 +69,13 @@ class Generation(BaseModel):
         return self.model_dump(include=names, exclude_none=True)
 
 
-class Picture(BaseModel):
+class GeneratedImage(BaseModel):
     b64_json: str
 
 
-class Pictures(BaseModel):
+class ImagesResponse(BaseModel):
     created: int
-    data: list[Picture]
+    data: list[GeneratedImage]
     seed: int
 
 
@@ -161,13 +161,13 @@ def piece(id: str, created: int, model: str, delta: dict[str, Any], end: bool = 
     return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
 
 
-def png(picture: PIL_Image.Image, size: str) -> str:
+def png(image: PIL_Image.Image, size: str) -> str:
     """An image as base64 of a PNG file. size: "auto" for the image's own."""
     if size != "auto":
         width, height = map(int, size.split("x"))
-        picture = picture.resize((width, height), PIL_Image.Resampling.LANCZOS)
+        image = image.resize((width, height), PIL_Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -176,7 +176,7 @@ def check_size(size: str) -> None:
         raise ValueError(f"size: a side has at most {MAX_SIDE} pixels")
 
 
-def picture_of(content: bytes, pixels: int) -> PIL_Image.Image:
+def opened(content: bytes, pixels: int) -> PIL_Image.Image:
     """Open an image. Raises a ValueError for something else, or for more pixels than allowed."""
     try:
         return open_image(content, pixels, None)

@@ -15,7 +15,7 @@ from cm3.tokens.document import Image
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Grid, Vocab
 from tokenizer_image import ImageTokenizer
-from tokenizer_image.pixels import MAX_PIXELS, Picture, open_image
+from tokenizer_image.pixels import MAX_PIXELS, ImageLike, open_image
 
 
 class Processor:
@@ -50,7 +50,7 @@ class Processor:
         """Pixels of an image's shorter side beyond which more do not help: twice the model's longest side."""
         return 2 * max(side for grid in (self.grid, *self.vocab.grids) for side in self.image_tokenizer.size_of(grid))
 
-    def encode(self, image: Picture, usual: bool = False) -> Image:
+    def encode(self, image: ImageLike, usual: bool = False) -> Image:
         """Encode the middle of an image, cut to the shape of the model's nearest grid.
 
         Images are encoded one by one, so that an image gets the same codes alone and in a list.

@@ -42,7 +42,7 @@ from cm3.tokens.document import HOLE, Document, Image, Item, Text
 from cm3.tokens.encoding import grid_behind
 from cm3.tokens.templates import WORDS, boxed
 from cm3.tokens.templates import prompt as worded
-from tokenizer_image.pixels import Picture, open_image
+from tokenizer_image.pixels import ImageLike, open_image
 
 Texts = list[str] | tuple[str, ...]
 
@@ -60,7 +60,7 @@ def texts_of(name: str, value: Any) -> list[str]:
     return listed(value)
 
 
-def paired(images: Any, texts: Any, what: str) -> list[tuple[Picture, str]]:
+def paired(images: Any, texts: Any, what: str) -> list[tuple[ImageLike, str]]:
     """Pair each image with its text.
 
     Args:
@@ -159,13 +159,13 @@ class Jobs:
         return best_of_each(wanted, self.codes_of(requests, new), self.best)
 
     def infill(
-        self, image: Picture, mask: Picture, prompt: str | None = None, options: InfillOptions = InfillOptions()
+        self, image: ImageLike, mask: ImageLike, prompt: str | None = None, options: InfillOptions = InfillOptions()
     ) -> Job[list[PIL_Image.Image]]:
         """Redraw an image n times where the mask is white."""
         return Job(self._infill(image, mask, prompt, options))
 
     def _infill(
-        self, image: Picture, mask: Picture, prompt: str | None, options: InfillOptions
+        self, image: ImageLike, mask: ImageLike, prompt: str | None, options: InfillOptions
     ) -> Phases[list[PIL_Image.Image]]:
         check_single("the image", image)
         check_single("the mask", mask)
@@ -191,19 +191,24 @@ class Jobs:
         return [show(i, one) for i, one in enumerate(self.codes_of(requests, new))]
 
     @overload
-    def edit(self, image: Picture, instruction: str, options: EditOptions = EditOptions()) -> Job[PIL_Image.Image]: ...
+    def edit(
+        self, image: ImageLike, instruction: str, options: EditOptions = EditOptions()
+    ) -> Job[PIL_Image.Image]: ...
     @overload
     def edit(
-        self, image: Sequence[Picture], instruction: str | Sequence[str], options: EditOptions = EditOptions()
+        self, image: Sequence[ImageLike], instruction: str | Sequence[str], options: EditOptions = EditOptions()
     ) -> Job[list[PIL_Image.Image]]: ...
     def edit(
-        self, image: Picture | Sequence[Picture], instruction: str | Sequence[str], options: EditOptions = EditOptions()
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        instruction: str | Sequence[str],
+        options: EditOptions = EditOptions(),
     ) -> Job[Any]:
         """Change each image as its instruction says."""
         return Job(self._edit(image, instruction, options))
 
     def _edit(
-        self, image: Picture | Sequence[Picture], instruction: str | Sequence[str], options: EditOptions
+        self, image: ImageLike | Sequence[ImageLike], instruction: str | Sequence[str], options: EditOptions
     ) -> Phases[Any]:
         pairs = paired(image, instruction, "instruction")
         own = [open_image(one, self.processor.max_pixels, None) for one, _ in pairs]
@@ -222,27 +227,27 @@ class Jobs:
         return images if is_many(image) else images[0]
 
     @overload
-    def caption(self, image: Picture, options: CaptionOptions = CaptionOptions()) -> Job[str]: ...
+    def caption(self, image: ImageLike, options: CaptionOptions = CaptionOptions()) -> Job[str]: ...
     @overload
-    def caption(self, image: Sequence[Picture], options: CaptionOptions = CaptionOptions()) -> Job[list[str]]: ...
-    def caption(self, image: Picture | Sequence[Picture], options: CaptionOptions = CaptionOptions()) -> Job[Any]:
+    def caption(self, image: Sequence[ImageLike], options: CaptionOptions = CaptionOptions()) -> Job[list[str]]: ...
+    def caption(self, image: ImageLike | Sequence[ImageLike], options: CaptionOptions = CaptionOptions()) -> Job[Any]:
         """Describe each image."""
         return Job(self._caption(image, options))
 
-    def _caption(self, image: Picture | Sequence[Picture], options: CaptionOptions) -> Phases[Any]:
+    def _caption(self, image: ImageLike | Sequence[ImageLike], options: CaptionOptions) -> Phases[Any]:
         words = self.caption_prompt(options.language, options.long)
         texts = yield from self._write(paired(image, words, "prompt"), options)
         return texts if is_many(image) else texts[0]
 
     @overload
-    def answer(self, image: Picture, question: str, options: AnswerOptions = AnswerOptions()) -> Job[str]: ...
+    def answer(self, image: ImageLike, question: str, options: AnswerOptions = AnswerOptions()) -> Job[str]: ...
     @overload
     def answer(
-        self, image: Sequence[Picture], question: str | Sequence[str], options: AnswerOptions = AnswerOptions()
+        self, image: Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions = AnswerOptions()
     ) -> Job[list[str]]: ...
     def answer(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageLike | Sequence[ImageLike],
         question: str | Sequence[str],
         options: AnswerOptions = AnswerOptions(),
     ) -> Job[Any]:
@@ -250,7 +255,7 @@ class Jobs:
         return Job(self._answer(image, question, options))
 
     def _answer(
-        self, image: Picture | Sequence[Picture], question: str | Sequence[str], options: AnswerOptions
+        self, image: ImageLike | Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions
     ) -> Phases[Any]:
         pairs = paired(image, question, "question")
         before = [(self.question_prompt(asked), answer.strip()) for asked, answer in options.history]
@@ -260,13 +265,15 @@ class Jobs:
         texts = yield from self._write(asked, options, before)
         return texts if is_many(image) else texts[0]
 
-    def write(self, pairs: Sequence[tuple[Picture, str]], options: SamplingOptions = AnswerOptions()) -> Job[list[str]]:
+    def write(
+        self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions = AnswerOptions()
+    ) -> Job[list[str]]:
         """Write a text for each image and prompt, as caption_prompt and question_prompt give it. An image that stands
         in several pairs is encoded once."""
         return Job(self._write(pairs, options))
 
     def _write(
-        self, pairs: Sequence[tuple[Picture, str]], options: SamplingOptions, before: History = ()
+        self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions, before: History = ()
     ) -> Phases[list[str]]:
         images: dict[int, Image] = {}  # by the identity of what was given
         for image, _ in pairs:

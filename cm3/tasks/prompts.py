@@ -18,7 +18,7 @@ from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.engine.options import EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
 from cm3.tokens.alphabet import Alphabet, alphabets
-from cm3.tokens.document import HOLE, Document, Image, Mask, Text, pictures_alone, without_text
+from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_alone, without_text
 from cm3.tokens.encoding import draw_ids, next_span_ids, next_turn_ids, nothing, prompt_ids, reply_ids, text_ids
 from cm3.tokens.templates import caption_language, prompt
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -95,7 +95,7 @@ class Prompts:
 
     def textless(self, document: Document) -> Document:
         """The document without its text."""
-        return without_text(document) if self.vocab.has_masks else pictures_alone(document)
+        return without_text(document) if self.vocab.has_masks else images_alone(document)
 
     def image(
         self,

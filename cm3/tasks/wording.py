@@ -19,7 +19,7 @@ NUMBERS = set(
 PLACES = set("and or with in into on at by near under above below beside behind between over inside".split())
 OPENERS = PLACES | {"draw", "paint", "show", "add", "put"}  # a name may follow
 CLOSERS = PLACES | {"of", "left", "right", "to", "from", "next", "is", "that"}  # a name has ended
-PICTURES = {"picture", "image", "drawing", "photo", "sketch", "icon", "emoji"}  # "of" what
+IMAGE_WORDS = {"picture", "image", "drawing", "photo", "sketch", "icon", "emoji"}  # "of" what
 BEFORE = re.compile(rf"(?:\b(?:{'|'.join(ADJECTIVES)})\s+)*$")
 LAST = re.compile(r"(?:([\w'-]+)\s+)?([\w'-]+)\s*$")  # one or two words
 NEXT = re.compile(r"\s*([\w'-]*)")
@@ -91,14 +91,14 @@ class Names:
         head, adjectives = before[: found.start()], found[0]
         last = LAST.search(head)
         leading = last[2] if last else ""
-        of_picture = leading == "of" and last is not None and last[1] in PICTURES
-        if leading in NUMBERS or leading.isdecimal() or (leading == "of" and not of_picture):
+        of_image = leading == "of" and last is not None and last[1] in IMAGE_WORDS
+        if leading in NUMBERS or leading.isdecimal() or (leading == "of" and not of_image):
             return before + word
         name = self.bare[self.several.get(word, word)]
         bare = re.sub("^an? ", "", name)
         following = NEXT.match(behind)
         ended = word in self.several or following is None or not following[1] or following[1] in CLOSERS
-        if bare == name or not ended or not (not leading or leading in OPENERS or of_picture):
+        if bare == name or not ended or not (not leading or leading in OPENERS or of_image):
             return before + bare
         words = adjectives + bare
         return f"{head}{article(words)} {words}"

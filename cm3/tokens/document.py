@@ -1,6 +1,6 @@
-"""Documents: text and pictures in any order, as Python and as JSON; encoding.py makes ids of them.
+"""Documents: text and images in any order, as Python and as JSON; encoding.py makes ids of them.
 
-Document((Text("a red apple"), Image(codes)))                            a picture with its words
+Document((Text("a red apple"), Image(codes)))                            an image with its words
 Document((Text("Caption: "), Mask(), Image(codes)))                      a gap that the model is to fill with text
 Document((Text("Caption: "), Answer("a red apple"), Image(codes)))       the same, to learn from
 Document((Text("a red apple"), Image(codes with HOLE in some cells)))    codes that are to be drawn
@@ -150,13 +150,13 @@ def has_mask(document: Document) -> bool:
     return any(isinstance(item, Mask) for item in document)
 
 
-def pictures_alone(document: Document) -> Document:
+def images_alone(document: Document) -> Document:
     return Document(tuple(item for item in document if isinstance(item, Image)))
 
 
 def without_text(document: Document) -> Document:
-    """Its pictures, with a mask for each run of text: the condition that guidance leaves out (CM3leon 3.1). A document
-    without text gets one mask before its first picture."""
+    """Its images, with a mask for each run of text: the condition that guidance leaves out (CM3leon 3.1). A document
+    without text gets one mask before its first image."""
     items: list[Item] = []
     for item in document:
         kept = item if isinstance(item, Image) else Mask()

@@ -4,13 +4,13 @@
         <eos> a red apple <break> <image> c_1 .. c_hw </image> <eos>
     Document((Text("Caption: "), Mask(), Image(codes)))                                   as a prompt
         <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model writes on from here
-    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for a picture
-        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same picture, now whole
+    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for an image
+        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same image, now whole
     Document((Text("Caption: "), Answer("a red apple"), Image(codes)))                    to learn from
         <eos> Caption: a red apple <break> <image> c_1 .. c_hw </image> <eos>             and where the answer stands
 
-<break> stands where text and picture meet; neighbours of one kind join without it. A mask belongs to the text beside
-it, and stands as text of its own between pictures. Text is always text: its tokenizer knows no special tokens.
+<break> stands where text and image meet; neighbours of one kind join without it. A mask belongs to the text beside
+it, and stands as text of its own between images. Text is always text: its tokenizer knows no special tokens.
 
 That is the form "cm3". In the form "chameleon" (Chameleon, arXiv 2405.09818; Anole) there are no masks and no <break>;
 what people say ends with <end_turn>, and the model's reply follows:
@@ -79,7 +79,7 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
             ids.append(vocab.mask(masks))
             masks += 1
         else:
-            ids += picture_ids(item, vocab)
+            ids += image_ids(item, vocab)
     if run:
         ids += text_ids(run, vocab, tokenizer)
     return Encoded(ids, spans)
@@ -90,7 +90,7 @@ def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
     return vocab.text_to_ids(tokenizer.encode(text))
 
 
-def picture_ids(image: Image, vocab: Vocab) -> list[int]:
+def image_ids(image: Image, vocab: Vocab) -> list[int]:
     """`<image> c_1 .. c_hw </image>`, <mask:0> in place of each code that is missing. Errors: ValueError for a code
     that the vocabulary does not have."""
     codes = cast(list[int], image.codes.flatten().tolist())
@@ -111,12 +111,12 @@ def roles(vocab: Vocab) -> dict[str, int]:
 
 
 def opening_ids(vocab: Vocab, grid: Grid | None = None) -> list[int]:
-    """What stands before a picture's first code. grid: None = the usual one."""
+    """What stands before an image's first code. grid: None = the usual one."""
     return [vocab.image, *(vocab.grid_ids(grid) if grid else ())]
 
 
 def grid_behind(ids: Sequence[int], vocab: Vocab) -> Grid | None:
-    """The grid of the last picture that the ids open, None where it is the usual one."""
+    """The grid of the last image that the ids open, None where it is the usual one."""
     last = max((i for i, id in enumerate(ids) if id == vocab.image), default=len(ids)) + 1
     return vocab.grid(ids[last]) if last < len(ids) and vocab.is_grid(ids[last]) else None
 
@@ -131,11 +131,11 @@ def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
 
 
 def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), a picture with holes,
+    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), an image with holes,
     or a code that the vocabulary does not have."""
     ids = encode(document, vocab, tokenizer).ids
     if any(isinstance(item, Image) and item.holes for item in document):
-        raise ValueError("a document with holes in a picture is not finished")
+        raise ValueError("a document with holes in an image is not finished")
     return ids
 
 
@@ -151,7 +151,7 @@ def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[i
 
 
 def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
-    """A prompt for a picture after the document: ... <break> <image>, or ... <end_turn> <image>. grid: its rows and
+    """A prompt for an image after the document: ... <break> <image>, or ... <end_turn> <image>. grid: its rows and
     columns, None = the usual ones."""
     ids = reply_ids(document, vocab, tokenizer)
     turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
@@ -185,9 +185,9 @@ def next_turn_ids(reply: str, said: str, vocab: Vocab, tokenizer: Tokenizer) -> 
 
 
 class Part(NamedTuple):
-    """A run of text, or a picture with its <image> and </image>, at ids[start:end]."""
+    """A run of text, or an image with its <image> and </image>, at ids[start:end]."""
 
-    is_picture: bool
+    is_image: bool
     start: int
     end: int
 
@@ -209,17 +209,17 @@ def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
 
 
 def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
-    """The runs of text, and the codes of each picture, of ids that end at the first close after the opening."""
+    """The runs of text, and the codes of each image, of ids that end at the first close after the opening."""
     start = 1 if ids and ids[0] == vocab.bos else next((i for i, id in enumerate(ids) if id != vocab.pad), len(ids))
     end = next((i for i in range(start + 1, len(ids)) if ids[i] in (vocab.eos, vocab.pad)), len(ids))
     found = parts(ids[start:end], vocab)
-    runs = ((ids[start + part.start : start + part.end], part.is_picture) for part in found)
-    return [([id for id in run if vocab.is_code(id) or vocab.is_text(id)], picture) for run, picture in runs]
+    runs = ((ids[start + part.start : start + part.end], part.is_image) for part in found)
+    return [([id for id in run if vocab.is_code(id) or vocab.is_text(id)], image) for run, image in runs]
 
 
-def picture_spans(ids: list[int], vocab: Vocab) -> list[Span]:
-    """Where the pictures stand, from <image> to </image>, in a document that may be rotated. Errors: ValueError for a
-    picture without its end."""
+def image_spans(ids: list[int], vocab: Vocab) -> list[Span]:
+    """Where the images stand, from <image> to </image>, in a document that may be rotated. Errors: ValueError for an
+    image without its end."""
     spans: list[Span] = []
     for _ in range(ids.count(vocab.image)):
         start = ids.index(vocab.image, spans[-1][1] if spans else 0)
@@ -234,19 +234,19 @@ def before_last(ids: Sequence[int], vocab: Vocab) -> int:
 
 
 def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
-    """The codes of the last picture, from 0; of ids without a picture's bounds all codes."""
+    """The codes of the last image, from 0; of ids without an image's bounds all codes."""
     starts = [i for i, id in enumerate(ids) if id == vocab.image]
     return [vocab.id_to_code(id) for id in ids[starts[-1] if starts else 0 :] if vocab.is_code(id)]
 
 
-def hidden(picture: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
-    """A picture's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
+def hidden(image: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
+    """An image's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
     gone = iter(holes)
-    return [vocab.mask(0) if vocab.is_code(id) and next(gone) else id for id in picture]
+    return [vocab.mask(0) if vocab.is_code(id) and next(gone) else id for id in image]
 
 
 def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
-    """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two pictures; and where each lies."""
+    """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two images; and where each lies."""
     ids, places = [vocab.bos], list[Span]()
     for piece in pieces:
         if vocab.has_masks and len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
@@ -260,12 +260,12 @@ def from_ids(
     ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int], spans: Sequence[Span] = ()
 ) -> Document:
     """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
-    missing stays a Mask, in a picture a HOLE. grid: the usual rows and columns of a picture. spans: of answers, as
+    missing stays a Mask, in an image a HOLE. grid: the usual rows and columns of an image. spans: of answers, as
     encode gives them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
     merged, borders = merge_infills(ids, vocab), borders_of(spans)
     items: list[Item] = []
     text: list[int] = []
-    codes: list[int] | None = None  # of the open picture
+    codes: list[int] | None = None  # of the open image
     usual = grid
 
     def close_text(kind: type[Text] = Text) -> None:
@@ -286,7 +286,7 @@ def from_ids(
                 grid = vocab.grid(id)
             else:
                 raise ValueError(
-                    f"a picture of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
+                    f"an image of {grid[0]} x {grid[1]} codes cannot go on with {vocab.name(id)} after "
                     f"{len(codes)} codes"
                 )
         elif vocab.is_text(id):
@@ -298,18 +298,18 @@ def from_ids(
             elif id == vocab.image:
                 codes = []
         else:
-            raise ValueError(f"{vocab.name(id)} has no place outside a picture")
+            raise ValueError(f"{vocab.name(id)} has no place outside an image")
     if codes is not None:
-        raise ValueError(f"the last picture is not closed: it has {len(codes)} of {grid[0] * grid[1]} codes")
+        raise ValueError(f"the last image is not closed: it has {len(codes)} of {grid[0] * grid[1]} codes")
     close_text()
     return Document(tuple(items))
 
 
 def in_turns(ids: list[int], answers: Sequence[Span], vocab: Vocab) -> Encoded:
     """A document in which people and model take turns as prompts have them: <end_turn> before each answer, or, where
-    none is marked, before a picture that is the last part of several."""
+    none is marked, before an image that is the last part of several."""
     found = parts(ids, vocab)
-    drawn = [found[-1].start] if len(found) > 1 and found[-1].is_picture else []
+    drawn = [found[-1].start] if len(found) > 1 and found[-1].is_image else []
     cuts = [start for start, _ in answers] or drawn
     laid, places, before = list[int](), list[Span](), 0
     for count, cut in enumerate(cuts, 1):

@@ -4,13 +4,13 @@ A Grammar reads the prompt, then follows what is generated. States of a document
 
     start -> text -> <break> -> <image> -> h*w codes -> </image> -> <break> -> text ...      closed by <eos>
     after the body's masks: <infill:0> span <infill:1> span ... <eos>
-    in the form "chameleon" (encoding.py) text and pictures follow on each other without <break>; a turn ends and begins
+    in the form "chameleon" (encoding.py) text and images follow on each other without <break>; a turn ends and begins
     as a document does
 
-A mask inside a picture is filled with as many codes as the picture lacks. Where one mask stands several times in a
-picture, each stands for exactly one code that is missing; nothing fills them if no <infill> follows:
+A mask inside an image is filled with as many codes as the image lacks. Where one mask stands several times in an
+image, each stands for exactly one code that is missing; nothing fills them if no <infill> follows:
 
-    <eos> <image> c <mask:0> <mask:0> c </image> <image> -> the whole picture, drawn anew        a source with holes
+    <eos> <image> c <mask:0> <mask:0> c </image> <image> -> the whole image, drawn anew        a source with holes
 """
 
 import math
@@ -39,11 +39,11 @@ class Legal(NamedTuple):
 class Grammar:
     """One row's state.
 
-    mode: "text" ends at the first id that is no text; "image" ends with one picture's </image> (or with the codes of
+    mode: "text" ends at the first id that is no text; "image" ends with one image's </image> (or with the codes of
     one mask); "document" ends with <eos>.
-    codes: image codes in a picture of the usual grid, h*w.
-    room: new ids at most. No picture is begun that it cannot hold, and a picture that is due is always finished.
-    given: for mode "image", the id of each code that is fixed, from the picture's first; None = free.
+    codes: image codes in an image of the usual grid, h*w.
+    room: new ids at most. No image is begun that it cannot hold, and an image that is due is always finished.
+    given: for mode "image", the id of each code that is fixed, from the image's first; None = free.
     Errors: ValueError for an unknown mode, a prompt that leaves no place for what the mode wants, or a given that
     does not fit.
     """
@@ -60,33 +60,33 @@ class Grammar:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
         self.vocab, self.mode, self.codes = vocab, mode, codes
-        self.most = max([codes, *(rows * columns for rows, columns in vocab.grids)])  # in a picture of any grid
+        self.most = max([codes, *(rows * columns for rows, columns in vocab.grids)])  # in an image of any grid
         self.room, self.done = math.inf, False
         self._begin()
         for id in prompt:
             self._read(id)
         if mode == "text" and (self.state in ("codes", "end") or self._codes_span()):
-            raise ValueError("the prompt is inside a picture: text cannot follow")
+            raise ValueError("the prompt is inside an image: text cannot follow")
         if mode == "image" and self.state == "span" and not self._codes_span():
-            raise ValueError("the prompt asks for text in place of a mask: a picture cannot follow")
+            raise ValueError("the prompt asks for text in place of a mask: an image cannot follow")
         if mode == "image" and self._turns("text"):
-            raise ValueError("the prompt ends with a <break> before text: a picture cannot follow")
+            raise ValueError("the prompt ends with a <break> before text: an image cannot follow")
         if self.state in ("codes", "end") and self.holes:
-            raise ValueError("the prompt ends inside a picture that has masks: close the picture first")
+            raise ValueError("the prompt ends inside an image that has masks: close the image first")
         self.room = room
         self.given: list[int | None] | None = None if given is None else list(given)
         if given is not None:
             self._check_given(prompt)
 
     def _begin(self) -> None:
-        self.state = "start"  # start, text, turn (after <break>), codes, end (of them), after (a picture), span
+        self.state = "start"  # start, text, turn (after <break>), codes, end (of them), after (an image), span
         self.turn_to = ""  # "image" or "text": what stands after the <break>
-        self.size = self.codes  # of the open picture
+        self.size = self.codes  # of the open image
         self.fresh = False  # whether it may still say its grid
-        self.left = 0  # codes that the open picture, or the masks of the span's picture, still lack
-        self.masks: dict[int, int | None] = {}  # of each mask number the picture it lies in, None = it is text
-        self.holes: list[int] = []  # mask numbers in the open picture
-        self.lacking: list[int] = []  # of each picture, the codes its masks stand for
+        self.left = 0  # codes that the open image, or the masks of the span's image, still lack
+        self.masks: dict[int, int | None] = {}  # of each mask number the image it lies in, None = it is text
+        self.holes: list[int] = []  # mask numbers in the open image
+        self.lacking: list[int] = []  # of each image, the codes its masks stand for
         self.span: int = -1  # number of the span being filled
         self.span_length = 0
 
@@ -119,7 +119,7 @@ class Grammar:
         if state == "text":
             turn = (v.break_,) if self.mode == "text" or self._fits(2) else ()
             return Legal(text=True, special=(*turn, v.eos))
-        if self.mode == "text":  # after a picture
+        if self.mode == "text":  # after an image
             return Legal(special=(v.break_,))
         again = (v.image,) if self._fits(1) else ()
         return Legal(special=(*again, *((v.break_,) if self.room > 1 else ()), v.eos))
@@ -131,17 +131,17 @@ class Grammar:
 
     @property
     def cell(self) -> int:
-        """Of the open picture, where the next code stands: how many it has."""
+        """Of the open image, where the next code stands: how many it has."""
         return self.size - self.left
 
     @property
     def drawn(self) -> float:
-        """Share of the open picture's codes that stand, 0 outside of one."""
+        """Share of the open image's codes that stand, 0 outside of one."""
         return 1 - self.left / self.size if self.state == "codes" else 0.0
 
     @property
     def longest(self) -> int:
-        """Ids that may still come, at most: the room, and a picture beyond it."""
+        """Ids that may still come, at most: the room, and an image beyond it."""
         assert self.room < math.inf, "a row without a limit"
         return int(max(self.room, 0)) + self.most + 3
 
@@ -172,10 +172,10 @@ class Grammar:
 
     def _check_given(self, prompt: Sequence[int]) -> None:
         if self.mode != "image" or self.state == "span":
-            raise ValueError("given codes need a picture to draw: mode 'image', and a prompt that asks for no mask")
+            raise ValueError("given codes need an image to draw: mode 'image', and a prompt that asks for no mask")
         assert self.given is not None
         if len(self.given) != self.size:
-            raise ValueError(f"given has {len(self.given)} codes, but a picture has {self.size}")
+            raise ValueError(f"given has {len(self.given)} codes, but an image has {self.size}")
         for id in self.given:
             if id is not None and not self.vocab.is_code(id):
                 raise ValueError(
@@ -194,7 +194,7 @@ class Grammar:
         return self.mode == "text" and self.state in before_text and self.vocab.is_special(id)
 
     def _owes(self) -> bool:
-        """Whether a picture is due or open, or a mask of a picture lacks codes."""
+        """Whether an image is due or open, or a mask of an image lacks codes."""
         return self._turns("image") or self.state in ("codes", "end") or (self._codes_span() and self.left > 0)
 
     def _turns(self, to: str) -> bool:
@@ -217,7 +217,7 @@ class Grammar:
         stop = v.infill(following) if following in self.masks else v.eos
         if not self._codes_span():
             return Legal(text=True, special=(stop,))
-        later = sum(k > self.span and picture == self.masks[self.span] for k, picture in self.masks.items())
+        later = sum(k > self.span and image == self.masks[self.span] for k, image in self.masks.items())
         ends = self.span_length > 0 and (later > 0 or self.left == 0)
         return Legal(codes=self.left > later, special=(stop,) if ends else ())
 
@@ -270,7 +270,7 @@ class Grammar:
             self._expect(False, id)
 
     def _closes(self) -> bool:
-        """Whether the open picture is whole: each mask in it stands for codes that it lacks."""
+        """Whether the open image is whole: each mask in it stands for codes that it lacks."""
         several = 0 < len(self.holes) == len(set(self.holes))  # a mask that stands once may stand for several codes
         return self.left == len(self.holes) or (several and self.left > len(self.holes))
 
@@ -278,15 +278,15 @@ class Grammar:
         self._expect(self.left > 0, self.vocab.first_code)
         self.left -= 1
         if self.state == "span":
-            picture = self.masks[self.span]
-            assert picture is not None
-            self.lacking[picture] = self.left
+            image = self.masks[self.span]
+            assert image is not None
+            self.lacking[image] = self.left
 
     def _open_span(self, k: int) -> None:
         self._expect(k == self.span + 1 and k in self.masks, self.vocab.infill(k))
         self.state, self.span, self.span_length = "span", k, 0
-        picture = self.masks[k]
-        self.left = 0 if picture is None else self.lacking[picture]
+        image = self.masks[k]
+        self.left = 0 if image is None else self.lacking[image]
 
     def _expect(self, holds: bool, id: int) -> None:
         if not holds:

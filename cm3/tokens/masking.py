@@ -89,7 +89,7 @@ def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator
 
 
 def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  # -> [h, w] bool
-    """Where a picture is to be redrawn: a rectangle, all but a rectangle, one side, or a brush stroke, as often the one
+    """Where an image is to be redrawn: a rectangle, all but a rectangle, one side, or a brush stroke, as often the one
     as the other; at least one cell.
 
     grid: (h, w), rows and columns of codes."""

@@ -1,7 +1,7 @@
 """What a model is taught to write on from: the words of each task, in every language that it knows.
 
-The pipeline asks with these words, and training teaches them. Where text comes out, a mask and the picture follow;
-where a picture comes out, it stands last, behind the picture that it is made from (CM3leon, section 4).
+The pipeline asks with these words, and training teaches them. Where text comes out, a mask and the image follow;
+where an image comes out, it stands last, behind the image that it is made from (CM3leon, section 4).
 """
 
 import re
@@ -13,11 +13,11 @@ from cm3.checks import check_text, is_many, is_number
 LANGUAGES = ("en", "ar")
 
 TEMPLATES: dict[str, dict[str, str]] = {
-    # Text out: words <mask:0> <break> picture.
+    # Text out: words <mask:0> <break> image.
     "caption": {"en": "Caption: ", "ar": "الوصف: "},
     "describe": {"en": "Describe: ", "ar": "صف الصورة: "},
     "answer": {"en": "Question: {words} Answer: ", "ar": "سؤال: {words} جواب: "},
-    # A picture out of another: words <break> source picture.
+    # An image out of another: words <break> source image.
     "edit": {"en": "Edit: {words}", "ar": "عدّل: {words}"},
     "segments": {"en": "From segments: {words}", "ar": "من القطع: {words}"},
     "edges": {"en": "From edges: {words}", "ar": "من الحواف: {words}"},
@@ -43,9 +43,9 @@ SAID: dict[str, dict[str, str]] = {
     "edges": {"en": "Draw this, with these edges: {words}", "ar": "ارسم هذا بهذه الحواف: {words}"},
 }
 WORDS = {"cm3": TEMPLATES, "chameleon": SAID}
-STRUCTURES = ("segments", "edges")  # kinds of pictures that a drawing may follow
+STRUCTURES = ("segments", "edges")  # kinds of images that a drawing may follow
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture's sides
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the image's sides
 
 
 def language_of(words: str) -> str:
@@ -65,7 +65,7 @@ def prompt(task: str, words: str, form: str = "cm3") -> str:
 
 
 def is_box(box: Any) -> bool:
-    """Whether it is left, top, right, bottom as shares of a picture's sides, with something between them."""
+    """Whether it is left, top, right, bottom as shares of an image's sides, with something between them."""
     sides = list(cast(Iterable[Any], box)) if isinstance(box, Iterable) else []
     if len(sides) != 4 or not all(is_number(side) and 0 <= side <= 1 for side in sides):
         return False
@@ -74,9 +74,9 @@ def is_box(box: Any) -> bool:
 
 
 def boxed(things: Sequence[tuple[str, Box]]) -> str:
-    """Things and where each stands, in hundredths of the picture: "a cat [10 20 55 90], a dog [60 30 95 80]".
+    """Things and where each stands, in hundredths of the image: "a cat [10 20 55 90], a dog [60 30 95 80]".
 
-    Errors: ValueError for no thing, one without a name, or a box that is empty or leaves the picture; TypeError for
+    Errors: ValueError for no thing, one without a name, or a box that is empty or leaves the image; TypeError for
     what is no list of names and boxes."""
     if not is_many(things) or not all(is_many(thing) and len(thing) == 2 for thing in things):
         raise TypeError(
@@ -92,7 +92,7 @@ def boxed(things: Sequence[tuple[str, Box]]) -> str:
         if not is_box(box):
             raise ValueError(
                 f"the box of {name!r:.60} is {box!r:.60}, but must be left, top, right, bottom as shares of "
-                "the picture's sides, from 0 to 1, left before right and top before bottom"
+                "the image's sides, from 0 to 1, left before right and top before bottom"
             )
         parts.append(f"{name.strip()} [{' '.join(str(round(100 * side)) for side in box)}]")
     return ", ".join(parts)

@@ -5,9 +5,9 @@
      37    38         39            40 ..     .. 63      64 ..      64+text ..
     <bos> <end_turn> <placeholder> <grid:h x w> unused | text ids | image codes
 
-Two forms of documents share it (encoding.py): in "cm3" <eos> opens and closes, <break> stands between text and picture,
+Two forms of documents share it (encoding.py): in "cm3" <eos> opens and closes, <break> stands between text and image,
 and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people say.
-A picture of another than the model's usual grid has its <grid> behind <image>.
+An image of another than the model's usual grid has its <grid> behind <image>.
 Nothing here reads text: a string that spells a special token never becomes its id.
 """
 
@@ -29,7 +29,7 @@ class Vocab:
     """The layout of the vocabulary, and the way between ids and what they stand for.
 
     num_special: slots kept for special ids. num_text: text ids. num_codes: image codes. form: of documents, one of
-    config.FORMS. grids: rows and columns of pictures that are not of the usual grid.
+    config.FORMS. grids: rows and columns of images that are not of the usual grid.
     """
 
     num_special: int
@@ -48,7 +48,7 @@ class Vocab:
     infills = range(first_infill, first_infill + MAX_MASKS)
     begin = 37  # <bos>, where it is not <eos>
     end_turn = 38
-    placeholder = 39  # in place of each code of a picture that is still pixels; never learnt
+    placeholder = 39  # in place of each code of an image that is still pixels; never learnt
     first_grid = 40
 
     @classmethod
@@ -66,7 +66,7 @@ class Vocab:
 
     @property
     def has_masks(self) -> bool:
-        """Whether masks are filled and <break> stands where text and picture meet; else people and model take turns."""
+        """Whether masks are filled and <break> stands where text and image meet; else people and model take turns."""
         return self.form == "cm3"
 
     @property
@@ -134,7 +134,7 @@ class Vocab:
         return self.grids[id - self.first_grid]
 
     def grid_ids(self, grid: Grid) -> list[int]:
-        """What stands behind <image> for a picture of this grid: nothing for the usual one."""
+        """What stands behind <image> for an image of this grid: nothing for the usual one."""
         return [self.first_grid + self.grids.index(grid)] if grid in self.grids else []
 
     def name(self, id: int) -> str:

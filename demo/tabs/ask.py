@@ -22,16 +22,16 @@ def said(turn: dict[str, Any]) -> str:
 
 def asker(model: CM3, say: Say) -> Any:
     def ask(
-        picture: Image.Image | None, question: str, chat: list[dict[str, Any]] | None = None
+        image: Image.Image | None, question: str, chat: list[dict[str, Any]] | None = None
     ) -> tuple[str, list[dict[str, Any]]]:
         """Ask a question about an image.
 
         Args:
-            picture: what is asked about.
+            image: what is asked about.
             question: in English or Arabic.
             chat: earlier questions and answers.
         """
-        shown = parts.chosen(say, picture)
+        shown = parts.chosen(say, image)
         parts.checked_text(say, question, "no_question")
         texts = [said(turn) for turn in (chat or [])[-2 * MAX_TURNS :]]
         before = [turn for turn in zip(texts[::2], texts[1::2], strict=False) if all(turn)]
@@ -46,7 +46,7 @@ def asker(model: CM3, say: Say) -> Any:
 def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            source = parts.picture_input(say("source"))
+            source = parts.image_input(say("source"))
         with gr.Column(scale=2, min_width=300):
             chat = gr.Chatbot(label=say("chat"), height=parts.HEIGHT, render_markdown=False, elem_classes="chat")
             question = parts.words_input(say("question"), say("ask"), "ask", QUESTIONS[say.language][0])

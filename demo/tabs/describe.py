@@ -16,29 +16,29 @@ MAX_FILES = 32
 
 def describer(model: CM3, say: Say) -> Any:
     def describe(
-        picture: Image.Image | None, files: list[str] | None = None, languages: str = "en", long: bool = False
+        image: Image.Image | None, files: list[str] | None = None, languages: str = "en", long: bool = False
     ) -> tuple[Any, list[list[str]]]:
         """Describe an image, or several.
 
         Args:
-            picture: one of them.
+            image: one of them.
             files: further images.
             languages: "en", "ar" or "both".
             long: say also where things stand, and on what.
         """
         if len(files or []) > MAX_FILES:
             parts.mistake(say, "too_many", n=MAX_FILES)
-        pictures = [] if picture is None else [picture]
-        pictures += [opened(uploaded(file)) for file in files or []]
-        if not pictures:
-            parts.mistake(say, "no_picture")
+        images = [] if image is None else [image]
+        images += [opened(uploaded(file)) for file in files or []]
+        if not images:
+            parts.mistake(say, "no_image")
         wanted = LANGUAGES if languages == "both" else (cast(Language, languages),)
         with parts.friendly(say):
             told = [
-                model.run(model.jobs.caption(pictures, CaptionOptions(language=language, long=bool(long))))
+                model.run(model.jobs.caption(images, CaptionOptions(language=language, long=bool(long))))
                 for language in wanted
             ]
-        return parts.sheet(pictures), [[str(i + 1), *texts] for i, texts in enumerate(zip(*told, strict=True))]
+        return parts.sheet(images), [[str(i + 1), *texts] for i, texts in enumerate(zip(*told, strict=True))]
 
     return describe
 
@@ -46,7 +46,7 @@ def describer(model: CM3, say: Say) -> Any:
 def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            source = parts.picture_input(say("source"))
+            source = parts.image_input(say("source"))
             files = UploadedFiles(
                 label=say("files"), file_count="multiple", file_types=["image"], height=120, elem_classes="files"
             )

@@ -76,13 +76,13 @@ def drawer(model: CM3, say: Say) -> Any:
                 negative_prompt=negative.strip() or None,
                 normalise=normalise,
             )
-            pictures: dict[int, Image.Image] = {}
-            for index, picture in parts.timed(model.stream(model.jobs.generate(prompt, options))):
-                pictures[index] = picture  # pyright: ignore[reportArgumentType]  # a drawing has no text
+            images: dict[int, Image.Image] = {}
+            for index, image in parts.timed(model.stream(model.jobs.generate(prompt, options))):
+                images[index] = image  # pyright: ignore[reportArgumentType]  # a drawing has no text
                 if index == n - 1:  # all have one more row
-                    show = gr.update(value=parts.sheet(pictures.values()), visible=True)
+                    show = gr.update(value=parts.sheet(images.values()), visible=True)
                     yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
-            finished = list(pictures.values())
+            finished = list(images.values())
         kept = [*finished, *(history or [])][:KEPT]
         status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
         if unknown := model.unknown_words(prompt, normalise):
@@ -100,7 +100,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             preview = parts.preview()
-            drawings = parts.gallery(say("pictures"), columns=2, elem_classes="drawings")
+            drawings = parts.gallery(say("images"), columns=2, elem_classes="drawings")
             with gr.Row():
                 stop = parts.stop_button(say)
                 status = gr.Markdown(elem_classes="status")
@@ -118,7 +118,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 normalise = gr.Checkbox(GenerateOptions.normalise, label=say("normalise"))
                 temperature = parts.slider(say, GenerateOptions, "temperature")
                 top_p = parts.slider(say, GenerateOptions, "top_p")
-                structure = parts.picture_input(say("structure"))
+                structure = parts.image_input(say("structure"))
                 kinds = [(say("edges"), "edges"), (say("segments"), "segments")]
                 kind = gr.Radio(kinds, value="edges", label=say("structure_kind"))
     parts.connect(

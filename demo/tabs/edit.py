@@ -14,7 +14,7 @@ from demo.words import INSTRUCTIONS, Say
 
 def editor(model: CM3, say: Say) -> Any:
     def edit(
-        picture: Image.Image | None,
+        image: Image.Image | None,
         instruction: str,
         image_guidance: float = EditOptions.image_guidance,
         text_guidance: float = EditOptions.text_guidance,
@@ -25,7 +25,7 @@ def editor(model: CM3, say: Say) -> Any:
         """Change an image as the instruction asks.
 
         Args:
-            picture: to be changed.
+            image: to be changed.
             instruction: what to change, in English or Arabic.
             image_guidance: how much stays as it is.
             text_guidance: how much the instruction counts.
@@ -33,7 +33,7 @@ def editor(model: CM3, say: Say) -> Any:
             dice: whether a new seed is drawn.
             seed: the one that counts if not.
         """
-        source = parts.chosen(say, picture)
+        source = parts.chosen(say, image)
         parts.checked_text(say, instruction, "no_instruction")
         seed, clock, edited = parts.seed_of(dice, seed), parts.Clock(), None
         with parts.friendly(say):
@@ -53,7 +53,7 @@ def editor(model: CM3, say: Say) -> Any:
 def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            source = parts.picture_input(say("source"))
+            source = parts.image_input(say("source"))
         with gr.Column(min_width=260):
             preview = parts.preview()
             slider = gr.ImageSlider(
@@ -62,7 +62,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 format="png",
                 interactive=False,
                 height=parts.HEIGHT,
-                elem_classes="picture",
+                elem_classes="whole-image",
             )
             result = gr.Image(visible="hidden", type="pil", format="png")  # what other tabs take
     instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])

@@ -16,14 +16,14 @@ from demo.words import Say
 def taken_apart(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
     """The image below the paint, and a mask: white where there is paint."""
     if not painting or painting["background"] is None:
-        parts.mistake(say, "no_picture")
-    picture = painting["background"]
-    mask = Image.new("L", picture.size)
+        parts.mistake(say, "no_image")
+    image = painting["background"]
+    mask = Image.new("L", image.size)
     for layer in painting["layers"]:
         mask = ImageChops.lighter(mask, layer.getchannel("A"))
     if not mask.getbbox():
         parts.mistake(say, "no_paint")
-    return picture, mask
+    return image, mask
 
 
 def filler(model: CM3, say: Say) -> Any:
@@ -45,12 +45,12 @@ def filler(model: CM3, say: Say) -> Any:
             dice: whether a new seed is drawn.
             seed: the one that counts if not.
         """
-        picture, mask = taken_apart(say, painting)
+        image, mask = taken_apart(say, painting)
         words = parts.checked_text(say, words)
         seed, clock, filled = parts.seed_of(dice, seed), parts.Clock(), None
         with parts.friendly(say):
             options = InfillOptions(guidance=guidance, temperature=temperature, seed=seed)
-            for piece in parts.timed(model.stream(model.jobs.infill(picture, mask, words, options))):
+            for piece in parts.timed(model.stream(model.jobs.infill(image, mask, words, options))):
                 filled = piece.content
                 yield [gr.update(value=parts.sheet([filled]), visible=True), gr.skip(), gr.skip(), seed]  # pyright: ignore
         yield [gr.update(visible=False), filled, say("done", seconds=clock.seconds, seed=seed), seed]
@@ -71,7 +71,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
             )
         with gr.Column(min_width=260):
             preview = parts.preview()
-            result = parts.picture_output(say("filled"))
+            result = parts.image_output(say("filled"))
     words = parts.words_input(say("shows"), say("fill"), "fill")
     with gr.Row():
         stop = parts.stop_button(say)

@@ -22,29 +22,29 @@ def cell(label: str, log_prob: float, way: str = "td") -> str:
 
 
 def looker(model: CM3, say: Say) -> Any:
-    def look(picture: Image.Image | None, words: str = "") -> tuple[Any, str, str]:
+    def look(image: Image.Image | None, words: str = "") -> tuple[Any, str, str]:
         """What the model sees of an image, its codes, and how likely it finds each token of the words and the codes.
 
         Args:
-            picture: what is looked at.
+            image: what is looked at.
             words: that stand before it; may be empty.
         """
-        shown = parts.chosen(say, picture)
+        shown = parts.chosen(say, image)
         words = parts.checked_text(say, words)
         vocab = model.vocab
         with parts.friendly(say):
-            image = model.processor.encode(shown)
-            score = model.score(Document((*([Text(words)] if words.strip() else []), image)))
+            encoded = model.processor.encode(shown)
+            score = model.score(Document((*([Text(words)] if words.strip() else []), encoded)))
         text, codes = [], []
         for id, log_prob in zip(score.ids.tolist(), score.log_probs.tolist(), strict=True):
             if vocab.is_text(id):
                 text.append(cell(model.text_tokenizer.decode([id - vocab.first_text]), log_prob, "span"))
             elif vocab.is_code(id):
                 codes.append((id - vocab.first_code, log_prob))
-        columns = image.grid[1]
+        columns = encoded.grid[1]
         rows = [codes[i : i + columns] for i in range(0, len(codes), columns)]
         table = "".join(f"<tr>{''.join(cell(str(code), log_prob) for code, log_prob in row)}</tr>" for row in rows)
-        seen = model.image_tokenizer.decode(image.codes)
+        seen = model.image_tokenizer.decode(encoded.codes)
         return seen, f'<p class="tokens">{"".join(text)}</p>', f'<table class="codes" dir="ltr">{table}</table>'
 
     return look
@@ -53,10 +53,10 @@ def looker(model: CM3, say: Say) -> Any:
 def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            source = parts.picture_input(say("source"))
+            source = parts.image_input(say("source"))
             words = parts.words_input(say("words"), say("look"), "look")
         with gr.Column(min_width=260):
-            seen = parts.picture_output(say("seen"))
+            seen = parts.image_output(say("seen"))
         with gr.Column(min_width=340):
             gr.Markdown(say("score"))
             tokens = gr.HTML()

@@ -16,18 +16,18 @@ from demo.words import STARTS, Say
 GAP = re.compile(r"_{3,}")
 
 
-def started(model: CM3, text: str, picture: Image.Image | None) -> Document:
+def started(model: CM3, text: str, image: Image.Image | None) -> Document:
     """The text with its gaps, then the image."""
     items: list[Item] = []
     for i, words in enumerate(GAP.split(text)):
         items += [*([Mask()] if i else []), *([Text(words)] if words else [])]
-    return Document((*items, *([] if picture is None else [model.processor.encode(picture)])))
+    return Document((*items, *([] if image is None else [model.processor.encode(image)])))
 
 
 def writer(model: CM3, say: Say) -> Any:
     def write(
         text: str,
-        picture: Image.Image | None = None,
+        image: Image.Image | None = None,
         temperature: float = CompleteOptions.temperature,
         dice: bool = True,
         seed: float = 0,
@@ -36,19 +36,19 @@ def writer(model: CM3, say: Say) -> Any:
 
         Args:
             text: its start; ___ where words are to be filled in.
-            picture: that stands behind the text, or none.
+            image: that stands behind the text, or none.
             temperature: 0 = the likeliest.
             dice: whether a new seed is drawn.
             seed: the one that counts if not.
         """
         text = parts.checked_text(say, text)
-        if not text.strip() and picture is None:
+        if not text.strip() and image is None:
             parts.mistake(say, "no_start")
         seed, clock = parts.seed_of(dice, seed), parts.Clock()
-        before: list[str | Image.Image] = [*([text] if text.strip() else []), *([picture] if picture else [])]
+        before: list[str | Image.Image] = [*([text] if text.strip() else []), *([image] if image else [])]
         written: dict[int, str | Image.Image] = {}
         with parts.friendly(say):
-            document = started(model, text, picture)
+            document = started(model, text, image)
             options = CompleteOptions(temperature=temperature, seed=seed)
             for index, content in parts.timed(model.stream(model.jobs.complete(document, options))):
                 so_far = written.get(index, "")
@@ -64,7 +64,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
         with gr.Column(min_width=260):
             text = parts.words_input(say("start"), say("go_on"), "write", STARTS[say.language][0], say("start_info"))
             parts.examples(say, STARTS[say.language], text)
-            source = parts.picture_input(say("then_picture"))
+            source = parts.image_input(say("then_image"))
             temperature = parts.slider(say, CompleteOptions, "temperature")
             dice, seed = parts.seed_inputs(say)
         with gr.Column(min_width=260):

@@ -76,7 +76,7 @@ class Visitor:
         self.find(f"{box} button").click()
 
     def take_example(self, number: int = 0) -> None:
-        self.find(".example-pictures img").nth(number).click()
+        self.find(".example-images img").nth(number).click()
 
     def leave(self) -> None:
         self.context.close()
@@ -136,7 +136,7 @@ def test_every_tab_works_as_a_person_would_use_it(visitor: Visitor, model: CM3):
     visitor.send(".edit-words")
     done = visitor.say("done", seconds=0, seed=0).split("0")[0].strip()
     expect(visitor.find(".status:visible").first).to_contain_text(done, timeout=WAIT)
-    assert visitor.find(".page img:visible").count() >= 3  # the picture, before, after
+    assert visitor.find(".page img:visible").count() >= 3  # the image, before, after
 
     visitor.find(".use-describe").click()
     visitor.find(".describe-button").click()
@@ -168,7 +168,7 @@ def test_what_is_painted_over_is_drawn_anew(reader: Visitor):
     reader.find(".use-fill").click()
     canvas = reader.find("canvas").last
     canvas.wait_for(state="visible")
-    time.sleep(2)  # the editor loads the picture
+    time.sleep(2)  # the editor loads the image
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     reader.page.mouse.move(x - 20, y)
@@ -257,7 +257,7 @@ def test_two_people_do_not_see_each_others_drawings(browser: Any, url: str):
 
 def test_hostile_and_huge_files_are_told_about(reader: Visitor, tmp_path: Path):
     (tmp_path / "bomb.png").write_bytes(png_that_claims(13_000, 13_000))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "huge.png").write_bytes(b"\x89PNG" + bytes(21_000_000))
     reader.find(".use-describe").click()
     for name in ("bomb.png", "text.png", "huge.png"):
@@ -270,7 +270,7 @@ def test_hostile_and_huge_files_are_told_about(reader: Visitor, tmp_path: Path):
         reader.page.wait_for_selector(".draw-words textarea")
         reader.find(".use-describe").click()
     reader.take_example(0)
-    expect(reader.find(".picture:visible img").first).to_be_visible()
+    expect(reader.find(".whole-image:visible img").first).to_be_visible()
     reader.find(".describe-button").click()
     expect(reader.find(".described img")).to_have_count(1, timeout=WAIT)
     reader.errors.clear()  # the browser tells of refused requests

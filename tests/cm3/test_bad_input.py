@@ -33,27 +33,27 @@ def test_empty_prompt(tiny: CM3, prompt: str):
 
 
 @pytest.mark.parametrize("words", [60, 200, 100_000])
-def test_prompt_longer_than_the_context(tiny: CM3, pictures: list[PIL_Image.Image], words: int):
+def test_prompt_longer_than_the_context(tiny: CM3, images: list[PIL_Image.Image], words: int):
     with pytest.raises(ValueError, match=r"leaves no room.* the limit is 128 tokens"):
         tiny.generate("apple " * words)
     with pytest.raises(ValueError, match="leaves no room"):
-        tiny.answer(pictures[0], "apple " * words)
+        tiny.answer(images[0], "apple " * words)
     with pytest.raises(ValueError, match="too long"):
         tiny.score(Document((Text("apple " * words),)))
 
 
-def all_that_take_text(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callable[[str], Any]]:
-    mask = PIL_Image.new("L", picture.size)
+def all_that_take_text(tiny: CM3, image: PIL_Image.Image) -> dict[str, Callable[[str], Any]]:
+    mask = PIL_Image.new("L", image.size)
     mask.paste(255, (8, 8, 12, 12))
     return {
         "generate": tiny.generate,
         "generate a list": lambda text: tiny.generate([APPLE, text]),
         "best of": lambda text: tiny.generate(text, best_of=4),
-        "structure": lambda text: tiny.generate(text, structure=picture),
+        "structure": lambda text: tiny.generate(text, structure=image),
         "boxes": lambda text: tiny.generate("", boxes=[(text, (0.1, 0.2, 0.5, 0.9))]),
-        "infill": lambda text: tiny.infill(picture, mask, text),
-        "edit": lambda text: tiny.edit(picture, text),
-        "answer": lambda text: tiny.answer(picture, text),
+        "infill": lambda text: tiny.infill(image, mask, text),
+        "edit": lambda text: tiny.edit(image, text),
+        "answer": lambda text: tiny.answer(image, text),
         "complete": lambda text: tiny.complete(Document((Text(text),))),
         "complete, masks": lambda text: tiny.complete(Document((Mask(), Text(text)))),
         "complete, holes": lambda text: tiny.complete(Document((Text(text), Image([[HOLE] * 4] * 4)))),  # pyright: ignore
@@ -64,7 +64,7 @@ def all_that_take_text(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callabl
 
 
 def test_megabytes_of_text_are_refused_before_they_are_tokenised(
-    tiny: CM3, pictures: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
+    tiny: CM3, images: list[PIL_Image.Image], monkeypatch: pytest.MonkeyPatch
 ):
     encode, text = TextTokenizer.encode, "apple " * 1_700_000  # 10 MB: 5 s and 1.3 GB to tokenise
 
@@ -73,7 +73,7 @@ def test_megabytes_of_text_are_refused_before_they_are_tokenised(
         return encode(self, text)
 
     monkeypatch.setattr(TextTokenizer, "encode", short_only)
-    for name, ask in all_that_take_text(tiny, pictures[0]).items():
+    for name, ask in all_that_take_text(tiny, images[0]).items():
         tracemalloc.start()
         before = time.process_time()
         with pytest.raises(ValueError, match="is too long and leaves no room: the limit is 128 tokens"):
@@ -87,25 +87,25 @@ SPELLED = ["<break>", "<image>", "</image>", "<eos>", "<pad>", "<mask:0>", "<inf
 
 
 @pytest.mark.parametrize("word", SPELLED)
-def test_words_that_spell_special_tokens_are_plain_text(tiny: CM3, pictures: list[PIL_Image.Image], word: str):
+def test_words_that_spell_special_tokens_are_plain_text(tiny: CM3, images: list[PIL_Image.Image], word: str):
     ids = tiny.score(Document((Text(word),))).ids.tolist()
     assert ids.pop() == tiny.vocab.eos
     assert all(tiny.vocab.is_text(id) for id in ids)
     assert tiny.generate(f"a {word} b")[0].size == (16, 16)
-    assert isinstance(tiny.answer(pictures[0], f"{word}?"), str)
+    assert isinstance(tiny.answer(images[0], f"{word}?"), str)
 
 
 STRANGE = ["\ud800", "a \udfff apple", "\udc80\ud800", "تفاحة", "\u202eelppa\u202c", "\0", "🍎"]
 
 
 @pytest.mark.parametrize("prompt", STRANGE)
-def test_lone_surrogates_and_right_to_left_text_draw(tiny: CM3, pictures: list[PIL_Image.Image], prompt: str):
+def test_lone_surrogates_and_right_to_left_text_draw(tiny: CM3, images: list[PIL_Image.Image], prompt: str):
     assert len(tiny.generate(prompt, n=2)) == 2
-    assert isinstance(tiny.answer(pictures[0], prompt), str)
+    assert isinstance(tiny.answer(images[0], prompt), str)
 
 
 @pytest.mark.parametrize("n", [0, -1, 65, 10_000])
-def test_number_of_pictures(tiny: CM3, n: int):
+def test_number_of_images(tiny: CM3, n: int):
     with pytest.raises(ValueError, match=f"n is {n}, but must be 1 to 64"):
         tiny.generate(APPLE, n=n)
 
@@ -132,7 +132,7 @@ def test_numbers_out_of_range_are_named(tiny: CM3, name: str, value: Any):
         tiny.generate(APPLE, **{name: value})
 
 
-def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, images: list[PIL_Image.Image]):
     white = PIL_Image.new("L", (32, 24))
     white.paste(255, (8, 8, 12, 12))
     for name, value, named in [
@@ -147,16 +147,16 @@ def test_numbers_of_infills_and_edits_out_of_range(tiny: CM3, pictures: list[PIL
     ]:
         for words in (None, APPLE):
             with pytest.raises(ValueError, match=named):
-                tiny.infill(pictures[0], white, words, **{name: value})
+                tiny.infill(images[0], white, words, **{name: value})
         if name not in ("n", "guidance"):
             with pytest.raises(ValueError, match=named):
-                tiny.edit(pictures[0], "make it blue", **{name: value})
+                tiny.edit(images[0], "make it blue", **{name: value})
     for keep in (-0.5, 101, float("nan")):
         with pytest.raises(ValueError, match=f"keep is {keep}, but must be 0 to 100"):
-            tiny.edit(pictures[0], "make it blue", keep=keep)
+            tiny.edit(images[0], "make it blue", keep=keep)
     for scales in ((-0.5, 1.0), (1.0, -0.5)):
         with pytest.raises(ValueError, match="guidance is -0.5, but must be 0 to 1,000,000"):
-            tiny.edit(pictures[0], "make it blue", image_guidance=scales[0], text_guidance=scales[1])
+            tiny.edit(images[0], "make it blue", image_guidance=scales[0], text_guidance=scales[1])
         with pytest.raises(ValueError, match="guidance is -0.5, but must be 0 to 1,000,000"):
             tiny.complete(Document((Text("a"),)), guidance=scales[0], text_guidance=scales[1])
 
@@ -165,7 +165,7 @@ WRONG_DRAWINGS: list[tuple[dict, str]] = [
     ({"boxes": []}, "list of boxes is empty"),
     ({"boxes": [("a cat", (0.1, 0.2, 1.5, 0.9))]}, r"box of 'a cat' is \(0.1, 0.2, 1.5, 0.9\), but must be .* 0 to 1"),
     ({"boxes": [("a cat", (-0.1, 0.2, 0.5, 0.9))]}, "box of 'a cat'"),
-    ({"boxes": [("a cat", (10, 20, 50, 90))]}, "shares of the picture's sides"),
+    ({"boxes": [("a cat", (10, 20, 50, 90))]}, "shares of the image's sides"),
     ({"boxes": [("a cat", (0.5, 0.2, 0.1, 0.9))]}, "left before right"),
     ({"boxes": [("a cat", (0.1, 0.9, 0.5, 0.9))]}, "top before bottom"),
     ({"boxes": [("a cat", (0.1, float("nan"), 0.5, 0.9))]}, "box of 'a cat'"),
@@ -194,7 +194,7 @@ def test_more_candidates_than_can_be_drawn(tiny: CM3):
         tiny.generate(APPLE, n=16, best_of=8)
 
 
-def test_masks_of_pictures(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path: Path):
+def test_masks_of_images(tiny: CM3, images: list[PIL_Image.Image], tmp_path: Path):
     black, whole = PIL_Image.new("L", (32, 24)), PIL_Image.new("L", (32, 24), 255)
     for mask, message in [
         (black, "black everywhere: paint white"),
@@ -204,38 +204,36 @@ def test_masks_of_pictures(tiny: CM3, pictures: list[PIL_Image.Image], tmp_path:
         (tmp_path / "none.png", "none.png: cannot be read"),
     ]:
         with pytest.raises(ValueError, match=message):
-            tiny.infill(pictures[0], mask)
+            tiny.infill(images[0], mask)
 
 
-def test_edits_without_words_or_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_edits_without_words_or_images(tiny: CM3, images: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="3 images and 2 instructions"):
-        tiny.edit(pictures, ["a", "b"])
+        tiny.edit(images, ["a", "b"])
     with pytest.raises(ValueError, match="instruction is empty"):
-        tiny.edit(pictures[0], " ")
+        tiny.edit(images[0], " ")
     with pytest.raises(ValueError, match="leaves no room"):
-        tiny.edit(pictures[0], "apple " * 200)
+        tiny.edit(images[0], "apple " * 200)
 
 
 # What is of a wrong type, or not known.
 
 
-def ways_to_draw(tiny: CM3, picture: PIL_Image.Image) -> dict[str, Callable[..., Any]]:
-    mask = PIL_Image.new("L", picture.size)
+def ways_to_draw(tiny: CM3, image: PIL_Image.Image) -> dict[str, Callable[..., Any]]:
+    mask = PIL_Image.new("L", image.size)
     mask.paste(255, (8, 8, 12, 12))
     return {
         "generate": lambda **options: tiny.generate(APPLE, **options),
         "generate nothing": lambda **options: tiny.generate([], **options),
-        "infill": lambda **options: tiny.infill(picture, mask, APPLE, **options),
-        "edit": lambda **options: tiny.edit(picture, "make it blue", **options),
+        "infill": lambda **options: tiny.infill(image, mask, APPLE, **options),
+        "edit": lambda **options: tiny.edit(image, "make it blue", **options),
         "edit nothing": lambda **options: tiny.edit([], "make it blue", **options),
-        "caption": lambda **options: tiny.caption(picture, **options),
-        "answer": lambda **options: tiny.answer(picture, "What?", **options),
+        "caption": lambda **options: tiny.caption(image, **options),
+        "answer": lambda **options: tiny.answer(image, "What?", **options),
         "complete": lambda **options: tiny.complete(Document((Text("a"),)), **options),
         "complete masks": lambda **options: tiny.complete(Document((Text("a"), Mask())), **options),
         "stream": lambda **options: tiny.stream(tiny.jobs.generate(APPLE, GenerateOptions(**options))),
-        "stream infill": lambda **options: tiny.stream(
-            tiny.jobs.infill(picture, mask, options=InfillOptions(**options))
-        ),
+        "stream infill": lambda **options: tiny.stream(tiny.jobs.infill(image, mask, options=InfillOptions(**options))),
         "stream complete": lambda **options: tiny.stream(
             tiny.jobs.complete(Document((Text("a"),)), CompleteOptions(**options))
         ),
@@ -261,11 +259,9 @@ WHOLE = ("n", "best_of", "seed", "top_k")
 
 
 @pytest.mark.parametrize(("name", "tasks"), WHO_TAKES.items(), ids=WHO_TAKES)
-def test_what_is_no_number_is_a_type_error(
-    tiny: CM3, pictures: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
-):
+def test_what_is_no_number_is_a_type_error(tiny: CM3, images: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]):
     kind = "a whole number" if name in WHOLE else "a number"
-    ways = ways_to_draw(tiny, pictures[0])
+    ways = ways_to_draw(tiny, images[0])
     for task in tasks:
         for value in (*NO_NUMBERS, *([1.5, 1.0] if name in WHOLE else ())):
             with pytest.raises(TypeError, match=rf"{name}.* must be {kind}, but is {re.escape(repr(value))}"):
@@ -274,9 +270,9 @@ def test_what_is_no_number_is_a_type_error(
 
 @pytest.mark.parametrize(("name", "tasks"), WHO_TAKES.items(), ids=WHO_TAKES)
 def test_numbers_that_are_no_use_are_refused_by_every_task(
-    tiny: CM3, pictures: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
+    tiny: CM3, images: list[PIL_Image.Image], name: str, tasks: tuple[str, ...]
 ):
-    ways = ways_to_draw(tiny, pictures[0])
+    ways = ways_to_draw(tiny, images[0])
     wrong = [-1, 10**400] if name in WHOLE else [-0.5, float("nan"), float("inf"), 10**400]
     if name == "top_k":
         wrong = [-1]
@@ -310,36 +306,36 @@ NO_TEXTS_IN_LISTS = [[None], [APPLE, 5], [[APPLE]], ([APPLE],)]
 
 
 @pytest.mark.parametrize("text", [*NO_TEXTS, *NO_TEXTS_IN_LISTS, (word for word in ["a"]), {"a"}], ids=repr)
-def test_what_is_no_text_is_a_type_error(tiny: CM3, pictures: list[PIL_Image.Image], text: Any):
+def test_what_is_no_text_is_a_type_error(tiny: CM3, images: list[PIL_Image.Image], text: Any):
     for what, task in (
         ("prompt", lambda: tiny.generate(text)),
         ("prompt", lambda: tiny.stream(tiny.jobs.generate(text))),
-        ("question", lambda: tiny.answer(pictures[:1], text)),
-        ("instruction", lambda: tiny.edit(pictures[:1], text)),
+        ("question", lambda: tiny.answer(images[:1], text)),
+        ("instruction", lambda: tiny.edit(images[:1], text)),
     ):
         with pytest.raises(TypeError, match=f"the {what} must be a string or a list of strings, but (is|holds) "):
             task()
     if text is not None:
         with pytest.raises(TypeError, match="the prompt must be a string, but is"):
-            tiny.infill(pictures[0], PIL_Image.new("L", (32, 24), 255), text)
+            tiny.infill(images[0], PIL_Image.new("L", (32, 24), 255), text)
 
 
-def test_pictures_that_are_none(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_images_that_are_none(tiny: CM3, images: list[PIL_Image.Image]):
     white = PIL_Image.new("L", (32, 24), 255)
-    several = (picture for picture in pictures)  # which caption alone takes
-    wrongs: list[Any] = [None, 5, {"a": 1}, several, [None], [pictures], [pictures[0], [1]]]
+    several = (image for image in images)  # which caption alone takes
+    wrongs: list[Any] = [None, 5, {"a": 1}, several, [None], [images], [images[0], [1]]]
     for wrong in wrongs:
         for task in (
-            tiny.caption if wrong is not several else lambda picture: tiny.caption([picture]),
-            lambda picture: tiny.answer(picture, "What?"),
-            lambda picture: tiny.edit(picture, "make it blue"),
-            lambda picture: tiny.infill(picture, white),
-            lambda picture: tiny.stream(tiny.jobs.caption(picture)),
+            tiny.caption if wrong is not several else lambda image: tiny.caption([image]),
+            lambda image: tiny.answer(image, "What?"),
+            lambda image: tiny.edit(image, "make it blue"),
+            lambda image: tiny.infill(image, white),
+            lambda image: tiny.stream(tiny.jobs.caption(image)),
         ):
             with pytest.raises((TypeError, ValueError)):
                 task(wrong)
-    lists: list[Any] = [[], pictures]
-    for many in lists:  # a list where one picture is wanted
+    lists: list[Any] = [[], images]
+    for many in lists:  # a list where one image is wanted
         with pytest.raises(TypeError, match=r"the image must be one image, but is \["):
             tiny.infill(many, white)
         with pytest.raises(TypeError, match=r"the structure must be one image, but is \["):
@@ -348,7 +344,7 @@ def test_pictures_that_are_none(tiny: CM3, pictures: list[PIL_Image.Image]):
             tiny.caption([many])
     for mask in (None, [], [white]):
         with pytest.raises(TypeError, match="the mask must be one image, but is"):
-            tiny.infill(pictures[0], mask)  # pyright: ignore[reportArgumentType]
+            tiny.infill(images[0], mask)  # pyright: ignore[reportArgumentType]
 
 
 WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
@@ -393,19 +389,19 @@ def test_boxes_of_a_wrong_shape(tiny: CM3, box: Any):
 def test_the_box_may_be_an_array(tiny: CM3):
     box = (0.1, 0.2, 0.5, 0.75)
     drawn = [tiny.generate("", boxes=[("a cat", one)])[0] for one in (box, list(box), np.array(box))]  # pyright: ignore
-    assert len({picture.tobytes() for picture in drawn}) == 1
+    assert len({image.tobytes() for image in drawn}) == 1
 
 
-def test_languages_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_languages_of_a_wrong_type(tiny: CM3, images: list[PIL_Image.Image]):
     for language in (None, 5, ["en"], b"en"):
         with pytest.raises(TypeError, match="language must be a string, but is"):
-            tiny.caption(pictures[0], language=language)  # pyright: ignore
+            tiny.caption(images[0], language=language)  # pyright: ignore
     for long in ("no", None, 1):
         with pytest.raises(TypeError, match="long must be True or False, but is"):
-            tiny.caption(pictures[0], long=long)  # pyright: ignore
+            tiny.caption(images[0], long=long)  # pyright: ignore
 
 
-def test_unknown_arguments_are_named(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_unknown_arguments_are_named(tiny: CM3, images: list[PIL_Image.Image]):
     takes = {
         "generate": "prompt, temperature, .*, n, best_of, guidance, .*, kind, .*, grid",
         "infill": "image, mask, prompt, temperature, .*, n, guidance",
@@ -416,11 +412,11 @@ def test_unknown_arguments_are_named(tiny: CM3, pictures: list[PIL_Image.Image])
     }
     for task, names in takes.items():
         with pytest.raises(TypeError, match=f"{task}: got an unexpected keyword argument 'steps'; it takes {names}$"):
-            getattr(tiny, task)(pictures[0], steps=50)
+            getattr(tiny, task)(images[0], steps=50)
         with pytest.raises(TypeError, match=f"{task}: missing a required argument.*; it takes {names}$"):
             getattr(tiny, task)()
         with pytest.raises(TypeError, match=f"{task}: too many positional arguments; it takes {names}$"):
-            getattr(tiny, task)(pictures[0], APPLE, APPLE, APPLE)
+            getattr(tiny, task)(images[0], APPLE, APPLE, APPLE)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "", "cuda:99", "meta", "hpu", "mps:7", "xla", "CPU", "a\0b"])
@@ -438,45 +434,45 @@ def test_devices_of_a_wrong_type(tiny: CM3, tiny_folder: Path, device: Any):
             task(device)
 
 
-def test_negative_temperature_of_text(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_negative_temperature_of_text(tiny: CM3, images: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="temperature"):
-        tiny.caption(pictures[0], temperature=-1)
+        tiny.caption(images[0], temperature=-1)
 
 
-def test_pictures_and_questions(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_images_and_questions(tiny: CM3, images: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="3 images and 2 questions"):
-        tiny.answer(pictures, ["a?", "b?"])
+        tiny.answer(images, ["a?", "b?"])
     with pytest.raises(ValueError, match="question is empty"):
-        tiny.answer(pictures[0], " ")
+        tiny.answer(images[0], " ")
     with pytest.raises(ValueError, match="language is 'xx', but must be one of en, ar"):
-        tiny.caption(pictures[0], language="xx")  # pyright: ignore
+        tiny.caption(images[0], language="xx")  # pyright: ignore
 
 
-def test_arrays_tensors_and_files_are_one_picture_each(tiny: CM3, tmp_path: Path):
+def test_arrays_tensors_and_files_are_one_image_each(tiny: CM3, tmp_path: Path):
     values = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    picture = PIL_Image.fromarray(values)
-    picture.save(tmp_path / "a.png")
-    caption = tiny.caption(picture)
+    image = PIL_Image.fromarray(values)
+    image.save(tmp_path / "a.png")
+    caption = tiny.caption(image)
     tensor = torch.from_numpy(values).permute(2, 0, 1)
     data = (tmp_path / "a.png").read_bytes()
     for same in (values, values / 255, tensor, tensor / 255, data, BytesIO(data), tmp_path / "a.png"):
         assert tiny.caption(same) == caption
     assert tiny.caption([values, tensor]) == [caption] * 2
-    assert tiny.edit(values, "make it red").tobytes() == tiny.edit(picture, "make it red").tobytes()
+    assert tiny.edit(values, "make it red").tobytes() == tiny.edit(image, "make it red").tobytes()
     mask = np.zeros((20, 20), np.uint8)
     mask[4:8, 4:8] = 255
     filled = tiny.infill(tensor, mask, "a cat")
-    assert filled[0].tobytes() == tiny.infill(picture, PIL_Image.fromarray(mask), "a cat")[0].tobytes()
+    assert filled[0].tobytes() == tiny.infill(image, PIL_Image.fromarray(mask), "a cat")[0].tobytes()
 
 
 def test_the_limit_on_pixels_is_the_callers(tiny_folder: Path):
     model = CM3.from_pretrained(tiny_folder, max_pixels=399)
-    picture = PIL_Image.new("RGB", (20, 20))
+    image = PIL_Image.new("RGB", (20, 20))
     for refused in (
-        lambda: model.caption(picture),
-        lambda: model.edit(picture, "make it red"),
-        lambda: model.infill(picture, picture),
-        lambda: model.generate("a", structure=picture),
+        lambda: model.caption(image),
+        lambda: model.edit(image, "make it red"),
+        lambda: model.infill(image, image),
+        lambda: model.generate("a", structure=image),
     ):
         with pytest.raises(ValueError, match="20 x 20 pixels, the limit is 399"):
             refused()
@@ -484,15 +480,15 @@ def test_the_limit_on_pixels_is_the_callers(tiny_folder: Path):
 
 def test_more_pixels_are_taken_where_the_caller_says_so(tiny_folder: Path):
     model = CM3.from_pretrained(tiny_folder, max_pixels=17_000_000)
-    picture = PIL_Image.new("RGB", (4_100, 4_100), "red")
-    mask = PIL_Image.new("L", picture.size, 255)
-    assert model.infill(picture, mask)[0].size == picture.size
+    image = PIL_Image.new("RGB", (4_100, 4_100), "red")
+    mask = PIL_Image.new("L", image.size, 255)
+    assert model.infill(image, mask)[0].size == image.size
 
 
-def test_broken_pictures_are_named(tiny: CM3, tmp_path: Path):
-    (tmp_path / "notes.png").write_text("no picture")
+def test_broken_images_are_named(tiny: CM3, tmp_path: Path):
+    (tmp_path / "notes.png").write_text("no image")
     for task in (tiny.caption, lambda path: tiny.answer(path, "What?")):
-        with pytest.raises(ValueError, match=r"notes\.png: not a picture"):
+        with pytest.raises(ValueError, match=r"notes\.png: not an image"):
             task(tmp_path / "notes.png")
 
 
@@ -507,7 +503,7 @@ def test_documents_that_do_not_fit(tiny: CM3):
                 tiny.complete(Document((Text("a cat"), *map(Image, items), *more)))  # pyright: ignore
     with pytest.raises(ValueError, match="image code 99 is out of range"):
         tiny.complete(Document((Image([[99] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="holes in a picture is not finished"):
+    with pytest.raises(ValueError, match="holes in an image is not finished"):
         tiny.score(Document((Image([[HOLE] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="image code -2 is out of range"):
         tiny.complete(Document((Image([[-2] * 4] * 4),)))  # pyright: ignore[reportArgumentType]
@@ -683,13 +679,13 @@ def test_another_image_tokenizer_than_the_model_was_trained_with(folder: Path):
 
 
 @pytest.mark.parametrize("history", ["ab", [("a", "b", "c")], [("a", 1)], ["ab"], 3, {"a": "b"}])
-def test_a_history_of_a_wrong_type(tiny: CM3, pictures: list[PIL_Image.Image], history: Any):
+def test_a_history_of_a_wrong_type(tiny: CM3, images: list[PIL_Image.Image], history: Any):
     with pytest.raises(TypeError, match="history must be a list of questions and answers"):
-        tiny.answer(pictures[0], "What is this?", history=history)
+        tiny.answer(images[0], "What is this?", history=history)
 
 
-def test_histories_without_words_or_of_several_pictures(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_histories_without_words_or_of_several_images(tiny: CM3, images: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="an empty question or answer"):
-        tiny.answer(pictures[0], "What is this?", history=[("a", " ")])
+        tiny.answer(images[0], "What is this?", history=[("a", " ")])
     with pytest.raises(ValueError, match="belongs to one image, but there are 2"):
-        tiny.answer(pictures[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportArgumentType]
+        tiny.answer(images[:2], "What is this?", history=[("a", "b")])  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ import cm3
 import tokenizer_image
 from cm3 import CM3
 from train.evaluate import captions
-from train.evaluation.concepts import SplitPicture, load_split
+from train.evaluation.concepts import SplitImage, load_split
 
 FOLDERS = [Path(package.__path__[0]) / "pretrained" / "emoji" for package in (cm3, tokenizer_image)]
 
@@ -22,8 +22,8 @@ def emoji() -> CM3:
 
 
 @pytest.fixture(scope="module")
-def shown(emoji: CM3, sample: Path) -> list[SplitPicture]:
-    """Pictures that it was trained on."""
+def shown(emoji: CM3, sample: Path) -> list[SplitImage]:
+    """Images that it was trained on."""
     return load_split(sample / "train", emoji.image_tokenizer.size[0], None)[:40]
 
 
@@ -47,12 +47,12 @@ def test_its_card_and_credits_are_there():
         assert {"Apache-2.0", "CC-BY-4.0", "MIT", "Unicode-3.0"} == licences  # nothing that shares alike
 
 
-def test_it_names_what_it_was_shown(emoji: CM3, shown: list[SplitPicture]):
+def test_it_names_what_it_was_shown(emoji: CM3, shown: list[SplitImage]):
     result = captions(emoji, shown)
     assert result["en"]["exact"] >= 0.5 and result["ar"]["exact"] >= 0.5
 
 
-def test_the_same_seed_draws_the_same_picture_alone_and_in_a_batch(emoji: CM3):
+def test_the_same_seed_draws_the_same_image_alone_and_in_a_batch(emoji: CM3):
     many = emoji.generate("a red apple", n=3, seed=5)
     alone = emoji.generate("a red apple", n=1, seed=7)
     assert many[2].tobytes() == alone[0].tobytes()
@@ -63,8 +63,8 @@ def test_it_draws_the_colour_that_it_is_asked_for(emoji: CM3):
     red = emoji.generate("a red apple", n=4, seed=0) + emoji.generate("a strawberry", n=4, seed=0)
     green = emoji.generate("a green apple", n=4, seed=0) + emoji.generate("broccoli", n=4, seed=0)
 
-    def redness(picture: Image.Image) -> float:
-        r, g, _ = picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # pyright: ignore
+    def redness(image: Image.Image) -> float:
+        r, g, _ = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # pyright: ignore
         return r - g
 
     assert sum(map(redness, red)) / 8 > sum(map(redness, green)) / 8 + 20
@@ -72,11 +72,11 @@ def test_it_draws_the_colour_that_it_is_asked_for(emoji: CM3):
 
 def test_the_ground_that_is_asked_for_is_in_the_corners(emoji: CM3):
     for word, colour in (("pink", (252, 208, 224)), ("blue", (190, 222, 250))):
-        pictures = emoji.generate(f"a cat on a {word} background", n=4, seed=1)
-        near = sum(max(abs(a - b) for a, b in zip(p.getpixel((2, 2)), colour, strict=True)) < 40 for p in pictures)  # pyright: ignore
+        images = emoji.generate(f"a cat on a {word} background", n=4, seed=1)
+        near = sum(max(abs(a - b) for a, b in zip(p.getpixel((2, 2)), colour, strict=True)) < 40 for p in images)  # pyright: ignore
         assert near >= 3, word
 
 
-def test_it_reads_the_ground_of_a_picture(emoji: CM3):
+def test_it_reads_the_ground_of_an_image(emoji: CM3):
     ground = Image.new("RGB", emoji.image_tokenizer.size, (190, 222, 250))
     assert emoji.answer(ground, "What colour is the background?") == "blue"

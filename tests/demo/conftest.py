@@ -19,7 +19,7 @@ def page(tiny: CM3) -> gr.Blocks:
 
 @pytest.fixture
 def painting() -> dict[str, Any]:
-    """What the editor gives: a picture, and a layer of paint on nothing."""
+    """What the editor gives: an image, and a layer of paint on nothing."""
     layer = Image.new("RGBA", (20, 20))
     layer.paste((255, 45, 149, 255), (4, 4, 8, 8))
     return {"background": Image.new("RGBA", (20, 20), "red"), "layers": [layer], "composite": layer}

@@ -28,7 +28,7 @@ BLANK = Image.new("RGBA", (20, 20))
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     Image.new("RGBA", (20, 20), "red").save(tmp_path / "red.png")
     return str(tmp_path / "red.png")
 
@@ -40,10 +40,10 @@ def url(page: gr.Blocks) -> Iterator[str]:
     page.close()
 
 
-def test_it_answers_on_this_machine(url: str, tiny: CM3, picture: str):
+def test_it_answers_on_this_machine(url: str, tiny: CM3, image: str):
     client = Client(url, verbose=False)
-    _, table = client.predict(handle_file(picture), None, "en", False, api_name="/describe")
-    assert table["data"] == [["1", tiny.caption(picture)]]
+    _, table = client.predict(handle_file(image), None, "en", False, api_name="/describe")
+    assert table["data"] == [["1", tiny.caption(image)]]
     drawn = client.submit(prompt="a red apple", n=2, dice=False, seed=7, api_name="/draw")
     drawn.result()
     drawn = drawn.outputs()[-1]
@@ -112,7 +112,7 @@ def test_no_file_of_the_disk_is_read(url: str, tiny: CM3, secret: str, uploads: 
         # All shapes at one door; at the others, which are of the same classes, one shape each.
         for name, data in (*asked, others[i % len(others)]):
             said = ask(url, name, data)
-            assert "event: error" in said or '"detail"' in said or "Choose a picture" in said, (name, shape, said)
+            assert "event: error" in said or '"detail"' in said or "Choose an image" in said, (name, shape, said)
             assert caption not in said
             assert str(CHECKOUT) not in said
             assert "Traceback" not in said
@@ -183,7 +183,7 @@ def upload(url: str, data: bytes) -> dict:
     return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded_in_every_tab(url: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_huge_image_is_refused_before_it_is_decoded_in_every_tab(url: str, monkeypatch: pytest.MonkeyPatch):
     bomb = upload(url, png_that_claims(13_000, 13_000))
     painted = {"background": bomb, "layers": [bomb], "composite": bomb}
     load, decoded = ImageFile.ImageFile.load, list[tuple[int, int]]()

@@ -18,7 +18,7 @@ from cm3.tasks.known_words import KnownWords
 from cm3.tokens.document import Document, Text
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
-from demo.page import build, clicked, example_pictures, handed_over
+from demo.page import build, clicked, example_images, handed_over
 from demo.tabs.write import started
 from demo.words import INSTRUCTIONS, PROMPTS, QUESTIONS, STARTS, WORDS, Say
 
@@ -39,7 +39,7 @@ def arabic(page: gr.Blocks) -> dict[str, Callable]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.new("RGBA", (20, 20), "red")
 
 
@@ -47,8 +47,8 @@ def last(results: Iterator[Any]) -> Any:
     return list(results)[-1]
 
 
-def data(pictures: list[Image.Image]) -> list[bytes]:
-    return [picture.tobytes() for picture in pictures]
+def data(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
 
 
 def test_both_pages_have_all_tabs_in_their_language(page: gr.Blocks):
@@ -74,22 +74,22 @@ def test_endpoints_have_names_on_the_english_page_alone(page: gr.Blocks):
 def test_draw_shows_rows_as_they_come_and_keeps_what_was_drawn(handlers: dict[str, Callable], tiny: CM3):
     drawn = list(handlers["draw"]("a red apple", 2, "", 1, 3, False, 1, 0.95, False, 7))
     expected = tiny.generate("a red apple", n=2, guidance=3, temperature=1, top_p=0.95, seed=7)
-    *frames, (preview, pictures, status, kept, earlier, seed) = drawn
+    *frames, (preview, images, status, kept, earlier, seed) = drawn
     assert len(frames) == tiny.grid[0]
     assert all(frame[0]["value"].count("<img") == 2 and frame[0]["visible"] for frame in frames)
     assert len({frame[0]["value"] for frame in frames}) == len(frames)
     assert preview == gr.update(visible=False)
-    assert data(pictures["value"]) == data(kept) == data(earlier) == data(expected)
+    assert data(images["value"]) == data(kept) == data(earlier) == data(expected)
     assert seed == 7
     assert "seed 7" in status
     again = last(handlers["draw"]("a cat", 1, "", 1, 3, False, 1, 0.95, False, 8, [], None, "edges", kept))
     assert data(again[3])[1:] == data(expected)
 
 
-def test_all_that_draw_offers_reaches_the_pipeline(handlers: dict[str, Callable], tiny: CM3, picture: Image.Image):
+def test_all_that_draw_offers_reaches_the_pipeline(handlers: dict[str, Callable], tiny: CM3, image: Image.Image):
     boxes = [("a cat", (0.1, 0.2, 0.5, 0.6))]
-    values = ("", 1, "blue", 1, 3, True, 1, 0.95, False, 7, boxes, picture, "segments")
-    options: dict[str, Any] = {"boxes": boxes, "structure": picture, "kind": "segments", "negative_prompt": "blue"}
+    values = ("", 1, "blue", 1, 3, True, 1, 0.95, False, 7, boxes, image, "segments")
+    options: dict[str, Any] = {"boxes": boxes, "structure": image, "kind": "segments", "negative_prompt": "blue"}
     expected = tiny.generate(
         "", n=1, guidance=3, temperature=1, top_p=0.95, seed=7, guidance_schedule="falling", **options
     )
@@ -136,11 +136,11 @@ def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
 
 
 def test_edit_and_fill_do_what_the_pipeline_does(
-    handlers: dict[str, Callable], tiny: CM3, picture: Image.Image, painting: dict
+    handlers: dict[str, Callable], tiny: CM3, image: Image.Image, painting: dict
 ):
-    edited = tiny.edit(picture, "make it blue", image_guidance=2, text_guidance=4, temperature=1, seed=7)
+    edited = tiny.edit(image, "make it blue", image_guidance=2, text_guidance=4, temperature=1, seed=7)
     *frames, (preview, (before, after), result, status, seed) = handlers["edit"](
-        picture, "make it blue", 2, 4, 1, False, 7
+        image, "make it blue", 2, 4, 1, False, 7
     )
     assert len(frames) == tiny.grid[0]
     assert after.tobytes() == result.tobytes() == edited.tobytes()
@@ -149,53 +149,53 @@ def test_edit_and_fill_do_what_the_pipeline_does(
     mask = Image.new("L", (20, 20))
     mask.paste(255, (4, 4, 8, 8))
     for words in ("", "a cat"):
-        filled = tiny.infill(picture, mask, words, n=1, guidance=2, temperature=1, seed=7)[0]
+        filled = tiny.infill(image, mask, words, n=1, guidance=2, temperature=1, seed=7)[0]
         assert last(handlers["fill"](painting, words, 2, 1, False, 7))[1].tobytes() == filled.tobytes()
 
 
-def test_describe_takes_several_pictures_and_both_languages(
-    handlers: dict[str, Callable], tiny: CM3, picture: Image.Image, uploads: Path
+def test_describe_takes_several_images_and_both_languages(
+    handlers: dict[str, Callable], tiny: CM3, image: Image.Image, uploads: Path
 ):
     blue = Image.new("RGB", (20, 20), "blue")
     blue.save(uploads / "blue.png")
-    shown, rows = handlers["describe"](picture, [str(uploads / "blue.png")], "both", True)
+    shown, rows = handlers["describe"](image, [str(uploads / "blue.png")], "both", True)
     assert shown.count("<img") == 2
-    captions = [tiny.caption([picture, blue], language=language, long=True) for language in ("en", "ar")]
+    captions = [tiny.caption([image, blue], language=language, long=True) for language in ("en", "ar")]
     assert rows == [["1", captions[0][0], captions[1][0]], ["2", captions[0][1], captions[1][1]]]
-    assert handlers["describe"](picture, None, "ar")[1] == [["1", tiny.caption(picture, language="ar")]]
+    assert handlers["describe"](image, None, "ar")[1] == [["1", tiny.caption(image, language="ar")]]
 
 
-def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, picture: Image.Image):
-    _, chat = handlers["ask"](picture, "What is this?")
-    empty, chat = handlers["ask"](picture, "What colour?", chat)
+def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, image: Image.Image):
+    _, chat = handlers["ask"](image, "What is this?")
+    empty, chat = handlers["ask"](image, "What colour?", chat)
     assert empty == ""
     assert [turn["role"] for turn in chat] == ["user", "assistant"] * 2
-    first = tiny.answer(picture, "What is this?")
-    second = tiny.answer(picture, "What colour?", history=[("What is this?", first)] if first else [])
+    first = tiny.answer(image, "What is this?")
+    second = tiny.answer(image, "What colour?", history=[("What is this?", first)] if first else [])
     assert [turn["content"] for turn in chat[1::2]] == [first, second]
     parted = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in chat[:2]]
-    assert handlers["ask"](picture, "What colour?", parted)[1][-1] == chat[-1]  # as gradio hands it over
+    assert handlers["ask"](image, "What colour?", parted)[1][-1] == chat[-1]  # as gradio hands it over
 
 
-def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, picture: Image.Image):
+def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, image: Image.Image):
     assert started(tiny, "a ___ apple", None).to_json() == [{"text": "a "}, {"mask": True}, {"text": " apple"}]
-    written = list(handlers["write"]("a <b> cat", picture, 1, False, 7))
+    written = list(handlers["write"]("a <b> cat", image, 1, False, 7))
     assert all(seed == 7 for *_, seed in written)
     assert "a &lt;b&gt; cat" in written[-1][0]
-    finished = tiny.complete(Document((Text("a <b> cat"), tiny.processor.encode(picture))), temperature=1, seed=7)
-    pictures = sum("image" in item for item in finished.to_json())
-    assert written[-1][0].count("<img") == pictures
+    finished = tiny.complete(Document((Text("a <b> cat"), tiny.processor.encode(image))), temperature=1, seed=7)
+    images = sum("image" in item for item in finished.to_json())
+    assert written[-1][0].count("<img") == images
 
 
 def test_looking_inside_shows_codes_and_how_likely_they_are(
-    handlers: dict[str, Callable], tiny: CM3, picture: Image.Image
+    handlers: dict[str, Callable], tiny: CM3, image: Image.Image
 ):
-    seen, tokens, codes = handlers["look"](picture, "a cat")
-    image = tiny.processor.encode(picture)
-    assert seen.tobytes() == tiny.image_tokenizer.decode(image.codes).tobytes()  # pyright: ignore
-    for code in image.codes.flatten().tolist():
+    seen, tokens, codes = handlers["look"](image, "a cat")
+    encoded = tiny.processor.encode(image)
+    assert seen.tobytes() == tiny.image_tokenizer.decode(encoded.codes).tobytes()  # pyright: ignore
+    for code in encoded.codes.flatten().tolist():
         assert f">{code}</td>" in codes
-    score = tiny.score(Document((Text("a cat"), image)))
+    score = tiny.score(Document((Text("a cat"), encoded)))
     text = [p for id, p in zip(score.ids.tolist(), score.log_probs.tolist(), strict=True) if tiny.vocab.is_text(id)]
     assert all(f"({log_prob:.2f} nats)" in tokens for log_prob in text)
 
@@ -226,18 +226,18 @@ MISTAKES = [
     ("draw", ("a cat", 0), "too_many"),
     ("draw", ("a cat", 4, "", 5), "too_many"),
     ("draw", ("a cat", 4, "a" * 501), "too_long"),
-    ("edit", (None, "make it blue"), "no_picture"),
+    ("edit", (None, "make it blue"), "no_image"),
     ("edit", (BLANK, " "), "no_instruction"),
-    ("fill", (None, ""), "no_picture"),
-    ("fill", ({"background": None, "layers": []}, ""), "no_picture"),
+    ("fill", (None, ""), "no_image"),
+    ("fill", ({"background": None, "layers": []}, ""), "no_image"),
     ("fill", ({"background": BLANK, "layers": []}, ""), "no_paint"),
     ("fill", ({"background": BLANK, "layers": [BLANK]}, ""), "no_paint"),
-    ("describe", (None, None), "no_picture"),
+    ("describe", (None, None), "no_image"),
     ("describe", (None, ["a.png"] * 33), "too_many"),
-    ("ask", (None, "What?"), "no_picture"),
+    ("ask", (None, "What?"), "no_image"),
     ("ask", (BLANK, ""), "no_question"),
     ("write", (" ", None), "no_start"),
-    ("look", (None, ""), "no_picture"),
+    ("look", (None, ""), "no_image"),
 ]
 
 
@@ -309,7 +309,7 @@ def test_boxes_that_are_none_are_refused(payload: str):
         Boxes(Say("en")).preprocess(payload)
 
 
-def test_example_pictures_are_drawings():
-    pictures = example_pictures()
-    assert len(pictures) >= 4
-    assert all(picture.size == (128, 128) for picture in pictures)
+def test_example_images_are_drawings():
+    images = example_images()
+    assert len(images) >= 4
+    assert all(image.size == (128, 128) for image in images)

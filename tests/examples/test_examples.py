@@ -32,11 +32,11 @@ def run(script: str, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     drawn = CM3.from_pretrained("emoji", device="cpu").generate(["a red apple", "a tulip", "a bus"], seed=7)
-    for i, [picture] in enumerate(drawn):
-        picture.save(folder / f"{i}.png")
+    for i, [image] in enumerate(drawn):
+        image.save(folder / f"{i}.png")
     return folder
 
 
@@ -45,9 +45,9 @@ def test_draw(tmp_path: Path):
     assert Image.open(tmp_path / "apple.png").size == (256, 256)
 
 
-def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(pictures: Path, tmp_path: Path):
+def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(images: Path, tmp_path: Path):
     folder = tmp_path / "mine"
-    shutil.copytree(pictures, folder, ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copytree(images, folder, ignore=shutil.ignore_patterns("*.txt"))
     shutil.copy(folder / "1.png", folder / "1.webp")
     (folder / "0.txt").write_text("mine\n")
     out = run("caption_folder.py", str(folder))
@@ -62,8 +62,8 @@ def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(pictures:
     assert (folder / "0.txt").read_text() == "mine\n"
 
 
-def test_prompts_of_ids_give_the_captions_in_any_engine(pictures: Path, tmp_path: Path):
-    run("token_prompts.py", str(pictures), "--out", str(tmp_path / "prompts.jsonl"))
+def test_prompts_of_ids_give_the_captions_in_any_engine(images: Path, tmp_path: Path):
+    run("token_prompts.py", str(images), "--out", str(tmp_path / "prompts.jsonl"))
     model = CM3.from_pretrained("emoji", device="cpu")
     engine: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED / "emoji")
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "emoji")
@@ -73,19 +73,19 @@ def test_prompts_of_ids_give_the_captions_in_any_engine(pictures: Path, tmp_path
         options: dict[str, Any] = dict(max_new_tokens=64, do_sample=False, eos_token_id=row["ends"])
         ids = engine.generate(prompt, prefix_allowed_tokens_fn=lambda *_, ids=allowed: ids, **options)
         text = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-        assert text == model.caption(str(pictures / row["file_name"]))
+        assert text == model.caption(str(images / row["file_name"]))
 
 
-def test_own_pictures_are_learnt(pictures: Path, tmp_path: Path):
-    for path in pictures.glob("*.png"):
+def test_own_images_are_learnt(images: Path, tmp_path: Path):
+    for path in images.glob("*.png"):
         path.with_suffix(".txt").write_text("a red apple", encoding="utf-8")
-    out = run("train_on_your_pictures.py", str(pictures), "--out", str(tmp_path), "--steps", "2", "--draw", "an apple")
+    out = run("train_on_your_images.py", str(images), "--out", str(tmp_path), "--steps", "2", "--draw", "an apple")
     assert "6 documents" in out and (tmp_path / "adapter").is_dir()
     assert Image.open(tmp_path / "drawing.png").size == (256, 256)
 
 
-def test_the_tokenizer_alone(pictures: Path, tmp_path: Path):
-    out = run("tokenizer.py", str(pictures / "0.png"), "--out", str(tmp_path / "again.png"))
+def test_the_tokenizer_alone(images: Path, tmp_path: Path):
+    out = run("tokenizer.py", str(images / "0.png"), "--out", str(tmp_path / "again.png"))
     tokenizer = CM3.from_pretrained("emoji", device="cpu").image_tokenizer
     assert out.startswith(f"64 codes out of {tokenizer.num_codes}")
     assert Image.open(tmp_path / "again.png").size == tokenizer.size
@@ -109,17 +109,17 @@ def test_every_example_is_tested():
 def test_caption_with_ray(tmp_path: Path):
     pq, psutil = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("psutil")
     pytest.importorskip("ray")
-    cm3, pictures = CM3.from_pretrained("emoji", device="cpu"), dict[str, bytes]()
-    for i, picture in enumerate(cm3.generate("a red apple", n=32, seed=1)):
+    cm3, images = CM3.from_pretrained("emoji", device="cpu"), dict[str, bytes]()
+    for i, image in enumerate(cm3.generate("a red apple", n=32, seed=1)):
         buffer = BytesIO()
-        picture.save(buffer, "PNG")
-        pictures[f"apple{i:02}"] = buffer.getvalue()
-    pictures["broken"] = b"no picture"
+        image.save(buffer, "PNG")
+        images[f"apple{i:02}"] = buffer.getvalue()
+    images["broken"] = b"no image"
     shards, out = tmp_path / "shards", tmp_path / "captions"
     shards.mkdir()
     with ShardWriter(str(shards / "%05d.tar"), maxcount=8, verbose=0) as writer:
-        for key in sorted(pictures):
-            writer.write({"__key__": key, "png": pictures[key]})
+        for key in sorted(images):
+            writer.write({"__key__": key, "png": images[key]})
     command = [sys.executable, str(EXAMPLES / "caption_with_ray.py"), str(shards), "--out", str(out), "--batch", "4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
@@ -137,11 +137,9 @@ def test_caption_with_ray(tmp_path: Path):
     assert killed is not None, "no worker was seen"
     assert said.split()[-2:] == ["33", "captioned"]
     rows = [row for file in out.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
-    assert {row["__key__"] for row in rows} == set(pictures)
-    assert len(rows) == len(pictures)  # each once
-    expected = dict(
-        zip(sorted(pictures)[:32], cm3.caption([pictures[key] for key in sorted(pictures)[:32]]), strict=True)
-    )
+    assert {row["__key__"] for row in rows} == set(images)
+    assert len(rows) == len(images)  # each once
+    expected = dict(zip(sorted(images)[:32], cm3.caption([images[key] for key in sorted(images)[:32]]), strict=True))
     assert {row["__key__"]: row["text"] for row in rows if not row["error"]} == expected
     assert [row["__key__"] for row in rows if row["error"]] == ["broken"]
     for file in sorted(out.glob("*.parquet"))[:1]:

@@ -1,4 +1,4 @@
-"""Damaged pictures and tars, and bombs: skipped, counted and named, or refused with one clear error; nothing hangs."""
+"""Damaged images and tars, and bombs: skipped, counted and named, or refused with one clear error; nothing hangs."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from attempts import answer
-from damage import bombs, flipped, huge_members, judged, no_file, outcomes, pictures, strangers, tars
+from damage import bombs, flipped, huge_members, images, judged, no_file, outcomes, strangers, tars
 from tokenizer_image import ImageTokenizer
 from train.images.codes import encode_entries, write_codes
 from train.images.files import Entry, index
@@ -20,7 +20,7 @@ from train.prepare import PrepareOptions, prepare
 
 pytestmark = pytest.mark.faults
 
-PICTURES, TARS = 300, 120
+IMAGES, TARS = 300, 120
 GIGABYTE = 2**30
 
 
@@ -29,8 +29,8 @@ def tallies(account: dict[str, Any]) -> dict[str, Any]:
     return account.setdefault("damage", {})
 
 
-def damaged_picture(rng: random.Random, sound: dict[str, bytes], large: dict[str, bytes]) -> tuple[str, str, bytes]:
-    """Kind, suffix and content; kinds that begin with "!" cannot be read as pictures."""
+def damaged_image(rng: random.Random, sound: dict[str, bytes], large: dict[str, bytes]) -> tuple[str, str, bytes]:
+    """Kind, suffix and content; kinds that begin with "!" cannot be read as images."""
     name = rng.choice(sorted(sound))
     data, suffix = sound[name], {"apng": "png", "ppm": "png"}.get(name, name)
     way = rng.choice(["truncated", "early", "a flip", "flips", "header", "swapped", "stranger", "bomb"])
@@ -44,7 +44,7 @@ def damaged_picture(rng: random.Random, sound: dict[str, bytes], large: dict[str
         return f"{way} {name}", suffix, flipped(data, rng, rng.randrange(2, 60))
     if way == "header":
         return f"{way} {name}", suffix, flipped(data, rng, rng.randrange(1, 6), 0, 64)
-    if way == "swapped":  # a sound picture under another's suffix is a picture
+    if way == "swapped":  # a sound image under another's suffix is an image
         return f"{way} {name}", rng.choice(["png", "jpg", "webp", "gif"]), data
     if way == "stranger":
         name, data = rng.choice(sorted(strangers(rng).items()))
@@ -55,13 +55,13 @@ def damaged_picture(rng: random.Random, sound: dict[str, bytes], large: dict[str
     return f"{must}{way}: {name}", "png", large[name]
 
 
-def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, Any]:
+def image_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, Any]:
     tokenizer = ImageTokenizer.from_pretrained(vq)
-    sound, large = pictures(0), bombs()
+    sound, large = images(0), bombs()
     usual = [
         (f"{i}-{name}.{'png' if name in ('apng', 'ppm') else name}", data)
         for i in range(2)
-        for name, data in pictures(i + 1).items()
+        for name, data in images(i + 1).items()
     ]
 
     def one(case: int, rng: random.Random) -> tuple[str, str, str]:
@@ -72,7 +72,7 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
         many = rng.random() < 0.1
         kinds, victims = [], []
         for i in range(9 if many else 1):
-            kind, suffix, content = damaged_picture(rng, sound, large)
+            kind, suffix, content = damaged_image(rng, sound, large)
             path = here / f"bad-{i}.{suffix}"
             path.write_bytes(content)
             kinds.append(kind)
@@ -81,7 +81,7 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
             kinds = [no_file(victims[0], rng)]
         kind = ", ".join(kinds)
         try:
-            return kind, *picture_fate(here, kinds, victims, tokenizer)
+            return kind, *image_fate(here, kinds, victims, tokenizer)
         except ValueError as error:
             must = sum(kind[0] == "!" for kind in kinds)
             clear = "more than max_bad = 20%" in str(error) and many and "bad-" in str(error)
@@ -95,7 +95,7 @@ def picture_cases(vq: Path, folder: Path, cases: int, seed: int) -> dict[str, An
     return outcomes(cases, seed, one)
 
 
-def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: ImageTokenizer) -> tuple[str, str]:
+def image_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: ImageTokenizer) -> tuple[str, str]:
     source = ImageLoader(here, 16, max_bad=0.2, aspects=("1:1", "3:2") if len(victims) % 2 else ("1:1",))
     for step in range(2 * len(source) // 4 + 2):
         batch = source.batch(step, 4)
@@ -104,7 +104,7 @@ def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: I
     for entry in [*source.entries, *source.held_out]:  # whatever the order and the buckets were
         source._load(entry)  # pyright: ignore[reportPrivateUsage]
     if extra := [name for name in source.skipped if Path(name) not in victims]:
-        return "other error", f"sound pictures were skipped: {extra}"
+        return "other error", f"sound images were skipped: {extra}"
     if not all(source.skipped.values()):
         return "unnamed", str(source.skipped)
     entries = [Entry(str(path), str(path), 0, path.stat().st_size) for path in victims if path.is_file()]
@@ -118,10 +118,10 @@ def picture_fate(here: Path, kinds: list[str], victims: list[Path], tokenizer: I
 
 
 def test_damaged_images_are_skipped_counted_and_named(data: Path, tmp_path: Path, tallies: dict[str, Any]):
-    result = answer(tmp_path, picture_cases, data / "vq", tmp_path / "cases", PICTURES, 3)
-    tallies["pictures"] = judged(result, 2 * GIGABYTE)
-    assert sum(one.fate == "skipped" for one in result["outcomes"]) > PICTURES / 3
-    assert sum(one.fate == "refused" for one in result["outcomes"]) > PICTURES / 40
+    result = answer(tmp_path, image_cases, data / "vq", tmp_path / "cases", IMAGES, 3)
+    tallies["images"] = judged(result, 2 * GIGABYTE)
+    assert sum(one.fate == "skipped" for one in result["outcomes"]) > IMAGES / 3
+    assert sum(one.fate == "refused" for one in result["outcomes"]) > IMAGES / 40
 
 
 def tar_cases(vq: Path, folder: Path, cases: int, seed: int, make: Callable[..., dict[str, bytes]]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def tar_cases(vq: Path, folder: Path, cases: int, seed: int, make: Callable[...,
         here = folder / f"{case}"
         here.mkdir()
         for i in range(4):
-            (here / f"{i}.png").write_bytes(pictures(i)["png"])
+            (here / f"{i}.png").write_bytes(images(i)["png"])
         kind = sorted(found)[case % len(found)]
         (here / "some.tar").write_bytes(found[kind])
         try:
@@ -181,13 +181,13 @@ def prepared(vq: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     source.mkdir()
     damaged = strangers(rng) | {name: data for name, data in bombs().items() if name != "62 million pixels"}
     for i in range(6):
-        (source / f"good-{i}.png").write_bytes(pictures(i)["png"])
-        (source / f"good-{i}.txt").write_text(f"picture {i}")
+        (source / f"good-{i}.png").write_bytes(images(i)["png"])
+        (source / f"good-{i}.txt").write_text(f"image {i}")
     for i, (name, data) in enumerate(damaged.items()):
         (source / f"bad-{i}.png").write_bytes(data)
         (source / f"bad-{i}.txt").write_text(name)
     for i, data in enumerate(strangers(rng).values()):  # their captions are damaged
-        (source / f"words-{i}.png").write_bytes(pictures(i)["png"])
+        (source / f"words-{i}.png").write_bytes(images(i)["png"])
         (source / f"words-{i}.json").write_bytes(data)
     meta = prepare(source, folder / "out", PrepareOptions(image_tokenizer=str(vq), max_tokens=100, text_vocab=300))
     rows = [json.loads(line) for line in (folder / "out" / "skipped.jsonl").read_text().splitlines()]
@@ -203,14 +203,14 @@ def test_what_cannot_be_prepared_is_left_out_and_named(data: Path, tmp_path: Pat
 
 
 def with_odd_names(folder: Path) -> Path:
-    """Pictures whose names are not UTF-8."""
+    """Images whose names are not UTF-8."""
     source = folder / "source"
     source.mkdir()
     for i, stem in enumerate([b"1", b"2", b"3", b"\xff", b"\xfe"]):
         with open(os.fsencode(source) + b"/" + stem + b".png", "wb") as file:
-            file.write(pictures(i)["png"] if stem != b"\xfe" else b"")
+            file.write(images(i)["png"] if stem != b"\xfe" else b"")
         with open(os.fsencode(source) + b"/" + stem + b".txt", "wb") as file:
-            file.write(b"a picture")
+            file.write(b"an image")
     return source
 
 
@@ -221,7 +221,7 @@ def prepare_odd_names(vq: Path, folder: Path) -> int:
 
 
 def encode_odd_names(vq: Path, folder: Path) -> int:
-    return write_codes(with_odd_names(folder), folder / "out", ImageTokenizer.from_pretrained(vq))["pictures"]
+    return write_codes(with_odd_names(folder), folder / "out", ImageTokenizer.from_pretrained(vq))["images"]
 
 
 @pytest.mark.parametrize("work", [prepare_odd_names, encode_odd_names])

@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from attempts import Child, answer, train
 from cm3.files import sha256
-from damage import flipped, judged, no_file, outcomes, pictures, strangers
+from damage import flipped, images, judged, no_file, outcomes, strangers
 from train.documents.shards import META, Shards, read_meta
 from train.language.config import LMConfig
 from train.language.objective import Objective
@@ -50,10 +50,10 @@ def damaged_shard(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     if way == "longer":
         return way, data + rng.randbytes(rng.choice([1, 512, 2**20]))
     if way == "stranger":
-        name, content = rng.choice(sorted((strangers(rng) | pictures(1)).items()))
+        name, content = rng.choice(sorted((strangers(rng) | images(1)).items()))
         return f"{way}: {name}", content
     arrays = load(data)
-    name = rng.choice(["ids", "offsets", "spans", "texts", "pictures"])
+    name = rng.choice(["ids", "offsets", "spans", "texts", "images"])
     array = arrays[name].copy()
     some = int(rng.randrange(array.size))
     changes = {
@@ -305,6 +305,6 @@ def test_a_damaged_text_tokenizer_is_refused_before_the_first_step(config: LMCon
 
 
 def test_there_were_enough_cases(tallies: dict[str, Any]):
-    if "pictures" not in tallies:
+    if "images" not in tallies:
         pytest.skip("not all kinds were run")
     assert sum(tally["cases"] for tally in tallies.values()) >= 1000

@@ -17,7 +17,7 @@ from attempts import answer
 from cm3 import CM3
 from cm3.serving.admission import Limits, give_memory_back
 from cm3.serving.app import make_app
-from damage import bombs, flipped, judged, outcomes, pictures, resident, strangers
+from damage import bombs, flipped, images, judged, outcomes, resident, strangers
 
 pytestmark = pytest.mark.faults
 
@@ -78,14 +78,14 @@ def anything(rng: random.Random, depth: int = 3) -> Any:
 
 
 class Files(NamedTuple):
-    """What is sent as a picture, whole or damaged."""
+    """What is sent as an image, whole or damaged."""
 
     sound: list[bytes]
     strangers: list[bytes]
     bombs: list[bytes]
 
 
-def picture(rng: random.Random, files: Files) -> bytes:
+def image(rng: random.Random, files: Files) -> bytes:
     way, data = rng.random(), rng.choice(files.sound)
     if way < 0.2:
         return data
@@ -134,7 +134,7 @@ def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
     path = rng.choice(PATHS)
     if path == "images/edits":
         data = {"prompt": words(rng)[:9000], "n": str(rng.choice(NUMBERS)), "seed": str(rng.choice(NUMBERS))}
-        sent = {name: (words(rng)[:40], picture(rng, files)) for name in ("image", "mask")}
+        sent = {name: (words(rng)[:40], image(rng, files)) for name in ("image", "mask")}
         for some in (data, sent):
             for name in list(some):
                 if rng.random() < 0.3:
@@ -146,7 +146,7 @@ def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
     else:
         parts = [{"type": "text", "text": words(rng)}]
         many = rng.randrange(9, 100) if rng.random() < 0.1 else rng.randrange(3)
-        shown = [url(rng, picture(rng, files)) for _ in range(min(many, 3))]
+        shown = [url(rng, image(rng, files)) for _ in range(min(many, 3))]
         parts += [{"type": "image_url", "image_url": {"url": rng.choice(shown)}} for _ in range(many)]
         body = {"messages": [{"role": "user", "content": parts}]}
         if rng.random() < 0.3:
@@ -160,7 +160,7 @@ def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
     give_memory_back()  # as cm3 serve does
     model = CM3.from_pretrained(folder, device="cpu")
     app = make_app(model, "tiny", Limits(body=2_000_000, seconds=20), api_keys=[KEY])
-    kinds = (pictures(0), strangers(random.Random(0)), bombs())
+    kinds = (images(0), strangers(random.Random(0)), bombs())
     files, logged = Files(*(sorted(kind.values()) for kind in kinds)), list[str]()
     keep = logging.Handler()
     keep.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]

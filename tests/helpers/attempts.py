@@ -26,7 +26,7 @@ import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cm3.tokens.document import Image
-from cm3.tokens.encoding import join, picture_ids
+from cm3.tokens.encoding import image_ids, join
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
@@ -234,8 +234,8 @@ def write_data(folder: Path, shards: int = 10, each: int = 6, seed: int = 0) -> 
                 words = rng.integers(vocab.first_text, vocab.first_code, rng.integers(3, 40)).tolist()
                 writer.sample(name=f"{number}/{i}")
                 spans = [(1 + len(words) // 2, 1 + len(words))] if i % 2 else []
-                picture = picture_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, (4, 4)))), vocab)
-                writer.add_ids(join([words, picture], vocab).ids, spans)
+                codes_of_image = image_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, (4, 4)))), vocab)
+                writer.add_ids(join([words, codes_of_image], vocab).ids, spans)
             writer.save(folder / "tokens", split, number)
     finish(folder / "tokens", text, vocab, image, image_tokenizer_name=str(folder / "vq"))
 

@@ -151,8 +151,8 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def pictures(seed: int) -> dict[str, bytes]:
-    """One sound picture of each format."""
+def images(seed: int) -> dict[str, bytes]:
+    """One sound image of each format."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8).repeat(2, 0).repeat(2, 1))
     out = {}
@@ -200,7 +200,7 @@ def bombs() -> dict[str, bytes]:
 
 def huge_members(rng: random.Random) -> dict[str, bytes]:
     """Archives in which a member says that it is larger than any memory."""
-    sound = tar_of(sorted(pictures(rng.randrange(99)).items()))
+    sound = tar_of(sorted(images(rng.randrange(99)).items()))
     starts = [place for place in range(0, len(sound), 512) if sound[place + 257 : place + 262] == b"ustar"]
     found = {"pax size": pax_of({"size": str(2**60)}, bytes(512))}
     for name, size in (("8 EB", 2**62), ("1 TB", 2**40), ("2^90", 2**90)):
@@ -211,7 +211,7 @@ def huge_members(rng: random.Random) -> dict[str, bytes]:
 
 def tars(rng: random.Random) -> dict[str, bytes]:
     """Archives that are damaged, or bombs."""
-    sound, members = tar_of(sorted(pictures(rng.randrange(99)).items())), {}
+    sound, members = tar_of(sorted(images(rng.randrange(99)).items())), {}
     starts = [place for place in range(0, len(sound), 512) if sound[place + 257 : place + 262] == b"ustar"]
     at = rng.choice(starts)
     members["truncated"] = sound[: rng.randrange(len(sound))]
@@ -220,10 +220,10 @@ def tars(rng: random.Random) -> dict[str, bytes]:
     for name, size in (("8 GB", 8**11 - 1), ("negative", -5)):
         members[f"size {name}"] = with_size(sound, at, size)
         members[f"last size {name}"] = with_size(sound, starts[-1], size)
-    members["tar in a tar"] = tar_of([("inner.tar", sound), ("inner.png", sound), *sorted(pictures(1).items())])
+    members["tar in a tar"] = tar_of([("inner.tar", sound), ("inner.png", sound), *sorted(images(1).items())])
     members["3000 members"] = tar_of([(f"{i:05}.png", b"\x89") for i in range(3000)])
     members["compressed"] = b"\x1f\x8b\x08" + zlib.compress(sound)
-    members["outside"] = tar_of([("../../etc/x.png", pictures(2)["png"]), ("/etc/y.png", pictures(3)["png"])])
+    members["outside"] = tar_of([("../../etc/x.png", images(2)["png"]), ("/etc/y.png", images(3)["png"])])
     members["sparse"] = pax_of(
         {
             "GNU.sparse.major": "1",

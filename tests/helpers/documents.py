@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Image
-from cm3.tokens.encoding import join, picture_ids
+from cm3.tokens.encoding import image_ids, join
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -25,7 +25,7 @@ def write_shards(
     per_shard: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Shards of text with a picture; a share `asked` of them has an answer to the picture that is marked.
+    """Shards of text with an image; a share `asked` of them has an answer to the image that is marked.
 
     Args:
         folder: to write to.
@@ -51,8 +51,8 @@ def write_shards(
                     writer.add_ids(join([words], vocab).ids)
                     continue
                 spans = [(1 + count // 2, 1 + count)] if rng.random() < asked else []
-                picture = picture_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, image.grid))), vocab)
-                writer.add_ids(join([words, picture], vocab).ids, spans)
+                codes_of_image = image_ids(Image(torch.from_numpy(rng.integers(0, vocab.num_codes, image.grid))), vocab)
+                writer.add_ids(join([words, codes_of_image], vocab).ids, spans)
             writer.save(folder, split, number)
     finish(folder, text, vocab, image, image_tokenizer_name=str(image_tokenizer))
     return folder

@@ -24,8 +24,8 @@ SHAPES = {
 
 def drawn(corners: int, colour: tuple[int, int, int], wide: float) -> Image.Image:
     """[SIDE, SIDE] RGBA: a polygon with a darker rim and a light spot, wider than high for a `wide` above 1."""
-    picture = Image.new("RGBA", (SIDE, SIDE))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGBA", (SIDE, SIDE))
+    pen = ImageDraw.Draw(image)
     for shrink, shade in ((1.0, 0.55), (0.85, 1.0)):
         turns = [2 * math.pi * i / (corners or 36) for i in range(corners or 36)]
         reach = (SIDE / 2 - 2) * shrink
@@ -35,7 +35,7 @@ def drawn(corners: int, colour: tuple[int, int, int], wide: float) -> Image.Imag
         ]
         pen.polygon(points, (*(int(c * shade) for c in colour), 255))
     pen.ellipse((SIDE * 3 // 8, SIDE * 3 // 8, SIDE * 4 // 8, SIDE * 4 // 8), (250, 250, 250, 255))
-    return picture
+    return image
 
 
 def drawn_things() -> list[Thing]:

@@ -86,10 +86,10 @@ def body(style: str, code: str, twins: Twins) -> str:
 
 def webp(style: str, code: str, twins: Twins) -> bytes:
     x, y, colour = drawing(style, code, twins)
-    picture = Image.new("RGBA", (72, 72))
-    ImageDraw.Draw(picture).rectangle((2 * x, 2 * y, 2 * x + 27, 2 * y + 27), colour)
+    image = Image.new("RGBA", (72, 72))
+    ImageDraw.Draw(image).rectangle((2 * x, 2 * y, 2 * x + 27, 2 * y + 27), colour)
     out = io.BytesIO()
-    picture.save(out, "WEBP", lossless=True)
+    image.save(out, "WEBP", lossless=True)
     return out.getvalue()
 
 

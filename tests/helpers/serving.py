@@ -49,7 +49,7 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def picture_bytes(colour: str = "red", size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
+def image_bytes(colour: str = "red", size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     Image.new(mode, size, colour).save(file, "PNG")
     return file.getvalue()

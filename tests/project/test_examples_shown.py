@@ -72,8 +72,8 @@ def test_all_that_is_shown_was_looked_at(emoji: CM3):
 
 @pytest.mark.parametrize("prompt", DRAWN)
 def test_what_is_shown_is_drawn(emoji: CM3, prompt: str):
-    [picture] = emoji.generate(prompt, best_of=4, seed=7)
-    assert DRAWN[prompt] in emoji.caption(picture)
+    [image] = emoji.generate(prompt, best_of=4, seed=7)
+    assert DRAWN[prompt] in emoji.caption(image)
 
 
 @pytest.mark.parametrize("instruction", EDITED)

@@ -163,14 +163,14 @@ def test_arabic_reaches_a_terminal_that_says_it_knows_ascii_only(tmp_path: Path,
 
 
 def test_a_linked_output_stays_a_link(tmp_path: Path, tiny_folder: Path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "out.png").symlink_to("pictures/apple.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "out.png").symlink_to("images/apple.png")
     done = run(
         "from cm3.cli.main import main; main()", "generate", "a", "-q", "--model", str(tiny_folder), cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.png").is_symlink()
-    assert Image.open(tmp_path / "pictures" / "apple.png").width == 512
+    assert Image.open(tmp_path / "images" / "apple.png").width == 512
 
 
 def test_two_runs_with_one_output_do_not_share_the_unfinished_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -200,6 +200,6 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_drawing(tmp_path
     assert "torch" not in json.loads(report)[1]
 
 
-def test_the_usage_line_says_that_there_may_be_several_pictures(tmp_path: Path):
+def test_the_usage_line_says_that_there_may_be_several_images(tmp_path: Path):
     help = run("from cm3.cli.main import main; main()", "caption", "--help", cwd=tmp_path, COLUMNS="100").stdout
     assert "{SOURCE}... " in help

@@ -12,8 +12,8 @@ from checkout import ROOT
 SCRIPT = """
 from cm3 import CM3
 model = CM3.from_pretrained("emoji")
-picture = model.generate("a red apple", n=1, seed=7)[0]
-print(picture.size, model.caption(picture), sep="|")
+image = model.generate("a red apple", n=1, seed=7)[0]
+print(image.size, model.caption(image), sep="|")
 """
 
 

@@ -128,7 +128,7 @@ def test_missing_unknown_and_misshapen_weights_are_named(weights: dict[str, torc
         convert(tmp_path / "a.ckpt", tmp_path / "out")
 
 
-def test_pictures_of_one_channel_are_refused(weights: dict[str, torch.Tensor], tmp_path: Path):
+def test_images_of_one_channel_are_refused(weights: dict[str, torch.Tensor], tmp_path: Path):
     weights["encoder.conv_in.weight"] = torch.zeros(32, 1, 3, 3)
     torch.save(weights, tmp_path / "depth.ckpt")
     with pytest.raises(ValueError, match="1 input channels"):

@@ -1,4 +1,4 @@
-"""Every kind of picture that a person may hand in, and every broken one."""
+"""Every kind of image that a person may hand in, and every broken one."""
 
 import os
 import struct
@@ -132,7 +132,7 @@ def test_truncated_file_is_one_clear_error(tmp_path, format: str, share: float):
     data = stored(Image.effect_noise((64, 64), 80).convert("RGB"), format)
     path = tmp_path / "cut"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match="cut: (damaged|not a picture)"):
+    with pytest.raises(ValueError, match="cut: (damaged|not an image)"):
         open_image(path)
 
 
@@ -143,12 +143,12 @@ def test_empty_file(tmp_path):
         open_image(path)
 
 
-NO_PICTURES = [b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"\x89PNG\r\n\x1a\n", bytes(1000)]
+NOT_IMAGES = [b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"\x89PNG\r\n\x1a\n", bytes(1000)]
 
 
-@pytest.mark.parametrize("data", NO_PICTURES)
-def test_not_a_picture(data: bytes):
-    with pytest.raises(ValueError, match="the picture: (not a picture|damaged)"):
+@pytest.mark.parametrize("data", NOT_IMAGES)
+def test_not_an_image(data: bytes):
+    with pytest.raises(ValueError, match="the image: (not an image|damaged)"):
         open_image(data)
 
 
@@ -160,14 +160,14 @@ def test_missing_file_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("side", [4_001, 10_000, 30_000])
-def test_huge_picture_is_refused_before_it_is_decoded(side: int, recwarn):
-    with pytest.raises(ValueError, match="the picture: too large: .*limit is 16,000,000"):
+def test_huge_image_is_refused_before_it_is_decoded(side: int, recwarn):
+    with pytest.raises(ValueError, match="the image: too large: .*limit is 16,000,000"):
         open_image(png_that_claims(side, side))
     assert not recwarn
 
 
 def test_a_webp_that_claims_to_be_huge_costs_nothing():
-    """PIL makes room for two pictures of the claimed size when it opens one: 1.2 GB for these bytes."""
+    """PIL makes room for two images of the claimed size when it opens one: 1.2 GB for these bytes."""
     sides = (16383 - 1) | (16383 - 1) << 14
     bodies = {
         b"VP8L": b"\x2f" + sides.to_bytes(4, "little") + bytes(8),
@@ -186,7 +186,7 @@ def test_a_webp_that_claims_to_be_huge_costs_nothing():
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"quality": 50, "exif": b"Exif\0\0"}])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_the_size_in_a_webp_header_is_that_of_the_picture(mode: str, options: dict):
+def test_the_size_in_a_webp_header_is_that_of_the_image(mode: str, options: dict):
     data = stored(Image.new(mode, (123, 45)), "WEBP", **options)
     with pytest.raises(ValueError, match="too large: 123 x 45 pixels"):
         open_image(data, max_pixels=123 * 45 - 1)
@@ -194,7 +194,7 @@ def test_the_size_in_a_webp_header_is_that_of_the_picture(mode: str, options: di
 
 
 def test_a_format_that_decodes_when_it_is_opened_is_refused():
-    with pytest.raises(ValueError, match="not a picture; give one of PNG"):
+    with pytest.raises(ValueError, match="not an image; give one of PNG"):
         open_image(stored(Image.new("RGB", (16, 16)), "ICO"))
 
 
@@ -255,13 +255,13 @@ def test_a_jpeg_of_64_million_pixels_takes_little_memory_where_less_is_enough(tm
     assert megabytes < 40  # whole it would be 256
 
 
-def test_of_a_large_picture_of_any_format_no_more_is_kept_than_is_enough():
-    picture = Image.radial_gradient("L").resize((1_500, 1_200)).convert("RGB")
-    kept = open_image(stored(picture), least=256)
-    assert kept.size == picture.reduce(4).size == (375, 300)
-    assert kept.tobytes() == open_image(picture, least=256).tobytes() == picture.reduce(4).tobytes()
-    assert open_image(stored(picture)).size == (1_500, 1_200)
-    assert open_image(stored(picture.crop((0, 0, 1_000, 1_000))), least=256).size == (1_000, 1_000)
+def test_of_a_large_image_of_any_format_no_more_is_kept_than_is_enough():
+    image = Image.radial_gradient("L").resize((1_500, 1_200)).convert("RGB")
+    kept = open_image(stored(image), least=256)
+    assert kept.size == image.reduce(4).size == (375, 300)
+    assert kept.tobytes() == open_image(image, least=256).tobytes() == image.reduce(4).tobytes()
+    assert open_image(stored(image)).size == (1_500, 1_200)
+    assert open_image(stored(image.crop((0, 0, 1_000, 1_000))), least=256).size == (1_000, 1_000)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
@@ -279,7 +279,7 @@ HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100)  # "heic" among the co
 @pytest.mark.parametrize("data", [HEIC, b"\0\0\0\x14ftypheic\0\0\0\0heic" + bytes(100)])
 def test_heic_without_its_package_says_which_to_install(data: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # to import it is an error
-    with pytest.raises(ValueError, match="the picture: HEIC needs a package: pip install pillow-heif"):
+    with pytest.raises(ValueError, match="the image: HEIC needs a package: pip install pillow-heif"):
         open_image(data)
 
 
@@ -291,11 +291,11 @@ def test_avif_is_not_taken_for_heic(monkeypatch: pytest.MonkeyPatch):
 def test_heic_is_read_upright_and_within_limits():
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
-    picture = Image.new("RGB", (64, 32), RED)
-    picture.paste((0, 0, 255), (0, 0, 32, 32))
+    image = Image.new("RGB", (64, 32), RED)
+    image.paste((0, 0, 255), (0, 0, 32, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
-    data = stored(picture, "HEIF", exif=exif.tobytes())
+    data = stored(image, "HEIF", exif=exif.tobytes())
     upright = open_image(data)
     assert upright.size == (32, 64)
     top, bottom = corners(upright)
@@ -310,7 +310,7 @@ def test_heic_is_read_upright_and_within_limits():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_numbers_are_pictures_too(mode: str):
+def test_numbers_are_images_too(mode: str):
     rng = np.random.default_rng(0)
     channels = len(mode) if mode != "L" else 1
     values = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)  # [H, W, C]
@@ -325,7 +325,7 @@ def test_numbers_are_pictures_too(mode: str):
     assert abs(half - np.asarray(expected)).max() <= 1
 
 
-def test_files_and_buffers_are_pictures_too(tmp_path):
+def test_files_and_buffers_are_images_too(tmp_path):
     data = stored(half_clear("RGBA"))
     (tmp_path / "a.png").write_bytes(data)
     with (tmp_path / "a.png").open("rb") as file:
@@ -336,8 +336,8 @@ def test_files_and_buffers_are_pictures_too(tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (None, TypeError, "a picture is a path, a file's bytes"),
-        (3, TypeError, "a picture is a path, a file's bytes"),
+        (None, TypeError, "an image is a path, a file's bytes"),
+        (3, TypeError, "an image is a path, a file's bytes"),
         (StringIO("text"), TypeError, "open it with 'rb'"),
         (np.zeros((2, 3, 5), np.uint8), ValueError, r"an array of shape \(2, 3, 5\)"),
         (torch.zeros(5, 2, 3), ValueError, r"an array of shape \(5, 2, 3\)"),
@@ -350,7 +350,7 @@ def test_files_and_buffers_are_pictures_too(tmp_path):
         (np.zeros((0, 5), np.uint8), ValueError, "no pixels: 5 x 0"),
     ],
 )
-def test_what_is_no_picture_is_one_clear_error(source, error: type[Exception], message: str):
+def test_what_is_no_image_is_one_clear_error(source, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         open_image(source)
 

@@ -1,4 +1,4 @@
-"""Tiles: weights, memory, seams, and pictures that are no larger than a tile."""
+"""Tiles: weights, memory, seams, and images that are no larger than a tile."""
 
 import pytest
 import torch
@@ -48,14 +48,14 @@ def test_an_overlap_that_leaves_no_room_is_refused(model: VQModel, overlap: int)
         tiled_decode(model, torch.zeros(1, 8, 8).long(), 4, overlap)
 
 
-def test_a_picture_no_larger_than_a_tile_is_worked_whole(model: VQModel):
+def test_an_image_no_larger_than_a_tile_is_worked_whole(model: VQModel):
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     codes = model.encode(pixels)
     assert torch.equal(tiled_encode(model, pixels, 6, 2), codes)
     assert torch.equal(tiled_decode(model, codes, 6, 2), model.decode(codes))
 
 
-def test_memory_follows_the_tile_and_not_the_picture(model: VQModel):
+def test_memory_follows_the_tile_and_not_the_image(model: VQModel):
     codes = torch.randint(32, (1, 48, 40))
     with Largest() as whole:
         pixels = model.decode(codes)

@@ -15,49 +15,49 @@ def tokenizer() -> ImageTokenizer:
         return ImageTokenizer(VQModel(PRESETS["tiny"]))
 
 
-def test_one_picture_gives_a_grid_and_a_list_gives_a_batch(tokenizer: ImageTokenizer) -> None:
-    picture = Image.new("RGB", (40, 30), "red")
-    assert tokenizer.encode(picture).shape == tokenizer.grid == (4, 4)
-    codes = tokenizer.encode([picture, Image.new("L", (9, 9))])
+def test_one_image_gives_a_grid_and_a_list_gives_a_batch(tokenizer: ImageTokenizer) -> None:
+    image = Image.new("RGB", (40, 30), "red")
+    assert tokenizer.encode(image).shape == tokenizer.grid == (4, 4)
+    codes = tokenizer.encode([image, Image.new("L", (9, 9))])
     assert codes.shape == (2, 4, 4)
     assert isinstance(tokenizer.decode(codes[0]), Image.Image)
-    assert [picture.size for picture in tokenizer.decode(codes)] == [(16, 16)] * 2  # pyright: ignore
+    assert [image.size for image in tokenizer.decode(codes)] == [(16, 16)] * 2  # pyright: ignore
 
 
-def test_a_picture_can_keep_its_size_or_be_given_one(tokenizer: ImageTokenizer) -> None:
-    picture = Image.effect_noise((43, 30), 80).convert("RGB")  # 4 pixels a code
-    codes = tokenizer.encode(picture, size="keep")
+def test_an_image_can_keep_its_size_or_be_given_one(tokenizer: ImageTokenizer) -> None:
+    image = Image.effect_noise((43, 30), 80).convert("RGB")  # 4 pixels a code
+    codes = tokenizer.encode(image, size="keep")
     assert codes.shape == (7, 10)
-    assert torch.equal(codes, tokenizer.encode(picture.crop((1, 1, 41, 29)), size=(28, 40)))  # the middle, unscaled
+    assert torch.equal(codes, tokenizer.encode(image.crop((1, 1, 41, 29)), size=(28, 40)))  # the middle, unscaled
     assert tokenizer.decode(codes).size == (40, 28)  # pyright: ignore[reportAttributeAccessIssue]
-    assert tokenizer.encode([picture, picture], size=(8, 12)).shape == (2, 2, 3)
+    assert tokenizer.encode([image, image], size=(8, 12)).shape == (2, 2, 3)
 
 
 def test_sizes_that_make_no_codes_are_refused(tokenizer: ImageTokenizer) -> None:
-    picture = Image.new("RGB", (40, 30))
+    image = Image.new("RGB", (40, 30))
     for size in ((10, 8), (8, 0), (-4, 8)):
         with pytest.raises(ValueError, match="multiples of 4"):
-            tokenizer.encode(picture, size=size)
+            tokenizer.encode(image, size=size)
     with pytest.raises(ValueError, match="smaller than one code, 4 x 4"):
         tokenizer.encode(Image.new("RGB", (40, 3)), size="keep")
     with pytest.raises(ValueError, match=r"unequal sizes 28 x 40, 32 x 40"):
-        tokenizer.encode([picture, Image.new("RGB", (41, 33))], size="keep")
+        tokenizer.encode([image, Image.new("RGB", (41, 33))], size="keep")
     for tile in (0, 2, 30):
         with pytest.raises(ValueError, match="multiple of 4"):
-            tokenizer.encode(picture, tile=tile)
+            tokenizer.encode(image, tile=tile)
         with pytest.raises(ValueError, match="multiple of 4"):
             tokenizer.decode(torch.zeros(4, 4).long(), tile=tile)
 
 
-def test_many_or_large_pictures_go_through_the_model_a_part_at_a_time(tokenizer: ImageTokenizer) -> None:
+def test_many_or_large_images_go_through_the_model_a_part_at_a_time(tokenizer: ImageTokenizer) -> None:
     shapes = []
     hook = tokenizer.model.encoder.register_forward_hook(lambda module, inputs, out: shapes.append(inputs[0].shape))
-    pictures = [Image.effect_noise((16, 16), 80).convert("RGB") for _ in range(5)]
-    codes = tokenizer.encode(pictures, tile=32)
+    images = [Image.effect_noise((16, 16), 80).convert("RGB") for _ in range(5)]
+    codes = tokenizer.encode(images, tile=32)
     assert [shape[0] for shape in shapes] == [4, 1]  # as many pixels as a tile has
     shapes.clear()
     hook.remove()
-    assert torch.equal(codes, torch.stack([tokenizer.encode(picture) for picture in pictures]))
+    assert torch.equal(codes, torch.stack([tokenizer.encode(image) for image in images]))
     assert len(tokenizer.decode(codes, tile=16)) == 5  # pyright: ignore[reportArgumentType]
     large = tokenizer.encode(Image.effect_noise((64, 48), 80), size="keep", tile=16)
     assert large.shape == (12, 16) and tokenizer.decode(large, tile=16).size == (64, 48)  # pyright: ignore
@@ -66,16 +66,16 @@ def test_many_or_large_pictures_go_through_the_model_a_part_at_a_time(tokenizer:
 def test_weights_in_16_bits_stay_a_tokenizer(tokenizer: ImageTokenizer) -> None:
     half = ImageTokenizer(VQModel(PRESETS["tiny"])).to("cpu", torch.bfloat16)
     half.model.load_state_dict(tokenizer.model.state_dict())
-    picture = Image.effect_noise((16, 16), 80)
-    assert (half.encode(picture) == tokenizer.encode(picture)).float().mean() > 0.7
-    assert half.decode(half.encode(picture)).size == (16, 16)  # pyright: ignore[reportAttributeAccessIssue]
+    image = Image.effect_noise((16, 16), 80)
+    assert (half.encode(image) == tokenizer.encode(image)).float().mean() > 0.7
+    assert half.decode(half.encode(image)).size == (16, 16)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_saved_and_loaded_it_gives_the_same_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    image = Image.effect_noise((32, 32), 80).convert("RGB")
     tokenizer.save_pretrained(tmp_path)
     loaded = ImageTokenizer.from_pretrained(tmp_path)
-    assert torch.equal(loaded.encode(picture), tokenizer.encode(picture))
+    assert torch.equal(loaded.encode(image), tokenizer.encode(image))
     assert loaded.fingerprint() == tokenizer.fingerprint()
 
 
@@ -112,7 +112,7 @@ def test_missing_and_damaged_files_are_named(tokenizer: ImageTokenizer, tmp_path
         ImageTokenizer.from_pretrained(tmp_path)
 
 
-def test_codes_are_laid_tile_by_tile_and_the_picture_is_the_same() -> None:
+def test_codes_are_laid_tile_by_tile_and_the_image_is_the_same() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VQModel(PRESETS["tiny"])

@@ -69,7 +69,7 @@ def test_a_pixel_of_the_cell_decoder_depends_on_the_codes_near_it_alone() -> Non
     assert not same[8 * f :, 8 * f :].any()
 
 
-def test_codes_of_the_cell_encoder_move_with_the_picture_and_ignore_what_they_do_not_see() -> None:
+def test_codes_of_the_cell_encoder_move_with_the_image_and_ignore_what_they_do_not_see() -> None:
     torch.manual_seed(0)
     model, f = VQModel(CELLS).eval(), CELLS.downsampling
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1

@@ -1,7 +1,7 @@
-"""One sample of a person's own data: text and pictures in order, or the reason why it cannot be used.
+"""One sample of a person's own data: text and images in order, or the reason why it cannot be used.
 
 A reason begins with its kind and goes on behind one of `:;(`, so that skipped samples can be counted by kind:
-"not UTF-8: byte 3 is 0xff". Pictures stay where they lie until they are asked for.
+"not UTF-8: byte 3 is 0xff". Images stay where they lie until they are asked for.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from train.images.files import Entry
 
-MAX_PICTURE = 256_000_000  # bytes of a picture's file; its pixels have their own limit (tokenizer_image/pixels.py)
+MAX_IMAGE = 256_000_000  # bytes of an image's file; its pixels have their own limit (tokenizer_image/pixels.py)
 MAX_TEXT = 1_000_000  # bytes of a caption, or of one piece of text
 IMAGE_COLUMNS = (
     "filepath",
@@ -32,7 +32,7 @@ TEXT_COLUMNS = ("title", "caption", "text", "captions", "description", "txt")
 
 
 class Bytes(NamedTuple):
-    """A picture inside a table."""
+    """An image inside a table."""
 
     name: str
     data: bytes
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
     Attributes:
         name: within its source, such as `cats/1.jpg`, `shard.tar:0001` or `table.csv:17` (line or row, from 1).
-        pieces: text and pictures, in order; a caption and its picture where not `interleaved`.
+        pieces: text and images, in order; a caption and its image where not `interleaved`.
         facts: where it comes from.
         interleaved: to be learnt as it reads, not as a caption.
     """
@@ -82,7 +82,7 @@ class Skip(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The columns of a table that hold the picture and the text; "" = the first of the usual names."""
+    """The columns of a table that hold the image and the text; "" = the first of the usual names."""
 
     image: str = ""
     text: str = ""
@@ -137,9 +137,9 @@ def from_row(name: str, row: Mapping[str, Any], folder: Path, columns: Columns =
     Args:
         name: of the sample.
         row: with `items` ([{"text": ...}, {"image": ...}]); or with lists `images` and `texts` of one length, one of
-            them null at each place (OBELICS); or with a picture, or several, and a caption.
+            them null at each place (OBELICS); or with an image, or several, and a caption.
         folder: of the table, to which paths are relative.
-        columns: which hold picture and caption.
+        columns: which hold image and caption.
     """
     try:
         pieces, interleaved = _pieces(name, row, folder, columns)
@@ -158,16 +158,16 @@ def _pieces(name: str, row: Mapping[str, Any], folder: Path, columns: Columns) -
         pairs = list(zip(texts, images, strict=True))
         for i, (text, image) in enumerate(pairs):
             if (text is None) == (image is None):
-                raise Unusable(f"broken row: place {i} has {'neither' if text is None else 'both'} text and picture")
+                raise Unusable(f"broken row: place {i} has {'neither' if text is None else 'both'} text and image")
     else:
         return _captioned(name, row, folder, columns)
     pieces = [
-        caption(text, "text") if image is None else picture(image, folder, name)
+        caption(text, "text") if image is None else image_entry(image, folder, name)
         for text, image in pairs
         if image is not None or text != ""
     ]
     if not pieces:
-        raise Unusable("neither text nor picture")
+        raise Unusable("neither text nor image")
     return tuple(pieces), True
 
 
@@ -178,7 +178,7 @@ def _a_list(value: Any, what: str) -> list:
 
 
 def _item(place: int, item: Any) -> tuple[Any, Any]:
-    """(text, None) or (None, picture)."""
+    """(text, None) or (None, image)."""
     if isinstance(item, dict):  # arrow gives every field to every item
         item = {key: value for key, value in item.items() if value is not None}
     match item:
@@ -195,15 +195,15 @@ def _captioned(name: str, row: Mapping[str, Any], folder: Path, columns: Columns
         return next(found, None)
 
     image, text = value(columns.image, IMAGE_COLUMNS), value(columns.text, TEXT_COLUMNS)
-    if isinstance(text, list):  # several captions of a picture
+    if isinstance(text, list):  # several captions of an image
         text = text[0]
     if image is None and text is None:
-        raise Unusable("neither text nor picture")
+        raise Unusable("neither text nor image")
     if image is None:
-        raise Unusable("no picture: only text")
+        raise Unusable("no image: only text")
     words = caption(text, "caption")
     images = image if isinstance(image, list) else [image]
-    return (words, *(picture(one, folder, name) for one in images)), len(images) > 1
+    return (words, *(image_entry(one, folder, name) for one in images)), len(images) > 1
 
 
 def caption(text: Any, what: str) -> str:
@@ -227,15 +227,15 @@ def cleaned(text: str) -> str:
     return text.translate({0: None, 0xFEFF: None})
 
 
-def picture(value: Any, folder: Path, name: str) -> Entry | Bytes:
-    """Where a picture's bytes are. Raises Unusable where they are not on this machine, or too many."""
+def image_entry(value: Any, folder: Path, name: str) -> Entry | Bytes:
+    """Where an image's bytes are. Raises Unusable where they are not on this machine, or too many."""
     if isinstance(value, dict):  # the Image column of `datasets`
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         check_size(len(value))
         return Bytes(name, value)
     if not isinstance(value, str) or not value:
-        raise Unusable(f"no picture: {value!r:.40}")
+        raise Unusable(f"no image: {value!r:.40}")
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", value):
         raise Unusable(f"not downloaded: {value:.200}; fetch it first, for example with img2dataset")
     path = folder / value
@@ -250,8 +250,8 @@ def picture(value: Any, folder: Path, name: str) -> Entry | Bytes:
 
 
 def check_size(size: int) -> None:
-    if size > MAX_PICTURE:
-        raise Unusable(f"too many bytes: {size:,}, the limit is {MAX_PICTURE:,}")
+    if size > MAX_IMAGE:
+        raise Unusable(f"too many bytes: {size:,}, the limit is {MAX_IMAGE:,}")
 
 
 def decoded(data: bytes, what: str) -> str:

@@ -2,14 +2,14 @@
 
     FOLDER/tokenizer.json              the text tokenizer
     FOLDER/train-00000.safetensors     ids [tokens] uint16 or uint32, offsets [N + 1], spans [N, MAX_TARGETS, 2],
-                                       texts and pictures [N]: runs of text, and pictures, in each document,
+                                       texts and images [N]: runs of text, and images, in each document,
                                        samples [N] rows of the manifest
     FOLDER/train-00000.jsonl           the manifest: one row a sample, with source, licence, owner and hash
     FOLDER/held_out-00000.*            likewise, to evaluate on
     FOLDER/meta.json                   vocabulary layout, fingerprints of both tokenizers, counts and hash of each shard
 
 A document is stored as it reads, `<eos> ... <eos>`; a span (start, end) marks an answer in it, which training moves to
-the end behind a <mask> (cm3/tokens/masking.py). Documents without spans are text and pictures in the order they are
+the end behind a <mask> (cm3/tokens/masking.py). Documents without spans are text and images in the order they are
 learnt.
 """
 
@@ -39,7 +39,7 @@ from train.runtime.files import write_whole
 
 
 class Target(NamedTuple):
-    """One thing to ask of a picture.
+    """One thing to ask of an image.
 
     Attributes:
         task: "caption", "what", "kind", "colour", "style", "ground" or "is".
@@ -52,10 +52,10 @@ class Target(NamedTuple):
     answer: str
 
 
-def questions(asked: Sequence[Target], picture: Image) -> Document:
-    """Prompts and answers in turn, then the picture that they are about."""
+def questions(asked: Sequence[Target], image: Image) -> Document:
+    """Prompts and answers in turn, then the image that they are about."""
     said = ((Text((" " if i else "") + one.prompt), Answer(one.answer)) for i, one in enumerate(asked))
-    return Document((*chain.from_iterable(said), picture))
+    return Document((*chain.from_iterable(said), image))
 
 
 MAX_TARGETS = 4
@@ -88,7 +88,7 @@ class ShardWriter:
         self.offsets = [0]
         self.spans: list[list[list[int]]] = []
         self.texts: list[int] = []
-        self.pictures: list[int] = []
+        self.images: list[int] = []
         self.samples: list[int] = []
         self.manifest: list[dict[str, Any]] = []
 
@@ -104,12 +104,12 @@ class ShardWriter:
         """A document as `encode` gives it."""
         assert len(spans) <= MAX_TARGETS, f"{len(spans)} answers in a document, at most {MAX_TARGETS}"
         found = parts(ids, self.vocab)
-        pictures = sum(part.is_picture for part in found)
+        images = sum(part.is_image for part in found)
         self.ids.extend(ids)
         self.offsets.append(len(self.ids))
         self.spans.append([*map(list, spans), *([[0, 0]] * (MAX_TARGETS - len(spans)))])
-        self.texts.append(len(found) - pictures)
-        self.pictures.append(pictures)
+        self.texts.append(len(found) - images)
+        self.images.append(images)
         self.samples.append(len(self.manifest) - 1)
 
     def save(self, folder: Path, split: str = "train", number: int = 0, **facts: Any) -> None:
@@ -122,7 +122,7 @@ class ShardWriter:
             "offsets": torch.tensor(self.offsets),
             "spans": torch.tensor(self.spans, dtype=torch.int32).view(-1, MAX_TARGETS, 2),
             "texts": torch.tensor(self.texts, dtype=torch.int32),
-            "pictures": torch.tensor(self.pictures, dtype=torch.int32),
+            "pictures": torch.tensor(self.images, dtype=torch.int32),
             "samples": torch.tensor(self.samples, dtype=torch.int32),
         }
         stem = f"{split}-{number:05}"
@@ -252,7 +252,7 @@ class Shards:
         meta: content of meta.json.
         bad: shard -> reason.
         lengths: tokens of each document, [N]; 0 in bad shards, so that the other documents keep their numbers.
-        texts, pictures: runs of text, and pictures, in each document, [N].
+        texts, images: runs of text, and images, in each document, [N].
         spans: places of the answers, [N, MAX_TARGETS, 2].
 
     Raises:
@@ -269,7 +269,7 @@ class Shards:
         self.bad: dict[str, str] = {}
         self._ids: list[np.ndarray | None] = []
         self._offsets: list[np.ndarray] = []
-        spans, texts, pictures, lengths = [], [], [], []
+        spans, texts, images, lengths = [], [], [], []
         size = self.vocab_size = len(self.vocab())
         for shard in facts:
             count = shard["documents"]
@@ -282,11 +282,11 @@ class Shards:
             self._ids.append(ids)
             self._offsets.append(offsets)
             lengths.append(np.diff(offsets))
-            for all_of_them, more in zip((spans, texts, pictures), counts, strict=True):
+            for all_of_them, more in zip((spans, texts, images), counts, strict=True):
                 all_of_them.append(more)
         self._starts = np.cumsum([0, *(shard["documents"] for shard in facts)]).tolist()
         self.lengths, self.spans = np.concatenate(lengths), np.concatenate(spans)
-        self.texts, self.pictures = np.concatenate(texts), np.concatenate(pictures)
+        self.texts, self.images = np.concatenate(texts), np.concatenate(images)
         lost = int((self.lengths == 0).sum())
         if lost > max_bad * len(self):
             examples = "".join(f"; {name}: {reason}" for name, reason in list(self.bad.items())[:3])
@@ -361,7 +361,7 @@ class Shards:
 
 
 def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool) -> tuple[np.ndarray, ...]:
-    """ids (a view of the file), offsets, spans, texts, pictures. Raises ValueError where the file is not what meta.json
+    """ids (a view of the file), offsets, spans, texts, images. Raises ValueError where the file is not what meta.json
     says."""
     if not path.is_file():
         raise ValueError("missing")
@@ -380,7 +380,7 @@ def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool)
         raise ValueError(f"ids are {place['dtype']} of shape {place['shape']}, not a row of uint16 or uint32")
     if kinds := [str(part.dtype) for part in parts if part.dtype.kind not in "iu"]:
         raise ValueError(f"its index holds {kinds[0]}, not whole numbers")
-    offsets, (spans, texts, pictures) = parts[0].astype(np.int64), (part.astype(np.int32) for part in parts[1:])
+    offsets, (spans, texts, images) = parts[0].astype(np.int64), (part.astype(np.int32) for part in parts[1:])
     count, size = facts["documents"], place["shape"][0]
     if [part.shape for part in parts] != [(count + 1,), (count, MAX_TARGETS, 2), (count,), (count,)]:
         raise ValueError(f"its index is of {len(texts)} documents, {META} says {count}")
@@ -389,9 +389,9 @@ def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool)
         raise ValueError(f"its index does not fit its {size} ids")
     if (spans < 0).any() or (spans[..., 1] > lengths[:, None]).any() or (spans[..., 0] > spans[..., 1]).any():
         raise ValueError("answers lie outside their documents")
-    if (texts < 0).any() or (pictures < 0).any():
-        raise ValueError("it counts less than no text or picture")
+    if (texts < 0).any() or (images < 0).any():
+        raise ValueError("it counts less than no text or image")
     ids = np.memmap(path, dtype, "r", 8 + header + place["data_offsets"][0], (size,))
     if verify and int(ids.max()) >= vocab_size:
         raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
-    return ids, offsets, spans, texts, pictures
+    return ids, offsets, spans, texts, images

@@ -1,10 +1,10 @@
 """A person's own data in the layouts that people have, one sample at a time, in chunks that are read independently.
 
-    cat.jpg + cat.txt or cat.json      a folder of pictures with captions beside them
+    cat.jpg + cat.txt or cat.json      a folder of images with captions beside them
     *.tar                              webdataset (img2dataset): KEY.jpg + KEY.txt or KEY.json
     *.jsonl                            {"image": PATH, "caption": ...}, or {"items": [{"text": ...}, {"image": PATH}]}
     *.csv, *.tsv                       a column of paths, a column of captions (open_clip)
-    *.parquet                          pictures inside or by path; or images and texts in turn (OBELICS)
+    *.parquet                          images inside or by path; or images and texts in turn (OBELICS)
     datasets.save_to_disk              the folder
 
 Captions lie in .txt, or in .json under "caption" or "text"; .json and tables may name source, licence and owner.
@@ -33,7 +33,7 @@ from train.documents.sample import (
     json_object,
 )
 from train.documents.tables import Jsonl, Parquet, SavedDataset, Spreadsheet
-from train.images.files import PICTURES, Entry, members, walk
+from train.images.files import IMAGE_SUFFIXES, Entry, members, walk
 
 FORMATS = ("auto", "folder", "tar", "jsonl", "csv", "parquet", "datasets")
 TAR_PART = 64_000_000  # bytes of a tar that are one chunk: its table is not read before
@@ -75,7 +75,7 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: want one of {', '.join(FORMATS)}")
     if path.is_file():
-        kinds = {_kind(path): [path]} if _kind(path) not in ("", "picture", "words") else {}
+        kinds = {_kind(path): [path]} if _kind(path) not in ("", "image", "words") else {}
     elif (path / "dataset_dict.json").is_file():
         raise ValueError(f"{path} holds several splits of a data set: name one of their folders, {_below(path)}")
     elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
@@ -107,8 +107,8 @@ def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto"
 
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix in PICTURES:
-        return "picture"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
     return {
         ".tar": "tar",
         ".jsonl": "jsonl",
@@ -122,16 +122,16 @@ def _kind(path: Path) -> str:
 
 
 def _kinds(folder: Path, passed_over: dict[str, str]) -> dict[str, list[Path]]:
-    """Format -> files. Pictures without captions are a table's, and a table beside tars is img2dataset's account.
+    """Format -> files. Images without captions are a table's, and a table beside tars is img2dataset's account.
     passed_over: as for train.images.files.walk."""
     found: dict[str, list[Path]] = {}
     for path in walk(folder, passed_over):
         if kind := _kind(path):
             found.setdefault(kind, []).append(path)
-    pictures, words = found.pop("picture", []), found.pop("words", [])
+    images, words = found.pop("image", []), found.pop("words", [])
     stems = {path.with_suffix("") for path in words}
-    if pictures and (not found or any(path.with_suffix("") in stems for path in pictures)):
-        found["folder"] = sorted(pictures + words)
+    if images and (not found or any(path.with_suffix("") in stems for path in images)):
+        found["folder"] = sorted(images + words)
     if "tar" in found:
         found.pop("parquet", None)
     return found
@@ -148,7 +148,7 @@ def _which(path: Path, format: str, kinds: dict[str, list[Path]]) -> str:
     if format != "auto":
         return f"{path} holds nothing of the format {format}"
     return (
-        f"{path} holds nothing that can be read: want pictures ({' '.join(PICTURES)}) with .txt or .json beside "
+        f"{path} holds nothing that can be read: want images ({' '.join(IMAGE_SUFFIXES)}) with .txt or .json beside "
         "them, uncompressed .tar, .jsonl, .csv, .tsv, .parquet, or a folder of datasets.save_to_disk"
     )
 
@@ -166,7 +166,7 @@ class NamedSample(NamedTuple):
     """What lies under one name, in a folder or a tar; `words`: suffix -> where."""
 
     name: str
-    picture: Entry | None
+    image: Entry | None
     words: dict[str, Entry]
 
 
@@ -174,9 +174,9 @@ def record_of(sample: NamedSample) -> Sample | Skip:
     """Read the captions of a sample."""
     name = sample.name
     try:
-        if sample.picture is None:
-            raise Unusable("caption without a picture")
-        check_size(sample.picture.size)
+        if sample.image is None:
+            raise Unusable("caption without an image")
+        check_size(sample.image.size)
         words, row = "", {}
         if ".txt" in sample.words:
             words = decoded(_read(sample.words[".txt"]), ".txt")
@@ -185,7 +185,7 @@ def record_of(sample: NamedSample) -> Sample | Skip:
             words = words or next((row[key] for key in TEXT_COLUMNS if row.get(key)), "")
         if not isinstance(words, str) or not words.strip():
             raise Unusable("no caption: " + ("it is empty" if sample.words else "neither .txt nor .json lies beside"))
-        return Sample(name, (cleaned(words).strip(), sample.picture), facts_of(row))
+        return Sample(name, (cleaned(words).strip(), sample.image), facts_of(row))
     except Unusable as error:
         return Skip(name, str(error))
     except OSError as error:
@@ -202,31 +202,31 @@ def _read(entry: Entry) -> bytes:
 
 
 class ImageFolder:
-    """Pictures with captions beside them."""
+    """Images with captions beside them."""
 
     kind = "folder"
 
     def __init__(self, root: Path, files: Sequence[Path], samples: int):
         self.root, self.samples = root, samples
         self.skipped: list[Skip] = []
-        self.names: list[tuple[str, tuple[str, ...]]] = []  # path without suffix, suffixes: the picture's first
+        self.names: list[tuple[str, tuple[str, ...]]] = []  # path without suffix, suffixes: the image's first
         by_stem: dict[str, list[str]] = {}
         for path in files:
             stem = path.relative_to(root).with_suffix("")
             by_stem.setdefault(str(stem), []).append(path.suffix)
-        captions = pictures = 0
+        captions = images = 0
         for stem, suffixes in by_stem.items():
-            first, *others = [suffix for suffix in suffixes if suffix.lower() in PICTURES] or [""]
+            first, *others = [suffix for suffix in suffixes if suffix.lower() in IMAGE_SUFFIXES] or [""]
             words = [suffix for suffix in suffixes if suffix.lower() in (".txt", ".json")]
             self.skipped += [
-                Skip(stem + other, f"second picture of one name: {stem + first} is taken") for other in others
+                Skip(stem + other, f"second image of one name: {stem + first} is taken") for other in others
             ]
             self.names.append((stem, (first, *words)))
-            pictures += bool(first)
+            images += bool(first)
             captions += bool(first and words)
         if not captions:
             raise ValueError(
-                f"{root} has {pictures} pictures and no caption: put cat.txt beside cat.jpg, or cat.json "
+                f"{root} has {images} images and no caption: put cat.txt beside cat.jpg, or cat.json "
                 'with {"caption": ...}'
             )
         self.listing = listing_of(root, files)
@@ -235,10 +235,10 @@ class ImageFolder:
         return -(-len(self.names) // self.samples)
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
-        for stem, (picture, *words) in self.names[number * self.samples : (number + 1) * self.samples]:
-            name = stem + (picture or words[0])
+        for stem, (image, *words) in self.names[number * self.samples : (number + 1) * self.samples]:
+            name = stem + (image or words[0])
             try:
-                found = self._entry(stem + picture) if picture else None
+                found = self._entry(stem + image) if image else None
                 beside = {suffix.lower(): self._entry(stem + suffix) for suffix in words}
             except PermissionError as error:
                 yield Skip(name, f"caption elsewhere: {error.strerror}")
@@ -250,9 +250,9 @@ class ImageFolder:
 
     def _entry(self, name: str) -> Entry:
         """Raises OSError for a file that is missing; PermissionError for a caption that is a link to a file elsewhere,
-        whose words nobody meant to publish with the pictures."""
+        whose words nobody meant to publish with the images."""
         path = self.root / name
-        if path.is_symlink() and path.suffix.lower() not in PICTURES:
+        if path.is_symlink() and path.suffix.lower() not in IMAGE_SUFFIXES:
             real, homes = path.resolve(), (self.root.resolve(), path.parent.resolve())
             if not any(real.is_relative_to(home) for home in homes):
                 raise PermissionError(errno.EACCES, f"{path.name} is a link that leads out of the folder")
@@ -282,11 +282,11 @@ class Tars:
             for member in members(path):
                 match = re.fullmatch(r"((?:.*/)?[^/.]+)\.([^/]*)", member.name)  # webdataset: up to the first dot
                 suffix = f".{match[2].lower()}" if match else ""
-                if not match or (suffix not in PICTURES and suffix not in (".txt", ".json")):
+                if not match or (suffix not in IMAGE_SUFFIXES and suffix not in (".txt", ".json")):
                     continue
                 entry = Entry(f"{tar}:{member.name}", str(path), member.offset_data, member.size)
                 sample = picked.setdefault(match[1], {"part": member.offset // TAR_PART})
-                place = "picture" if suffix in PICTURES else suffix
+                place = "image" if suffix in IMAGE_SUFFIXES else suffix
                 if place not in sample:
                     sample[place] = entry
                 elif sample["part"] == part:
@@ -297,5 +297,5 @@ class Tars:
         for key, sample in picked.items():
             if sample["part"] == part:
                 words = {suffix: sample[suffix] for suffix in (".txt", ".json") if suffix in sample}
-                yield record_of(NamedSample(f"{tar}:{key}", sample.get("picture"), words))
+                yield record_of(NamedSample(f"{tar}:{key}", sample.get("image"), words))
         yield from skipped

@@ -277,7 +277,7 @@ def _parquet(path: Path) -> Any:
 
 
 def _saved(path: Path, columns: Columns) -> Any:
-    """Rows as arrow tables, pictures as their bytes."""
+    """Rows as arrow tables, images as their bytes."""
     try:
         rows = _library("datasets").load_from_disk(str(path))
     except (OSError, KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
-"""What writes one shard of a person's own data: pictures to codes, texts to ids, samples to documents.
+"""What writes one shard of a person's own data: images to codes, texts to ids, samples to documents.
 
-A caption with its picture gives two documents, for drawing and for captioning; an interleaved sample is one as it
+A caption with its image gives two documents, for drawing and for captioning; an interleaved sample is one as it
 reads, cut where it is too long.
 """
 
@@ -44,10 +44,10 @@ class PrepareOptions:
         held_out: share of the samples that are kept for evaluation; the same content always falls on the same side.
         max_tokens: of a document; longer interleaved samples are cut. 0 = 4096, or the model's context if that is less.
         samples: of the source a shard; a shard of a tar takes 64 MB instead.
-        batch: pictures that go through the image tokenizer together.
-        workers: threads a process that read and decode pictures.
-        grids: of pictures that are not square, such as "6x10 10x6", besides the image tokenizer's own: rows and columns
-            of codes. A picture takes the nearest. A model brings its own.
+        batch: images that go through the image tokenizer together.
+        workers: threads a process that read and decode images.
+        grids: of images that are not square, such as "6x10 10x6", besides the image tokenizer's own: rows and columns
+            of codes. An image takes the nearest. A model brings its own.
         source, licence, owner: noted for samples that do not say.
         format: as for train.documents.sources.open_source.
         image_column, text_column: of tables; "" = one of the usual names.
@@ -73,7 +73,7 @@ class PrepareOptions:
 
 
 class DecodedSample(NamedTuple):
-    """A sample whose pictures have been decoded, [3, H, W] each; `digest`: SHA-256 of all it holds."""
+    """A sample whose images have been decoded, [3, H, W] each; `digest`: SHA-256 of all it holds."""
 
     digest: str
     pixels: list[torch.Tensor]
@@ -103,7 +103,7 @@ class ShardBuilder:
         writers = {split: ShardWriter(self.text, self.vocab) for split in SPLITS}
         skipped: list[Skip] = []
         seen: dict[str, str] = {}
-        pictures = 0
+        images = 0
         for batch in load_ahead(self.source.read(number), self.load, self.options.batch, self.options.workers):
             skipped += [what for _, what in batch if isinstance(what, Skip)]
             good = [
@@ -121,17 +121,17 @@ class ShardBuilder:
                 held_out = int(what.digest[:13], 16) / 16**13 < self.options.held_out
                 problem = self.add(writers["held_out" if held_out else "train"], record, what.digest, codes)
                 skipped += [problem] if problem else []
-                pictures += 0 if problem else len(codes)
+                images += 0 if problem else len(codes)
             tick(len(batch))
         if skipped:
             write_whole(self.out / f"{SKIPPED}-{number:05}.jsonl", rows_of(skipped))
         if writers["held_out"].manifest:
             writers["held_out"].save(self.out, "held_out", number)
         counts = dict(Counter(skip.kind for skip in skipped))
-        writers["train"].save(self.out, "train", number, pictures=pictures, skipped=counts, **self.marks)
+        writers["train"].save(self.out, "train", number, images=images, skipped=counts, **self.marks)
 
     def encode(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """[3, H, W] each -> [h, w] each: pictures of one size together."""
+        """[3, H, W] each -> [h, w] each: images of one size together."""
         codes: dict[int, torch.Tensor] = {}
         for size in dict.fromkeys(part.shape for part in pixels):
             places = [i for i, part in enumerate(pixels) if part.shape == size]
@@ -140,7 +140,7 @@ class ShardBuilder:
         return [codes[i] for i in range(len(pixels))]
 
     def pixels(self, data: bytes) -> torch.Tensor:  # -> [3, H, W]
-        """What the tokenizer sees of a picture: its middle, in the shape of the nearest grid."""
+        """What the tokenizer sees of an image: its middle, in the shape of the nearest grid."""
         if not self.vocab.grids:
             return self.image.pixels(data)
         opened = open_image(data)
@@ -154,13 +154,13 @@ class ShardBuilder:
         try:
             for piece in record.pieces:
                 data = piece.encode() if isinstance(piece, str) else piece.read()
-                digest.update(f"{'text' if isinstance(piece, str) else 'picture'} {len(data)}\n".encode() + data)
+                digest.update(f"{'text' if isinstance(piece, str) else 'image'} {len(data)}\n".encode() + data)
                 if not isinstance(piece, str):
                     pixels.append(self.pixels(data))
         except OSError as error:
             return Skip(record.name, f"cannot be read: {error.strerror}")
         except ValueError as error:
-            return Skip(record.name, str(error).removeprefix("the picture: "))
+            return Skip(record.name, str(error).removeprefix("the image: "))
         return DecodedSample(digest.hexdigest(), pixels)
 
     def add(self, writer: ShardWriter, record: Sample, digest: str, grids: list[torch.Tensor]) -> Skip | None:
@@ -182,14 +182,14 @@ class ShardBuilder:
             for ids in pieces:
                 writer.add_ids(ids)
             return None
-        words, picture = str(record.pieces[0]), Image(grids[0])
+        words, image = str(record.pieces[0]), Image(grids[0])
         prompts = WORDS[self.vocab.form]["caption"]
         prompt = prompts.get(facts.language) or prompts[defaults.language]
-        asked = encode(questions([Target("caption", prompt, words)], picture), self.vocab, self.text)
+        asked = encode(questions([Target("caption", prompt, words)], image), self.vocab, self.text)
         if len(asked.ids) > limit:
             return Skip(record.name, f"too long: {len(asked.ids)} tokens, the limit is {limit}")
         writer.sample(**row, documents=2)
-        writer.add(Document((Text(words), picture)))
+        writer.add(Document((Text(words), image)))
         writer.add_ids(*asked)
         return None
 
@@ -197,7 +197,7 @@ class ShardBuilder:
 def cut(ids: list[int], limit: int, vocab: Vocab) -> list[list[int]]:
     """A finished document in documents of at most `limit` ids each.
 
-    Cuts lie where text and picture meet; a text that is longer than a document is cut between its tokens.
+    Cuts lie where text and image meet; a text that is longer than a document is cut between its tokens.
     """
     documents: list[list[int]] = []
     here: list[list[int]] = []  # the parts of one

@@ -1,4 +1,4 @@
-"""The colour of a picture, measured: which of eleven basic colours (Berlin and Kay, 1969) covers most of it."""
+"""The colour of an image, measured: which of eleven basic colours (Berlin and Kay, 1969) covers most of it."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ PROTOTYPES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "brown": ((120, 75, 45), (160, 110, 70), (85, 55, 40)),
 }
 NAMES = tuple(PROTOTYPES)
-SHARE = 0.45  # a picture has no colour of its own unless one covers this much of it
+SHARE = 0.45  # an image has no colour of its own unless one covers this much of it
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:

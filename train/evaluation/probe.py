@@ -1,9 +1,9 @@
 """Linear probes of codes across styles: what can be read off the codes of a style that the reader never saw?
 
-A probe is ridge regression onto one-hot labels, solved in closed form from the Gram matrix. Each group of pictures (a
+A probe is ridge regression onto one-hot labels, solved in closed form from the Gram matrix. Each group of images (a
 design: one artist's way of drawing) is left out once, and the penalty is chosen inside the other groups alone.
 
-Shapes: N pictures, F features, L labels, K codes, Z dimensions of a code.
+Shapes: N images, F features, L labels, K codes, Z dimensions of a code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # in units of the Gram matrix's mean
 
 
 class Probe(NamedTuple):
-    """Shares of pictures in groups left out, averaged over the groups.
+    """Shares of images in groups left out, averaged over the groups.
 
     Attributes:
         top1: whose label comes first.
@@ -49,15 +49,15 @@ def across_groups(features: Tensor, labels: Mapping[str, Sequence[str]], groups:
 
     Args:
         features: [N, F].
-        labels: kind -> the label of each picture.
-        groups: the group of each picture; at least three, so that the penalty can be chosen without the one left out.
+        labels: kind -> the label of each image.
+        groups: the group of each image; at least three, so that the penalty can be chosen without the one left out.
 
     Raises:
         ValueError: fewer than three groups.
     """
     names = sorted(set(groups))
     if len(names) < 3:
-        raise ValueError(f"the pictures have {len(names)} designs: a probe across styles needs at least 3")
+        raise ValueError(f"the images have {len(names)} designs: a probe across styles needs at least 3")
     member = {name: torch.tensor([group == name for group in groups]) for name in names}
     onehot = {kind: _onehot(values) for kind, values in labels.items()}
     centred = (features - features.mean(0)).double()
@@ -80,9 +80,9 @@ def _onehot(values: Sequence[str]) -> Tensor:  # [N, L]
 
 
 def _scores(gram: Tensor, targets: dict[str, Tensor], train: Tensor, test: Tensor, penalty: float) -> dict[str, Tensor]:
-    """Ridge regression on the pictures `train`, read at the pictures `test` (masks [N]): kind -> [n, L]."""
+    """Ridge regression on the images `train`, read at the images `test` (masks [N]): kind -> [n, L]."""
     inside, across = gram[train][:, train], gram[test][:, train]
-    mean = inside.mean(0)  # features centred on the training pictures alone, by way of the Gram matrix
+    mean = inside.mean(0)  # features centred on the training images alone, by way of the Gram matrix
     across = across - across.mean(1, keepdim=True) - mean + mean.mean()
     inside = inside - mean - mean[:, None] + mean.mean()
     inside.diagonal().add_(penalty * inside.diagonal().mean())

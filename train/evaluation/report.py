@@ -8,18 +8,18 @@ from train.scenes.tasks import EDITS
 
 
 def _accuracy(row: dict[str, float] | None) -> str:
-    return f"{row['accuracy']:.1%} (majority {row['blind']:.1%})" if row else ""
+    return f"{row['accuracy']:.1%} (majority {row['majority']:.1%})" if row else ""
 
 
 def concept_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| split | pictures | PSNR | SSIM | codes used | caption en | caption ar | questions | majority |",
+        "| split | images | PSNR | SSIM | codes used | caption en | caption ar | questions | majority |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for split, row in result["splits"].items():
         rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
-        cells = [f"{rec['pictures']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['codebook_usage']:.1%}"]
+        cells = [f"{rec['images']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['codebook_usage']:.1%}"]
         cells += [
             f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["majority"])
         ]
@@ -31,7 +31,7 @@ def concept_table(result: dict[str, Any]) -> str:
         cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
         lines.append(f"| {LABELS.get(task, task)} | " + " | ".join(cells) + " |")
     use = result["codebook_usage_test"]
-    lines += ["", f"Codes used on the whole test split ({use['pictures']} pictures): {use['share']:.1%}", ""]
+    lines += ["", f"Codes used on the whole test split ({use['images']} images): {use['share']:.1%}", ""]
     return "\n".join(lines)
 
 
@@ -45,12 +45,12 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
         among += f", each drawing the best of {best_of}"
     lines = [
         "",
-        f"| {among} | pictures | {' | '.join(columns)} | memorisation rate |",
+        f"| {among} | images | {' | '.join(columns)} | memorisation rate |",
         "|---" * (len(columns) + 3) + "|",
     ]
     for name, row in rows.items():
         shares = [percent(row[judge][figure]) for judge in judges for figure in ("top1", "top5")]
-        lines.append(f"| {name} | {row['pictures']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
+        lines.append(f"| {name} | {row['images']} | {' | '.join(shares)} | {percent(row.get('near copies'))} |")
     return lines
 
 
@@ -63,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def task_table(result: dict[str, Any]) -> str:
-    """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
+    """The result as Markdown: accuracy beside the majority baseline; what is generated beside its baselines and its ceiling."""
     splits, lines = result["splits"], []
     columns = [(split, language) for split in splits for language in LANGUAGES]
     lines += [
@@ -73,7 +73,7 @@ def task_table(result: dict[str, Any]) -> str:
     for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
         found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
         cells = [
-            f"{percent(row['accuracy'])} (majority {percent(row['blind'])}, n = {row['questions']})" if row else ""
+            f"{percent(row['accuracy'])} (majority {percent(row['majority'])}, n = {row['questions']})" if row else ""
             for row in found
         ]
         lines.append(f"| {LABELS.get(task, task)} | " + " | ".join(cells) + " |")
@@ -97,9 +97,9 @@ def task_table(result: dict[str, Any]) -> str:
     lines += ["", f"| holes | n | judged among {holes['concepts']} concepts | PSNR | top5 |", "|---|---|---|---|---|"]
     for split, rows in ((split, rows) for split, rows in holes.items() if split != "concepts"):
         lines += [
-            f"| {split} | {rows['pictures']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
+            f"| {split} | {rows['images']} | {name} | {row['psnr']:.2f} dB | {percent(row['top5'])} |"
             for name, row in rows.items()
-            if name != "pictures"
+            if name != "images"
         ]
     lines += [
         "",

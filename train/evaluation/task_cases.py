@@ -40,13 +40,13 @@ ASKED: dict[str, Callable[[SceneView], Target | None]] = {
     "long caption": tasks.long_caption,
 }
 WRONG = 9  # wrong targets that an edit is told apart from, beside its source
-MAJORITY_SCENES = 200  # training scenes in each language, from which the blind learn
+MAJORITY_SCENES = 200  # training scenes in each language, from which the majority answers come
 OFTEN = 20  # drawings of the unseen cells are taken so many times as often as others
 ALONE = 100  # drawings of other things that stand alone
 
 
 class EditCase(NamedTuple):
-    """One document: what was made, its scene, the scene that an edit leads to, and codes [h * w] of each picture."""
+    """One document: what was made, its scene, the scene that an edit leads to, and codes [h * w] of each image."""
 
     made: TaskDocument
     view: SceneView
@@ -138,7 +138,7 @@ def views(studio: Studio, language: str, count: int, seed: int) -> list[SceneVie
 
 
 def pooled(prompt: str, names: Sequence[str]) -> str:
-    """The prompt with X in place of the names: to someone who sees no picture they are one question."""
+    """The prompt with X in place of the names: to someone who sees no image they are one question."""
     words = sorted({form for name in names for form in (name, tasks.plural(name))}, key=len, reverse=True)
     return re.sub(rf"\b(?:(?:the|an?) )?(?:{'|'.join(map(re.escape, words))})\b", "X", prompt.strip())
 
@@ -159,29 +159,29 @@ def read_sign(view: SceneView) -> tuple[Target, ...]:
     return made.asked if made else ()
 
 
-class PictureQuestion(NamedTuple):
-    """A question on a picture, [S, S, 3]."""
+class ImageQuestion(NamedTuple):
+    """A question on an image, [S, S, 3]."""
 
     task: str
     language: str
     target: Target
-    picture: np.ndarray
+    image: np.ndarray
 
 
-def questions(studio: Studio, count: int) -> list[PictureQuestion]:
+def questions(studio: Studio, count: int) -> list[ImageQuestion]:
     """`count` questions of each kind, half in each language; fewer where scenes seldom let them be asked."""
-    out: list[PictureQuestion] = []
+    out: list[ImageQuestion] = []
     for language in LANGUAGES:
         done: Counter[str] = Counter()
         for view in views(studio, language, 2 * count, 1000):
             for task, ask in ASKED.items():
                 if done[task] < (count + 1) // 2 and (target := ask(view)):
                     done[task] += 1
-                    out.append(PictureQuestion(task, language, target, view.shown.picture))
+                    out.append(ImageQuestion(task, language, target, view.shown.image))
     return out
 
 
-def sign_questions(studio: Studio, count: int) -> list[PictureQuestion]:
+def sign_questions(studio: Studio, count: int) -> list[ImageQuestion]:
     rng, out = np.random.default_rng(1001), []
     scene = studio.scenes.scene(rng)
     shown = render(scene, studio.scenes.size)
@@ -189,7 +189,7 @@ def sign_questions(studio: Studio, count: int) -> list[PictureQuestion]:
         language = LANGUAGES[i % 2]
         made = tasks.read_sign(SceneView(scene, shown, studio.scenes, rng, language, studio.words[language]))
         assert made
-        out.append(PictureQuestion("read sign", language, made.asked[0], made.pictures[0]))
+        out.append(ImageQuestion("read sign", language, made.asked[0], made.images[0]))
     return out
 
 
@@ -197,7 +197,7 @@ def sign_questions(studio: Studio, count: int) -> list[PictureQuestion]:
 
 
 def ninths(one: Placed, size: int) -> list[tuple[int, int]]:
-    """Left and top for each other ninth of the picture in which its middle can lie."""
+    """Left and top for each other ninth of the image in which its middle can lie."""
     own, out = tasks.place(one, size), []
     for row in range(3):
         for column in range(3):
@@ -255,9 +255,9 @@ def wrong_scenes(task: str, old: Scene, new: Scene, stage: Stage, rng: np.random
 
 
 class HoleCase(NamedTuple):
-    """A picture of one thing, what it is, its words, its codes [h, w] and where they are missing."""
+    """An image of one thing, what it is, its words, its codes [h, w] and where they are missing."""
 
-    picture: np.ndarray
+    image: np.ndarray
     thing: Thing
     words: str
     codes: Tensor
@@ -274,8 +274,8 @@ def holed(image_tokenizer: ImageTokenizer, things: Sequence[Thing], count: int) 
         end = f" on a {english} background" if language == "en" else f" على خلفية {arabic}"
         words = things[j].name[language] + ("" if view.ground == "white" else end)
         found.append((place(things[j].drawing.convert("RGBa"), view, size), things[j], words))
-    codes = image_tokenizer.encode_pixels(to_pixels([picture for picture, *_ in found])).cpu()
+    codes = image_tokenizer.encode_pixels(to_pixels([image for image, *_ in found])).cpu()
     return [
-        HoleCase(picture, thing, words, row, sample_holes(image_tokenizer.grid, generator))
-        for (picture, thing, words), row in zip(found, codes, strict=True)
+        HoleCase(image, thing, words, row, sample_holes(image_tokenizer.grid, generator))
+        for (image, thing, words), row in zip(found, codes, strict=True)
     ]

@@ -1,8 +1,8 @@
-"""Yardsticks for image tokenizers: what WebP and JPEG make of a picture in a given number of bytes.
+"""Yardsticks for image tokenizers: what WebP and JPEG make of an image in a given number of bytes.
 
-A tokenizer spends some hundred bytes or less, which neither format reaches at full size. So the picture is also scaled
+A tokenizer spends some hundred bytes or less, which neither format reaches at full size. So the image is also scaled
 down, coded at the best quality that fits, and scaled up again; of all sizes the one with the least error is taken, for
-each picture by itself. What two programs could agree on beforehand is not counted: WebP's container (20 bytes), and
+each image by itself. What two programs could agree on beforehand is not counted: WebP's container (20 bytes), and
 everything in a JPEG but its entropy-coded scan.
 """
 
@@ -18,19 +18,19 @@ CONTAINER = 20  # RIFF header and chunk header
 
 
 class Compressed(NamedTuple):
-    """picture: as it comes back, in its old size. size: bytes counted."""
+    """image: as it comes back, in its old size. size: bytes counted."""
 
-    picture: Image.Image
+    image: Image.Image
     size: int
 
 
-def compress(picture: Image.Image, codec: str, budget: float) -> Compressed:
-    """The picture through "WebP" or "JPEG" in at most `budget` bytes; in the fewest possible where that is too few."""
-    coded = [_at_scale(picture, codec, budget, scale) for scale in SCALES]
+def compress(image: Image.Image, codec: str, budget: float) -> Compressed:
+    """The image through "WebP" or "JPEG" in at most `budget` bytes; in the fewest possible where that is too few."""
+    coded = [_at_scale(image, codec, budget, scale) for scale in SCALES]
     fitting = [one for one in coded if one.size <= budget]
     if not fitting:
         return min(coded, key=lambda one: one.size)
-    return min(fitting, key=lambda one: _error(one.picture, picture))
+    return min(fitting, key=lambda one: _error(one.image, image))
 
 
 def counted(data: bytes, codec: str) -> int:
@@ -41,21 +41,21 @@ def counted(data: bytes, codec: str) -> int:
     return len(data) - scan - 2 - int.from_bytes(data[scan + 2 : scan + 4]) - 2  # 2 for the end marker
 
 
-def _at_scale(picture: Image.Image, codec: str, budget: float, scale: float) -> Compressed:
+def _at_scale(image: Image.Image, codec: str, budget: float, scale: float) -> Compressed:
     """At the highest quality that fits, or the lowest there is."""
-    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     low, high = 0, 100
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if counted(_encode(small, codec, middle), codec) <= budget else (low, middle - 1)
     data = _encode(small, codec, low)
     with Image.open(io.BytesIO(data)) as back:
-        return Compressed(back.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS), counted(data, codec))
+        return Compressed(back.convert("RGB").resize(image.size, Image.Resampling.LANCZOS), counted(data, codec))
 
 
-def _encode(picture: Image.Image, codec: str, quality: int) -> bytes:
+def _encode(image: Image.Image, codec: str, quality: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, quality=quality, **OPTIONS[codec])
+    image.save(file, quality=quality, **OPTIONS[codec])
     return file.getvalue()
 
 

@@ -1,6 +1,6 @@
-"""Pictures to codes, many at a time, and code shards: train.encode writes them, read_codes reads them.
+"""Images to codes, many at a time, and code shards: train.encode writes them, read_codes reads them.
 
-    FOLDER/codes-00000.safetensors    codes [sum of h * w], grids [pictures, 2]; names and skipped files in its metadata
+    FOLDER/codes-00000.safetensors    codes [sum of h * w], grids [images, 2]; names and skipped files in its metadata
     FOLDER/manifest.json              image tokenizer, size, counts, skipped files with their reasons
 
 A shard belongs to a fixed stretch of the list of files and is written at once, so that a run that was cut off goes on
@@ -70,7 +70,7 @@ def encode_entries(
     Args:
         entries: files, or members of tars.
         tokenizer: on the device that is to compute.
-        size: as for ImageTokenizer.encode; pictures of one size in a batch go through the model together.
+        size: as for ImageTokenizer.encode; images of one size in a batch go through the model together.
         batch: files a batch.
         workers: threads.
     """
@@ -79,7 +79,7 @@ def encode_entries(
         try:
             return tokenizer.pixels(entry.read(), size)
         except (OSError, ValueError) as error:
-            return str(error).removeprefix("the picture: ")
+            return str(error).removeprefix("the image: ")
 
     for chunk in load_ahead(entries, load, batch, workers):
         codes = _encode([what for _, what in chunk], tokenizer)
@@ -108,23 +108,23 @@ def write_codes(
     per_shard: int = 2048,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Encode the pictures in a folder and below, and in its tars. Returns the content of the manifest.
+    """Encode the images in a folder and below, and in its tars. Returns the content of the manifest.
 
     Args:
-        folder: of pictures or tars.
+        folder: of images or tars.
         out: folder of the shards; those of the same run that are there already stay.
         tokenizer, size, batch, workers: as for encode_entries.
         per_shard: files a shard.
         dtype: to which the tokenizer's weights are brought.
 
     Raises:
-        ValueError: no pictures, none that can be read, or shards of another run in `out`.
+        ValueError: no images, none that can be read, or shards of another run in `out`.
     """
     tokenizer.model.check_size(*(tokenizer.size if isinstance(size, str) else size))
     entries, bad_tars = index(folder)
     if not entries:
         broken = "".join(f"; {name}: {reason}" for name, reason in list(bad_tars.items())[:3])
-        raise ValueError(f"{folder} has no pictures, in files or in tars{broken}")
+        raise ValueError(f"{folder} has no images, in files or in tars{broken}")
     listing = "\n".join(f"{e.name} {e.size}" for e in entries)
     run = {
         "image_tokenizer": tokenizer.fingerprint(),
@@ -156,22 +156,22 @@ def write_codes(
             _save(path, encoded, folder, tokenizer.num_codes)
     seconds = time.perf_counter() - started
     skipped = dict(bad_tars)
-    pictures = 0
+    images = 0
     for path in _shards(out):
         metadata = _metadata(path)
-        pictures += len(metadata["names"])
+        images += len(metadata["names"])
         skipped |= metadata["skipped"]
     speed = round(done / seconds, 2) if done else before.get("images_per_second")
-    facts = {"pictures": pictures, "skipped": skipped, "images_per_second": speed}
+    facts = {"images": images, "skipped": skipped, "images_per_second": speed}
     _note(out, run | facts)
-    if not pictures:
+    if not images:
         name, reason = next(iter(skipped.items()))
-        raise ValueError(f"{folder}: none of the {len(entries)} pictures can be encoded; the first, {name}: {reason}")
+        raise ValueError(f"{folder}: none of the {len(entries)} images can be encoded; the first, {name}: {reason}")
     return run | facts
 
 
 def read_codes(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, codes [h, w] long) of every picture, in order. Raises ValueError where there are no shards."""
+    """(name, codes [h, w] long) of every image, in order. Raises ValueError where there are no shards."""
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder / MANIFEST} is missing: run python -m train.encode first")
     for path in _shards(folder):
@@ -239,14 +239,14 @@ def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer
     size, out = tokenizer.size[0], []
     for i in track(range(0, len(drawings), 16), "encoding"):
         pairs = zip(drawings[i : i + 16], views[i : i + 16], strict=True)
-        pictures = [place(drawing, view, size) for drawing, row in pairs for view in row]
-        pixels = to_pixels(pictures)
+        images = [place(drawing, view, size) for drawing, row in pairs for view in row]
+        pixels = to_pixels(images)
         out.append(torch.cat([tokenizer.model.encode(part) for part in pixels.to(tokenizer.device).split(128)]).cpu())
     return torch.cat(out).view(len(drawings), len(views[0]), *tokenizer.grid)
 
 
 def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
-    """The picture of each [h, w] of codes [N, h, w]."""
-    pictures = tokenizer.decode(codes)
-    assert isinstance(pictures, list)
-    return pictures
+    """The image of each [h, w] of codes [N, h, w]."""
+    images = tokenizer.decode(codes)
+    assert isinstance(images, list)
+    return images

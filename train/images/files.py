@@ -1,4 +1,4 @@
-"""Where pictures lie, in folders and in webdataset tars, and how one is read.
+"""Where images lie, in folders and in webdataset tars, and how one is read.
 
 A tar's table is read once, and its members are then reached in place: nothing is unpacked.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 from PIL import Image
 from rich.progress import track
 
-from cm3.captioning.run import PICTURES
+from cm3.captioning.run import IMAGE_SUFFIXES
 from tokenizer_image.pixels import no_file, open_image
 
 MAX_MEMBERS = 1_000_000  # of a tar
@@ -20,7 +20,7 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b
 
 
 class Entry(NamedTuple):
-    """Where a picture's bytes lie: a file, or a member of a tar."""
+    """Where an image's bytes lie: a file, or a member of a tar."""
 
     name: str
     file: str
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Pictures to train on and pictures to evaluate on; `bad`: file -> reason, for what index passes over."""
+    """Images to train on and images to evaluate on; `bad`: file -> reason, for what index passes over."""
 
     train: list[Entry]
     held_out: list[Entry]
@@ -48,7 +48,7 @@ class Split(NamedTuple):
 def walk(folder: Path, passed_over: dict[str, str] | None = None) -> Iterator[Path]:
     """The files in a folder and below, in order; none that is hidden, and no folder twice where links go round.
 
-    passed_over: takes up, by path, why what has a picture's name and is no file is left out: pipes, links that lead
+    passed_over: takes up, by path, why what has an image's name and is no file is left out: pipes, links that lead
     nowhere. Raises ValueError where there is no such folder.
     """
     if not folder.is_dir():
@@ -66,7 +66,7 @@ def walk(folder: Path, passed_over: dict[str, str] | None = None) -> Iterator[Pa
                 continue
             if not (reason := no_file(path)):
                 yield path
-            elif passed_over is not None and path.suffix.lower() in PICTURES:
+            elif passed_over is not None and path.suffix.lower() in IMAGE_SUFFIXES:
                 passed_over[str(path)] = reason
 
 
@@ -103,21 +103,21 @@ def compressed(path: Path) -> str:
 
 
 def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The pictures in a folder and below and in its tars, by name; file -> reason for tars that are cut off, and for
-    what has a picture's name and is no file."""
+    """The images in a folder and below and in its tars, by name; file -> reason for tars that are cut off, and for
+    what has an image's name and is no file."""
     entries: list[Entry] = []
     tars: list[Path] = []
     bad: dict[str, str] = {}
     for path in walk(folder, bad):
         suffix = path.suffix.lower()
-        if suffix in PICTURES:
+        if suffix in IMAGE_SUFFIXES:
             entries.append(Entry(str(path), str(path), 0, path.stat().st_size))
         elif suffix == ".tar":
             tars.append(path)
     for path in track(tars, "reading the tars' tables", disable=len(tars) < 10, transient=True):
         try:
             for member in members(path):
-                if Path(member.name).suffix.lower() in PICTURES:
+                if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                     entries.append(Entry(f"{path}:{member.name}", str(path), member.offset_data, member.size))
         except ValueError as error:
             bad[str(path)] = str(error)
@@ -125,15 +125,15 @@ def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
 
 
 def split(path: str | Path, evaluate_on: str = "", every: int = 20) -> Split:
-    """The pictures to train on and those to evaluate on.
+    """The images to train on and those to evaluate on.
 
     Args:
-        path: a folder of pictures or tars; or of a data set, with train/.
+        path: a folder of images or tars; or of a data set, with train/.
         evaluate_on: the folder beside train/ to evaluate on; used where there is a train/.
-        every: without train/ or evaluate_on, the first of so many pictures is held out.
+        every: without train/ or evaluate_on, the first of so many images is held out.
 
     Raises:
-        ValueError: no such folder, or no pictures in it.
+        ValueError: no such folder, or no images in it.
     """
     folder = Path(path)
     whole = folder / "train" if (folder / "train").is_dir() else folder
@@ -141,30 +141,30 @@ def split(path: str | Path, evaluate_on: str = "", every: int = 20) -> Split:
     if len(entries) < 2:
         broken = "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[:3])
         raise ValueError(
-            f"{whole} has {len(entries)} pictures: give a folder with at least two ({' '.join(PICTURES)}), "
+            f"{whole} has {len(entries)} images: give a folder with at least two ({' '.join(IMAGE_SUFFIXES)}), "
             f"in files or in tars{broken}"
         )
     if whole == folder or not evaluate_on:
         return Split([entry for i, entry in enumerate(entries) if i % every], entries[::every], bad)
     held_out, more = index(folder / evaluate_on)
     if not held_out:
-        raise ValueError(f"{folder / evaluate_on} has no pictures: evaluate on another split")
+        raise ValueError(f"{folder / evaluate_on} has no images: evaluate on another split")
     return Split(entries, held_out, bad | more)
 
 
 def decode(data: bytes, least: int) -> Image.Image:
-    """A drawing with transparency as RGBa, any other picture as RGB, upright.
+    """A drawing with transparency as RGBa, any other image as RGB, upright.
 
     Args:
         data: a file's bytes.
-        least: a picture whose shorter side is at least twice as many pixels is shrunk by a whole factor, down to these.
+        least: an image whose shorter side is at least twice as many pixels is shrunk by a whole factor, down to these.
 
     Raises:
-        ValueError: a file that is no picture, or damaged, or too large (tokenizer_image.pixels).
+        ValueError: a file that is no image, or damaged, or too large (tokenizer_image.pixels).
     """
-    picture = open_image(data, ground=None, least=least)
-    if picture.mode == "RGBA":
-        opaque = cast(tuple[int, int], picture.getchannel("A").getextrema())[0] == 255
-        picture = picture.convert("RGB" if opaque else "RGBa")
-    factor = min(picture.size) // least
-    return picture.reduce(factor) if factor > 1 else picture
+    image = open_image(data, ground=None, least=least)
+    if image.mode == "RGBA":
+        opaque = cast(tuple[int, int], image.getchannel("A").getextrema())[0] == 255
+        image = image.convert("RGB" if opaque else "RGBa")
+    factor = min(image.size) // least
+    return image.reduce(factor) if factor > 1 else image

@@ -1,13 +1,13 @@
-"""Pictures to train on, from a folder or from webdataset tars: any step's batch at once, in the same order every time.
+"""Images to train on, from a folder or from webdataset tars: any step's batch at once, in the same order every time.
 
-    source = Pictures("photos", size=256, multiple=16)
+    source = Images("photos", size=256, multiple=16)
     for step, pixels in source.batches(first_step=1000, batch_size=32):  # [B, 3, H, W] in [-1, 1]
 
 A batch depends on the seed and the step alone, so a run resumes exactly from its step. Threads decode, not the worker
-processes of torch's DataLoader: they share the memory of decoded pictures and the account of bad files; webdataset
+processes of torch's DataLoader: they share the memory of decoded images and the account of bad files; webdataset
 reads shards as a stream and cannot start at a step.
 
-A drawing on a transparent ground is placed as train/images/views.py has it; any other picture is cropped.
+A drawing on a transparent ground is placed as train/images/views.py has it; any other image is cropped.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from tokenizer_image.pixels import FORMATS
 from train.images.files import Entry, decode, split
 from train.images.views import PLAIN, Augmentation, View, place
 
-CACHE = 2**29  # bytes of decoded pictures
+CACHE = 2**29  # bytes of decoded images
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Pictures whose batches have one shape; `members` are places in the list of all pictures."""
+    """Images whose batches have one shape; `members` are places in the list of all images."""
 
     shape: Shape
     members: np.ndarray
@@ -87,41 +87,41 @@ def put(drawing: Image.Image, view: View, shape: Shape) -> np.ndarray:
     return place(square, view, longest)[top : top + shape.height, left : left + shape.width]
 
 
-def crop(picture: Image.Image, area: float, right: float, down: float, mirror: bool, shape: Shape) -> np.ndarray:
-    """A part of an RGB picture, scaled to `shape`: [H, W, 3] uint8.
+def crop(image: Image.Image, area: float, right: float, down: float, mirror: bool, shape: Shape) -> np.ndarray:
+    """A part of an RGB image, scaled to `shape`: [H, W, 3] uint8.
 
     Args:
-        picture: of any size.
+        image: of any size.
         area: of the part, as a share of the largest that has the right aspect.
         right, down: where the part lies in what is left free, 0..1; 0.5 is the middle.
         mirror: left to right.
         shape: of the result.
     """
-    scale = math.sqrt(area) * min(picture.width / shape.width, picture.height / shape.height)
+    scale = math.sqrt(area) * min(image.width / shape.width, image.height / shape.height)
     width, height = shape.width * scale, shape.height * scale
-    x, y = (picture.width - width) * right, (picture.height - height) * down
-    box = (x, y, min(x + width, picture.width), min(y + height, picture.height))
-    part = picture.resize((shape.width, shape.height), Image.Resampling.LANCZOS, box=box)
+    x, y = (image.width - width) * right, (image.height - height) * down
+    box = (x, y, min(x + width, image.width), min(y + height, image.height))
+    part = image.resize((shape.width, shape.height), Image.Resampling.LANCZOS, box=box)
     return np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else part)
 
 
-def to_pixels(pictures: Sequence[np.ndarray]) -> Tensor:
-    """Pictures [H, W, 3] uint8 -> [B, 3, H, W] float in [-1, 1], channels last.
+def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """Images [H, W, 3] uint8 -> [B, 3, H, W] float in [-1, 1], channels last.
 
     numpy does the sums: torch would start a team of threads in every thread that decodes.
     """
-    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack(images).astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)
 def permutation(seed: int, bucket: int, epoch: int, count: int) -> np.ndarray:
-    """The order of a bucket's pictures in an epoch, [count]."""
+    """The order of a bucket's images in an epoch, [count]."""
     return np.random.default_rng((seed, 0, bucket, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
 @lru_cache(maxsize=2)
 def schedule(counts: tuple[int, ...], seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each step's bucket, in proportion to its number of pictures, and that bucket's steps before: [steps] each.
+    """Each step's bucket, in proportion to its number of images, and that bucket's steps before: [steps] each.
 
     Multiples of the golden ratio fill [0, 1) evenly: a bucket is never more than a few steps behind its share.
     """
@@ -136,27 +136,27 @@ def schedule(counts: tuple[int, ...], seed: int, steps: int) -> tuple[np.ndarray
 
 
 class ImageLoader:
-    """Training pictures with random access by step.
+    """Training images with random access by step.
 
     Args:
-        path: a folder of pictures or tars; or of a data set, with train/.
-        size: side of a square picture; of another aspect, the square root of its area about.
+        path: a folder of images or tars; or of a data set, with train/.
+        size: side of a square image; of another aspect, the square root of its area about.
         multiple: of which every side is one (the tokenizer's downsampling).
-        aspects: width:height; each picture goes to the nearest, and a batch has one.
-        crop: smallest and largest part of an opaque picture, as a share of the largest part of the right aspect.
-        views: of drawings; its share of mirrored pictures holds for opaque ones too.
+        aspects: width:height; each image goes to the nearest, and a batch has one.
+        crop: smallest and largest part of an opaque image, as a share of the largest part of the right aspect.
+        views: of drawings; its share of mirrored images holds for opaque ones too.
         evaluate_on: as in `split`.
         every: as in `split`.
         seed: of order, crops and views.
         max_bad: largest share of bad files.
-        cache: bytes of decoded pictures that are kept in memory: the first that come, until it is full.
+        cache: bytes of decoded images that are kept in memory: the first that come, until it is full.
 
     Attributes:
         skipped: bad file -> reason, so far.
-        buckets: the pictures of each aspect.
+        buckets: the images of each aspect.
 
     Raises:
-        ValueError: no pictures; options that make no sense; too many bad files (from any method).
+        ValueError: no images; options that make no sense; too many bad files (from any method).
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class ImageLoader:
         self.buckets = self._sort(shapes)
 
     def __len__(self) -> int:
-        """How many pictures there are to train on, bad ones too."""
+        """How many images there are to train on, bad ones too."""
         return len(self.entries)
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Tensor:
@@ -216,17 +216,17 @@ class ImageLoader:
             pool.shutdown(cancel_futures=True)
 
     def held_out_images(self, limit: int | None = None) -> Tensor:
-        """[N, 3, size, size]: up to `limit` of the pictures to evaluate on, evenly taken, uncropped as far as goes."""
+        """[N, 3, size, size]: up to `limit` of the images to evaluate on, evenly taken, uncropped as far as goes."""
         count = min(len(self.held_out), limit or len(self.held_out))
-        shape, pictures = Shape(self.size, self.size), []
+        shape, images = Shape(self.size, self.size), []
         for i in range(count):
-            if picture := self._read(self.held_out[i * len(self.held_out) // count], sys.maxsize):
-                pictures.append(
-                    put(picture, PLAIN, shape) if picture.mode == "RGBa" else crop(picture, 1, 0.5, 0.5, False, shape)
+            if image := self._read(self.held_out[i * len(self.held_out) // count], sys.maxsize):
+                images.append(
+                    put(image, PLAIN, shape) if image.mode == "RGBa" else crop(image, 1, 0.5, 0.5, False, shape)
                 )
-        if not pictures:
-            raise ValueError(f"{self.path}: none of the pictures to evaluate on can be read{self._examples()}")
-        return to_pixels(pictures)
+        if not images:
+            raise ValueError(f"{self.path}: none of the images to evaluate on can be read{self._examples()}")
+        return to_pixels(images)
 
     def _turn(self, step: int) -> Turn:
         if len(self.buckets) == 1:
@@ -239,33 +239,33 @@ class ImageLoader:
         """[H, W, 3] uint8: what stands at a position in a bucket's endless row of epochs."""
         shape, members = self.buckets[bucket]
         epoch, place_ = divmod(position, len(members))
-        picture = self._good(int(members[permutation(self.seed, bucket, epoch, len(members))[place_]]))
+        image = self._good(int(members[permutation(self.seed, bucket, epoch, len(members))[place_]]))
         rng = np.random.default_rng((self.seed, 2, bucket, position))
-        if picture.mode == "RGBa":
-            return put(picture, self.views.sample(rng, max(shape)), shape)
+        if image.mode == "RGBa":
+            return put(image, self.views.sample(rng, max(shape)), shape)
         area, mirror = rng.uniform(*self.crop), bool(rng.random() < self.views.mirror)
-        return crop(picture, area, rng.random(), rng.random(), mirror, shape)
+        return crop(image, area, rng.random(), rng.random(), mirror, shape)
 
     def _good(self, number: int) -> Image.Image:
-        """The picture, or the next one in the list that can be read."""
+        """The image, or the next one in the list that can be read."""
         for i in range(len(self.entries)):
-            if picture := self._load(self.entries[(number + i) % len(self.entries)]):
-                return picture
-        raise ValueError(f"{self.path}: none of the {len(self.entries)} pictures can be read{self._examples()}")
+            if image := self._load(self.entries[(number + i) % len(self.entries)]):
+                return image
+        raise ValueError(f"{self.path}: none of the {len(self.entries)} images can be read{self._examples()}")
 
     def _load(self, entry: Entry) -> Image.Image | None:
-        """The decoded picture, from memory where it is kept; None for a bad one."""
-        if (picture := self._cache.get(entry)) is not None:
-            return picture
-        if (picture := self._read(entry, self.least)) is not None:
+        """The decoded image, from memory where it is kept; None for a bad one."""
+        if (image := self._cache.get(entry)) is not None:
+            return image
+        if (image := self._read(entry, self.least)) is not None:
             with self._lock:
-                room = self._room - picture.width * picture.height * 4
+                room = self._room - image.width * image.height * 4
                 if room >= 0 and entry not in self._cache:
-                    self._cache[entry], self._room = picture, room
-        return picture
+                    self._cache[entry], self._room = image, room
+        return image
 
     def _read(self, entry: Entry, least: int) -> Image.Image | None:
-        """The decoded picture, shrunk as far as `least` allows; None for a bad one."""
+        """The decoded image, shrunk as far as `least` allows; None for a bad one."""
         if entry.name in self.skipped:
             return None
         try:
@@ -275,7 +275,7 @@ class ImageLoader:
 
     def _skip(self, entry: Entry, error: Exception) -> None:
         with self._lock:
-            self.skipped[entry.name] = str(error).removeprefix("the picture: ")
+            self.skipped[entry.name] = str(error).removeprefix("the image: ")
             total, bad = len(self.entries) + len(self.held_out), len(self.skipped)
         if bad > max(1, self.max_bad * total):
             raise ValueError(
@@ -288,21 +288,21 @@ class ImageLoader:
             return "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:3])
 
     def _sort(self, shapes: list[Shape]) -> list[Bucket]:
-        """Each picture in the bucket of the nearest aspect; with one aspect no file is opened."""
+        """Each image in the bucket of the nearest aspect; with one aspect no file is opened."""
         if len(shapes) == 1:
             return [Bucket(shapes[0], np.arange(len(self.entries)))]
         aspects = np.log([shape.width / shape.height for shape in shapes])
         nearest = np.full(len(self.entries), -1)
         with ThreadPoolExecutor() as pool:
             sizes = pool.map(self._upright_aspect, self.entries)
-            bar = track(sizes, "sizes of the pictures", len(self.entries), disable=len(self.entries) < 2000)
+            bar = track(sizes, "sizes of the images", len(self.entries), disable=len(self.entries) < 2000)
             for i, aspect in enumerate(bar):
                 if aspect:
                     nearest[i] = np.abs(aspects - math.log(aspect)).argmin()
         buckets = [Bucket(shape, np.flatnonzero(nearest == i)) for i, shape in enumerate(shapes)]
         buckets = [bucket for bucket in buckets if len(bucket.members)]
         if not buckets:
-            raise ValueError(f"{self.path}: none of the {len(self.entries)} pictures can be read{self._examples()}")
+            raise ValueError(f"{self.path}: none of the {len(self.entries)} images can be read{self._examples()}")
         return buckets
 
     def _upright_aspect(self, entry: Entry) -> float | None:
@@ -314,4 +314,4 @@ class ImageLoader:
                     turned = image.getexif().get(0x0112, 1) >= 5  # Orientation: 5 to 8 lie on their side
                     return image.height / image.width if turned else image.width / image.height
         except Exception:  # broken bytes make PIL raise almost anything; _load says what is wrong
-            return picture.width / picture.height if (picture := self._load(entry)) else None
+            return loaded.width / loaded.height if (loaded := self._load(entry)) else None

@@ -1,4 +1,4 @@
-"""How far pictures are from one another."""
+"""How far images are from one another."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB. Args: [B, 3, H, W] in [-1, 1]. Returns: [B]."""
+    """Peak signal-to-noise ratio of each image in dB. Args: [B, 3, H, W] in [-1, 1]. Returns: [B]."""
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)).clamp_min(1e-10))
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of small pictures, each row with its words beside it."""
+"""Contact sheets: rows of small images, each row with its words beside it."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ LABEL = 220  # pixels for the words
 
 
 def contact_sheet(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]], scale: int = 1) -> Image.Image:
-    """One row a label; pictures of one size, enlarged `scale` times."""
+    """One row a label; images of one size, enlarged `scale` times."""
     assert len(labels) == len(rows) and rows, f"{len(labels)} labels for {len(rows)} rows"
     width, height = (side * scale for side in rows[0][0].size)
     font = ImageFont.load_default(size=13)
@@ -17,8 +17,8 @@ def contact_sheet(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]], 
     for i, (label, row) in enumerate(zip(labels, rows, strict=True)):
         top = i * (height + 2)
         draw.multiline_text((4, top + height // 2 - 14), _wrap(label, 30), "black", font)
-        for j, picture in enumerate(row):
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (LABEL + j * (width + 2), top))
+        for j, image in enumerate(row):
+            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (LABEL + j * (width + 2), top))
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Views: a drawing on a transparent ground -> a training picture, shifted, scaled, mirrored, on a coloured ground.
+"""Views: a drawing on a transparent ground -> a training image, shifted, scaled, mirrored, on a coloured ground.
 
 The same few drawings give other codes each time, which keeps a model from learning them by heart. A distorted one has
 another form and other colours too, as another hand would have drawn it: who is asked what it shows must know the thing
@@ -29,7 +29,7 @@ class View:
 
     Attributes:
         ground: key of GROUNDS.
-        scale: of the drawing's side to the picture's.
+        scale: of the drawing's side to the image's.
         shift: right and down, in pixels.
         mirror: left to right.
         distortion: seed of how it is distorted; None = not at all.
@@ -52,8 +52,8 @@ class Augmentation:
     Attributes:
         white: share of white grounds; the other colours share the rest.
         scale: smallest scale; the largest is 1.
-        shift: largest shift beyond the free border, in pixels of a 64-pixel picture.
-        mirror: share of mirrored pictures (0 where pictures hold text).
+        shift: largest shift beyond the free border, in pixels of a 64-pixel image.
+        mirror: share of mirrored images (0 where images hold text).
     """
 
     white: float = 0.6
@@ -76,7 +76,7 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
     Args:
         drawing: square, mode RGBa (premultiplied alpha, so that scaling does not bleed).
         view: where and on what.
-        size: side of the picture, in pixels.
+        size: side of the image, in pixels.
     """
     if view.distortion is not None:
         drawing = distort(drawing, np.random.default_rng(view.distortion))
@@ -110,9 +110,9 @@ def distort(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
     return out.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2))) if rng.random() < 0.15 else out
 
 
-def bend(picture: Image.Image, rng: np.random.Generator, cells: int = 4) -> Image.Image:
+def bend(image: Image.Image, rng: np.random.Generator, cells: int = 4) -> Image.Image:
     """An affine map about the centre, and every corner of a mesh of cells x cells moved by itself."""
-    size = picture.width
+    size = image.width
     turn = np.deg2rad(rng.normal(0, 8))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     stretch = np.array([[np.exp(rng.normal(0, 0.08)), rng.normal(0, 0.06)], [0, np.exp(rng.normal(0, 0.08))]])
@@ -125,24 +125,24 @@ def bend(picture: Image.Image, rng: np.random.Generator, cells: int = 4) -> Imag
         box = tuple(edges[[j, i, j + 1, i + 1]].astype(int).tolist())
         quad = [source[i, j], source[i + 1, j], source[i + 1, j + 1], source[i, j + 1]]
         mesh.append((box, tuple(np.concatenate(quad).tolist())))
-    return picture.transform(picture.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
-def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """RGB: half of them in nearly the same colours, others in any, in greys or in fewer."""
     kind = rng.random()
     if kind < 0.65:
         hue = rng.normal(0, 0.05) if kind < 0.5 else rng.random()
-        bands = [np.asarray(band, np.float32) for band in picture.convert("HSV").split()]
+        bands = [np.asarray(band, np.float32) for band in image.convert("HSV").split()]
         bands[0] = (bands[0] + hue * 255) % 255
         bands[1] = bands[1] * np.exp(rng.normal(0, 0.3))
         bands[2] = bands[2] * np.exp(rng.normal(0, 0.15))
         parts = [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands]
-        picture = Image.merge("HSV", parts).convert("RGB")
+        image = Image.merge("HSV", parts).convert("RGB")
     elif kind < 0.8:
-        picture = ImageOps.grayscale(picture).convert("RGB")
+        image = ImageOps.grayscale(image).convert("RGB")
     if rng.random() < 0.15:
-        picture = ImageOps.posterize(picture, int(rng.integers(1, 4)))
+        image = ImageOps.posterize(image, int(rng.integers(1, 4)))
     if rng.random() < 0.3:
-        picture = ImageEnhance.Contrast(picture).enhance(float(np.exp(rng.normal(0, 0.3))))
-    return picture
+        image = ImageEnhance.Contrast(image).enhance(float(np.exp(rng.normal(0, 0.3))))
+    return image

@@ -1,4 +1,4 @@
-"""Pairs of pictures and names, and the loss that brings them together."""
+"""Pairs of images and names, and the loss that brings them together."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from train.documents.shards import Shards
 
 
 class Pairs(NamedTuple):
-    """Texts with their pictures: ids from 0 of each text, codes [N, h, w] int32, and what each picture shows."""
+    """Texts with their images: ids from 0 of each text, codes [N, h, w] int32, and what each image shows."""
 
     texts: list[list[int]]
     codes: Tensor
@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What a picture may be called: ids from 0 of each name, and the concept that bears it."""
+    """What an image may be called: ids from 0 of each name, and the concept that bears it."""
 
     texts: list[list[int]]
     concepts: list[str]
@@ -32,7 +32,7 @@ class Names(NamedTuple):
 def pairs_of(shards: Shards) -> Pairs:
     """The captioned documents, `<eos> words <break> <image> codes </image> <eos>`, all in memory.
 
-    A picture shows its row's "code"; where rows have none, only one picture's own documents show the same.
+    An image shows its row's "code"; where rows have none, only one image's own documents show the same.
     Raises ValueError where there are none.
     """
     vocab, grid = shards.vocab(), tuple(shards.meta["vocab"]["image_grid"])
@@ -40,22 +40,21 @@ def pairs_of(shards: Shards) -> Pairs:
     for number in np.flatnonzero((shards.spans[:, 0, 1] == 0) & (shards.texts == 1)).tolist():
         ids = shards.document(number).ids if shards.lengths[number] else []
         found = parts(ids, vocab)
-        if [part.is_picture for part in found] == [False, True]:
-            words, picture = (ids[part.start : part.end] for part in found)
+        if [part.is_image for part in found] == [False, True]:
+            words, image = (ids[part.start : part.end] for part in found)
             facts = shards.sample(number)
             texts.append(vocab.ids_to_text(words))
-            codes.append([vocab.id_to_code(id) for id in picture if vocab.is_code(id)])
+            codes.append([vocab.id_to_code(id) for id in image if vocab.is_code(id)])
             concepts.append(str(facts.get("code") or facts.get("name") or number))
     if not texts:
         raise ValueError(
-            f"{shards.folder} has no captioned pictures in its split {shards.split!r}: a text, a picture "
-            "and nothing else"
+            f"{shards.folder} has no captioned images in its split {shards.split!r}: a text, an image and nothing else"
         )
     return Pairs(texts, torch.tensor(codes, dtype=torch.int32).view(-1, *grid), concepts)
 
 
 def names_of(shards: Shards, held: Pairs) -> dict[str, Names]:
-    """What held-out pictures are told apart by: every concept's name in each language, from concepts.json; without
+    """What held-out images are told apart by: every concept's name in each language, from concepts.json; without
     that file, one caption of each concept among them."""
     path = shards.folder / "concepts.json"
     if not path.is_file():
@@ -71,7 +70,7 @@ def names_of(shards: Shards, held: Pairs) -> dict[str, Names]:
 
 
 def spoiled(codes: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Codes [N, h, w] of which a share, for each picture up to `most`, is replaced by those that another picture of
+    """Codes [N, h, w] of which a share, for each image up to `most`, is replaced by those that another image of
     the batch has there."""
     share = most * torch.rand(len(codes), 1, 1, generator=generator)
     other = torch.randint(len(codes), codes.shape, generator=generator)  # [N, h, w]
@@ -94,11 +93,11 @@ def by_length(scorer: Scorer, texts: Sequence[list[int]], parts: int = 4) -> Ten
     return torch.cat(vectors)[torch.tensor(order).argsort()]
 
 
-def contrast(texts: Tensor, pictures: Tensor, scale: Tensor, concepts: Sequence[str], same: str) -> Tensor:
+def contrast(texts: Tensor, images: Tensor, scale: Tensor, concepts: Sequence[str], same: str) -> Tensor:
     """Symmetric InfoNCE (CLIP, Radford et al. 2021, section 2.3), in nats.
 
     Args:
-        texts, pictures: [N, P] unit vectors; row i of both is a pair.
+        texts, images: [N, P] unit vectors; row i of both is a pair.
         scale: of the similarities.
         concepts: what each pair shows.
         same: as in Config.
@@ -107,7 +106,7 @@ def contrast(texts: Tensor, pictures: Tensor, scale: Tensor, concepts: Sequence[
     owner = torch.tensor([number[name] for name in concepts], device=texts.device)
     alike = owner[:, None] == owner  # [N, N]
     own = torch.eye(len(concepts), dtype=torch.bool, device=texts.device)
-    logits = scale * texts @ pictures.T
+    logits = scale * texts @ images.T
     if same == "mask":
         logits = logits.masked_fill(alike & ~own, -1e4)  # finite: 0 times infinity is no number
     right = (alike if same == "share" else own).float()
@@ -117,7 +116,7 @@ def contrast(texts: Tensor, pictures: Tensor, scale: Tensor, concepts: Sequence[
 
 @torch.no_grad()
 def retrieval(scorer: Scorer, names: Names, codes: Tensor, concepts: Sequence[str]) -> dict[str, float]:
-    """Share of pictures [N, h, w] whose right name comes first, and among the first five."""
+    """Share of images [N, h, w] whose right name comes first, and among the first five."""
     vectors = torch.cat([scorer.encode_codes(part.long()) for part in codes.split(256)])
     similarity = vectors @ scorer.encode_texts(names.texts).T  # [N, names]
     right = torch.tensor([[mine == other for other in names.concepts] for mine in concepts], device=vectors.device)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Span
-from cm3.tokens.encoding import before_last, grid_behind, hidden, in_turns, join, parts, picture_spans
+from cm3.tokens.encoding import before_last, grid_behind, hidden, image_spans, in_turns, join, parts
 from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.tokens.vocab import MAX_MASKS, Vocab
 
@@ -138,7 +138,7 @@ class TrainingSequence(NamedTuple):
 def choose_forms(
     answers: np.ndarray,
     texts: np.ndarray,
-    pictures: np.ndarray,
+    images: np.ndarray,
     codes: int,
     objective: Objective,
     rng: np.random.Generator,
@@ -152,7 +152,7 @@ def choose_forms(
     Args:
         answers: number of marked answers in each document, [N].
         texts: number of runs of text in each, [N].
-        pictures: number of images in each, [N].
+        images: number of images in each, [N].
         codes: largest number of codes of an image.
         objective: the shares.
         rng: random generator.
@@ -166,10 +166,10 @@ def choose_forms(
     steps = np.cumsum([objective.text_masked, objective.cm3_spans, objective.inpainting])
     captioned = [Form.TEXT_MASKED, Form.CM3_SPANS, Form.INPAINTING]
     form = np.select([draws[0] < step for step in steps], captioned, Form.LEFT_TO_RIGHT)
-    form = np.where((form == Form.INPAINTING) & (pictures != 1), Form.LEFT_TO_RIGHT, form)
+    form = np.where((form == Form.INPAINTING) & (images != 1), Form.LEFT_TO_RIGHT, form)
     asking = np.where(draws[0] < objective.answers_masked, Form.ANSWERS_MASKED, Form.IMAGE_FIRST)
     form = np.where(answers > 0, asking, form)
-    form = np.where((answers > 0) & (pictures == 0), Form.TEXT_ONLY, form)
+    form = np.where((answers > 0) & (images == 0), Form.TEXT_ONLY, form)
     texts = np.minimum(texts, MAX_MASKS)
     without_text = (form == Form.INPAINTING) & (draws[1] < 0.5)
     masked = np.select(
@@ -258,7 +258,7 @@ def _target_kinds(
     answer = np.cumsum(infills) > 0
     for start, end in answers:
         answer[start : end + 1] = True
-    images = picture_spans(row.tolist(), vocab)
+    images = image_spans(row.tolist(), vocab)
     seen, before, source = np.cumsum(is_code), np.zeros(len(row), int), np.zeros(len(row), bool)
     for (start, end), (following, _) in zip_longest(images, images[1:], fillvalue=(-1, -1)):
         before[start:] = seen[start]
@@ -309,7 +309,7 @@ def _with_masked_image(
     Returns:
         ids and targets, T + h w + 2 each; and the places, in the whole image, of the codes that are not masked.
     """
-    (start, end), *_ = picture_spans(ids, vocab)
+    (start, end), *_ = image_spans(ids, vocab)
     image, inside = ids[start:end], iter(holes)
     source = hidden(image, holes, vocab)
     copied = [place for place, id in enumerate(image, start + len(source)) if vocab.is_code(id) and not next(inside)]

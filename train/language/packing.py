@@ -188,7 +188,7 @@ class PackedSequences:
         forms = choose_forms(
             self.answers[documents],
             self.shards.texts[documents],
-            self.shards.pictures[documents],
+            self.shards.images[documents],
             self.codes,
             self.objective,
             rng,

@@ -1,4 +1,4 @@
-"""The log of a run as a picture of curves."""
+"""The log of a run as an image of curves."""
 
 import json
 from collections import defaultdict

@@ -104,7 +104,7 @@ class Thing:
     """A drawing that may stand in a scene.
 
     Attributes:
-        key: of the picture in the data set.
+        key: of the image in the data set.
         name: language -> name.
         code: of its concept.
         style: of the drawing.
@@ -162,9 +162,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rendered:
-    """picture: [S, S, 3] uint8. outlines: [N, S, S] bool, where each thing is opaque."""
+    """image: [S, S, 3] uint8. outlines: [N, S, S] bool, where each thing is opaque."""
 
-    picture: np.ndarray
+    image: np.ndarray
     outlines: np.ndarray
 
     def box(self, i: int) -> Box:
@@ -192,7 +192,7 @@ def takes(thing: Thing, paint: str) -> bool:
 
 
 def render(scene: Scene, size: int) -> Rendered:
-    """The scene's picture of `size` pixels a side, and the outline of each thing."""
+    """The scene's image of `size` pixels a side, and the outline of each thing."""
     canvas = Image.new("RGBA", (size, size), (*GROUNDS[scene.ground][2], 255))
     outlines = np.zeros((len(scene.placed), size, size), bool)
     for i, one in enumerate(scene.placed):
@@ -267,16 +267,16 @@ class Stage:
 
     Args:
         things: all that may stand in them.
-        size: side of a picture, in pixels.
+        size: side of an image, in pixels.
         white: share of white grounds.
         paints: share of painted things.
         doubles: share of scenes of several things in which two or more are of one kind.
         novel: scenes with a held-out combination, in place of scenes without.
-        alone: smallest and largest share of the picture's side for a thing that stands alone.
+        alone: smallest and largest share of the image's side for a thing that stands alone.
         most: things in a scene, at most three.
         aligned: share of scenes whose things are aligned with the cells of codes.
-        cells: a side of the picture has.
-        quarters: share of the aligned scenes whose things stand in the corners of the picture's quarters: so few places
+        cells: a side of the image has.
+        quarters: share of the aligned scenes whose things stand in the corners of the image's quarters: so few places
             that a place's name says where a thing begins.
     """
 
@@ -306,7 +306,7 @@ class Stage:
             raise ValueError("no style has drawn more than 3 of the things that scenes are made of")
 
     def sides(self, count: int, aligned: int = 0) -> tuple[int, int]:
-        """Smallest and largest side of `count` things that share a picture, in pixels; `aligned` as a scene's step:
+        """Smallest and largest side of `count` things that share an image, in pixels; `aligned` as a scene's step:
         one side, so that a thing has one spelling."""
         low, high = self.shares[count]
         if aligned:

@@ -1,4 +1,4 @@
-"""Signs: pictures of a word in Latin or Arabic letters, for text rendering and reading."""
+"""Signs: images of a word in Latin or Arabic letters, for text rendering and reading."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,8 +33,8 @@ def board_rows(size: int, step: int = 0) -> tuple[int, int]:
 def sign(word: str, board: tuple[int, int, int], size: int, step: int = 0) -> np.ndarray:
     """[S, S, 3]: a board on a post with a word as large as fits, its Arabic letters joined. With a step, the side of a
     cell in pixels, each letter is one cell wide and two high."""
-    picture = Image.new("RGB", (size, size), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
     pen.rectangle((size * 15 // 32, size // 2, size * 17 // 32, size), (120, 90, 60))
     edge = size // 16
     top, bottom = board_rows(size, step)
@@ -44,14 +44,14 @@ def sign(word: str, board: tuple[int, int, int], size: int, step: int = 0) -> np
         letters = monospaced(step)
         free = size // step - round(letters.getlength(word) / step)
         pen.text((free // 2 * step, 3.6 * step), word, ink, letters, anchor="ls")  # capitals in the middle of two rows
-        return np.asarray(picture)
+        return np.asarray(image)
     for points in range(size // 2, 5, -1):
         left, top, right, bottom = pen.textbbox((0, 0), word, font(points))
         if right - left <= size - 10 * size // 64 and bottom - top <= size * 26 // 64:
             break
     at = ((size - left - right) / 2, (size * 5 / 6 - top - bottom) / 2)
     pen.text(at, word, ink, font(points))
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def pick(words: Sequence[str], rng: np.random.Generator) -> tuple[str, tuple[int, int, int]]:

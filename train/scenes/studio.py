@@ -1,4 +1,4 @@
-"""Things with their pictures, scenes of them, and their codes."""
+"""Things with their images, scenes of them, and their codes."""
 
 import io
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Studio:
         quarters: float = 0.0,
     ) -> "Studio":
         """Stages of train.scenes.scene for the things called `names`, and for all of them. Where scenes are aligned, a
-        thing alone fills the picture, as known pictures do."""
+        thing alone fills the image, as known images do."""
         some = [thing for thing in things if thing.name["en"] in names]
         words = {language: sign_words(things, language, novel) for language in LANGUAGES}
         # A thing alone has no combination but its paint: only painted ones can be novel.
@@ -77,16 +77,16 @@ class Studio:
 
 
 def encode(made: Sequence[TaskDocument], tokenizer: ImageTokenizer) -> list[list[np.ndarray]]:
-    """Codes [h, w] of every picture of every document."""
-    pictures = [picture for one in made for picture in one.pictures]
-    codes = tokenizer.encode_pixels(to_pixels(pictures)).numpy()
+    """Codes [h, w] of every image of every document."""
+    images = [image for one in made for image in one.images]
+    codes = tokenizer.encode_pixels(to_pixels(images)).numpy()
     out, at = [], 0
     for one in made:
-        mine = list(codes[at : at + len(one.pictures)])
+        mine = list(codes[at : at + len(one.images)])
         at += len(mine)
         if one.kept:
             # An encoder may see beyond a cell; what the eye finds unchanged keeps its code.
-            touched = touched_cells(one.pictures[-2], one.pictures[-1], tokenizer.grid)
+            touched = touched_cells(one.images[-2], one.images[-1], tokenizer.grid)
             mine[-1] = np.where(touched, mine[-1], mine[-2])
         out.append(mine)
     return out

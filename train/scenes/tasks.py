@@ -1,6 +1,6 @@
-"""The tasks of instruction tuning, one entry of TASKS each: from a scene to a document's words and pictures.
+"""The tasks of instruction tuning, one entry of TASKS each: from a scene to a document's words and images.
 
-Text out: what is asked of a picture. Picture out: drawn from words, from boxes, from another picture (an edit, a map of
+Text out: what is asked of an image. Image out: drawn from words, from boxes, from another image (an edit, a map of
 segments or of edges). All of it is exact truth of the scene, in English and Arabic. Source: CM3leon, section 4.
 """
 
@@ -112,7 +112,7 @@ def present(view: SceneView) -> Target | None:
 
 
 def largest(view: SceneView) -> Target | None:
-    """What covers most of the picture, where it covers a third more than any other thing."""
+    """What covers most of the image, where it covers a third more than any other thing."""
     sizes = view.shown.outlines.sum((1, 2))
     order = np.argsort(-sizes)
     if len(sizes) < 2 or sizes[order[0]] < 1.33 * sizes[order[1]]:
@@ -161,16 +161,16 @@ NAMING: tuple[Ask, ...] = (where, side, side, colour_of, relation_holds)
 
 
 def ask(view: SceneView, asks: Sequence[Ask]) -> TaskDocument | None:
-    """Two or three questions on one picture, or as many as there are."""
+    """Two or three questions on one image, or as many as there are."""
     found: dict[str, Target] = {}
     wanted = 2 + (view.rng.random() < 0.5)
     for i in view.rng.permutation(len(asks)):
         if len(found) < wanted and (target := asks[i](view)):
             found.setdefault(target.task, target)
-    return TaskDocument("", tuple(found.values()), (view.shown.picture,)) if found else None
+    return TaskDocument("", tuple(found.values()), (view.shown.image,)) if found else None
 
 
-# A picture out.
+# An image out.
 
 
 def on_ground(view: SceneView, words: str) -> str:
@@ -192,31 +192,31 @@ def related(view: SceneView) -> str:
 
 
 def draw(view: SceneView) -> TaskDocument | None:
-    if len(view.scene.placed) == 1:  # its name alone asks for a picture that it fills
+    if len(view.scene.placed) == 1:  # its name alone asks for an image that it fills
         words = standing(view, view.a(0), place(view.scene.placed[0], view.stage.size))
     else:
         words = related(view) if view.rng.random() < 0.5 else listing(view)
-    return TaskDocument(on_ground(view, words), (), (view.shown.picture,))
+    return TaskDocument(on_ground(view, words), (), (view.shown.image,))
 
 
 def grounded(view: SceneView) -> TaskDocument | None:
     size = view.stage.size
     boxes = [view.shown.box(i) for i in range(len(view.scene.placed))]
     things = [(view.a(i), (x0 / size, y0 / size, x1 / size, y1 / size)) for i, (x0, y0, x1, y1) in enumerate(boxes)]
-    return TaskDocument(on_ground(view, boxed(things)), (), (view.shown.picture,))
+    return TaskDocument(on_ground(view, boxed(things)), (), (view.shown.image,))
 
 
 def segment_map(shown: Rendered) -> np.ndarray:
     """[S, S, 3]: each outline in the colour of its place in the list, on black."""
-    out = np.zeros_like(shown.picture)
+    out = np.zeros_like(shown.image)
     for outline, colour in zip(shown.outlines, SEGMENTS, strict=False):
         out[outline] = colour
     return out
 
 
-def edge_map(picture: np.ndarray) -> np.ndarray:
+def edge_map(image: np.ndarray) -> np.ndarray:
     """[S, S, 3]: white where the brightness changes fast, on black (Sobel)."""
-    grey = np.asarray(Image.fromarray(picture).convert("L").filter(ImageFilter.GaussianBlur(0.6))).astype(np.float32)
+    grey = np.asarray(Image.fromarray(image).convert("L").filter(ImageFilter.GaussianBlur(0.6))).astype(np.float32)
     padded = np.pad(grey, 1, mode="edge")
     across = padded[:, 2:] - padded[:, :-2]
     down = padded[2:] - padded[:-2]
@@ -229,12 +229,12 @@ def edge_map(picture: np.ndarray) -> np.ndarray:
 def from_segments(view: SceneView) -> TaskDocument | None:
     """The listing names things in the order of their colours."""
     words = (", ".join if view.language == "en" else "، ".join)([view.a(i) for i in range(len(view.scene.placed))])
-    return TaskDocument(prompt("segments", on_ground(view, words)), (), (segment_map(view.shown), view.shown.picture))
+    return TaskDocument(prompt("segments", on_ground(view, words)), (), (segment_map(view.shown), view.shown.image))
 
 
 def from_edges(view: SceneView) -> TaskDocument | None:
     words = on_ground(view, listing(view))
-    return TaskDocument(prompt("edges", words), (), (edge_map(view.shown.picture), view.shown.picture))
+    return TaskDocument(prompt("edges", words), (), (edge_map(view.shown.image), view.shown.image))
 
 
 # Edits: another scene, and the words that lead to it. `novel` stages show held-out combinations, others never do.
@@ -243,7 +243,7 @@ def from_edges(view: SceneView) -> TaskDocument | None:
 def edited(view: SceneView, scene: Scene, words: str) -> TaskDocument | None:
     if scene == view.scene or not (view.stage.novel or view.stage.allowed(scene)):
         return None
-    return TaskDocument(prompt("edit", words), (), (view.shown.picture, view.render(scene)), kept=True)
+    return TaskDocument(prompt("edit", words), (), (view.shown.image, view.render(scene)), kept=True)
 
 
 def add(view: SceneView) -> TaskDocument | None:
@@ -346,21 +346,19 @@ def signed(view: SceneView) -> tuple[str, np.ndarray]:
 
 
 def write_sign(view: SceneView) -> TaskDocument | None:
-    word, picture = signed(view)
+    word, image = signed(view)
     words = f'a sign that says "{word}"' if view.language == "en" else f'لافتة مكتوب عليها "{word}"'
-    return TaskDocument(words, (), (picture,))
+    return TaskDocument(words, (), (image,))
 
 
 def read_sign(view: SceneView) -> TaskDocument | None:
-    word, picture = signed(view)
-    return TaskDocument(
-        "", (view.answer("read", "What does the sign say?", "ماذا كتب على اللافتة؟", word),), (picture,)
-    )
+    word, image = signed(view)
+    return TaskDocument("", (view.answer("read", "What does the sign say?", "ماذا كتب على اللافتة؟", word),), (image,))
 
 
 class Task(NamedTuple):
     """make: the document, or None where the scene does not let it be made. share: of all new documents. solo: share of
-    its scenes that show one thing of any kind, as large as the known pictures."""
+    its scenes that show one thing of any kind, as large as the known images."""
 
     make: Callable[[SceneView], TaskDocument | None]
     share: float

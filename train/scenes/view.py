@@ -27,18 +27,18 @@ PLURALS = {"fish": "fish", "rhinoceros": "rhinoceroses"}
 
 
 class TaskDocument(NamedTuple):
-    """A document to be stored: words, what is asked, and pictures.
+    """A document to be stored: words, what is asked, and images.
 
     Attributes:
-        words: the text before the pictures; "" where something is asked.
+        words: the text before the images; "" where something is asked.
         asked: prompts and answers, in place of words.
-        pictures: [S, S, 3] uint8 each; the last is what the document is about, the others come before it.
-        kept: whether codes of cells in which the last two pictures are alike are taken over from the one before.
+        images: [S, S, 3] uint8 each; the last is what the document is about, the others come before it.
+        kept: whether codes of cells in which the last two images are alike are taken over from the one before.
     """
 
     words: str
     asked: tuple[Target, ...]
-    pictures: tuple[np.ndarray, ...]
+    images: tuple[np.ndarray, ...]
     kept: bool = False
 
 
@@ -47,7 +47,7 @@ class SceneView(NamedTuple):
 
     Attributes:
         scene: that is shown.
-        shown: the scene's picture and outlines.
+        shown: the scene's image and outlines.
         stage: that it came from.
         rng: chooses.
         language: of all text.
@@ -85,7 +85,7 @@ class SceneView(NamedTuple):
         return once[self.rng.integers(len(once))] if once else None
 
     def render(self, scene: Scene) -> np.ndarray:
-        return render(scene, self.stage.size).picture
+        return render(scene, self.stage.size).image
 
     def colour(self, name: str) -> str:
         return name if self.language == "en" else COLOURS_AR[name]
@@ -104,7 +104,7 @@ def plural(name: str) -> str:
 
 
 def place(one: Placed, size: int) -> str:
-    """Key of PLACES: in which ninth of the picture its middle lies."""
+    """Key of PLACES: in which ninth of the image its middle lies."""
     x, y = (int(min(2, 3 * c // size)) for c in one.centre)
     return [*PLACES][3 * y + x]
 

@@ -1,10 +1,10 @@
-"""Two auxiliary losses that make codes carry what a picture shows, not only how it looks.
+"""Two auxiliary losses that make codes carry what an image shows, not only how it looks.
 
 Alignment asks that a frozen network's features can be read off the codes (VA-VAE, Yao and Wang 2025, section 3.2;
-SEED, Ge et al. 2023). The JEPA objective needs no pretrained network: from the codes of the visible part of a picture,
+SEED, Ge et al. 2023). The JEPA objective needs no pretrained network: from the codes of the visible part of an image,
 a small predictor guesses what an averaged copy of the encoder makes of the hidden part (I-JEPA, Assran et al. 2023).
 
-Shapes: B pictures, Z dimensions of a code, h x w grid, N = h * w, F features, D width of the predictor.
+Shapes: B images, Z dimensions of a code, h x w grid, N = h * w, F features, D width of the predictor.
 """
 
 import math
@@ -24,7 +24,7 @@ def standardise(maps: Tensor) -> Tensor:
 class Alignment(nn.Module):
     """How badly a small head reads the frozen features off the quantised latents.
 
-    Cosine distance place by place, plus the mean difference of the similarities between all places of a picture.
+    Cosine distance place by place, plus the mean difference of the similarities between all places of an image.
 
     Args:
         dim: Z.
@@ -47,7 +47,7 @@ class Alignment(nn.Module):
 
 
 class Masked(NamedTuple):
-    """A picture with blocks hidden.
+    """An image with blocks hidden.
 
     Attributes:
         pixels: [B, 3, H, W], 0 (grey) where hidden.
@@ -59,7 +59,7 @@ class Masked(NamedTuple):
 
 
 def hide_blocks(pixels: Tensor, grid: tuple[int, int], generator: torch.Generator, share: float = 0.5) -> Masked:
-    """Hide rectangles of codes until at least `share` of each picture is hidden (I-JEPA, section 3: several blocks).
+    """Hide rectangles of codes until at least `share` of each image is hidden (I-JEPA, section 3: several blocks).
 
     Args:
         pixels: [B, 3, H, W].
@@ -85,7 +85,7 @@ def hide_blocks(pixels: Tensor, grid: tuple[int, int], generator: torch.Generato
 
 
 def positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of rows and columns, [N, D]; any grid, so that pictures of any size are predicted."""
+    """Sines and cosines of rows and columns, [N, D]; any grid, so that images of any size are predicted."""
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     rates = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], 1)  # [N, D / 2]

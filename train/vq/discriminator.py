@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 class PatchDiscriminator(nn.Module):
     """[B, 3, H, W] -> one logit a patch, [B, 1, H', W']; positive = real.
 
-    Spectral norm (Miyato et al. 2018) in place of taming's batch norm: a picture's logits do not depend on its batch.
+    Spectral norm (Miyato et al. 2018) in place of taming's batch norm: an image's logits do not depend on its batch.
 
     Args:
         ch: channels of the first convolution, doubled at each further one up to 8 times.
@@ -35,7 +35,7 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, pixels: Tensor) -> Tensor:
-    """R1: mean over pictures of the squared gradient of the logits at real pictures (Mescheder et al. 2018, eq. 9).
+    """R1: mean over images of the squared gradient of the logits at real images (Mescheder et al. 2018, eq. 9).
 
     Args:
         logits: [B, 1, H', W'] of `pixels`.
@@ -58,7 +58,7 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Logits of real and fake pictures -> scalar; moves the running means."""
+        """Logits of real and fake images -> scalar; moves the running means."""
         self.real.lerp_(real.detach().float().mean(), 1 - self.decay)
         self.fake.lerp_(fake.detach().float().mean(), 1 - self.decay)
         return (real.float() - self.fake).square().mean() + (fake.float() - self.real).square().mean()

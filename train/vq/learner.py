@@ -1,6 +1,6 @@
 """What the training of an image tokenizer optimises, and how it is looked at meanwhile.
 
-Shapes: B pictures, H x W pixels, h x w codes of Z dimensions, C channels of the encoder's latents.
+Shapes: B images, H x W pixels, h x w codes of Z dimensions, C channels of the encoder's latents.
 """
 
 from typing import NamedTuple
@@ -16,22 +16,22 @@ from train.vq.auxiliary_losses import Alignment, Masked, Predictor
 
 
 @torch.inference_mode()
-def evaluate(model: VQModel, pictures: Tensor, batch: int = 32) -> tuple[dict[str, float], Tensor]:
+def evaluate(model: VQModel, images: Tensor, batch: int = 32) -> tuple[dict[str, float], Tensor]:
     """Mean PSNR and the share of codes in use; reconstructions [N, 3, H, W], on the CPU."""
     outs, codes = [], []
-    for part in pictures.split(batch):
+    for part in images.split(batch):
         codes.append(model.encode(part.to(model.quantize.embedding.weight.device)))
         outs.append(model.decode(codes[-1]).cpu())
     out = torch.cat(outs)
     used = torch.cat(codes).unique().numel() / model.config.n_embed
-    return {"psnr": psnr(out, pictures).mean().item(), "codebook_usage": used}, out
+    return {"psnr": psnr(out, images).mean().item(), "codebook_usage": used}, out
 
 
-def sample_sheet(pictures: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:
-    """Rows of pictures, each above its reconstruction."""
+def sample_sheet(images: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:
+    """Rows of images, each above its reconstruction."""
     rows = []
-    for i in range(0, min(count, len(pictures)), columns):
-        rows += [torch.cat(list(pictures[i : i + columns]), 2), torch.cat(list(out[i : i + columns]), 2)]
+    for i in range(0, min(count, len(images)), columns):
+        rows += [torch.cat(list(images[i : i + columns]), 2), torch.cat(list(out[i : i + columns]), 2)]
     return to_pil(torch.cat([row for row in rows if row.shape == rows[0].shape], 1))
 
 
@@ -69,7 +69,7 @@ class VQLearner(nn.Module):
         masked: Masked | None = None,
         taught: Tensor | None = None,
     ) -> VQLosses:
-        """pixels [B, 3, H, W]; maps of the frozen features; the first pictures with blocks hidden, and what the teacher
+        """pixels [B, 3, H, W]; maps of the frozen features; the first images with blocks hidden, and what the teacher
         makes of the whole of them, [b, C, h, w]."""
         out, latents, quantized, codes, loss = self.vq(pixels)
         align = jepa = loss.new_zeros(())

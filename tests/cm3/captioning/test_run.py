@@ -27,12 +27,12 @@ COLOURS = ("red", "green", "blue", "yellow", "black")
 
 @pytest.fixture
 def cm3(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `cm3 caption` in a folder with pictures: (exit code, stdout, stderr)."""
+    """Run `cm3 caption` in a folder with images: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for i, colour in enumerate(COLOURS):
         Image.new("RGB", (20 + i, 20), colour).save(tmp_path / "in" / ("deep" if i == 4 else ".") / f"{colour}.png")
-    (tmp_path / "in" / "notes.md").write_text("no picture")
+    (tmp_path / "in" / "notes.md").write_text("no image")
 
     def run(*args: str, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cm3", "caption", "--model", str(tiny_folder), *args])
@@ -58,7 +58,7 @@ def texts(folder: str = "in") -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in Path(folder).rglob("*.txt")}
 
 
-def test_a_folder_gets_a_text_beside_each_picture_and_the_next_run_has_nothing_to_do(cm3, tiny: CM3):
+def test_a_folder_gets_a_text_beside_each_image_and_the_next_run_has_nothing_to_do(cm3, tiny: CM3):
     code, out, err = cm3("in", "--batch", "3")
     names = ("blue", "green", "red", "yellow")
     captions = said(tiny, *names)
@@ -102,7 +102,7 @@ def test_triggers_languages_and_questions(cm3, tiny: CM3):
     assert cm3("in/red.png", "--long")[1] == said(tiny, "red", long=True)[0] + "\n"
 
 
-def test_single_pictures_are_told_and_nothing_is_written(cm3, tiny: CM3):
+def test_single_images_are_told_and_nothing_is_written(cm3, tiny: CM3):
     assert cm3("in/red.png") == (0, said(tiny, "red")[0] + "\n", "")
     assert texts() == {}
     assert cm3("in/red.png", "--extension", "caption")[0] == 0
@@ -139,11 +139,11 @@ def test_image_folder_reads_what_was_written(cm3, tiny: CM3, tmp_path: Path):
     assert sorted(row["text"] for row in rows) == sorted(said(tiny, *COLOURS[:4], "deep/black"))
 
 
-def test_datasets_map_captions_a_column_of_pictures(tiny: CM3):
-    pictures = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "green")]
-    column = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+def test_datasets_map_captions_a_column_of_images(tiny: CM3):
+    images = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "green")]
+    column = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
     told = column.map(lambda batch: {"text": tiny.caption(batch["image"])}, batched=True, batch_size=2)
-    assert told["text"][:] == tiny.caption(pictures)
+    assert told["text"][:] == tiny.caption(images)
 
 
 def test_a_table_cut_off_in_a_line_goes_on(cm3):
@@ -165,7 +165,7 @@ def test_names_come_from_lists_lines_and_patterns(cm3, tmp_path: Path):
 
 
 def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
-    Path("in/bad.png").write_bytes(b"no picture")
+    Path("in/bad.png").write_bytes(b"no image")
     Path("list.txt").write_text("in/red.png\nin/none.png\nin/bad.png\nin/blue.png")
     code, out, err = cm3("@list.txt")
     assert code == 1
@@ -174,7 +174,7 @@ def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
     assert err.endswith("2 captioned, 0 skipped, 2 failed\n")
     assert set(texts()) == {"red", "blue"}
     code, out, err = cm3("in/bad.png")
-    assert (code, out) == (1, "") and err.startswith("cm3: in/bad.png: not a picture; give one of")
+    assert (code, out) == (1, "") and err.startswith("cm3: in/bad.png: not an image; give one of")
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
     [
         (["none"], "none"),
         (["in", "--lang", "fr"], "--lang is 'fr', but must be one of en, ar"),
-        (["in/*.gif"], "in/*.gif: there are no pictures"),
-        (["@none.txt"], "none.txt: no list of pictures can be read"),
+        (["in/*.gif"], "in/*.gif: there are no images"),
+        (["@none.txt"], "none.txt: no list of images can be read"),
         (["in", "--out", "a.xlsx"], "a.xlsx: the name of a table must end with one of .jsonl, .csv, .parquet"),
         (["in", "--out", "a.csv", "--extension", ".txt"], "give one of them"),
         (["in", "--out", "none/a.csv"], "there is no folder none"),
@@ -241,7 +241,7 @@ def test_ctrl_c_loses_nothing(cm3, tiny: CM3, kind: str, monkeypatch: pytest.Mon
     assert code == 0 and out.count("\n") == 1  # the fourth
 
 
-def test_pictures_are_opened_a_batch_ahead_and_no_more(tiny: CM3, cm3, monkeypatch: pytest.MonkeyPatch):
+def test_images_are_opened_a_batch_ahead_and_no_more(tiny: CM3, cm3, monkeypatch: pytest.MonkeyPatch):
     taken: list[Path] = []
 
     def endless() -> Iterator[Path]:
@@ -393,7 +393,7 @@ def test_a_name_of_several_lines_is_printed_in_one(cm3):
     Path("in/d\ne.png").write_bytes(b"no image")
     code, out, err = cm3("in")
     assert code == 1 and out.count("\n") == 5 and err.count("\n") == 2
-    assert "in/a\\nb\\x1b[2Jc.png: " in out and "cm3: in/d\\ne.png: not a picture" in err
+    assert "in/a\\nb\\x1b[2Jc.png: " in out and "cm3: in/d\\ne.png: not an image" in err
 
 
 def test_a_model_that_is_not_there_costs_no_table(cm3):

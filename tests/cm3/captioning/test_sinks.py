@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cm3.captioning.run import PICTURES
+from cm3.captioning.run import IMAGE_SUFFIXES
 from cm3.captioning.sinks import Beside, Existing, Told
 
 REPLACING: tuple[Existing, ...] = ("overwrite", "append", "prepend")
@@ -18,7 +18,7 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "x.png"
 
 
-@pytest.mark.parametrize("ending", [*PICTURES, ".PNG", ".heic", ".svg", ".caption.jpg", ".png "])
+@pytest.mark.parametrize("ending", [*IMAGE_SUFFIXES, ".PNG", ".heic", ".svg", ".caption.jpg", ".png "])
 def test_no_text_gets_an_ending_of_images(ending: str):
     with pytest.raises(ValueError, match="images are never written over: choose another"):
         Beside(ending, "skip")

@@ -44,7 +44,7 @@ def cm3(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
     return "red.png"
 
@@ -87,11 +87,11 @@ def test_without_a_seed_any_is_taken_and_told(tiny_folder: Path, cm3, monkeypatc
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_a_file_that_is_there_stays_and_a_number_is_added(cm3, picture: str, mask: str):
+def test_a_file_that_is_there_stays_and_a_number_is_added(cm3, image: str, mask: str):
     commands = [
         ["generate", "a cat", "-n", "1"],
-        ["infill", picture, mask],
-        ["edit", picture, "make it blue"],
+        ["infill", image, mask],
+        ["edit", image, "make it blue"],
         ["tour"],
     ]
     Path("out.png").write_text("mine")
@@ -131,7 +131,7 @@ def test_tour_takes_a_device(cm3):
     refused(cm3("tour", "--device", "cupboard"), "cupboard")
 
 
-def test_each_picture_in_its_own_file_says_how_it_was_made(cm3, tiny: CM3, tiny_folder: Path):
+def test_each_image_in_its_own_file_says_how_it_was_made(cm3, tiny: CM3, tiny_folder: Path):
     code, out, err = cm3("generate", "تفاحة", "-n", "2", "-o", "out_{i}.png", "--scale", "1", "--seed", "9")
     assert (code, out, err) == (0, "out_0.png\nout_1.png\n", "")
     for i, wanted in enumerate(tiny.generate("تفاحة", n=2, seed=9)):
@@ -153,25 +153,25 @@ def test_a_prompt_may_come_from_stdin(cm3, tiny: CM3, monkeypatch: pytest.Monkey
     assert Image.open("out.png").tobytes() == tiny.generate("a red apple", n=1)[0].tobytes()
 
 
-def test_several_pictures_are_edited_into_as_many_files(cm3, tiny: CM3, picture: str):
+def test_several_images_are_edited_into_as_many_files(cm3, tiny: CM3, image: str):
     Image.new("RGB", (20, 20), "blue").save("blue.png")
-    assert cm3("edit", picture, "blue.png", "make it green", "-o", "out_{i}.png")[1] == "out_0.png\nout_1.png\n"
-    for i, edited in enumerate(tiny.edit([picture, "blue.png"], "make it green")):
+    assert cm3("edit", image, "blue.png", "make it green", "-o", "out_{i}.png")[1] == "out_0.png\nout_1.png\n"
+    for i, edited in enumerate(tiny.edit([image, "blue.png"], "make it green")):
         assert Image.open(f"out_{i}.png").tobytes() == edited.tobytes()
-    refused(cm3("edit", picture, "blue.png", "make it green"), "2 images need as many names: put {i} into that of -o")
+    refused(cm3("edit", image, "blue.png", "make it green"), "2 images need as many names: put {i} into that of -o")
 
 
-def test_several_questions_have_a_line_each(cm3, tiny: CM3, picture: str):
+def test_several_questions_have_a_line_each(cm3, tiny: CM3, image: str):
     questions = ["What is this?", "What colour is it?"]
-    assert cm3("ask", picture, *questions)[1] == "".join(f"{tiny.answer(picture, one)}\n" for one in questions)
+    assert cm3("ask", image, *questions)[1] == "".join(f"{tiny.answer(image, one)}\n" for one in questions)
 
 
-def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, picture: str):
+def test_generate_is_what_the_pipeline_draws(cm3, tiny: CM3, image: str):
     boxes = [("a cat", (0.1, 0.2, 0.5, 0.9)), ("a dog", (0.6, 0.2, 0.9, 0.9))]
     args = ["--box", "a cat 0.1 0.2 0.5 0.9", "--box", " a dog  .6 .2 .9 .9 ", "--decoding", "both"]
-    more = ["--structure", picture, "--kind", "segments", "-n", "2", "--scale", "1"]
+    more = ["--structure", image, "--kind", "segments", "-n", "2", "--scale", "1"]
     assert cm3("generate", *args, *more)[0] == 0
-    drawn = tiny.generate("", n=2, decoding="both", boxes=boxes, structure=picture, kind="segments")
+    drawn = tiny.generate("", n=2, decoding="both", boxes=boxes, structure=image, kind="segments")
     assert Image.open("out.png").tobytes() == grid(drawn, 1).tobytes()
 
 
@@ -185,13 +185,13 @@ def taught(tiny: CM3, tmp_path: Path) -> str:
 
 
 def test_words_are_put_as_the_model_reads_them_shown_and_left_as_they_are(
-    cm3, tiny: CM3, taught: str, picture: str, mask: str
+    cm3, tiny: CM3, taught: str, image: str, mask: str
 ):
     tail = ["--model", taught, "--seed", "0", "--scale", "1", "--overwrite"]
     drawn = [
         (["generate", "MICE!", "-n", "1"], ["generate", "a mouse"], ["generate", "MICE!"]),
-        (["infill", picture, mask, "MICE!"], ["infill", picture, mask, "a mouse"], ["infill", picture, mask, "MICE!"]),
-        (["edit", picture, "MICE!"], ["edit", picture, "a mouse"], ["edit", picture, "MICE!"]),
+        (["infill", image, mask, "MICE!"], ["infill", image, mask, "a mouse"], ["infill", image, mask, "MICE!"]),
+        (["edit", image, "MICE!"], ["edit", image, "a mouse"], ["edit", image, "MICE!"]),
     ]
     for command, put, plain in drawn:
         for more, (task, *args), read in (((), put, "a mouse"), (("--no-normalise",), plain, "MICE!")):
@@ -213,25 +213,25 @@ def test_each_face_draws_as_many_candidates_by_default():
     assert Generation.model_fields["best_of"].default == GenerateOptions.best_of
 
 
-def test_infill_saves_the_picture_at_its_size(cm3, tiny: CM3, picture: str, mask: str):
-    assert cm3("infill", picture, mask, "-o", "a.png") == (0, "a.png\n", "")
-    assert Image.open("a.png").tobytes() == tiny.infill(picture, mask)[0].tobytes()
+def test_infill_saves_the_image_at_its_size(cm3, tiny: CM3, image: str, mask: str):
+    assert cm3("infill", image, mask, "-o", "a.png") == (0, "a.png\n", "")
+    assert Image.open("a.png").tobytes() == tiny.infill(image, mask)[0].tobytes()
     args = ["a cat", "-n", "2", "--seed", "5", "--guidance", "2", "--temperature", "1", "--top-k", "9", "--scale", "1"]
-    assert cm3("infill", picture, mask, *args)[0] == 0
-    expected = tiny.infill(picture, mask, "a cat", n=2, seed=5, guidance=2, temperature=1, top_k=9)
+    assert cm3("infill", image, mask, *args)[0] == 0
+    expected = tiny.infill(image, mask, "a cat", n=2, seed=5, guidance=2, temperature=1, top_k=9)
     assert Image.open("out.png").tobytes() == grid(expected, 1).tobytes()
 
 
-def test_edit_saves_the_picture_as_it_is_changed(cm3, tiny: CM3, picture: str):
+def test_edit_saves_the_image_as_it_is_changed(cm3, tiny: CM3, image: str):
     args = ["make it blue", "--seed", "5", "--image-guidance", "2", "--text-guidance", "4", "--top-p", "0.5"]
     args += ["--keep", "0.5"]
-    assert cm3("edit", picture, *args, "-o", "a.png") == (0, "a.png\n", "")
-    expected = tiny.edit(picture, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5, keep=0.5)
+    assert cm3("edit", image, *args, "-o", "a.png") == (0, "a.png\n", "")
+    expected = tiny.edit(image, "make it blue", seed=5, image_guidance=2, text_guidance=4, top_p=0.5, keep=0.5)
     assert Image.open("a.png").tobytes() == expected.tobytes()
-    assert Image.open("a.png").size == Image.open(picture).size
-    assert cm3("edit", picture, *args, "--scale", "3")[0] == 0
+    assert Image.open("a.png").size == Image.open(image).size
+    assert cm3("edit", image, *args, "--scale", "3")[0] == 0
     assert Image.open("out.png").tobytes() == grid([expected], 3).tobytes()
-    assert cm3("edit", picture, *args, "--scale", "0", "--overwrite")[0] == 0
+    assert cm3("edit", image, *args, "--scale", "0", "--overwrite")[0] == 0
     assert Image.open("out.png").tobytes() == grid([expected], 0).tobytes()
 
 
@@ -249,8 +249,8 @@ def test_infill_and_edit_keep_transparency_where_the_format_can(cm3, mask: str, 
             assert saved.getchannel("A").getextrema() == (99, 255)
 
 
-def test_ask_prints_the_answer(cm3, picture: str):
-    code, out, err = cm3("ask", picture, "What is this?")
+def test_ask_prints_the_answer(cm3, image: str):
+    code, out, err = cm3("ask", image, "What is this?")
     assert (code, err) == (0, "")
     assert out.endswith("\n")
 
@@ -286,7 +286,7 @@ def test_info_names_the_parts_of_the_vocabulary(cm3, tiny_folder: Path):
     assert re.search(r"scorer, for --best-of\W+none", out)
 
 
-def test_tour_draws_captions_asks_and_prints_where_the_pictures_are(cm3):
+def test_tour_draws_captions_asks_and_prints_where_the_images_are(cm3):
     code, out, err = cm3("tour", "a \udc80 <break> تفاحة")
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()][0] == "prompt"
@@ -331,15 +331,15 @@ WRONG_CALLS = [
     (["caption", "red.png", "--language", "xx"], "--lang is 'xx', but must be one of en, ar"),
     (["ask", "red.png", ""], "question is empty"),
     (["ask", "red.png", "What?", "--max-pixels", "399"], "red.png: too large: 20 x 20 pixels, the limit is 399"),
-    (["ask", "notes.png", "What?"], "notes.png: not a picture"),
+    (["ask", "notes.png", "What?"], "notes.png: not an image"),
 ]
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG_CALLS, ids=[" ".join(args)[:40] for args, _ in WRONG_CALLS])
 def test_a_mistake_is_one_line_and_writes_nothing(
-    cm3, picture: str, mask: str, tmp_path: Path, args: list[str], message: str
+    cm3, image: str, mask: str, tmp_path: Path, args: list[str], message: str
 ):
-    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "notes.png").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     Image.new("L", (20, 20)).save("black.png")
     Image.new("L", (30, 20), 255).save("wide.png")
@@ -389,13 +389,13 @@ def test_grid_is_about_square(n: int, size: tuple[int, int]):
     ("size", "shown"),
     [((64, 64), (256, 256)), ((5, 3), (80, 48)), ((128, 100), (256, 200)), ((129, 8), (129, 8)), ((800, 9), (800, 9))],
 )
-def test_only_small_pictures_are_enlarged(size: tuple[int, int], shown: tuple[int, int]):
+def test_only_small_images_are_enlarged(size: tuple[int, int], shown: tuple[int, int]):
     assert grid([Image.new("RGB", size)], 0).size == shown
 
 
-def test_the_installed_command_prints_nothing_else(tiny_folder: Path, picture: str, tmp_path: Path):
+def test_the_installed_command_prints_nothing_else(tiny_folder: Path, image: str, tmp_path: Path):
     command = [sys.executable, "-c", "from cm3.cli.main import main; main()", "caption", "--model", str(tiny_folder)]
-    good = subprocess.run([*command, picture], cwd=tmp_path, capture_output=True, text=True)
+    good = subprocess.run([*command, image], cwd=tmp_path, capture_output=True, text=True)
     assert (good.returncode, good.stderr) == (0, "")
     bad = subprocess.run([*command, "none.png"], cwd=tmp_path, capture_output=True, text=True)
     refused((bad.returncode, bad.stdout, bad.stderr), "none.png")

@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> CM3ForCausalLM:
 
 VOCAB = Vocab.from_config(CM3Config.preset("tiny"))
 T, C = VOCAB.first_text, VOCAB.first_code
-PICTURE = [3, C, C + 1, C + 2, C + 3, 4]
+IMAGE = [3, C, C + 1, C + 2, C + 3, 4]
 NOTHING = [1, 5, 2, 3]
 
 
@@ -45,7 +45,7 @@ GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), extra_prompts=[NO
 
 def jobs() -> list[Request]:
     """Different jobs, guides, lengths, settings and seeds."""
-    spoken = [1, T, 5, 2, *PICTURE, 21]
+    spoken = [1, T, 5, 2, *IMAGE, 21]
     return [
         Request([1, T, T + 1, 2, 3], "image", seed=1, **GUIDED),
         Request(
@@ -58,10 +58,10 @@ def jobs() -> list[Request]:
         ),
         Request([1, T, T + 5], "image", guide=ClassifierFree(image=2.0), extra_prompts=[[1, 5]], seed=3),
         Request(
-            [1, T, T + 4, 2, *PICTURE, 3],
+            [1, T, T + 4, 2, *IMAGE, 3],
             "image",
             guide=ThreeWay(1.5, 7.5),
-            extra_prompts=[[1, *PICTURE, 3], [1, 3]],
+            extra_prompts=[[1, *IMAGE, 3], [1, 3]],
             seed=3,
         ),
         Request(spoken, "text", max_new_tokens=9, seed=4),
@@ -70,8 +70,8 @@ def jobs() -> list[Request]:
         Request([1], "document", max_new_tokens=30, seed=5),
         Request([1, T, T], "document", 25, guide=ClassifierFree(3.0, 1.5), extra_prompts=[[1, 5]], seed=6),
         Request([1, T, 2, 3, C, 5, C + 1, 4, 21], "image", seed=7),
-        Request([1, 5, T, 6, 2, *PICTURE, 21], "document", max_new_tokens=20, seed=8),
-        Request([1, *PICTURE[:-1]], "image", seed=9),
+        Request([1, 5, T, 6, 2, *IMAGE, 21], "document", max_new_tokens=20, seed=8),
+        Request([1, *IMAGE[:-1]], "image", seed=9),
         Request(
             [1, T, 2, *HOLED, 3],
             "image",
@@ -128,7 +128,7 @@ def test_nothing_touches_the_global_generator(model: CM3ForCausalLM):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_pictures_are_exactly_their_codes_and_the_close(model: CM3ForCausalLM):
+def test_images_are_exactly_their_codes_and_the_close(model: CM3ForCausalLM):
     for seed in range(5):
         [new] = generate(model, VOCAB, [Request([1, T, 2, 3], mode="image", seed=seed, max_new_tokens=1)], GRID)
         assert all(map(VOCAB.is_code, new[:-1]))
@@ -137,7 +137,7 @@ def test_pictures_are_exactly_their_codes_and_the_close(model: CM3ForCausalLM):
 
 
 def test_text_has_no_stop_and_no_more_than_was_asked(model: CM3ForCausalLM):
-    requests = [Request([1, T, 5, 2, *PICTURE, 21], mode="text", max_new_tokens=3, seed=seed) for seed in range(8)]
+    requests = [Request([1, T, 5, 2, *IMAGE, 21], mode="text", max_new_tokens=3, seed=seed) for seed in range(8)]
     for new in generate(model, VOCAB, requests, GRID):
         assert len(new) <= 3
         assert all(map(VOCAB.is_text, new))
@@ -228,7 +228,7 @@ WAYS = {
     "contrastive": (ContrastiveTopK(5, 0.2), [NOTHING], contrast),
     "three-way": (
         ThreeWay(1.5, 6.0),
-        [[1, *PICTURE, 3], NOTHING],
+        [[1, *IMAGE, 3], NOTHING],
         lambda full, image, none: none + 1.5 * (image - none) + 6 * (full - image),
     ),
 }
@@ -243,13 +243,13 @@ def test_guided_given_and_expected_codes_are_those_made_by_hand(
     guide, extra_prompts, formula = WAYS[way]
     expected = [C + 1, C + 9, C + 2, C + 30]
     request = Request(
-        [1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, extra_prompts, codes, 0, expected, logit_bias=bias
+        [1, T, 2, *IMAGE, 3], "image", 256, GREEDY, guide, extra_prompts, codes, 0, expected, logit_bias=bias
     )
     assert generate(model, VOCAB, [request], GRID) == [[*by_hand(model, request, formula), VOCAB.end_image]]
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("image", [C] * 3), ("image", [C, C, C, T]), ("document", [C] * 4)])
-def test_what_is_expected_is_the_codes_of_one_picture(model: CM3ForCausalLM, mode: Any, expected: list[int]):
+def test_what_is_expected_is_the_codes_of_one_image(model: CM3ForCausalLM, mode: Any, expected: list[int]):
     request = Request([1, T, 2, 3], mode, expected=expected, logit_bias=1.0)
     with pytest.raises(ValueError, match="expected must hold the ids of 4 image codes, in mode 'image'"):
         generate(model, VOCAB, [request], GRID)
@@ -259,7 +259,7 @@ def test_falling_guidance_is_that_made_by_hand(model: CM3ForCausalLM):
     """From 5 at the first of four codes down by one with each."""
     guide = ClassifierFree(image=5.0, schedule="falling")
     scales = iter((5, 4, 3, 2))
-    request = Request([1, T, 2, *PICTURE, 3], "image", 256, GREEDY, guide, [NOTHING])
+    request = Request([1, T, 2, *IMAGE, 3], "image", 256, GREEDY, guide, [NOTHING])
     hand = by_hand(model, request, lambda full, none: none + next(scales) * (full - none))
     beside = Request([1, T, 2, 3], "image", given=[C, None, None, None], guide=guide, extra_prompts=[NOTHING])
     new = generate(model, VOCAB, [request, beside], GRID)
@@ -290,11 +290,9 @@ def test_free_codes_depend_on_the_given_ones_and_on_every_lane(model: CM3ForCaus
 
 def test_the_image_scale_is_for_codes_and_the_text_scale_for_text(model: CM3ForCausalLM):
     def of(guide: ClassifierFree) -> tuple[list[list[int]], list[list[int]]]:
-        pictures = [
-            Request([1, T, 2, 3], "image", guide=guide, extra_prompts=[NOTHING], seed=seed) for seed in range(4)
-        ]
-        text = Request([1, T, 5, 2, *PICTURE, 21], "text", 9, guide=guide, extra_prompts=[[1, 5, 21]], seed=1)
-        new = generate(model, VOCAB, [*pictures, text], GRID)
+        images = [Request([1, T, 2, 3], "image", guide=guide, extra_prompts=[NOTHING], seed=seed) for seed in range(4)]
+        text = Request([1, T, 5, 2, *IMAGE, 21], "text", 9, guide=guide, extra_prompts=[[1, 5, 21]], seed=1)
+        new = generate(model, VOCAB, [*images, text], GRID)
         return new[:4], new[4:]
 
     plain, image, text = of(ClassifierFree()), of(ClassifierFree(image=5.0)), of(ClassifierFree(text=5.0))
@@ -354,8 +352,8 @@ def test_a_finished_row_beside_longer_ones_does_not_pass_the_last_position(model
     assert new == [generate(model, VOCAB, [request], (4, 4))[0] for request in requests]
 
 
-def test_what_leads_to_the_picture_in_a_further_prompt_counts_as_its_length(model: CM3ForCausalLM):
-    """128 ids hold a further prompt of 121, its <break> <image>, and five of the picture."""
+def test_what_leads_to_the_image_in_a_further_prompt_counts_as_its_length(model: CM3ForCausalLM):
+    """128 ids hold a further prompt of 121, its <break> <image>, and five of the image."""
     fits, over = (
         Request([1, T, 2, 3], "image", guide=ClassifierFree(2.0), extra_prompts=[[1] + [T] * words])
         for words in (120, 121)

@@ -21,16 +21,16 @@ from tests.helpers.models import build
 GRID = (2, 3)
 VOCAB = Vocab.from_config(CM3Config.preset("tiny"))
 T, C = VOCAB.first_text, VOCAB.first_code
-PICTURE = [3, *range(C, C + 6), 4]
+IMAGE = [3, *range(C, C + 6), 4]
 NOTHING = [1, 5, 2, 3]
 GUIDED: dict[str, Any] = dict(guide=ClassifierFree(image=3.0), extra_prompts=[NOTHING])
 REQUESTS = [
     Request([1, T, T + 1, 2, 3], "image", seed=1, **GUIDED),
     Request([1, T, 2, 3], "image", given=[None, C, C, None, None, C], seed=2, **GUIDED),
-    Request([1, T, 5, 2, *PICTURE, 21], "text", 9, seed=3),
-    Request([1, T, 5, 2, *PICTURE, 21], "text", 9, GREEDY),
+    Request([1, T, 5, 2, *IMAGE, 21], "text", 9, seed=3),
+    Request([1, T, 5, 2, *IMAGE, 21], "text", 9, GREEDY),
     Request([1, T, T, T], "document", 25, SamplingConfig(temperature=0.9, top_p=0.9), seed=4),
-    Request([1, T, 2, *PICTURE, 3], "image", guide=ThreeWay(1.5, 2.0), extra_prompts=[[1, *PICTURE, 3], [1, 3]]),
+    Request([1, T, 2, *IMAGE, 3], "image", guide=ThreeWay(1.5, 2.0), extra_prompts=[[1, *IMAGE, 3], [1, 3]]),
     Request([1, T], "image", given=[C] * 6),  # nothing is left to draw
 ]
 
@@ -199,8 +199,8 @@ def test_a_bad_request_among_good_ones_alone_is_refused(model: CM3ForCausalLM, e
     engine = Engine(model, VOCAB, GRID)
     numbers = [engine.submit(request) for request in REQUESTS[:3]]
     engine.step()
-    bad = Request([1, 4], "text"), Request([1] + [T] * 127, "text"), Request([1, *PICTURE[:3]], "text")
-    for request, message in zip(bad, ("spell no document", "shorten it by 1", "inside a picture"), strict=True):
+    bad = Request([1, 4], "text"), Request([1] + [T] * 127, "text"), Request([1, *IMAGE[:3]], "text")
+    for request, message in zip(bad, ("spell no document", "shorten it by 1", "inside an image"), strict=True):
         with pytest.raises(ValueError, match=message):
             engine.submit(request)
     new = finish(engine)

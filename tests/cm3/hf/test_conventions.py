@@ -292,13 +292,13 @@ def test_generate_draws_what_the_pipeline_draws(scale: float, processor: Any, mu
     for row, words in zip(ids, ("a red apple", "a cow in the noto style"), strict=True):
         request = emoji.prompts.image(Document((Text(words),)), [emoji.prompts.nothing], guide, GREEDY, 0)
         assert codes_of(row, emoji) == emoji.draw_codes([request])[0].flatten().tolist()
-    pictures = processor.post_process_multimodal_output(multimodal.decode_image_tokens(ids), generation_mode="image")
-    assert [picture.size for picture in pictures] == [emoji.image_tokenizer.size] * 2
+    images = processor.post_process_multimodal_output(multimodal.decode_image_tokens(ids), generation_mode="image")
+    assert [image.size for image in images] == [emoji.image_tokenizer.size] * 2
 
 
 def test_captions_and_answers_are_those_of_the_pipeline(processor: Any, multimodal: Any, emoji: CM3):
-    pictures = emoji.generate(["a red apple", "a cow"], seed=5)
-    shown = [some[0] for some in pictures]
+    images = emoji.generate(["a red apple", "a cow"], seed=5)
+    shown = [some[0] for some in images]
 
     def told(messages: list[Any]) -> list[str]:
         inputs = processor.apply_chat_template(messages, tokenize=True, return_tensors="pt")
@@ -306,8 +306,8 @@ def test_captions_and_answers_are_those_of_the_pipeline(processor: Any, multimod
         new = ids[:, inputs["input_ids"].shape[1] :]
         return [words.strip() for words in processor.post_process_multimodal_output(new)]
 
-    def message(picture: Any, *words: str) -> list[Any]:
-        content = [{"type": "image", "image": picture}, *({"type": "text", "text": one} for one in words)]
+    def message(image: Any, *words: str) -> list[Any]:
+        content = [{"type": "image", "image": image}, *({"type": "text", "text": one} for one in words)]
         return [{"role": "user", "content": content}]
 
     assert told([message(one) for one in shown]) == emoji.caption(shown)
@@ -353,31 +353,31 @@ def test_text_that_spells_special_tokens_stays_text_in_the_processor(processor: 
 
 
 def test_logits_with_pixels_are_those_with_the_codes(processor: Any, multimodal: Any, emoji: CM3):
-    picture = emoji.generate("a cow", seed=2)[0]
-    inputs = processor(text="Caption: ", images=picture, return_tensors="pt")
-    ids = torch.tensor([emoji.prompts.question_ids("Caption: ", emoji.processor.encode(picture))])
+    image = emoji.generate("a cow", seed=2)[0]
+    inputs = processor(text="Caption: ", images=image, return_tensors="pt")
+    ids = torch.tensor([emoji.prompts.question_ids("Caption: ", emoji.processor.encode(image))])
     with torch.inference_mode():
         assert torch.equal(multimodal(**inputs).logits, multimodal(input_ids=ids).logits)
 
 
 def test_what_cannot_be_processed_is_named(processor: Any, multimodal: Any, emoji: CM3):
-    picture = emoji.generate("a cow", seed=2)[0]
+    image = emoji.generate("a cow", seed=2)[0]
     with pytest.raises(ValueError, match="generation_mode must be"):
         processor(text="a", generation_mode="audio")
     with pytest.raises(ValueError, match="generation_mode must be"):
         multimodal.generate(torch.tensor([[1, 128]]), generation_mode="audio")
-    with pytest.raises(ValueError, match="3 pictures and 2 texts"):
-        processor(text=["a", "b"], images=[picture] * 3)
+    with pytest.raises(ValueError, match="3 images and 2 texts"):
+        processor(text=["a", "b"], images=[image] * 3)
     with pytest.raises(ValueError, match="taught one message"):
         processor.apply_chat_template([{"role": "system", "content": "a"}], tokenize=True)
     with pytest.raises(ValueError, match="type 'video'"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], tokenize=True)
-    inputs = processor(text="Caption: ", images=picture, return_tensors="pt")
+    inputs = processor(text="Caption: ", images=image, return_tensors="pt")
     with pytest.raises(ValueError, match="no pixel_values"):
         multimodal(input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match="places for 64 codes, but the pictures have 128"):
+    with pytest.raises(ValueError, match="places for 64 codes, but the images have 128"):
         multimodal(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
-    with pytest.raises(ValueError, match="a picture has 64 codes"):
+    with pytest.raises(ValueError, match="an image has 64 codes"):
         multimodal.decode_image_tokens(torch.tensor([[1, 128, 2, 3, 4200]]))
     with pytest.raises(ValueError, match="without an image tokenizer"):
         CM3ForConditionalGeneration(emoji.model.config).decode_codes(torch.zeros(1, 8, 8, dtype=torch.long))
@@ -423,10 +423,10 @@ processor = AutoProcessor.from_pretrained(folder, **trust)
 model = AutoModelForMultimodalLM.from_pretrained(folder, **trust)
 inputs = processor(text="a red apple", generation_mode="image", return_tensors="pt")
 drawn = model.decode_image_tokens(model.generate(**inputs, generation_mode="image", do_sample=False))
-picture = processor.post_process_multimodal_output(drawn, generation_mode="image")[0]
-print("drawn", picture.size)
+image = processor.post_process_multimodal_output(drawn, generation_mode="image")[0]
+print("drawn", image.size)
 any_to_any.requires_backends = lambda *names: None  # it asks for torchvision, which nothing here needs
-asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]}]
+asked = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]}]
 tell = {"generation_mode": "text"}
 for task in ("any-to-any", "image-text-to-text"):
     ask = pipeline(task, model=folder, **trust)

@@ -21,7 +21,7 @@ from cm3.engine.options import AnswerOptions
 from cm3.hf.chameleon import Order, code_of, order_of, weights
 from cm3.hf.convert import SOURCE, Stored, convert, convert_back, write_shards
 from cm3.tokens.document import Document, Image, Mask, Text
-from cm3.tokens.encoding import draw_ids, from_ids, picture_ids, text_ids, to_ids
+from cm3.tokens.encoding import draw_ids, from_ids, image_ids, text_ids, to_ids
 from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tests.helpers.chameleons import CODES, build_tokenizer, code_names, vocabulary, write_chameleon, write_meta
@@ -127,23 +127,23 @@ def test_a_conversation_is_turns(ours: CM3):
     asked = ours.jobs.answer(red, "Why?", AnswerOptions(history=[("What?", "a cat"), ("Red?", "no")]))
     [request] = asked.requests
     assert request.prompt == [
-        *(vocab.bos, *picture_ids(ours.processor.encode(red), vocab), *spell("What?"), vocab.end_turn, *spell("a cat")),
+        *(vocab.bos, *image_ids(ours.processor.encode(red), vocab), *spell("What?"), vocab.end_turn, *spell("a cat")),
         *(*spell("Red?"), vocab.end_turn, *spell("no"), *spell("Why?"), vocab.end_turn),
     ]
     assert isinstance(ours.texts([request])[0], str)
 
 
 def test_every_task_runs(ours: CM3):
-    picture = ours.generate(WORDS, seed=3)[0]
-    assert picture.size == (64, 64)
+    image = ours.generate(WORDS, seed=3)[0]
+    assert image.size == (64, 64)
     ids = ours.run_requests(ours.jobs.generate(WORDS).requests)
     assert sum(map(ours.vocab.is_code, ids[0])) == 1024 and ids[0][-1] == ours.vocab.end_image
-    assert isinstance(ours.caption(picture), str) and isinstance(ours.answer(picture, "What is this?"), str)
-    assert ours.edit(picture, "make it red").size == (64, 64)
-    mask = picture.convert("L").point(lambda _: 0)
+    assert isinstance(ours.caption(image), str) and isinstance(ours.answer(image, "What is this?"), str)
+    assert ours.edit(image, "make it red").size == (64, 64)
+    mask = image.convert("L").point(lambda _: 0)
     mask.paste(255, (0, 0, 32, 32))
-    filled = ours.infill(picture, mask)[0]
-    assert filled.crop((40, 40, 64, 64)).tobytes() == picture.crop((40, 40, 64, 64)).tobytes()
+    filled = ours.infill(image, mask)[0]
+    assert filled.crop((40, 40, 64, 64)).tobytes() == image.crop((40, 40, 64, 64)).tobytes()
     document = Document((Text(WORDS), Image(torch.zeros(32, 32, dtype=torch.long))))
     assert len(ours.score(document).ids) == len(ours.prompts.ids(document, to_ids)) - 1
     assert len(ours.complete(Document((Text("a"),)), seed=1)) >= 1
@@ -153,17 +153,17 @@ def test_every_task_runs(ours: CM3):
 
 def test_prompts_are_laid_as_chameleon_was_taught(ours: CM3):
     vocab = ours.vocab
-    picture = Image(torch.arange(1024).view(32, 32) % CODES)
+    image = Image(torch.arange(1024).view(32, 32) % CODES)
     drawn = ours.prompts.ids(Document((Text("a"),)), draw_ids)
     assert [vocab.name(id) for id in drawn if vocab.is_special(id)] == ["<bos>", "<end_turn>", "<image>"]
-    asked = ours.prompts.text("What?", picture, ours.jobs.generate("a").requests[0].sampling, 0).prompt
+    asked = ours.prompts.text("What?", image, ours.jobs.generate("a").requests[0].sampling, 0).prompt
     shape = [vocab.name(id) if vocab.is_special(id) else "text" if vocab.is_text(id) else "code" for id in asked]
     assert list(dict.fromkeys(shape)) == ["<bos>", "<image>", "code", "</image>", "text", "<end_turn>"]
     request = ours.jobs.generate("a").requests[0]
     assert request.extra_prompts == [[vocab.bos, vocab.image]]
 
 
-def test_an_interleaved_document_of_anoles_form_comes_back_as_text_and_pictures(ours: CM3):
+def test_an_interleaved_document_of_anoles_form_comes_back_as_text_and_images(ours: CM3):
     codes = torch.arange(1024).view(32, 32) % CODES
     vocab, text = ours.vocab, ours.text_tokenizer
     laid = to_ids(Document((Text("a red apple"), Image(codes), Text("and a dog"), Image(codes.flip(0)))), vocab, text)
@@ -419,12 +419,12 @@ def test_transformers_draws_and_tells_with_a_converted_folder(converted: Path, o
     processor: Any = AutoProcessor.from_pretrained(converted)
     inputs = processor(text=WORDS, generation_mode="image", return_tensors="pt")
     ids = model.generate(**inputs, generation_mode="image", do_sample=False)
-    picture = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")[0]
-    assert picture.tobytes() == ours.generate(WORDS, temperature=0.0, guidance=1.0)[0].tobytes()
-    shown = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    image = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")[0]
+    assert image.tobytes() == ours.generate(WORDS, temperature=0.0, guidance=1.0)[0].tobytes()
+    shown = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     inputs = processor.apply_chat_template(shown, tokenize=True, return_tensors="pt")
     said = model.generate(**inputs, generation_mode="text", do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    assert processor.post_process_multimodal_output(said)[0].strip() == ours.answer(picture, "What?")
+    assert processor.post_process_multimodal_output(said)[0].strip() == ours.answer(image, "What?")
     inputs = processor(text=WORDS, generation_mode="interleaved", return_tensors="pt")
     torch.manual_seed(0)
     options: dict[str, Any] = dict(do_sample=True, max_new_tokens=1200, temperature=9.0)

@@ -24,8 +24,8 @@ def test_peft_trains_adapters_and_merges_them(folder: Path, tmp_path: Path):
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     pipeline = CM3.from_pretrained(folder, device="cpu")
-    picture = Image(torch.arange(64).view(8, 8))
-    ids = torch.tensor([pipeline.prompts.ids(Document((Text("a purple camel"), picture)), to_ids)])
+    image = Image(torch.arange(64).view(8, 8))
+    ids = torch.tensor([pipeline.prompts.ids(Document((Text("a purple camel"), image)), to_ids)])
     tuned: Any = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     optimizer = torch.optim.AdamW([one for one in tuned.parameters() if one.requires_grad], lr=5e-3)
     losses: list[float] = []
@@ -55,10 +55,10 @@ def test_trls_trainer_runs_on_what_the_processor_gives(folder: Path, tmp_path: P
     processor: Any = AutoProcessor.from_pretrained(folder)
     shown: Any = AutoModelForMultimodalLM.from_pretrained(folder)
     rows: list[dict[str, Any]] = []
-    for picture in CM3.from_pretrained(folder, device="cpu").generate("a cow", n=8):
-        messages = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    for image in CM3.from_pretrained(folder, device="cpu").generate("a cow", n=8):
+        messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
         inputs = processor.apply_chat_template(messages, tokenize=True, return_tensors="pt")
-        prompt = shown.with_pictures(inputs["input_ids"], inputs["pixel_values"])[0].tolist()
+        prompt = shown.with_images(inputs["input_ids"], inputs["pixel_values"])[0].tolist()
         answer = [*processor.tokenizer("a purple camel")["input_ids"], processor.tokenizer.eos_token_id]
         rows.append({"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)})
     trainer = SFTTrainer(

@@ -55,7 +55,7 @@ def test_each_pair_gets_a_cosine(scorer: Scorer, codes: torch.Tensor):
     assert scorer.encode_texts(TEXTS).shape == scorer.encode_codes(codes).shape == (4, 12)
 
 
-def test_one_text_is_compared_with_every_picture(scorer: Scorer, codes: torch.Tensor):
+def test_one_text_is_compared_with_every_image(scorer: Scorer, codes: torch.Tensor):
     assert torch.allclose(scorer.score([TEXTS[1]], codes), scorer.score([TEXTS[1]] * 4, codes), atol=1e-6)
 
 
@@ -65,7 +65,7 @@ def test_a_row_of_a_batch_is_the_row_alone(scorer: Scorer, codes: torch.Tensor):
     assert torch.allclose(together, alone, atol=1e-6)
 
 
-def test_places_count_in_texts_and_in_pictures(scorer: Scorer, codes: torch.Tensor):
+def test_places_count_in_texts_and_in_images(scorer: Scorer, codes: torch.Tensor):
     one, other = scorer.encode_texts([[1, 2, 3], [3, 2, 1]])
     assert not torch.allclose(one, other, atol=1e-3)
     for axis in (1, 2):
@@ -118,11 +118,11 @@ def test_other_tokenizers_are_refused(scorer: Scorer):
 
 
 def test_bad_input_is_refused(scorer: Scorer, codes: torch.Tensor):
-    with pytest.raises(ValueError, match="3 texts and 4 pictures"):
+    with pytest.raises(ValueError, match="3 texts and 4 images"):
         scorer.score(TEXTS[:3], codes)
     with pytest.raises(ValueError, match="empty"):
         scorer.score([[]], codes)
-    with pytest.raises(ValueError, match=r"pictures of \(4, 4\) codes: the scorer's have \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"images of \(4, 4\) codes: the scorer's have \(4, 6\)"):
         scorer.score([[1]], codes[:, :, :4])
     with pytest.raises(ValueError, match="must be a multiple of heads"):
         replace(CONFIG_TINY, heads=3)

@@ -28,7 +28,7 @@ from cm3.serving.app import make_app
 from cm3.serving.safety import BlockList, Safety
 from cm3.tasks import reranking as ranking
 from cm3.tasks.known_words import KnownWords
-from serving import KEY, LOCAL, Live, asking, data_url, picture_bytes, until
+from serving import KEY, LOCAL, Live, asking, data_url, image_bytes, until
 
 SAFETY = Safety([BlockList({"weapons": ["gun"]})])
 
@@ -74,7 +74,7 @@ def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
     large = client.images.generate(prompt="a cat", size="256x256", n=1)
     assert large.data is not None and opened(large.data[0].b64_json or "").size == (256, 256)
 
-    source = picture_bytes("blue", (24, 16))
+    source = image_bytes("blue", (24, 16))
     edited = client.images.edit(image=source, prompt="make it red", extra_body={"seed": "3"})
     assert edited.data is not None
     assert opened(edited.data[0].b64_json or "").tobytes() == model.edit(source, "make it red", seed=3).tobytes()
@@ -97,16 +97,16 @@ def test_the_openai_client_draws_edits_and_asks(live: tuple[Live, CM3]):
     again = client.chat.completions.create(model="tiny", messages=[*messages, *asking("Why?")["messages"]])
     assert again.choices[0].message.content == model.answer(source, "Why?", history=[("What is it?", said)])
     other = client.chat.completions.create(
-        model="tiny", messages=[*messages, *asking("Why?", data_url(picture_bytes("red", (9, 9))))["messages"]]
+        model="tiny", messages=[*messages, *asking("Why?", data_url(image_bytes("red", (9, 9))))["messages"]]
     )
-    assert other.choices[0].message.content == model.answer(picture_bytes("red", (9, 9)), "Why?")
+    assert other.choices[0].message.content == model.answer(image_bytes("red", (9, 9)), "Why?")
     parts = client.chat.completions.create(model="tiny", stream=True, **asking("What is it?", data_url(source)))
     said = "".join(part.choices[0].delta.content or "" for part in parts)
     assert said.strip() == answer.choices[0].message.content
-    picture = client.chat.completions.create(
+    drawing = client.chat.completions.create(
         model="tiny", seed=7, extra_body={"modalities": ["text", "image"]}, **asking("a red apple")
     )
-    [image] = picture.choices[0].message.model_extra["images"]  # pyright: ignore[reportOptionalSubscript]
+    [image] = drawing.choices[0].message.model_extra["images"]  # pyright: ignore[reportOptionalSubscript]
     url = image["image_url"]["url"]
     assert opened(url.partition(",")[2]).tobytes() == model.generate("a red apple", seed=7)[0].tobytes()
     with pytest.raises(openai.AuthenticationError):
@@ -117,7 +117,7 @@ def test_words_are_put_as_the_model_reads_them_and_checked_so(tiny: CM3):
     known = KnownWords(["mouse"], ["a mouse"])
     model = CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=known)
     http = client_of(model)
-    source, hole, white = picture_bytes(), io.BytesIO(), Image.new("L", (20, 20), "white")
+    source, hole, white = image_bytes(), io.BytesIO(), Image.new("L", (20, 20), "white")
     Image.new("RGBA", (20, 20)).save(hole, "PNG")
 
     def bodies(path: str, **body: Any) -> Any:
@@ -153,8 +153,8 @@ def test_a_drawing_is_streamed(http: TestClient, tiny: CM3):
         events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
     kinds = [one["type"].partition(".")[2] for one in events]
     assert kinds == ["partial_image"] * 2 + ["completed"] * 2
-    pictures = [opened(one["b64_json"]).tobytes() for one in events[2:]]
-    assert pictures == [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4)]
+    images = [opened(one["b64_json"]).tobytes() for one in events[2:]]
+    assert images == [one.tobytes() for one in tiny.generate("a cat", n=2, seed=4)]
 
 
 def test_the_best_of_several_is_drawn_and_streamed(http: TestClient, tiny: CM3, monkeypatch: pytest.MonkeyPatch):
@@ -186,7 +186,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
     assert http.post("/v1/images/generations", headers=headers, json={"prompt": "a"}).status_code == 200
     page = http.get("/metrics", headers=headers).text
     assert 'cm3_requests_total{route="/v1/images/generations",status="200"} 1.0' in page
-    assert "cm3_pictures_total 1.0" in page and "cm3_places_taken 0.0" in page and KEY not in page
+    assert "cm3_images_total 1.0" in page and "cm3_places_taken 0.0" in page and KEY not in page
 
 
 # what is refused
@@ -215,7 +215,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
         ("chat/completions", asking("secret", "file:///etc/passwd"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "no base64 stands behind the comma"),
         ("chat/completions", asking("secret", "data:image/png;base64,AAAA"), 422, "no image can be read"),
-        ("chat/completions", asking(" ", data_url(picture_bytes())), 422, "the last says nothing"),
+        ("chat/completions", asking(" ", data_url(image_bytes())), 422, "the last says nothing"),
         ("chat/completions", asking("a gun", modalities=["image"]), 400, "weapons"),
         ("chat/completions", asking("a gun", modalities=["image"], stream=True), 400, "weapons"),
         ("chat/completions", asking("a", modalities=["sound"]), 422, "modalities"),
@@ -234,11 +234,11 @@ def test_a_mistake_is_told_in_openais_shape_and_repeats_nothing(
     assert "secret" not in answer.text and str(Path(__file__).parents[3]) not in answer.text
 
 
-def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
+def test_images_that_are_none_or_too_large_are_refused(tiny: CM3):
     http = client_of(tiny, limits=Limits(pixels=500))
     for content, message in (
-        (b"no picture", "no image can be read"),
-        (picture_bytes("red", (30, 30)), "more than 500"),
+        (b"no image", "no image can be read"),
+        (image_bytes("red", (30, 30)), "more than 500"),
     ):
         answer = http.post("/v1/images/edits", files={"image": content}, data={"prompt": "a"})
         assert answer.status_code == 422 and message in answer.json()["error"]["message"]
@@ -249,15 +249,15 @@ def test_pictures_that_are_none_or_too_large_are_refused(tiny: CM3):
 def test_images_of_a_conversation_are_counted_before_any_is_decoded(tiny: CM3, apart: bool):
     broken = [data_url(b"no image")] * 9
     talk = [asking("What?", url)["messages"][0] for url in broken] if apart else asking("What?", *broken)["messages"]
-    for messages, limits in ((talk, Limits()), (asking("What?", *broken[:3])["messages"], Limits(pictures=2))):
+    for messages, limits in ((talk, Limits()), (asking("What?", *broken[:3])["messages"], Limits(images=2))):
         answer = client_of(tiny, limits=limits).post("/v1/chat/completions", json={"messages": messages})
         count = len(broken) if messages is talk else 3
         assert answer.status_code == 422
-        assert f"{count} images, but at most {limits.pictures} are taken" in answer.json()["error"]["message"]
+        assert f"{count} images, but at most {limits.images} are taken" in answer.json()["error"]["message"]
 
 
 def test_only_the_image_that_is_asked_about_is_decoded(http: TestClient, tiny: CM3):
-    broken, sound = [data_url(b"no image")] * 7, picture_bytes("blue")
+    broken, sound = [data_url(b"no image")] * 7, image_bytes("blue")
     answer = http.post("/v1/chat/completions", json=asking("What?", *broken, data_url(sound)))
     assert answer.json()["choices"][0]["message"]["content"] == tiny.answer(sound, "What?")
     assert http.post("/v1/chat/completions", json=asking("What?", data_url(sound), *broken)).status_code == 422
@@ -277,7 +277,7 @@ def test_json_with_more_values_than_any_request_needs_is_refused_unread(http: Te
     for values in (b"{}," * 100_000, b"0," * 100_000, b"[" * 100_001):
         answer = http.post("/v1/images/generations", content=b'{"prompt":"a cat","x":[' + values + b"0]}")
         assert answer.status_code == 413 and "100,000 values" in answer.json()["error"]["message"]
-    image = picture_bytes(size=(20, 20)) + b"," * 200_000  # no JSON
+    image = image_bytes(size=(20, 20)) + b"," * 200_000  # no JSON
     assert http.post("/v1/images/edits", files={"image": image}, data={"prompt": "a"}).status_code == 200
 
 
@@ -295,27 +295,27 @@ def test_a_large_body_is_refused_before_it_is_read(live: tuple[Live, CM3], chunk
     assert time.monotonic() - began < 5
 
 
-def test_a_picture_filter_sees_what_comes_in_and_what_goes_out(tiny: CM3):
+def test_an_image_filter_sees_what_comes_in_and_what_goes_out(tiny: CM3):
     class All:
-        def refuses(self, picture: Image.Image) -> str | None:
+        def refuses(self, image: Image.Image) -> str | None:
             return "everything"
 
-    http = client_of(tiny, safety=Safety(pictures=[All()]))
+    http = client_of(tiny, safety=Safety(images=[All()]))
     for answer in (
         http.post("/v1/images/generations", json={"prompt": "a"}),
-        http.post("/v1/images/edits", files={"image": picture_bytes()}, data={"prompt": "a"}),
-        http.post("/v1/chat/completions", json=asking("What?", data_url(picture_bytes()))),
+        http.post("/v1/images/edits", files={"image": image_bytes()}, data={"prompt": "a"}),
+        http.post("/v1/chat/completions", json=asking("What?", data_url(image_bytes()))),
     ):
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "content_policy_violation"
     streamed = http.post("/v1/images/generations", json={"prompt": "a", "stream": True, "partial_images": 2})
-    assert "b64_json" not in streamed.text and "the picture is refused: everything" in streamed.text
+    assert "b64_json" not in streamed.text and "the image is refused: everything" in streamed.text
     assert 'cm3_refusals_total{category="everything"} 4.0' in http.get("/metrics").text
 
 
 def test_what_turns_out_wrong_in_a_stream_is_told_in_it(http: TestClient):
     long = "secret " * 250
     drawn = http.post("/v1/images/generations", json={"prompt": long, "stream": True})
-    asked = http.post("/v1/chat/completions", json=asking(long, data_url(picture_bytes()), stream=True))
+    asked = http.post("/v1/chat/completions", json=asking(long, data_url(image_bytes()), stream=True))
     for answer in (drawn, asked):
         assert "leaves no room" in answer.text and "secret" not in answer.text
     assert "cm3_places_taken 0.0" in http.get("/metrics").text

@@ -73,7 +73,7 @@ def test_any_bytes_are_answered(http: TestClient, path: str, body: bytes):
 
 
 @settings(max_examples=100, **CALM)
-@given(picture=st.binary(max_size=200), prompt=st.text(max_size=30))
-def test_any_bytes_as_a_picture_are_answered(http: TestClient, picture: bytes, prompt: str):
-    answer = http.post("/v1/images/edits", files={"image": ("a.png", picture)}, data={"prompt": prompt})
+@given(image=st.binary(max_size=200), prompt=st.text(max_size=30))
+def test_any_bytes_as_an_image_are_answered(http: TestClient, image: bytes, prompt: str):
+    answer = http.post("/v1/images/edits", files={"image": ("a.png", image)}, data={"prompt": prompt})
     assert answer.status_code == 422

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from checkout import ROOT
-from serving import asking, data_url, picture_bytes
+from serving import asking, data_url, image_bytes
 
 STATUS = Path("/proc/self/status")
 SERVER = """
@@ -48,7 +48,7 @@ def server(tiny_folder: Path) -> Iterator[tuple[httpx.Client, Path]]:
         try:
             assert process.stdout is not None
             with httpx.Client(base_url=f"http://127.0.0.1:{process.stdout.readline().strip()}", timeout=60) as client:
-                image = data_url(picture_bytes(size=(2000, 2000)))
+                image = data_url(image_bytes(size=(2000, 2000)))
                 for _ in range(2):  # what is loaded once
                     assert client.post("/v1/chat/completions", json=asking("What?", image)).status_code == 200
                 yield client, STATUS.parents[1] / str(process.pid) / "status"
@@ -65,7 +65,7 @@ def megabytes(status: Path, name: str) -> float:
 @pytest.mark.skipif(not STATUS.is_file(), reason="needs /proc")
 def test_a_body_at_the_limit_costs_little_memory_and_gives_it_back(server: tuple[httpx.Client, Path]):
     client, status = server
-    image = data_url(picture_bytes(size=(2000, 2000)))
+    image = data_url(image_bytes(size=(2000, 2000)))
     bodies = {
         "100 images": (422, "chat/completions", asking("What?", *[image] * 100)),
         "60 images": (422, "chat/completions", asking("What?", *[image] * 60)),

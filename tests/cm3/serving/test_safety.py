@@ -71,8 +71,8 @@ def test_a_list_is_read_from_a_file(tmp_path: Path):
 
 def test_a_refusal_names_the_category_and_not_the_text():
     class Dark:
-        def refuses(self, picture: Image.Image) -> str | None:
-            return "dark" if picture.convert("L").getextrema() == (0, 0) else None
+        def refuses(self, image: Image.Image) -> str | None:
+            return "dark" if image.convert("L").getextrema() == (0, 0) else None
 
     safety = Safety([LIST], [Dark()])
     safety.check_prompt("an apple", "a pear")
@@ -81,7 +81,7 @@ def test_a_refusal_names_the_category_and_not_the_text():
     with pytest.raises(Refusal, match="weapons"):
         safety.check_prompt("a machine", "gun")
     safety.check_images([Image.new("RGB", (2, 2), "white")])
-    with pytest.raises(Refusal, match="^the picture is refused: dark$"):
+    with pytest.raises(Refusal, match="^the image is refused: dark$"):
         safety.check_images([Image.new("RGB", (2, 2), "white"), Image.new("RGB", (2, 2))])
 
 
@@ -110,7 +110,7 @@ def test_exposed_parts_that_are_seen_surely_are_refused(found: tuple, category: 
     assert NudityFilter(detector=Detector(*found)).refuses(Image.new("RGB", (8, 8))) == category
 
 
-def test_the_detector_sees_the_picture_as_opencv_has_it():
+def test_the_detector_sees_the_image_as_opencv_has_it():
     detector = Detector()
     NudityFilter(detector=detector).refuses(Image.new("RGBA", (6, 4), (10, 20, 30, 255)))
     assert detector.seen[0].shape == (4, 6, 3) and detector.seen[0][0, 0].tolist() == [30, 20, 10]

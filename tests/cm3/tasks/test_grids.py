@@ -1,4 +1,4 @@
-"""Pictures of other shapes than the usual one: the document says which; and what else a drawing may follow."""
+"""Images of other shapes than the usual one: the document says which; and what else a drawing may follow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +38,14 @@ def shaped(tiny: CM3) -> CM3:
     return CM3(model, tiny.text_tokenizer, tiny.image_tokenizer)
 
 
-def picture_of(grid: tuple[int, int]) -> Image:
+def image_of(grid: tuple[int, int]) -> Image:
     return Image(torch.arange(grid[0] * grid[1]).view(grid) % 32)
 
 
 @given(st.lists(st.sampled_from([(4, 4), *GRIDS, "a cat"]), min_size=1, max_size=5))
 def test_documents_of_any_grids_come_back(parts: list[Any]):
     vocab, text = MODELS[0].vocab, MODELS[0].text_tokenizer
-    items = tuple(Text(part) if isinstance(part, str) else picture_of(part) for part in parts)
+    items = tuple(Text(part) if isinstance(part, str) else image_of(part) for part in parts)
     ids = to_ids(Document(items), vocab, text)
     back = from_ids(ids, vocab, text, (4, 4))
     assert [item.grid for item in back if isinstance(item, Image)] == [part for part in parts if part != "a cat"]
@@ -64,7 +64,7 @@ def remember(shaped: CM3) -> Iterator[None]:
 
 
 def test_the_usual_grid_is_spelled_as_before(shaped: CM3, tiny: CM3):
-    document = Document((Text("a cat"), picture_of((4, 4))))
+    document = Document((Text("a cat"), image_of((4, 4))))
     assert to_ids(document, shaped.vocab, shaped.text_tokenizer) == to_ids(document, tiny.vocab, tiny.text_tokenizer)
     assert shaped.vocab.name(41) == "<grid:5 x 3>" and tiny.vocab.name(41) == "<unused:41>"
 
@@ -74,12 +74,12 @@ def test_a_drawing_has_the_grid_that_is_asked_for(grid: tuple[int, int], shaped:
     [request] = shaped.jobs.generate("a cat", GenerateOptions(grid=grid)).requests
     assert grid_behind(request.prompt, shaped.vocab) == grid
     assert all(grid_behind(list(prompt), shaped.vocab) == grid for prompt in request.extra_prompts)
-    picture = shaped.generate("a cat", grid=grid, best_of=2, seed=3)[0]
-    assert picture.size == (4 * grid[1], 4 * grid[0])
+    image = shaped.generate("a cat", grid=grid, best_of=2, seed=3)[0]
+    assert image.size == (4 * grid[1], 4 * grid[0])
     *_, best = shaped.stream(shaped.jobs.generate("a cat", GenerateOptions(grid=grid, best_of=2, seed=3)))
-    assert best.content.tobytes() == picture.tobytes()  # pyright: ignore
+    assert best.content.tobytes() == image.tobytes()  # pyright: ignore
     last = list(shaped.stream(shaped.jobs.generate("a cat", GenerateOptions(grid=grid, seed=3))))
-    assert len(last) == grid[0] and last[-1].content.size == picture.size  # pyright: ignore
+    assert len(last) == grid[0] and last[-1].content.size == image.size  # pyright: ignore
     alone = shaped.generate("a cat", grid=grid, seed=3)[0]
     assert last[-1].content.tobytes() == alone.tobytes()  # pyright: ignore
 
@@ -116,17 +116,17 @@ def test_the_model_chooses_a_grid_where_it_writes_a_document_and_none_that_does_
     assert len({item.grid for document in written for item in document if isinstance(item, Image)}) > 2
 
 
-def test_a_hole_in_a_picture_of_another_grid_is_filled(shaped: CM3):
-    codes = picture_of((3, 5)).codes.clone()
+def test_a_hole_in_an_image_of_another_grid_is_filled(shaped: CM3):
+    codes = image_of((3, 5)).codes.clone()
     codes[1, 2:4] = HOLE
     filled = shaped.complete(Document((Text("a cat"), Image(codes))), seed=1)[1]
     assert filled.grid == (3, 5) and not filled.holes
     assert torch.equal(filled.codes[codes != HOLE], codes[codes != HOLE])
 
 
-def test_a_picture_is_seen_at_the_nearest_grid(shaped: CM3, pictures: list[PIL_Image.Image]):
+def test_an_image_is_seen_at_the_nearest_grid(shaped: CM3, images: list[PIL_Image.Image]):
     assert [nearest_grid(aspect, ((4, 4), *GRIDS)) for aspect in (1.0, 1.6, 0.6, 4.0)] == [(4, 4), *GRIDS]
-    wide = pictures[0].resize((60, 36))
+    wide = images[0].resize((60, 36))
     assert shaped.processor.encode(wide).grid == (3, 5)
     [request] = shaped.jobs.caption(wide).requests
     assert sum(map(shaped.vocab.is_code, request.prompt)) == 15
@@ -194,11 +194,11 @@ def test_a_negative_prompt_brings_its_guidance_where_guidance_is_off(tiny: CM3):
     assert empty.guide == ClassifierFree(image=1.0)
 
 
-def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, pictures: list[PIL_Image.Image]):
-    [request] = tiny.jobs.generate("a cat", GenerateOptions(references=pictures[:2], guidance=1.0)).requests
-    shown = [tiny.processor.encode(picture) for picture in pictures[:2]]
+def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, images: list[PIL_Image.Image]):
+    [request] = tiny.jobs.generate("a cat", GenerateOptions(references=images[:2], guidance=1.0)).requests
+    shown = [tiny.processor.encode(image) for image in images[:2]]
     assert request.prompt == tiny.prompts.ids(Document((Text("a cat"), *shown)), draw_ids)
-    drawn = [tiny.generate("a cat", references=some, seed=1, guidance=1.0)[0] for some in (pictures[:1], pictures[1:2])]
+    drawn = [tiny.generate("a cat", references=some, seed=1, guidance=1.0)[0] for some in (images[:1], images[1:2])]
     assert drawn[0] != drawn[1]
 
 
@@ -216,16 +216,16 @@ def test_what_a_drawing_cannot_follow_is_named(options: dict[str, Any], error: s
         tiny.generate("a cat", **options)
 
 
-def test_more_references_than_the_context_holds_are_refused(tiny: CM3, pictures: list[PIL_Image.Image]):
+def test_more_references_than_the_context_holds_are_refused(tiny: CM3, images: list[PIL_Image.Image]):
     with pytest.raises(ValueError, match="leaves no room"):
-        tiny.generate("a cat", references=pictures * 4)
+        tiny.generate("a cat", references=images * 4)
 
 
 def test_the_command_takes_grid_negative_and_references(
-    shaped: CM3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[PIL_Image.Image]
+    shaped: CM3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[PIL_Image.Image]
 ):
     shaped.save_pretrained(tmp_path / "model")
-    pictures[0].save(tmp_path / "one.png")
+    images[0].save(tmp_path / "one.png")
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str) -> int:

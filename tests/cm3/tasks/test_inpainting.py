@@ -1,4 +1,4 @@
-"""Where a picture is redrawn: masks of any kind, the square that the model sees, the cells, and the way back."""
+"""Where an image is redrawn: masks of any kind, the square that the model sees, the cells, and the way back."""
 
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def test_cells_are_counted_from_the_square():
 
 
 @pytest.mark.parametrize("side", [1, 3, 16, 17])
-def test_all_white_touches_every_cell_of_any_picture(side: int):
+def test_all_white_touches_every_cell_of_any_image(side: int):
     assert touched_positions(np.ones((side, side), bool), Square(0, 0, side), GRID).all()
 
 
@@ -120,12 +120,12 @@ def test_a_pixel_on_a_line_between_cells_touches_both():
 
 @pytest.mark.parametrize(("size", "drawn_size"), [((64, 64), 16), ((16, 16), 16), ((90, 64), 16), ((50, 50), 16)])
 def test_what_the_mask_does_not_touch_keeps_its_pixels(size: tuple[int, int], drawn_size: int):
-    picture, drawn = noise(size), noise((drawn_size, drawn_size), seed=1)
+    image, drawn = noise(size), noise((drawn_size, drawn_size), seed=1)
     mask = painted((size[0] // 2, 5, size[0] // 2 + 9, 13), size=size)
     square = square_around(mask)
     cells = touched_positions(mask, square, GRID)
-    out = np.asarray(paste_back(picture, drawn, mask, cells, square))
-    own = np.asarray(picture)
+    out = np.asarray(paste_back(image, drawn, mask, cells, square))
+    own = np.asarray(image)
     left, top, right, bottom = square.box
     scaled = own.copy()
     scaled[top:bottom, left:right] = drawn.resize((square.side, square.side), Image.Resampling.BICUBIC)

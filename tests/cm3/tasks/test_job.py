@@ -26,37 +26,37 @@ def described_and_drawn(model: CM3, image: PIL_Image.Image) -> Phases[tuple[str,
 
 
 @pytest.fixture
-def expected(tiny: CM3, pictures: list[PIL_Image.Image]) -> tuple[str, bytes]:
-    words = tiny.caption(pictures[0], temperature=1.0, seed=1)
+def expected(tiny: CM3, images: list[PIL_Image.Image]) -> tuple[str, bytes]:
+    words = tiny.caption(images[0], temperature=1.0, seed=1)
     return words, tiny.generate(words or "a", seed=7)[0].tobytes()
 
 
 def test_a_later_batch_depends_on_the_ids_of_an_earlier_one(
-    tiny: CM3, pictures: list[PIL_Image.Image], expected: tuple[str, bytes]
+    tiny: CM3, images: list[PIL_Image.Image], expected: tuple[str, bytes]
 ):
-    words, image = tiny.run(Job(described_and_drawn(tiny, pictures[0])))
+    words, image = tiny.run(Job(described_and_drawn(tiny, images[0])))
     assert (words, image.tobytes()) == expected
 
 
 def test_pieces_of_all_batches_are_streamed_under_their_index(
-    tiny: CM3, pictures: list[PIL_Image.Image], expected: tuple[str, bytes]
+    tiny: CM3, images: list[PIL_Image.Image], expected: tuple[str, bytes]
 ):
-    job = Job(described_and_drawn(tiny, pictures[0]))
+    job = Job(described_and_drawn(tiny, images[0]))
     pieces = list(tiny.stream(job))
     texts = [str(piece.content) for piece in pieces if piece.index == 0]
-    images: list[Any] = [piece.content for piece in pieces if piece.index == 1]
+    partial: list[Any] = [piece.content for piece in pieces if piece.index == 1]
     assert "".join(texts).strip() == expected[0]
-    assert len(images) == tiny.grid[0] and images[-1].tobytes() == expected[1]
+    assert len(partial) == tiny.grid[0] and partial[-1].tobytes() == expected[1]
     assert job.result[1].tobytes() == expected[1]
 
 
 def test_the_server_runs_all_batches_and_stops_between_them(
-    tiny: CM3, pictures: list[PIL_Image.Image], expected: tuple[str, bytes]
+    tiny: CM3, images: list[PIL_Image.Image], expected: tuple[str, bytes]
 ):
     service = Service(tiny, "tiny", Limits(), Safety())
 
     def drawn(ticket: Ticket, stop: bool) -> Phases[PIL_Image.Image]:
-        phases = described_and_drawn(tiny, pictures[0])
+        phases = described_and_drawn(tiny, images[0])
         new = yield next(phases)
         if stop:
             ticket.gone.set()

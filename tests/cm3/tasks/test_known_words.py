@@ -144,9 +144,9 @@ def spoken(tiny: CM3) -> CM3:
     return CM3(tiny.model, tiny.text_tokenizer, tiny.image_tokenizer, known_words=TAUGHT)
 
 
-def test_all_that_is_said_of_a_picture_is_put_so(tiny: CM3, pictures: list[Image.Image]):
-    model, box, picture = spoken(tiny), (0.1, 0.2, 0.5, 0.6), pictures[0]
-    mask = Image.new("L", picture.size)
+def test_all_that_is_said_of_an_image_is_put_so(tiny: CM3, images: list[Image.Image]):
+    model, box, image = spoken(tiny), (0.1, 0.2, 0.5, 0.6), images[0]
+    mask = Image.new("L", image.size)
     mask.paste(255, (4, 4, 8, 8))
     ranked: list[str] = []  # what candidates are ranked by
 
@@ -167,9 +167,9 @@ def test_all_that_is_said_of_a_picture_is_put_so(tiny: CM3, pictures: list[Image
             {"boxes": [("a cat", box)]},
         ),
         ("generate", GenerateOptions, ["cat"], ["a cat"], {"negative_prompt": "DOGS"}, {"negative_prompt": "a dog"}),
-        ("generate", GenerateOptions, ["cat"], ["a cat"], {"structure": picture}, {"structure": picture}),
-        ("infill", InfillOptions, [picture, mask, "Cat!"], [picture, mask, "a cat"], {}, {}),
-        ("edit", EditOptions, [picture, "Make it BLUE!"], [picture, "make it blue"], {}, {}),
+        ("generate", GenerateOptions, ["cat"], ["a cat"], {"structure": image}, {"structure": image}),
+        ("infill", InfillOptions, [image, mask, "Cat!"], [image, mask, "a cat"], {}, {}),
+        ("edit", EditOptions, [image, "Make it BLUE!"], [image, "make it blue"], {}, {}),
     ]
     for task, kind, said, put, options, as_put in calls:
         if task == "generate":
@@ -191,9 +191,9 @@ def test_all_that_is_said_of_a_picture_is_put_so(tiny: CM3, pictures: list[Image
         assert plain.requests != requests
 
 
-def test_questions_are_asked_as_they_are(tiny: CM3, pictures: list[Image.Image]):
-    asked = spoken(tiny).jobs.answer(pictures[0], "Is it a CAT?").requests
-    assert asked == tiny.jobs.answer(pictures[0], "Is it a CAT?").requests
+def test_questions_are_asked_as_they_are(tiny: CM3, images: list[Image.Image]):
+    asked = spoken(tiny).jobs.answer(images[0], "Is it a CAT?").requests
+    assert asked == tiny.jobs.answer(images[0], "Is it a CAT?").requests
 
 
 def test_the_warning_sees_what_the_model_reads(tiny: CM3):

@@ -50,7 +50,7 @@ def test_what_cannot_be_captioned_is_counted_and_named(cm3, source: str, monkeyp
     assert code == 1
     assert err.splitlines() == [
         "cm3: in/link.png: cannot be read (a link that leads nowhere)",
-        "cm3: in/phone.HEIC: HEIC needs a package: pip install pillow-heif, or save the picture as JPEG",
+        "cm3: in/phone.HEIC: HEIC needs a package: pip install pillow-heif, or save the image as JPEG",
         "cm3: in/pipe.png: cannot be read (a pipe, a socket or a device)",
         "1 captioned, 0 skipped, 3 failed",
     ]

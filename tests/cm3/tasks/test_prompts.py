@@ -19,8 +19,8 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 
 SAMPLING = SamplingConfig(temperature=0.8, top_p=0.9)
-PICTURE = Image(torch.arange(16).view(4, 4))
-HOLED = Image(PICTURE.codes.masked_fill(torch.eye(4, dtype=torch.bool), HOLE))
+IMAGE = Image(torch.arange(16).view(4, 4))
+HOLED = Image(IMAGE.codes.masked_fill(torch.eye(4, dtype=torch.bool), HOLE))
 APPLE = Document((Text("a red apple"),))
 
 
@@ -40,7 +40,7 @@ def requests(tiny: CM3) -> Prompts:
 
 @pytest.fixture
 def lanes(tiny: CM3):
-    """The prompts of a request in words: text as it reads, the codes of a picture as #, a hole as _."""
+    """The prompts of a request in words: text as it reads, the codes of an image as #, a hole as _."""
 
     def spell(ids: list[int]) -> str:
         out, text = "", []
@@ -67,14 +67,14 @@ def test_a_drawing_has_its_text_and_a_lane_without(requests: Prompts, lanes):
 
 
 def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests: Prompts, lanes):
-    document = Document((Text("From edges: a cat"), PICTURE))
+    document = Document((Text("From edges: a cat"), IMAGE))
     [one] = requests.drawings(document, options("top-p", 1, 1, 0))
     assert lanes(one) == ["<eos>From edges: a cat<break><image>16#</image><image>", "<eos><mask:0><break><image>"]
 
 
 def test_an_edit_has_three_lanes(requests: Prompts, lanes):
     asked = EditOptions(image_guidance=1.5, text_guidance=3.0, temperature=0.7, seed=5, keep=0)
-    one = requests.edit(" make it blue ", PICTURE, asked)
+    one = requests.edit(" make it blue ", IMAGE, asked)
     assert (one.guide, one.sampling, one.seed) == (ThreeWay(1.5, 3.0), asked.sampling, 5)
     assert one.expected is None and one.logit_bias == 0
     assert lanes(one) == [
@@ -82,13 +82,13 @@ def test_an_edit_has_three_lanes(requests: Prompts, lanes):
         "<eos><mask:0><break><image>16#</image><image>",
         "<eos><mask:0><break><image>",
     ]
-    arabic = requests.edit("اجعل الخلفية زرقاء", PICTURE, asked)
+    arabic = requests.edit("اجعل الخلفية زرقاء", IMAGE, asked)
     assert lanes(arabic)[0].startswith("<eos>عدّل: اجعل")
 
 
 def test_an_edit_expects_the_codes_of_its_source(requests: Prompts, tiny: CM3):
-    one = requests.edit("make it blue", PICTURE, EditOptions(keep=2.5))
-    assert one.expected == tiny.vocab.code_to_id(PICTURE.codes.flatten().tolist()) and one.logit_bias == 2.5
+    one = requests.edit("make it blue", IMAGE, EditOptions(keep=2.5))
+    assert one.expected == tiny.vocab.code_to_id(IMAGE.codes.flatten().tolist()) and one.logit_bias == 2.5
 
 
 def test_a_hole_is_given_all_other_codes(requests: Prompts, lanes, tiny: CM3):
@@ -108,8 +108,8 @@ def test_a_hole_that_nothing_is_said_of_has_one_lane(requests: Prompts, lanes, i
     assert one.guide is None
 
 
-def test_a_question_stands_before_its_picture_and_the_answer_comes_last(requests: Prompts, lanes):
-    one = requests.text("Caption: ", PICTURE, SAMPLING, 0)
+def test_a_question_stands_before_its_image_and_the_answer_comes_last(requests: Prompts, lanes):
+    one = requests.text("Caption: ", IMAGE, SAMPLING, 0)
     assert lanes(one) == ["<eos>Caption: <mask:0><break><image>16#</image><infill:0>"]
     assert one.mode == "text"
 
@@ -119,12 +119,12 @@ EARLIER = [("What is this?", "a cat"), ("Is it red?", "no"), ("What colour is it
 
 def test_a_question_behind_others_reads_as_documents_with_several_answers_are_learnt(tiny: CM3):
     requests = Prompts(tiny.vocab, tiny.text_tokenizer, (4, 4), context=10_000)
-    asked = requests.text("Which style?", PICTURE, SAMPLING, 3, EARLIER)
+    asked = requests.text("Which style?", IMAGE, SAMPLING, 3, EARLIER)
     learnt = encode(
         Document(
             (
                 *(item for q, a in EARLIER[1:] for item in (Text(q if q == "Is it red?" else f" {q}"), Answer(a))),
-                *(Text(" Which style?"), Answer("flat"), PICTURE),
+                *(Text(" Which style?"), Answer("flat"), IMAGE),
             )
         ),
         tiny.vocab,
@@ -137,7 +137,7 @@ def test_a_question_behind_others_reads_as_documents_with_several_answers_are_le
 def test_of_what_came_before_the_last_that_fits_counts(tiny: CM3):
     def prompt(context: int, before: Any) -> Any:
         short = Prompts(tiny.vocab, tiny.text_tokenizer, (4, 4), context)
-        return short.text("Which style?", PICTURE, SAMPLING, 0, before).prompt
+        return short.text("Which style?", IMAGE, SAMPLING, 0, before).prompt
 
     whole, last, none = (prompt(10_000, before) for before in (EARLIER[1:], EARLIER[2:], []))
     assert len(none) < len(last) < len(whole)
@@ -146,13 +146,13 @@ def test_of_what_came_before_the_last_that_fits_counts(tiny: CM3):
     assert prompt(10_000, [("a" * 9_000_000, "b"), *EARLIER[2:]]) == last  # not tokenised
 
 
-def test_more_of_a_document_is_guided_by_its_pictures_alone(requests: Prompts, lanes):
-    one = requests.more(Document((Text("a cat"), PICTURE)), ClassifierFree(2.0, 3.0), SAMPLING, 50, 0)
+def test_more_of_a_document_is_guided_by_its_images_alone(requests: Prompts, lanes):
+    one = requests.more(Document((Text("a cat"), IMAGE)), ClassifierFree(2.0, 3.0), SAMPLING, 50, 0)
     assert lanes(one) == ["<eos>a cat<break><image>16#</image>", "<eos><mask:0><break><image>16#</image>"]
     assert (one.mode, one.max_new_tokens) == ("document", 50)
 
 
-def test_candidates_have_their_own_seeds_and_those_of_the_next_picture(requests: Prompts):
+def test_candidates_have_their_own_seeds_and_those_of_the_next_image(requests: Prompts):
     made = requests.drawings(APPLE, options("both", 2, 3, 10))
     assert [one.seed for one in made] == [(i + j * CANDIDATE) % 2**32 for i in (10, 11) for j in range(3)]
     later = requests.drawings(APPLE, options("both", 1, 3, 11))
@@ -181,9 +181,9 @@ def test_seeds_and_ways_out_of_range_are_refused(requests: Prompts):
     for seed in (-1, MAX_SEED):
         for ask in (
             lambda seed=seed: requests.drawings(APPLE, options("top-p", 1, 1, seed)),
-            lambda seed=seed: requests.edit("a", PICTURE, EditOptions(seed=seed)),
+            lambda seed=seed: requests.edit("a", IMAGE, EditOptions(seed=seed)),
             lambda seed=seed: requests.hole(Document((HOLED,)), 1.0, SAMPLING, seed),
-            lambda seed=seed: requests.text("a", PICTURE, SAMPLING, seed),
+            lambda seed=seed: requests.text("a", IMAGE, SAMPLING, seed),
             lambda seed=seed: requests.more(APPLE, ClassifierFree(), SAMPLING, 9, seed),
         ):
             with pytest.raises(ValueError, match=f"seed is {seed}, but must be 0 to"):
@@ -232,7 +232,7 @@ def test_guidance_is_checked_where_it_does_not_count_too(requests: Prompts):
         requests.hole(Document((HOLED,)), -1.0, SAMPLING, 0)
 
 
-def test_pictures_of_another_grid_are_refused(requests: Prompts):
+def test_images_of_another_grid_are_refused(requests: Prompts):
     small = Image(torch.tensor([[1, HOLE], [3, 4]]))
     for ask in (
         lambda: requests.edit("a", small, EditOptions()),

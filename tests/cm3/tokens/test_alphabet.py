@@ -64,16 +64,16 @@ def test_letters_are_legal_byte_by_byte_or_not_begun(char: str, language: str):
 
 @pytest.mark.parametrize("language", ["en", "ar"])
 @pytest.mark.parametrize("long", [False, True])
-def test_a_caption_is_in_one_language(tiny: CM3, pictures: list[Image.Image], language: Any, long: bool):
+def test_a_caption_is_in_one_language(tiny: CM3, images: list[Image.Image], language: Any, long: bool):
     """Random weights write whatever is legal."""
-    texts = tiny.caption(pictures, language=language, temperature=5.0, long=long)
+    texts = tiny.caption(images, language=language, temperature=5.0, long=long)
     outside = ["".join(text.split('"')[::2]).replace("\ufffd", "") for text in texts]
     assert any(map(str.isalpha, "".join(outside)))
     assert all(belongs(char, SCRIPTS[language]) for text in outside for char in text)
 
 
-def test_the_naive_generator_writes_the_same_letters(tiny: CM3, pictures: list[Image.Image]):
-    job = tiny.jobs.caption(pictures[:2], CaptionOptions(language="ar", temperature=2.0))
+def test_the_naive_generator_writes_the_same_letters(tiny: CM3, images: list[Image.Image]):
+    job = tiny.jobs.caption(images[:2], CaptionOptions(language="ar", temperature=2.0))
     assert tiny.run_requests(job.requests) == generate_naive(tiny.model, tiny.vocab, job.requests, tiny.grid)
 
 
@@ -87,8 +87,8 @@ def test_a_byte_that_no_letter_of_the_language_follows_is_not_begun(tiny: CM3):
             assert alphabet.legal(Written(begun=b"\xe0")).any()
 
 
-def test_an_answer_may_be_in_any_language(tiny: CM3, pictures: list[Image.Image]):
-    [request] = tiny.jobs.answer(pictures[0], "What does the sign say?").requests
+def test_an_answer_may_be_in_any_language(tiny: CM3, images: list[Image.Image]):
+    [request] = tiny.jobs.answer(images[0], "What does the sign say?").requests
     assert request.alphabet is None
 
 

@@ -27,7 +27,7 @@ def names(ids: list[int]) -> str:
     return " ".join(kind for i, kind in enumerate(kinds) if i == 0 or kind not in "TC" or kinds[i - 1] != kind)
 
 
-def picture(*codes: int) -> Image:
+def image(*codes: int) -> Image:
     return Image(torch.tensor(codes or (1, 2, 3, 4)).view(GRID))
 
 
@@ -42,19 +42,19 @@ def joined(document: Document) -> Document:
     return Document(tuple(items))
 
 
-def test_text_then_picture():
-    ids = to_ids(Document((Text("a red apple"), picture())), VOCAB, TOKENIZER)
+def test_text_then_image():
+    ids = to_ids(Document((Text("a red apple"), image())), VOCAB, TOKENIZER)
     assert names(ids) == "<eos> T <break> <image> C </image> <eos>"
     assert ids[-6:-2] == [VOCAB.code_to_id(code) for code in (1, 2, 3, 4)]
 
 
-def test_breaks_stand_between_text_and_picture_only():
-    ids = to_ids(Document((picture(), picture(), Text("a"), Text("b"), picture())), VOCAB, TOKENIZER)
+def test_breaks_stand_between_text_and_image_only():
+    ids = to_ids(Document((image(), image(), Text("a"), Text("b"), image())), VOCAB, TOKENIZER)
     assert names(ids) == "<eos> <image> C </image> <image> C </image> <break> T <break> <image> C </image> <eos>"
 
 
 def test_a_caption_prompt_ends_with_the_infill():
-    ids = prompt_ids(Document((Text("Caption: "), Mask(), picture())), VOCAB, TOKENIZER)
+    ids = prompt_ids(Document((Text("Caption: "), Mask(), image())), VOCAB, TOKENIZER)
     assert names(ids) == "<eos> T <mask:0> <break> <image> C </image> <infill:0>"
 
 
@@ -62,9 +62,9 @@ def test_a_prompt_without_masks_stays_open():
     assert names(prompt_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T"
     assert names(draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T <break> <image>"
     assert names(draw_ids(Document(), VOCAB, TOKENIZER)) == "<eos> <image>"
-    assert names(draw_ids(Document((picture(),)), VOCAB, TOKENIZER)) == "<eos> <image> C </image> <image>"
+    assert names(draw_ids(Document((image(),)), VOCAB, TOKENIZER)) == "<eos> <image> C </image> <image>"
     assert names(draw_ids(Document((Mask(),)), VOCAB, TOKENIZER)) == "<eos> <mask:0> <break> <image>"
-    document = Document((Text("a"), picture()))
+    document = Document((Text("a"), image()))
     assert names(open_ids(document, VOCAB, TOKENIZER)) == "<eos> T <break> <image> C </image>"
 
 
@@ -82,11 +82,11 @@ def test_documents_come_back_from_json(document: Document):
 
 
 def test_a_hole_is_a_mask_among_the_codes():
-    document = Document((Text("a"), picture(1, HOLE, HOLE, 4)))
+    document = Document((Text("a"), image(1, HOLE, HOLE, 4)))
     ids = draw_ids(document, VOCAB, TOKENIZER)
     assert names(ids) == "<eos> T <break> <image> C <mask:0> <mask:0> C </image> <image>"
-    assert names(draw_ids(Document((picture(*[HOLE] * 4),)), VOCAB, TOKENIZER)).count("<mask:0>") == 4
-    assert document[1].holes and not picture().holes
+    assert names(draw_ids(Document((image(*[HOLE] * 4),)), VOCAB, TOKENIZER)).count("<mask:0>") == 4
+    assert document[1].holes and not image().holes
 
 
 @settings(max_examples=30)
@@ -96,8 +96,8 @@ def test_holes_come_back_from_ids_and_from_json(document: Document):
     assert Document.from_json(document.to_json()) == document
 
 
-def test_without_text_keeps_the_pictures_and_their_places():
-    one, two = picture(), picture(4, HOLE, 2, 1)
+def test_without_text_keeps_the_images_and_their_places():
+    one, two = image(), image(4, HOLE, 2, 1)
     for items, kept in [
         ((), (Mask(),)),
         ((Text("a"), Text("b")), (Mask(),)),
@@ -109,10 +109,10 @@ def test_without_text_keeps_the_pictures_and_their_places():
 
 
 def test_an_answer_goes_back_to_its_mask():
-    document = Document((Text("Caption: "), Mask(), picture()))
+    document = Document((Text("Caption: "), Mask(), image()))
     prompt = prompt_ids(document, VOCAB, TOKENIZER)
     answer = VOCAB.text_to_ids(TOKENIZER.encode("a cat"))
-    filled = Document((Text("Caption: a cat"), picture()))
+    filled = Document((Text("Caption: a cat"), image()))
     assert from_ids([*prompt, *answer, VOCAB.eos], VOCAB, TOKENIZER, GRID) == filled
     assert from_ids(prompt[:-1], VOCAB, TOKENIZER, GRID) == document
 
@@ -126,7 +126,7 @@ def test_text_that_spells_a_special_token_stays_text(spelled: str):
 
 
 def test_empty_text_is_no_item():
-    ids = to_ids(Document((Text(""), picture(), Text(""))), VOCAB, TOKENIZER)
+    ids = to_ids(Document((Text(""), image(), Text(""))), VOCAB, TOKENIZER)
     assert names(ids) == "<eos> <image> C </image> <eos>"
 
 
@@ -138,13 +138,13 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="rows and columns"):
         Image(torch.zeros(4))
     with pytest.raises(ValueError, match="image code 32"):
-        to_ids(Document((picture(0, 1, 2, 32),)), VOCAB, TOKENIZER)
+        to_ids(Document((image(0, 1, 2, 32),)), VOCAB, TOKENIZER)
     with pytest.raises(ValueError, match="prompt_ids"):
         to_ids(Document((Mask(),)), VOCAB, TOKENIZER)
-    with pytest.raises(ValueError, match="holes in a picture is not finished"):
-        to_ids(Document((picture(1, HOLE, 3, 4),)), VOCAB, TOKENIZER)
+    with pytest.raises(ValueError, match="holes in an image is not finished"):
+        to_ids(Document((image(1, HOLE, 3, 4),)), VOCAB, TOKENIZER)
     with pytest.raises(ValueError, match="image code -2 is out of range"):
-        open_ids(Document((picture(1, -2, 3, 4),)), VOCAB, TOKENIZER)
+        open_ids(Document((image(1, -2, 3, 4),)), VOCAB, TOKENIZER)
     with pytest.raises(ValueError, match="cannot go on with"):
         from_ids([VOCAB.image, VOCAB.first_code, VOCAB.end_image], VOCAB, TOKENIZER, GRID)
     with pytest.raises(ValueError, match="not closed"):

@@ -10,7 +10,7 @@ from cm3 import CM3
 from cm3.engine.options import EditOptions, SamplingConfig
 from cm3.tokens import encoding as spelling
 from cm3.tokens.document import Answer, Document, Image, Text
-from cm3.tokens.encoding import encode, parts, picture_spans
+from cm3.tokens.encoding import encode, image_spans, parts
 from cm3.tokens.vocab import Vocab
 from tests.project.graph import modules
 from train.documents.shards import ShardWriter, Target, questions
@@ -43,7 +43,7 @@ def test_special_tokens_are_handled_in_one_place():
 
 @pytest.fixture
 def anchored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One edit: a token at the head of each picture."""
+    """One edit: a token at the head of each image."""
     monkeypatch.setattr(spelling, "opening_ids", lambda vocab, grid=None: [vocab.image, ANCHOR])
 
 
@@ -71,7 +71,7 @@ def test_a_new_special_token_is_one_edit(tiny: CM3):
 def test_what_reads_documents_keeps_a_token_that_it_does_not_know(tiny: CM3):
     vocab, text, image = tiny.vocab, tiny.text_tokenizer, Image(torch.arange(16).view(4, 4))
     ids, spans = encode(Document((Text("Caption: "), Answer("a cat"), image)), vocab, text)
-    assert [part.is_picture for part in parts(ids, vocab)] == [False, True]
+    assert [part.is_image for part in parts(ids, vocab)] == [False, True]
     assert cut(ids, len(ids), vocab) == [ids]
     told = training_sequence(ids, spans, Form.IMAGE_FIRST, 0, vocab, Objective(), (4, 4), 0).ids.tolist()
     assert sorted(told) == sorted(ids)
@@ -79,7 +79,7 @@ def test_what_reads_documents_keeps_a_token_that_it_does_not_know(tiny: CM3):
         encode(Document((image,)), vocab, text).ids, [], Form.INPAINTING, 0, vocab, Objective(), (4, 4), 0
     )
     assert hidden.ids.tolist().count(ANCHOR) == 2
-    (start, end), *_ = picture_spans(ids, vocab)
+    (start, end), *_ = image_spans(ids, vocab)
     assert ids[start:end].count(ANCHOR) == 1
 
 

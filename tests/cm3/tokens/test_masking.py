@@ -32,11 +32,11 @@ DOCUMENT = [1, T, T + 1, T + 2, 2, 3, C, C + 1, C + 2, C + 3, 4, 2, T + 3, T + 4
 DRAWS = 100_000
 
 texts = st.lists(st.integers(T, C - 1), min_size=1, max_size=8)
-pictures = st.lists(st.integers(C, len(VOCAB) - 1), min_size=4, max_size=4).map(lambda codes: [3, *codes, 4])
+images = st.lists(st.integers(C, len(VOCAB) - 1), min_size=4, max_size=4).map(lambda codes: [3, *codes, 4])
 
 
 def joined(items: list[list[int]]) -> list[int]:
-    """A document of texts and pictures: <break> where they meet, none between neighbours of one kind."""
+    """A document of texts and images: <break> where they meet, none between neighbours of one kind."""
     ids = [VOCAB.eos]
     for before, item in zip([[], *items], items, strict=False):
         meet = before and (before[0] == VOCAB.image) != (item[0] == VOCAB.image)
@@ -44,7 +44,7 @@ def joined(items: list[list[int]]) -> list[int]:
     return [*ids, VOCAB.eos]
 
 
-documents = st.lists(texts | pictures, max_size=6).map(joined)
+documents = st.lists(texts | images, max_size=6).map(joined)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -107,7 +107,7 @@ def test_segments_end_at_special_ids():
     assert text_segments(DOCUMENT, VOCAB) == [(1, 4), (12, 14)]
     assert segments(DOCUMENT, VOCAB, VOCAB.is_code) == [(6, 10)]
     assert all_segments([1, 1], VOCAB) == []
-    assert all_segments([1, 3, C, C, 4, 3, C, C, 4, 1], VOCAB) == [(2, 4), (6, 8)]  # two pictures side by side
+    assert all_segments([1, 3, C, C, 4, 3, C, C, 4, 1], VOCAB) == [(2, 4), (6, 8)]  # two images side by side
 
 
 def test_spans_stay_where_they_are_allowed():
@@ -152,7 +152,7 @@ def test_of_several_segments_each_has_its_share_of_spans_cut_to_it():
     generator = seeded(0)
     seen = Counter(sample_spans(allowed, 1, generator)[0] for _ in range(DRAWS))
     assert abs(chi_square(seen, law)) < 4
-    for start, end in allowed:  # a picture is masked as often as its share of the positions
+    for start, end in allowed:  # an image is masked as often as its share of the positions
         inside = sum(count for span, count in seen.items() if start <= span[0] < end)
         assert abs(inside / DRAWS - (end - start) / len(places)) < 0.005
 

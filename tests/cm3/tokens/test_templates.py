@@ -40,7 +40,7 @@ def test_words_with_braces_stay_as_they_are():
     assert prompt("edit", "draw {words} {0}") == "Edit: draw {words} {0}"
 
 
-def test_boxes_are_hundredths_of_the_picture():
+def test_boxes_are_hundredths_of_the_image():
     assert boxed([("a cat", BOX)]) == "a cat [10 20 56 90]"
     assert boxed([(" a cat ", (0, 0, 1, 1)), ("قطة", BOX)]) == "a cat [0 0 100 100], قطة [10 20 56 90]"
 

@@ -48,11 +48,11 @@ class TestSplits:
             out[code.rpartition("-")[0]][word].add(split)
         return out
 
-    def test_every_drawn_picture_has_a_split(self, splits):
+    def test_every_drawn_image_has_a_split(self, splits):
         assert set(splits) == {(c.code, word) for c in CONCEPTS for word in WORDS}
         assert set(splits.values()) == set(SPLITS)
 
-    def test_a_picture_that_no_style_has_drawn_has_no_split(self):
+    def test_an_image_that_no_style_has_drawn_has_no_split(self):
         drawn = EVERYWHERE | {"noto": set()}
         assert not any(word == "noto" for _, word in split_of(CONCEPTS, drawn))
 
@@ -134,7 +134,7 @@ class TestShards:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_svg_and_raster_pictures_become_square_rgba():
+def test_svg_and_raster_images_become_square_rgba():
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><rect width="1" height="2" fill="red"/></svg>'
     raster = io.BytesIO()
     Image.new("RGB", (256, 128), "red").save(raster, "WEBP", lossless=True)
@@ -215,10 +215,10 @@ class TestBuild:
             samples = {sample["__key__"]: sample for sample in read}
             assert list(samples) == [row["key"] for row in rows if row["split"] == split]
             for key, sample in samples.items():
-                facts, picture = json.loads(sample["json"]), Image.open(io.BytesIO(sample["png"]))
+                facts, image = json.loads(sample["json"]), Image.open(io.BytesIO(sample["png"]))
                 assert key == f"{facts['style'].replace(' ', '-')}_{facts['code']}"
                 assert facts["name"]["en"] == fake_packages.NAMES[facts["code"]][0]
-                assert picture.size == (SIZE, SIZE) and picture.mode == "RGBA"
+                assert image.size == (SIZE, SIZE) and image.mode == "RGBA"
         counts = json.loads((built / "data.json").read_text())["counts"]
         assert counts == {split: sum(row["split"] == split for row in rows) for split in (*SPLITS, EXTRA)}
 

@@ -69,8 +69,8 @@ def test_every_task_can_be_made_in_both_languages(studios: dict[bool, Studio], t
     for language in ("en", "ar"):
         made, scene = studios[novel].make(task, language, rng)
         assert compositional(scene) == novel
-        assert bool(made.words) != bool(made.asked) and 1 <= len(made.pictures) <= 2
-        assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in made.pictures)
+        assert bool(made.words) != bool(made.asked) and 1 <= len(made.images) <= 2
+        assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in made.images)
 
 
 def test_some_maps_and_edits_show_one_large_thing(studios: dict[bool, Studio]):
@@ -80,7 +80,7 @@ def test_some_maps_and_edits_show_one_large_thing(studios: dict[bool, Studio]):
     assert np.mean(large) == pytest.approx(0.4, abs=0.2)
 
 
-def test_in_aligned_scenes_a_large_thing_fills_the_picture_and_grounds_are_as_often_white_as_asked():
+def test_in_aligned_scenes_a_large_thing_fills_the_image_and_grounds_are_as_often_white_as_asked():
     things, rng = drawn_things(), np.random.default_rng(0)
     studio = Studio.of(things, [thing.name["en"] for thing in things], 32, aligned=1.0, white=0.9)
     assert {one.side for _ in range(20) for one in studio.solo.scene(rng).placed} == {32}
@@ -88,9 +88,9 @@ def test_in_aligned_scenes_a_large_thing_fills_the_picture_and_grounds_are_as_of
         assert 0.8 < np.mean([stage.scene(rng).ground == "white" for _ in range(200)]) < 0.97
 
 
-def blocks(pictures: torch.Tensor) -> torch.Tensor:
-    """[N, 3, 16, 16] -> [N, 4, 4] codes that depend on the whole picture: each cell's sum, and the picture's."""
-    cells = ((pictures + 1) * 127.5).round().long().sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((-1, -2))
+def blocks(images: torch.Tensor) -> torch.Tensor:
+    """[N, 3, 16, 16] -> [N, 4, 4] codes that depend on the whole image: each cell's sum, and the image's."""
+    cells = ((images + 1) * 127.5).round().long().sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((-1, -2))
     return cells + cells.sum((1, 2), keepdim=True) * 100_000
 
 
@@ -134,7 +134,7 @@ def test_documents_are_stored_as_they_are_learnt(start: Path):
         Document((Text("Edit: make it red"), first, second)),
         Document((Text("Question: How many? Answer: 2"), first)),
     ]
-    assert writer.pictures == [2, 1] and writer.spans[0][0] == [0, 0]
+    assert writer.images == [2, 1] and writer.spans[0][0] == [0, 0]
     low, high = writer.spans[1][0]
     ids = writer.ids[writer.offsets[1] :].tolist()[low:high]
     assert model.text_tokenizer.decode(model.vocab.ids_to_text(ids)) == "2"
@@ -181,13 +181,13 @@ def test_every_document_of_a_mix_reads_back(built, start: Path):
             (ids, spans), facts = shards.document(i), shards.sample(i)
             items = from_ids(ids, vocab, text, (4, 4)).items
             task = facts.get("task", "known")
-            pictures = (
+            images = (
                 2
                 if task in ("segments", "edges")
                 or (task in TASKS and "sign" not in task and not spans and task not in ("draw", "grounded"))
                 else 1
             )
-            assert isinstance(items[0], Text) and len(items) == 1 + pictures
+            assert isinstance(items[0], Text) and len(items) == 1 + images
             assert all(isinstance(item, Image) for item in items[1:])
             assert bool(spans) == bool(re.match("(Question|Caption|Describe|سؤال|الوصف|صف)", items[0].text))
             if task in TASKS:

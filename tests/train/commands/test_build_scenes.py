@@ -12,7 +12,7 @@ from train.images.loader import ImageLoader
 from train.scenes.scene import THINGS
 from train.scenes.studio import read_things
 
-SMALL = ScenesConfig(pictures=40, held_out=4, signs=0.2, size=32, cells=4)
+SMALL = ScenesConfig(images=40, held_out=4, signs=0.2, size=32, cells=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ def test_an_image_tokenizer_reads_them_and_is_evaluated_on_unseen_ones(built: Pa
     assert loader.held_out_images().shape == (4, 3, 32, 32)
 
 
-def test_the_same_seed_makes_the_same_pictures_and_another_seed_others(built: Path, sample: Path, tmp_path: Path):
+def test_the_same_seed_makes_the_same_images_and_another_seed_others(built: Path, sample: Path, tmp_path: Path):
     def scenes(folder: Path) -> list[bytes]:
         return [png for key, png, _ in read_samples(folder / "unseen_scene") if key.startswith("scene")]
 
-    few = ScenesConfig(pictures=0, held_out=4, signs=0.2, size=32, cells=4)
+    few = ScenesConfig(images=0, held_out=4, signs=0.2, size=32, cells=4)
     build(sample, tmp_path / "again", few)
     assert scenes(tmp_path / "again") == scenes(built)
     build(sample, tmp_path / "other", ScenesConfig(**{**vars(few), "seed": 1}))
@@ -66,7 +66,7 @@ def test_no_scene_of_the_training_split_is_held_out(built: Path):
     ("arguments", "match"),
     [
         (["size=30"], "size 30 is not a multiple of cells = 8"),
-        (["pictures=many"], "pictures"),
+        (["images=many"], "images"),
     ],
 )
 def test_a_wrong_option_ends_the_script_with_one_line(arguments: list[str], match: str, sample: Path, tmp_path: Path):

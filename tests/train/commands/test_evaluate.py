@@ -18,13 +18,13 @@ from train.documents.shards import Shards, read_meta
 from train.emoji.dataset import others_of
 from train.emoji.phrases import ask_is
 from train.evaluate import answers, captions, majority_concept_answers, pooled, questions, reconstruction
-from train.evaluation.concepts import SplitPicture, load_split, plain
+from train.evaluation.concepts import SplitImage, load_split, plain
 from train.language.config import LMConfig
 from train.language.setup import starting_model
 
 
 @pytest.fixture(scope="module")
-def samples(sample: Path) -> list[SplitPicture]:
+def samples(sample: Path) -> list[SplitImage]:
     return load_split(sample / "train", 16, None)
 
 
@@ -41,9 +41,9 @@ def fake(**methods: Any) -> CM3:
     return cast(CM3, SimpleNamespace(**methods))
 
 
-def concept(en: str, ar: str, *keywords: str) -> SplitPicture:
+def concept(en: str, ar: str, *keywords: str) -> SplitImage:
     facts = {"name": {"en": en, "ar": ar}, "keywords": {"en": list(keywords), "ar": []}}
-    return SplitPicture(Image.new("RGB", (16, 16)), facts)
+    return SplitImage(Image.new("RGB", (16, 16)), facts)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_captions_count_names_to_the_letter_and_keywords_apart():
         concept("car", "سيارة"),
     ]
     said = {"en": ["Red apple.", "pet", "cat", ""], "ar": ["تفاحة حمراء", "قطة", "كلب", "كلب"]}
-    out = captions(fake(caption=lambda pictures, language: said[language]), shown)
-    assert out["pictures"] == 4
+    out = captions(fake(caption=lambda images, language: said[language]), shown)
+    assert out["images"] == 4
     assert out["en"] == {"exact": 0.25, "name_or_keyword": 0.5}
     assert out["ar"] == {"exact": 0.75, "name_or_keyword": 0.75}
 
 
-def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[SplitPicture]):
+def test_yes_or_no_questions_are_one_question_to_the_majority_baseline(samples: list[SplitImage]):
     rng = np.random.default_rng(0)
     for language in ("en", "ar"):
         prompts = {ask_is(s.facts, samples[0].facts, language, rng).prompt for s in samples}
@@ -81,7 +81,7 @@ def test_yes_or_no_questions_are_one_question_to_the_blind(samples: list[SplitPi
     assert pooled(" Question: What is it? Answer: ") == "Question: What is it? Answer:"
 
 
-def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(token_shards: Path):
+def test_majority_answers_are_the_most_frequent_ones_of_the_training_documents(token_shards: Path):
     shards = Shards(token_shards)
     vocab, text = shards.vocab(), shards.text_tokenizer()
     majority = majority_concept_answers(token_shards)
@@ -104,7 +104,7 @@ def test_blind_answers_are_the_most_frequent_ones_of_the_training_documents(toke
     assert counts and majority["Caption:"] in firsts | set(counts)
 
 
-def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languages(samples: list[SplitPicture]):
+def test_the_same_questions_are_asked_each_time_of_every_image_in_both_languages(samples: list[SplitImage]):
     others = others_of([s.facts for s in samples])
     asked = questions(samples, others)
     assert asked == questions(samples, others)
@@ -117,12 +117,12 @@ def test_the_same_questions_are_asked_each_time_of_every_picture_in_both_languag
         assert max(Counter((i, target.task) for i, _, target in rows).values()) == 1
 
 
-def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: list[SplitPicture]):
-    [rows, _] = questions([SplitPicture(samples[0].picture, samples[0].facts | {"subgroup": "moon"})], {})
+def test_a_concept_of_a_subgroup_that_training_lacks_is_asked_the_rest(samples: list[SplitImage]):
+    [rows, _] = questions([SplitImage(samples[0].image, samples[0].facts | {"subgroup": "moon"})], {})
     assert not {"is", "kind"} & {target.task for _, _, target in rows}
 
 
-def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list[SplitPicture]):
+def test_answers_stand_beside_the_majority_baseline_and_the_ground_is_left_out(samples: list[SplitImage]):
     few, others = samples[:20], others_of([s.facts for s in samples])
     truth = iter([target.answer.upper() + "." for rows in questions(few, others) for _, _, target in rows])
     model = fake(
@@ -135,16 +135,16 @@ def test_answers_stand_beside_the_blind_and_the_ground_is_left_out(samples: list
     assert (out["accuracy"], out["majority"], out["above_majority"]) == (1.0, 0.0, 1.0)
 
 
-def test_reconstruction_is_measured_over_all_pictures(untrained: CM3, samples: list[SplitPicture]):
+def test_reconstruction_is_measured_over_all_images(untrained: CM3, samples: list[SplitImage]):
     out = reconstruction(untrained, samples)
-    assert out["pictures"] == 220
+    assert out["images"] == 220
     assert 0 < out["codebook_usage"] <= 1 and out["ssim"] < 1 and 0 < out["psnr"] < 30
 
 
 def test_a_split_is_shown_plainly_and_may_be_narrowed_to_concepts(sample: Path):
     apples = load_split(sample / "train", 16, {"1f34e"})
     assert apples and {s.facts["code"] for s in apples} == {"1f34e"}
-    assert all(s.picture.size == (16, 16) and s.picture.getpixel((0, 0)) == (255, 255, 255) for s in apples)
+    assert all(s.image.size == (16, 16) and s.image.getpixel((0, 0)) == (255, 255, 255) for s in apples)
 
 
 def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Path, tiny_folder: Path):
@@ -170,15 +170,15 @@ def test_the_whole_evaluation_runs_on_the_data_sample(
     monkeypatch.setattr("train.evaluation.concepts.JUDGED", 6)
     result = module.evaluate(untrained, sample, token_shards, tmp_path, sample=12)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
-    pictures = {split: row["reconstruction"]["pictures"] for split, row in result["splits"].items()}
-    assert pictures == {"train": 12, "held_out_pairs": 3, "held_out_concepts": 6}
-    assert result["codebook_usage_test"]["pictures"] == 9
+    images = {split: row["reconstruction"]["images"] for split, row in result["splits"].items()}
+    assert images == {"train": 12, "held_out_pairs": 3, "held_out_concepts": 6}
+    assert result["codebook_usage_test"]["images"] == 9
     rows = {name: row for name, row in result["drawings"].items() if isinstance(row, dict)}
-    assert [row["pictures"] for row in rows.values()] == [6, 6, 24, 24, 24, 12]
+    assert [row["images"] for row in rows.values()] == [6, 6, 24, 24, 24, 12]
     for row in rows.values():
         assert all(0 <= row[judge]["top1"] <= row[judge]["top5"] <= 1 for judge in ("lite0", "lite2"))
     assert rows["generated by name"]["memorisation rate"] < 0.5 and result["drawings"]["concepts"] == 6
     table = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
-    assert all(f"| {split} |" in table for split in pictures)
+    assert all(f"| {split} |" in table for split in images)
     assert "judged among 6 concepts" in table
     assert Image.open(tmp_path / "contact_sheet.png").size[1] == 6 * 18

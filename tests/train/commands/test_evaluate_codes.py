@@ -47,7 +47,7 @@ def test_a_caption_counts_when_it_is_the_name_but_for_case(train: Drawings):
     four = train.where([i < 4 for i in range(len(train.rows))])
     names = [row["name"]["en"] for row in four.rows]
     said = [names[0].upper(), f" {names[1]}", f"a {names[2]}", ""]
-    model = SimpleNamespace(caption=lambda pictures: said, image_tokenizer=SimpleNamespace(size=(16, 16)))
+    model = SimpleNamespace(caption=lambda images: said, image_tokenizer=SimpleNamespace(size=(16, 16)))
     assert exact_match(cast(CM3, model), four) == 0.5
 
 
@@ -55,19 +55,19 @@ def small(data: Path, folder: Path, out: Path, **options: Any) -> list[dict[str,
     return compare([str(folder)], data, out, CodesConfig(views=1, batch_tokens=2048, model=TINY, **options))
 
 
-def test_a_comparison_measures_pictures_probes_and_captions_once(
+def test_a_comparison_measures_images_probes_and_captions_once(
     sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     [row] = small(sample, vq_folder, tmp_path, steps=2)
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
-    assert row["reconstruction"]["pictures"] == 3 and 0 < row["reconstruction"]["codebook_usage"] <= 1
+    assert row["reconstruction"]["images"] == 3 and 0 < row["reconstruction"]["codebook_usage"] <= 1
     probe = row["probe"]
     assert 0 < probe["concept"] <= 39 and probe["category"] <= len(EVERYDAY)
     for feature in ("bag of codes", "code vectors"):
         assert 0 <= probe[feature]["concept"]["top1"] <= probe[feature]["concept"]["top5"] <= 1
     captions = row["captions"]
     train = evaluate_codes.everyday(read(sample / "train"))
-    assert captions["documents"] + captions["held-out design"]["pictures"] == len(train.rows)
+    assert captions["documents"] + captions["held-out design"]["images"] == len(train.rows)
     for split in ("held-out design", "held_out_pairs"):
         assert 0 <= captions[split]["exact"] <= 1 and captions[split]["loss"] > 0
     assert f"| {vq_folder} |" in codes_table([row])

@@ -96,13 +96,13 @@ def split() -> dict[str, trials.Studio]:
 
 @pytest.fixture(scope="module")
 def made(split: dict[str, trials.Studio], squares: ImageTokenizer) -> dict[str, list[EditCase]]:
-    """A dozen documents of each task with pictures, of scenes like those of training."""
+    """A dozen documents of each task with images, of scenes like those of training."""
     tasks = (*EDITS, *MAPS, "grounded", "write sign")
     return {task: examples(squares, split["familiar"], task, 12) for task in tasks}
 
 
 def truth(some: list[EditCase]) -> list[np.ndarray]:
-    return [one.made.pictures[-1] for one in some]
+    return [one.made.images[-1] for one in some]
 
 
 def codes(some: list[EditCase], which: int) -> list[Tensor]:
@@ -112,7 +112,7 @@ def codes(some: list[EditCase], which: int) -> list[Tensor]:
 def white(some: list[EditCase]) -> list[np.ndarray]:
     """Nothing but the ground."""
     return [
-        np.broadcast_to(np.array(render(replace(one.view.scene, placed=()), SIZE).picture), (SIZE, SIZE, 3))
+        np.broadcast_to(np.array(render(replace(one.view.scene, placed=()), SIZE).image), (SIZE, SIZE, 3))
         for one in some
     ]
 
@@ -153,7 +153,7 @@ def test_every_question_is_asked_in_both_languages(split):
 # Answers.
 
 
-def test_true_answers_are_right_and_blind_ones_stand_beside_them(split):
+def test_true_answers_are_right_and_the_majority_baseline_stands_beside_them(split):
     asked = [*questions(split["compositional"], 20), *sign_questions(split["compositional"], 10)]
     called = [name for one in drawn_things() for name in one.name.values()]
     majority = majority_scene_answers(split["familiar"], called)
@@ -170,7 +170,7 @@ def test_true_answers_are_right_and_blind_ones_stand_beside_them(split):
     assert np.mean(pairs) == pytest.approx(0.5, abs=0.25)
 
 
-def test_questions_that_differ_in_names_alone_are_one_to_the_blind(split):
+def test_questions_that_differ_in_names_alone_are_one_to_the_majority_baseline(split):
     called = [name for one in drawn_things() for name in one.name.values()]
     forms = {pooled(one.target.prompt, called) for one in questions(split["compositional"], 20)}
     assert "Question: Is X left or right of X? Answer:" in forms and "Question: Where is X? Answer:" in forms
@@ -186,12 +186,12 @@ def test_the_truth_of_an_edit_gets_every_mark_and_its_source_none(made, task: st
     some = made[task]
     whole = mark_edits(task, some, codes(some, 1), truth(some), GRID)
     assert whole["kept"] in (1.0, None) and whole["right"] == whole["top5"] == 1.0
-    before = mark_edits(task, some, codes(some, 0), [one.made.pictures[0] for one in some], GRID)
+    before = mark_edits(task, some, codes(some, 0), [one.made.images[0] for one in some], GRID)
     assert before["kept"] in (1.0, None) and before["changed"] == before["right"] == 0.0
 
 
 @pytest.mark.parametrize("task", EDITS)
-def test_another_picture_is_no_edit(made, task: str):
+def test_another_image_is_no_edit(made, task: str):
     some = made[task]
     noise = list(np.random.default_rng(0).integers(0, 256, (len(some), SIZE, SIZE, 3)).astype(np.uint8))
     marked = mark_edits(task, some, [one + 1 for one in codes(some, 0)], noise, GRID)
@@ -202,16 +202,16 @@ def test_another_picture_is_no_edit(made, task: str):
 def test_an_edit_has_enough_wrong_targets_and_none_is_the_truth(made, task: str):
     for one in made[task]:
         assert one.led
-        picture = one.made.pictures[1]
-        assert np.array_equal(picture, render(one.led, SIZE).picture)
+        image = one.made.images[1]
+        assert np.array_equal(image, render(one.led, SIZE).image)
         wrong = wrong_scenes(task, one.view.scene, one.led, one.view.stage, np.random.default_rng(0))
-        others = unlike(picture, [one.made.pictures[0], *(render(scene, SIZE).picture for scene in wrong)])
+        others = unlike(image, [one.made.images[0], *(render(scene, SIZE).image for scene in wrong)])
         assert len(others) >= len(NAMES) - 3 and WRONG > len(NAMES) - 3  # here few things are drawn
 
 
 def test_a_drawing_that_is_off_by_two_pixels_is_still_the_nearest(made):
     some = made["replace"]
-    moved = [np.roll(picture, (2, -2), (0, 1)) for picture in truth(some)]
+    moved = [np.roll(image, (2, -2), (0, 1)) for image in truth(some)]
     assert (mark_edits("replace", some, codes(some, 1), moved, GRID)["right"] or 0) >= 0.9
 
 
@@ -236,16 +236,16 @@ def test_cells_are_touched_where_the_eye_sees_it():
 
 
 class Colours(Judge):
-    """Features that are a picture's colours, coarsely."""
+    """Features that are an image's colours, coarsely."""
 
     def __init__(self) -> None:
         self.device = "cpu"
 
-    def features(self, pictures: Any, batch: int = 32) -> Tensor:
+    def features(self, images: Any, batch: int = 32) -> Tensor:
         rows = torch.stack(
             [
                 torch.as_tensor(np.asarray(one.convert("RGB").resize((8, 8)), np.float32)).flatten() - 255.5
-                for one in pictures
+                for one in images
             ]
         )
         return torch.nn.functional.normalize(rows, dim=-1)
@@ -278,13 +278,13 @@ def test_drawings_that_follow_their_map(made, task: str):
     some = made[task]
     assert mark_maps(some, truth(some))["iou"] > 0.85
     assert mark_maps(some, white(some))["iou"] == 0.0
-    assert mark_maps(some, [picture[:, ::-1] for picture in truth(some)])["iou"] < 0.8
+    assert mark_maps(some, [image[:, ::-1] for image in truth(some)])["iou"] < 0.8
 
 
 def test_what_stands_out_from_the_ground():
-    picture = np.full((8, 8, 3), 255, np.uint8)
-    picture[2:4, 2:4] = (200, 30, 30)
-    assert np.argwhere(foreground(picture, (255, 255, 255))).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
+    image = np.full((8, 8, 3), 255, np.uint8)
+    image[2:4, 2:4] = (200, 30, 30)
+    assert np.argwhere(foreground(image, (255, 255, 255))).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
     empty = np.zeros((2, 2), bool)
     assert share_of_union(empty, empty) == 1.0 and share_of_union(~empty, empty) == 0.0
 
@@ -318,7 +318,7 @@ def test_holes_are_marked_inside_alone():
     assert filled_with_mean(drawn, ~np.zeros((2, 2), bool))[0, 0, 0] == 128
 
 
-def test_filled_pictures_are_judged_by_what_they_show(squares: ImageTokenizer):
+def test_filled_images_are_judged_by_what_they_show(squares: ImageTokenizer):
     things, judge = drawn_things(), Colours()
     some = holed(squares, things, 10)
     assert [one.words for one in some] == [one.words for one in holed(squares, things, 10)]
@@ -328,9 +328,9 @@ def test_filled_pictures_are_judged_by_what_they_show(squares: ImageTokenizer):
     reference = marks.Reference(
         judge.features([thing.drawing for thing in things]), [one.code for one in things], [one.style for one in things]
     )
-    whole = mark_holes(some, [one.picture for one in some], judge, reference)
+    whole = mark_holes(some, [one.image for one in some], judge, reference)
     assert whole["psnr"] == 60.0
-    assert mark_holes(some, [255 - one.picture for one in some], judge, reference)["psnr"] < 10
+    assert mark_holes(some, [255 - one.image for one in some], judge, reference)["psnr"] < 10
 
 
 # The model.
@@ -340,11 +340,11 @@ def test_a_document_is_asked_for_as_it_was_learnt(tiny: CM3, split):
     size, vocab = tiny.image_tokenizer.size[0], tiny.vocab
     assert isinstance(vocab, Vocab)
     studio = replace(studio_of("familiar", drawn_things(), [], size, NAMES), words=WORDS)
-    for task, pictures in (("recolour", 1), ("edges", 1), ("grounded", 0), ("write sign", 0)):
+    for task, images in (("recolour", 1), ("edges", 1), ("grounded", 0), ("write sign", 0)):
         [one] = examples(tiny.image_tokenizer, studio, task, 1)
         [request] = requests_of(tiny, [one], TaskOptions(keep=0))
         words = vocab.text_to_ids(tiny.text_tokenizer.encode(one.made.words))
-        source = [vocab.image, *vocab.code_to_id(one.codes[0].flatten().tolist()), vocab.end_image] if pictures else []
+        source = [vocab.image, *vocab.code_to_id(one.codes[0].flatten().tolist()), vocab.end_image] if images else []
         assert request.prompt == [vocab.eos, *words, vocab.break_, *source, vocab.image]
         assert request.guide and len(request.extra_prompts) == request.guide.further == (2 if task == "recolour" else 1)
         assert request.extra_prompts[-1] == [vocab.eos, vocab.mask(0), vocab.break_, vocab.image]
@@ -356,14 +356,14 @@ def test_holes_are_filled_in_every_way_and_the_rest_is_kept(tiny: CM3, monkeypat
     corner[0, 0] = True
     some = [one._replace(holes=corner) for one in some]
     drawn: list[Tensor] = []
-    monkeypatch.setattr(evaluate_tasks, "pictures_of", lambda model, codes: drawn.extend(codes) or list(codes))
+    monkeypatch.setattr(evaluate_tasks, "images_of", lambda model, codes: drawn.extend(codes) or list(codes))
     ways = fill(tiny, some, TaskOptions(keep=0))
     assert list(ways) == [
         "filled",
         "filled without words",
         "left to right",
         "mean colour",
-        "picture through the image tokenizer",
+        "image through the image tokenizer",
     ]
     assert len(drawn) == 4 * 3
     for codes, one in zip(drawn, some * 4, strict=True):

@@ -19,8 +19,8 @@ from train.images.metrics import frechet
 class FakeJudge:
     """Mean colours for features."""
 
-    def features(self, pictures: list[Image.Image]) -> Tensor:
-        colours = [torch.tensor(picture.resize((1, 1)).getpixel((0, 0))).float() + 1 for picture in pictures]
+    def features(self, images: list[Image.Image]) -> Tensor:
+        colours = [torch.tensor(image.resize((1, 1)).getpixel((0, 0))).float() + 1 for image in images]
         return torch.nn.functional.normalize(torch.stack(colours), dim=-1)
 
 
@@ -39,12 +39,12 @@ def test_the_frechet_distance_is_that_of_the_gaussians():
     assert frechet(a, b) == pytest.approx(direct.item()) == pytest.approx(frechet(b, a))
 
 
-def test_a_picture_that_comes_back_as_it_was_has_no_distance(pictures: list[Image.Image]):
+def test_an_image_that_comes_back_as_it_was_has_no_distance(images: list[Image.Image]):
     judge: Any = FakeJudge()
-    same = compare(pictures, pictures, judge, judge.features(pictures))
+    same = compare(images, images, judge, judge.features(images))
     assert same["psnr"] > 90 and same["ssim"] == pytest.approx(1)
     assert same["lite0"] == pytest.approx(0, abs=1e-6) and same["frechet"] == pytest.approx(0, abs=1e-6)
-    other = compare(pictures, [p.rotate(180) for p in pictures], judge, judge.features(pictures))
+    other = compare(images, [p.rotate(180) for p in images], judge, judge.features(images))
     assert other["psnr"] < 12 and other["ssim"] < 0.5
 
 
@@ -74,9 +74,9 @@ def test_photographs_come_from_the_packages_ten_crops_of_each():
 
 
 @pytest.fixture
-def one_photograph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: list[Image.Image]) -> None:
+def one_photograph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: list[Image.Image]) -> None:
     """A photograph of our own in place of the packages'."""
-    pictures[0].save(tmp_path / "noise.png")
+    images[0].save(tmp_path / "noise.png")
     monkeypatch.setattr(module, "FILES", {"some.package": ("noise.png",)})
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
 
@@ -100,7 +100,7 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
         "JPEG, 16 px, 10 bytes",
     ]
     for row in result["rows"]:
-        assert {name: figures["pictures"] for name, figures in row["sets"].items()} == {
+        assert {name: figures["images"] for name, figures in row["sets"].items()} == {
             "train": 4,
             "held_out_pairs": 3,
             "held_out_concepts": 4,
@@ -110,8 +110,8 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
     assert tokenizer["bits_per_pixel"] == 16 * 5 / 16**2 and 0 < tokenizer["codebook_usage"] <= 1
     assert 0 < tokenizer["entropy_bits_per_pixel"] and webp["entropy_bits_per_pixel"] is webp["codebook_usage"] is None
     words = tokenizer_table(result)
-    assert words.count("| WebP, 16 px, 10 bytes |") == 4 and "photographs (10 pictures)" in words
-    assert Image.open(tmp_path / "out" / "pictures.png").size[1] == 3 * (128 + 2)
+    assert words.count("| WebP, 16 px, 10 bytes |") == 4 and "photographs (10 images)" in words
+    assert Image.open(tmp_path / "out" / "images.png").size[1] == 3 * (128 + 2)
 
 
 @pytest.mark.parametrize(("name", "match"), [("no-such-tokenizer", "no-such-tokenizer"), ("emoji", "no shards")])

@@ -37,7 +37,7 @@ def no_curves():
 
 @pytest.fixture(scope="module")
 def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageTokenizerConfig:
-    """A run of four steps on the six pictures of a concept."""
+    """A run of four steps on the six images of a concept."""
     data = tmp_path_factory.mktemp("data")
     samples = []
     for key, drawing, facts in read_split(sample / "unseen_concept"):
@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(config: ImageTokenizerConfi
 
 
 def test_a_collapsed_codebook_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
-    """All pictures grey: one code is enough for them."""
+    """All images grey: one code is enough for them."""
     for i in range(4):
         Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
     config = override(
@@ -231,8 +231,8 @@ def test_a_collapsed_reconstruction_stops_the_run(
     config: ImageTokenizerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     falling = iter([20.0, 13.9])
-    pictures = torch.zeros(1, 3, 16, 16)
-    monkeypatch.setattr(vq_run, "evaluate", lambda *_: ({"psnr": next(falling)}, pictures))
+    images = torch.zeros(1, 3, 16, 16)
+    monkeypatch.setattr(vq_run, "evaluate", lambda *_: ({"psnr": next(falling)}, images))
     with pytest.raises(
         ValueError, match=r"collapsed at step 3: 13.9 dB after 20.0; lower optim.lr \(now .* or gan.weight"
     ):
@@ -241,7 +241,7 @@ def test_a_collapsed_reconstruction_stops_the_run(
 
 
 def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig, tmp_path: Path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(40):
         Image.new("RGB", (20, 24), (6 * i, 90, 200)).save(folder / f"{i:02}.png")
@@ -273,9 +273,9 @@ def test_precision_chooses_the_type_of_a_product():
             assert (a @ a).dtype == dtype
 
 
-def test_a_sheet_shows_each_picture_above_its_reconstruction():
-    pictures = torch.ones(3, 3, 16, 16)
-    sheet = sample_sheet(pictures, -pictures, columns=2)  # the third has no full row
+def test_a_sheet_shows_each_image_above_its_reconstruction():
+    images = torch.ones(3, 3, 16, 16)
+    sheet = sample_sheet(images, -images, columns=2)  # the third has no full row
     assert isinstance(sheet, Image.Image) and sheet.size == (32, 32)
     assert sheet.getpixel((20, 5)) == (255, 255, 255) and sheet.getpixel((20, 20)) == (0, 0, 0)
 

@@ -116,7 +116,7 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
     }
     rows = logged(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    kinds = {*KINDS} - {"source codes"}  # no document has two pictures side by side
+    kinds = {*KINDS} - {"source codes"}  # no document has two images side by side
     assert all(set(row["loss"]) == kinds and row["tokens_per_second"] > 0 for row in rows)
     assert all(0 <= row["padding_fraction"] < 1 and 0 <= row["data_wait"] < 1 for row in rows)
     assert [row["documents"] for row in rows] == sorted({row["documents"] for row in rows})

@@ -99,7 +99,7 @@ def with_other_text(folder: Path) -> None:
     TextTokenizer.train(["quite another text", "and more of it"], vocab_size=290).save(folder)
 
 
-def with_other_pictures(folder: Path) -> None:
+def with_other_images(folder: Path) -> None:
     tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer")
     with torch.no_grad():
         tokenizer.model.quantize.embedding.weight.add_(1)
@@ -107,7 +107,7 @@ def with_other_pictures(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what"), [(with_other_text, "the text tokenizer"), (with_other_pictures, "the image tokenizer")]
+    ("change", "what"), [(with_other_text, "the text tokenizer"), (with_other_images, "the image tokenizer")]
 )
 def test_models_of_other_tokenizers_are_refused(make: Make, tmp_path: Path, change: Callable, what: str):
     a, b = make("a"), make("b")

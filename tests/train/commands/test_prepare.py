@@ -53,8 +53,8 @@ CAPTIONS = ("a red field", "a <image> of a cat", "تفاحة حمراء", "five"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine captioned pictures, one of them in a folder below."""
-    root = tmp_path / "pictures"
+    """Nine captioned images, one of them in a folder below."""
+    root = tmp_path / "images"
     (root / "more").mkdir(parents=True)
     for i, words in enumerate(CAPTIONS):
         path = root / ("more" if i == 8 else "") / f"{i}.png"
@@ -126,12 +126,12 @@ def as_dataset(folder: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", [as_folder, as_tar, as_jsonl, as_csv, as_parquet, as_dataset])
-def test_every_layout_gives_a_drawing_and_a_caption_of_every_picture(
+def test_every_layout_gives_a_drawing_and_a_caption_of_every_image(
     layout: Any, folder: Path, options: PrepareOptions, image: ImageTokenizer, tmp_path: Path
 ):
     (tmp_path / "source").mkdir()
     meta = prepare(layout(folder, tmp_path / "source"), tmp_path / "out", options)
-    assert meta["pictures"] == 9 and meta["documents"] == 18 and meta["skipped"] == {}
+    assert meta["images"] == 9 and meta["documents"] == 18 and meta["skipped"] == {}
     read = documents(tmp_path / "out")
     for i, words in enumerate(CAPTIONS):
         codes = Image(image.encode(noise(i)))
@@ -168,21 +168,21 @@ def test_interleaved_samples_read_as_a_document_does(
 
 
 VOCAB = Vocab(64, 100, 8)
-PICTURE = [VOCAB.image, *range(164, 168), VOCAB.end_image]
+IMAGE = [VOCAB.image, *range(164, 168), VOCAB.end_image]
 
 
 @pytest.mark.parametrize("limit", range(8, 60, 3))
-def test_a_cut_document_loses_nothing_and_never_cuts_a_picture(limit: int):
+def test_a_cut_document_loses_nothing_and_never_cuts_an_image(limit: int):
     texts = [list(range(64, 64 + n)) for n in (3, 40, 1)]
     body = [
         *texts[0],
         VOCAB.break_,
-        *PICTURE,
-        *PICTURE,
+        *IMAGE,
+        *IMAGE,
         VOCAB.break_,
         *texts[1],
         VOCAB.break_,
-        *PICTURE,
+        *IMAGE,
         VOCAB.break_,
         *texts[2],
     ]
@@ -193,12 +193,12 @@ def test_a_cut_document_loses_nothing_and_never_cuts_a_picture(limit: int):
     assert [id for part in parts for id in part if id != VOCAB.break_] == [id for id in body if id != VOCAB.break_]
     for part in parts:
         assert part[0] != VOCAB.break_ != part[-1]
-        assert "".join(map(str, part)).count("".join(map(str, PICTURE))) == part.count(VOCAB.image)
+        assert "".join(map(str, part)).count("".join(map(str, IMAGE))) == part.count(VOCAB.image)
         assert part.count(VOCAB.image) == part.count(VOCAB.end_image)
 
 
 def test_a_document_that_fits_stays_whole():
-    ids = [VOCAB.eos, 70, 71, VOCAB.break_, *PICTURE, VOCAB.eos]
+    ids = [VOCAB.eos, 70, 71, VOCAB.break_, *IMAGE, VOCAB.eos]
     assert cut(ids, len(ids), VOCAB) == [ids]
     assert cut([VOCAB.eos, VOCAB.eos], 10, VOCAB) == []
 
@@ -233,7 +233,7 @@ def test_ranks_and_a_killed_run_give_the_same_files_as_one_process(
     assert (tmp_path / "killed" / "train-00000.safetensors").stat().st_mtime_ns == before
 
     assert content(tmp_path / "one") == content(tmp_path / "three") == content(tmp_path / "killed")
-    assert whole["splits"]["held_out"]["documents"] > 0 and whole["skipped"] == {"not a picture": 1}
+    assert whole["splits"]["held_out"]["documents"] > 0 and whole["skipped"] == {"not an image": 1}
     for meta in (shared, resumed):
         assert {key: meta[key] for key in whole if key not in ("seconds", "images_per_second")} == {
             key: whole[key] for key in whole if key not in ("seconds", "images_per_second")
@@ -258,7 +258,7 @@ def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Prepare
         "cut": good[: len(good) // 2],
         "flipped": bytes(flipped),
         "empty": b"",
-        "words": b"no picture",
+        "words": b"no image",
         "bomb": bomb.getvalue(),
         "same": good,
     }
@@ -271,17 +271,17 @@ def test_what_cannot_be_used_is_named_and_counted(folder: Path, options: Prepare
     meta = prepare(folder, tmp_path / "out", replace(options, samples=100, max_tokens=2000))
     reasons = skipped(tmp_path / "out")
     assert reasons.pop("same.png") == "duplicate: of 0.png"
-    assert reasons.pop("long.png").startswith("second picture of one name")
+    assert reasons.pop("long.png").startswith("second image of one name")
     assert reasons.pop("long.jpg") == "too long: 3029 tokens, the limit is 2000"
     assert reasons.pop("bomb.png").startswith("too large: over 178 million pixels")
     assert {name: reason.split(" (")[0].split(":")[0].split(";")[0] for name, reason in reasons.items()} == {
         "cut.png": "damaged or cut off",
         "flipped.png": "damaged or cut off",
         "empty.png": "the file is empty",
-        "words.png": "not a picture",
+        "words.png": "not an image",
     }
     assert meta["skipped"]["damaged or cut off"] == 2 and meta["skipped"]["too large"] == 1
-    assert sum(meta["skipped"].values()) == 8 and meta["pictures"] == 9
+    assert sum(meta["skipped"].values()) == 8 and meta["images"] == 9
 
 
 def test_the_same_content_is_always_held_out(folder: Path, options: PrepareOptions, tmp_path: Path):
@@ -364,7 +364,7 @@ def test_where_nothing_can_be_used_the_reasons_are_said_and_nothing_is_left(
         prepare(folder, tmp_path / "out", options)
     for path in folder.rglob("*.txt"):
         path.unlink()
-    with pytest.raises(ValueError, match="has 9 pictures and no caption"):
+    with pytest.raises(ValueError, match="has 9 images and no caption"):
         prepare(folder, tmp_path / "other", options)
     assert not (tmp_path / "other").exists()
 
@@ -372,7 +372,7 @@ def test_where_nothing_can_be_used_the_reasons_are_said_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"max_tokens": 19}, "--max-tokens 19: a picture of 4 x 4 codes alone takes 20"),
+        ({"max_tokens": 19}, "--max-tokens 19: an image of 4 x 4 codes alone takes 20"),
         ({"held_out": 1.0}, "--held-out 1.0: want a share"),
         ({"language": "fr"}, "--language 'fr': want one of en, ar"),
         ({"samples": 0}, "samples is 0: want at least 1"),
@@ -404,8 +404,8 @@ def test_the_command_reports_and_fails_with_one_line(
     (folder / "alone.txt").write_text("x")
     module.main(folder, tmp_path / "out", str(vq_folder), held_out=0, text_vocab=300)
     printed = capsys.readouterr().out
-    assert "skipped 1: caption without a picture" in printed
-    assert "9 pictures, 18 documents, " in printed and "1 skipped (named in " in printed
+    assert "skipped 1: caption without an image" in printed
+    assert "9 images, 18 documents, " in printed and "1 skipped (named in " in printed
     with pytest.raises(SystemExit, match="^prepare: .*none does not exist") as error:
         module.main(tmp_path / "none", tmp_path / "other", str(vq_folder))
     assert "\n" not in str(error.value.code)
@@ -442,12 +442,12 @@ def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, t
         },
     )
     model = CM3.from_pretrained(lm.train(run, tmp_path / "lm"))
-    (picture,) = model.generate("a red field")
-    assert picture.size == (16, 16)
-    assert isinstance(model.caption(picture), str)
+    (drawing,) = model.generate("a red field")
+    assert drawing.size == (16, 16)
+    assert isinstance(model.caption(drawing), str)
 
 
-def test_a_folder_with_too_few_pictures_cannot_train_a_tokenizer(tmp_path: Path):
+def test_a_folder_with_too_few_images_cannot_train_a_tokenizer(tmp_path: Path):
     from train import image_tokenizer
 
     with pytest.raises(ValueError, match="at least two"):
@@ -461,7 +461,7 @@ SHAPED = "3x5 5x3"
 
 
 def shaped_folder(root: Path) -> Path:
-    """Square, wide and tall pictures."""
+    """Square, wide and tall images."""
     root.mkdir()
     for i, size in enumerate([(16, 16), (12, 20), (20, 12), (13, 19), (40, 10)]):  # rows, columns
         (root / f"{i}.png").write_bytes(noise(i, size))
@@ -469,8 +469,8 @@ def shaped_folder(root: Path) -> Path:
     return root
 
 
-def test_pictures_take_the_nearest_grid(options: PrepareOptions, image: ImageTokenizer, tmp_path: Path):
-    root = shaped_folder(tmp_path / "pictures")
+def test_images_take_the_nearest_grid(options: PrepareOptions, image: ImageTokenizer, tmp_path: Path):
+    root = shaped_folder(tmp_path / "images")
     meta = prepare(root, tmp_path / "out", replace(options, grids=SHAPED))
     assert meta["vocab"]["image_grids"] == [[3, 5], [5, 3]]
     drawn = documents(tmp_path / "out")[::2]  # each is asked about in the next
@@ -493,7 +493,7 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
     from train.language.config import LMConfig, Objective
     from train.language.run import train
 
-    prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", replace(options, grids=SHAPED, held_out=0))
+    prepare(shaped_folder(tmp_path / "images"), tmp_path / "out", replace(options, grids=SHAPED, held_out=0))
     config = override(
         LMConfig(),
         {
@@ -519,14 +519,14 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
 
     write_chameleon(tmp_path)
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
-    root = shaped_folder(tmp_path / "pictures")
+    root = shaped_folder(tmp_path / "images")
     settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
     meta = prepare(root, tmp_path / "out", settings)
     assert meta["vocab"]["document_form"] == "chameleon"
     shards, model = Shards(tmp_path / "out"), CM3.from_pretrained(tmp_path / "ours", device="cpu")
     vocab = shards.vocab()
     assert vocab == model.vocab
-    picture = model.processor.encode(root / "0.png")
+    shown = model.processor.encode(root / "0.png")
     for number, (form, prompt) in enumerate(
         (
             (Form.LEFT_TO_RIGHT, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
@@ -539,7 +539,7 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
         rest = [vocab.name(id) for id in row.ids[len(prompt) :].tolist() if vocab.is_special(id)]
         assert rest == (["</image>", "<eos>"] if form == Form.LEFT_TO_RIGHT else ["<eos>"])
         assert row.weights[len(prompt) :].min() >= 0 and row.weights[len(prompt)] >= 1
-    assert picture.grid == (32, 32)
+    assert shown.grid == (32, 32)
 
 
 def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
@@ -549,7 +549,7 @@ def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
     write_chameleon(tmp_path)
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
     settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
-    prepare(shaped_folder(tmp_path / "pictures"), tmp_path / "out", settings)
+    prepare(shaped_folder(tmp_path / "images"), tmp_path / "out", settings)
     config = override(
         LMConfig(),
         {

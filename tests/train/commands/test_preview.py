@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cm3.tokens.document import Answer, Document, Text
-from cm3.tokens.document import Image as Picture
+from cm3.tokens.document import Image as ImageItem
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -16,7 +16,7 @@ from train import preview as module
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, StoredDocument, Target, finish, questions
 from train.preview import Shown, as_text, page, pick, read
 
-IMAGES = [Picture(torch.full((4, 4), i)) for i in range(6)]
+IMAGES = [ImageItem(torch.full((4, 4), i)) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,18 @@ def test_documents_are_taken_apart_as_people_read_them(folder: Path):
     assert list(third.items) == [Text("before"), IMAGES[2], IMAGES[0], Text("after")]
     assert first.sample["name"] == "sample 0" and first.tokens == Shards(folder).lengths[0]
     written = as_text([first, second], "train")
-    assert "train 1: " in written and "Caption: [[a red apple]] And: [[more]]<picture 4 x 4>" in written
+    assert "train 1: " in written and "Caption: [[a red apple]] And: [[more]]<image 4 x 4>" in written
     assert '"licence": "CC0-1.0"' in written
 
 
-def test_a_picture_that_is_not_whole_is_named(folder: Path):
+def test_an_image_that_is_not_whole_is_named(folder: Path):
     shards = Shards(folder)
     ids, _ = shards.document(0)
-    with pytest.raises(ValueError, match="a picture of 4 x 4 codes cannot go on with </image> after 15 codes"):
+    with pytest.raises(ValueError, match="an image of 4 x 4 codes cannot go on with </image> after 15 codes"):
         read(StoredDocument([*ids[:-3], *ids[-2:]], []), shards.vocab(), shards.text_tokenizer(), (4, 4))
 
 
-def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: ImageTokenizer):
+def test_the_page_shows_every_image_and_colours_answers(folder: Path, image: ImageTokenizer):
     shown = pick(Shards(folder), 6, 0)
     colours = {colour for _, colour in page(shown, image).getcolors(2**24) or []}
     assert module.ANSWER in colours and module.INK in colours
@@ -71,7 +71,7 @@ def test_the_page_shows_every_picture_and_colours_answers(folder: Path, image: I
 @pytest.mark.parametrize("text", ["", " ", "x" * 5000, "word " * 5000, "\u0000\n\t\u202e", "漢字" * 300, "😀 🏳️‍🌈"])
 def test_any_text_finds_room(image: ImageTokenizer, text: str):
     shown = [
-        Shown(i, 3, Document((Answer(text) if i else Text(text), Picture(torch.zeros(4, 4, dtype=torch.long)))), {})
+        Shown(i, 3, Document((Answer(text) if i else Text(text), ImageItem(torch.zeros(4, 4, dtype=torch.long)))), {})
         for i in range(2)
     ]
     sheet = page(shown, image)
@@ -90,7 +90,7 @@ def test_the_same_seed_picks_the_same_documents_and_no_bad_ones(folder: Path):
 def test_the_command_writes_a_page_and_its_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     module.main(folder, tmp_path / "look" / "page.png", 4)
     assert Image.open(tmp_path / "look" / "page.png").width > 1000
-    assert (tmp_path / "look" / "page.txt").read_text(encoding="utf-8").count("<picture 4 x 4>") >= 4
+    assert (tmp_path / "look" / "page.txt").read_text(encoding="utf-8").count("<image 4 x 4>") >= 4
     assert "4 of 6 documents in " in capsys.readouterr().out
 
 

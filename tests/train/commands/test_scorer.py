@@ -1,4 +1,4 @@
-"""Training the scorer: it learns which text belongs to which picture, resumes to the same bits, refuses what does not
+"""Training the scorer: it learns which text belongs to which image, resumes to the same bits, refuses what does not
 fit; and the measurement of its choice."""
 
 import json
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert [row["loss"] for row in logged(run, "loss")] == [row["loss"] for row in logged(tmp_path, "loss")]
 
 
-def test_it_learns_which_text_belongs_to_which_picture(vq_folder: Path, tmp_path: Path):
+def test_it_learns_which_text_belongs_to_which_image(vq_folder: Path, tmp_path: Path):
     words = ["a red apple", "a blue car", "a cat", "تفاحة", "سيارة زرقاء", "قطة"]
     image, text = ImageTokenizer.from_pretrained(vq_folder), TextTokenizer.train(words, 300)
     vocab, rng = Vocab(NUM_SPECIAL, len(text), image.num_codes), np.random.default_rng(0)
@@ -148,20 +148,20 @@ def test_documents_of_another_form_are_no_pairs(vq_folder: Path, tmp_path: Path)
     assert [len(text) for text in pairs.texts] == [19, 20]
     assert len(set(pairs.concepts)) == 2  # rows of the manifest without a code or a name: each shows its own
     assert names_of(Shards(tmp_path), pairs).keys() == {"captions"}
-    with pytest.raises(ValueError, match="no captioned pictures in its split 'held_out'"):
+    with pytest.raises(ValueError, match="no captioned images in its split 'held_out'"):
         pairs_of(Shards(tmp_path, "held_out"))
 
 
 def test_pairs_of_one_concept_do_not_repel():
-    texts, pictures = units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0]), units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0])
+    texts, images = units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0]), units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0])
     scale = torch.tensor(10.0)
-    losses = {same: contrast(texts, pictures, scale, ["a", "a", "b"], same) for same in scorer.SAME}
+    losses = {same: contrast(texts, images, scale, ["a", "a", "b"], same) for same in scorer.SAME}
     assert losses["mask"] < 1e-3 < losses["repel"]
     apart, pulls = units([1.0, 0.0], [0.6, 0.8]), []
     for same in scorer.SAME:
         text = apart.clone().requires_grad_()
         loss = contrast(text, apart, scale, ["a", "a"], same)
-        pulls.append((-torch.autograd.grad(loss, text)[0][0] @ apart[1]).item())  # of picture 1 on text 0, and its own
+        pulls.append((-torch.autograd.grad(loss, text)[0][0] @ apart[1]).item())  # of image 1 on text 0, and its own
         assert (loss.item() < 1e-6) == (same == "mask")
     mask, share, repel = pulls
     assert repel < -0.01 < mask < 0.01 < share
@@ -169,12 +169,12 @@ def test_pairs_of_one_concept_do_not_repel():
 
 def test_without_equals_the_loss_is_clips():
     generator = torch.Generator().manual_seed(0)
-    texts, pictures = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in "ab")
-    logits, own = 7 * texts @ pictures.T, torch.arange(5)
+    texts, images = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in "ab")
+    logits, own = 7 * texts @ images.T, torch.arange(5)
     cross = torch.nn.functional.cross_entropy
     expected = (cross(logits, own) + cross(logits.T, own)) / 2
     for same in scorer.SAME:
-        assert torch.allclose(contrast(texts, pictures, torch.tensor(7.0), list("abcde"), same), expected)
+        assert torch.allclose(contrast(texts, images, torch.tensor(7.0), list("abcde"), same), expected)
 
 
 def test_an_epoch_sees_every_pair_once():
@@ -185,7 +185,7 @@ def test_an_epoch_sees_every_pair_once():
     assert picks(0, 20, 4, 1) != picks(5, 20, 4, 1)
 
 
-def test_spoiled_codes_are_those_of_other_pictures_at_their_place():
+def test_spoiled_codes_are_those_of_other_images_at_their_place():
     codes = torch.arange(5)[:, None, None] * 100 + torch.arange(16).view(4, 4)
     out = spoiled(codes, 0.6, torch.Generator().manual_seed(0))
     assert torch.equal(out % 100, codes % 100)
@@ -193,7 +193,7 @@ def test_spoiled_codes_are_those_of_other_pictures_at_their_place():
     assert torch.equal(spoiled(codes, 0.0, torch.Generator()), codes)
 
 
-def test_thinned_pictures_keep_some_cells_each():
+def test_thinned_images_keep_some_cells_each():
     cells = torch.arange(3 * 8.0).view(3, 8, 1)
     out = thinned(cells, 0.5, torch.Generator().manual_seed(0))
     assert out.shape == (3, 4, 1)
@@ -246,8 +246,8 @@ def test_the_best_of_several_drawings_is_measured(
     sample: Path, token_shards: Path, vq_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class FakeJudge:
-        def features(self, pictures: list) -> torch.Tensor:
-            return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in pictures])
+        def features(self, images: list) -> torch.Tensor:
+            return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in images])
 
     settings = LMConfig(preset="tiny", model={"max_position_embeddings": 256})
     image = ImageTokenizer.from_pretrained(vq_folder)

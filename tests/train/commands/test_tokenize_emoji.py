@@ -27,7 +27,7 @@ def image_tokenizer(vq_folder: Path) -> ImageTokenizer:
 
 
 class Opened:
-    """The session's token shards, opened: 220 pictures, two views, a caption and questions of each."""
+    """The session's token shards, opened: 220 images, two views, a caption and questions of each."""
 
     def __init__(self, folder: Path, split: str = "train") -> None:
         self.shards = Shards(folder, split)
@@ -52,11 +52,11 @@ def rows(sample: Path) -> list[Facts]:
     return [facts for _, _, facts in read_split(sample / "train")]
 
 
-def test_every_document_is_text_and_a_whole_picture(shards: Opened):
+def test_every_document_is_text_and_a_whole_image(shards: Opened):
     assert len(shards.documents) == shards.meta["documents"] == 220 * 2 * 2
     for ids in shards.documents:
-        text, picture = shards.read(ids)
-        assert isinstance(text, Text) and isinstance(picture, Image)
+        text, image = shards.read(ids)
+        assert isinstance(text, Text) and isinstance(image, Image)
         assert ids[0] == ids[-1] == shards.vocab.eos and ids.count(shards.vocab.break_) == 1
 
 
@@ -93,8 +93,8 @@ def test_spans_hold_the_answers_and_stand_behind_their_questions(shards: Opened,
 
 def test_the_first_view_is_plain(shards: Opened, sample: Path, image_tokenizer: ImageTokenizer):
     _, drawing, _ = next(read_split(sample / "train"))
-    picture = PIL_Image.fromarray(place(drawing, PLAIN, 16))
-    assert shards.read(shards.documents[0])[1] == Image(image_tokenizer.encode(picture))
+    image = PIL_Image.fromarray(place(drawing, PLAIN, 16))
+    assert shards.read(shards.documents[0])[1] == Image(image_tokenizer.encode(image))
 
 
 def test_what_the_shards_were_made_with_is_noted(
@@ -110,7 +110,7 @@ def test_what_the_shards_were_made_with_is_noted(
         "image_grids": [],
         "document_form": "cm3",
     }
-    assert meta["pictures"] == len(rows) and meta["tokens"] == sum(map(len, shards.documents))
+    assert meta["images"] == len(rows) and meta["tokens"] == sum(map(len, shards.documents))
     concepts = json.loads((token_shards / "concepts.json").read_text(encoding="utf-8"))
     assert {code: concept["name"] for code, concept in concepts.items()} == {row["code"]: row["name"] for row in rows}
 
@@ -166,12 +166,12 @@ def test_unseen_cells_are_held_out_in_both_languages(
     assert len(held.documents) == len(cells) * HELD_OUT_VIEWS * 4
     words = "".join(held.read(ids)[0].text for ids in held.documents[:4])
     assert all(any(low <= letter <= high for letter in words) for low, high in (("a", "z"), ("ا", "ي")))
-    picture = PIL_Image.fromarray(place(cells[0][0], PLAIN, 16))
-    assert held.read(held.documents[0])[1] == Image(image_tokenizer.encode(picture))
+    image = PIL_Image.fromarray(place(cells[0][0], PLAIN, 16))
+    assert held.read(held.documents[0])[1] == Image(image_tokenizer.encode(image))
     assert {held.shards.sample(i)["code"] for i in range(len(held.shards))} == {row["code"] for _, row in cells}
 
 
-def test_every_document_leads_to_its_picture_in_the_data_set(shards: Opened, sample: Path):
+def test_every_document_leads_to_its_image_in_the_data_set(shards: Opened, sample: Path):
     known = {row["key"]: row for row in map(json.loads, (sample / "manifest.jsonl").open(encoding="utf-8"))}
     row = shards.shards.sample(5)
     origin = known[row["name"]]
@@ -201,7 +201,7 @@ def test_many_documents_are_cut_into_shards(
 
 
 def test_subgroups_that_match_nothing_are_named(sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path):
-    with pytest.raises(ValueError, match="no training picture in .* belongs to the subgroups moon, mars"):
+    with pytest.raises(ValueError, match="no training image in .* belongs to the subgroups moon, mars"):
         build(sample, image_tokenizer, tmp_path / "out", TokenizeConfig(subgroups=("moon", "mars")))
     assert not (tmp_path / "out").exists()
 
@@ -230,7 +230,7 @@ def test_views_are_plain_then_on_coloured_grounds_then_moved():
     assert [drawn_times(view, TokenizeConfig()) for view in views] == [2] * 6
 
 
-def test_a_picture_is_drawn_as_often_as_is_said_and_its_grounds_are_named(
+def test_an_image_is_drawn_as_often_as_is_said_and_its_grounds_are_named(
     sample: Path, image_tokenizer: ImageTokenizer, tmp_path: Path
 ):
     (tmp_path / "data").mkdir()
@@ -284,5 +284,5 @@ def test_of_distorted_views_and_extra_styles_only_the_name_is_asked(
     for i in new:
         said = [opened.decode(opened.documents[i][a:b]) for a, b in opened.spans[i].tolist() if b]
         assert said and set(said) <= names | kinds | {"yes", "no", "نعم", "لا"}
-    pictures = {str(opened.read(opened.documents[i])[1]) for i in new}
-    assert len(pictures) > 4
+    images = {str(opened.read(opened.documents[i])[1]) for i in new}
+    assert len(images) > 4

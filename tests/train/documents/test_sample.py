@@ -29,7 +29,7 @@ def read(source: Source) -> list[Sample | Skip]:
 
 
 def good(source: Source) -> dict[str, tuple]:
-    """Name -> pieces, pictures as their bytes."""
+    """Name -> pieces, images as their bytes."""
     return {
         found.name: tuple(piece if isinstance(piece, str) else piece.read() for piece in found.pieces)
         for found in read(source)
@@ -57,13 +57,13 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with three pictures, p0.png to p2.png."""
+    """A folder with three images, p0.png to p2.png."""
     for i in range(3):
         (tmp_path / f"p{i}.png").write_bytes(png(i))
     return tmp_path
 
 
-def test_a_folder_has_captions_in_text_or_json_beside_its_pictures(root: Path):
+def test_a_folder_has_captions_in_text_or_json_beside_its_images(root: Path):
     (root / "below").mkdir()
     (root / "below" / "p3.PNG").write_bytes(png(3))
     (root / "below" / "p3.TXT").write_bytes(b"\xef\xbb\xbfa blue field\r\n")
@@ -88,7 +88,7 @@ def test_what_is_wrong_in_a_folder_is_named(root: Path, monkeypatch: pytest.Monk
     (root / "p0.txt").write_text("good")
     (root / "p0.jpg").write_bytes(png())
     (root / "p1.txt").write_bytes(b"caf\xe9")
-    (root / "alone.txt").write_text("no picture")
+    (root / "alone.txt").write_text("no image")
     (root / "big.png").write_bytes(png())
     (root / "big.txt").write_text("x" * 1_000_001)
     (root / "broken.png").write_bytes(png())
@@ -103,16 +103,16 @@ def test_what_is_wrong_in_a_folder_is_named(root: Path, monkeypatch: pytest.Monk
     found = open_source(root)
     assert list(good(found)) == ["p0.jpg"]
     reasons = bad(found)
-    assert reasons["p0.png"] == "second picture of one name: p0.jpg is taken"
+    assert reasons["p0.png"] == "second image of one name: p0.jpg is taken"
     assert reasons["p1.png"].startswith("not UTF-8: byte 3 of .txt is 0xe9")
     assert reasons["p2.png"].startswith("no caption: neither .txt nor .json")
-    assert reasons["alone.txt"] == "caption without a picture"
+    assert reasons["alone.txt"] == "caption without an image"
     assert reasons["big.png"].startswith("text too long: 1,000,001 bytes, the limit is 1,000,000")
     assert reasons["broken.png"].startswith("broken JSON") and reasons["deep.png"].startswith("broken JSON")
     assert reasons["blank.png"].startswith("no caption: it is empty")
     assert reasons["huge.png"] == "too many bytes: 300,000,000, the limit is 256,000,000"
     kinds = {found.kind for found in read(found) if isinstance(found, Skip)}
-    assert {"not UTF-8", "no caption", "broken JSON", "too many bytes", "second picture of one name"} <= kinds
+    assert {"not UTF-8", "no caption", "broken JSON", "too many bytes", "second image of one name"} <= kinds
 
 
 def test_pipes_and_links_that_lead_nowhere_are_skipped_and_named(root: Path):
@@ -127,12 +127,12 @@ def test_pipes_and_links_that_lead_nowhere_are_skipped_and_named(root: Path):
     assert [skip.kind for skip in found.skipped] == ["no file", "no file"]
 
 
-def test_folders_without_captions_pictures_or_anything_are_refused(root: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has 3 pictures and no caption: put cat\.txt beside cat\.jpg"):
+def test_folders_without_captions_images_or_anything_are_refused(root: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"has 3 images and no caption: put cat\.txt beside cat\.jpg"):
         open_source(root)
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="holds nothing that can be read: want pictures"):
+    with pytest.raises(ValueError, match="holds nothing that can be read: want images"):
         open_source(tmp_path / "words")
     with pytest.raises(ValueError, match="does not exist"):
         open_source(tmp_path / "none")
@@ -184,7 +184,7 @@ def test_nuls_and_byte_order_marks_are_no_words(root: Path):
     assert {words for words, _ in good(open_source(root / "more")).values()} == {"a dog"}
 
 
-def test_avif_pictures_are_pictures(root: Path):
+def test_avif_images_are_images(root: Path):
     Image.new("RGB", (8, 8), "red").save(root / "new.avif")
     (root / "new.txt").write_text("a red square")
     assert list(good(open_source(root))) == ["new.avif"]
@@ -223,12 +223,12 @@ def test_what_is_wrong_in_a_tar_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     source = open_source(tmp_path / "x.tar")
     assert good(source) == {"x.tar:a": ("one", png(1))}
     reasons = bad(source)
-    assert reasons["x.tar:a.png"] == "duplicate key: 'a' has a picture already"
-    assert reasons["x.tar:b"] == "caption without a picture"
+    assert reasons["x.tar:a.png"] == "duplicate key: 'a' has an image already"
+    assert reasons["x.tar:b"] == "caption without an image"
     assert reasons["x.tar:c"].startswith("no caption") and reasons["x.tar:d"].startswith("not UTF-8")
 
     data = (tmp_path / "x.tar").read_bytes()
-    (tmp_path / "x.tar").write_bytes(data[:2000])  # cut off in the second picture
+    (tmp_path / "x.tar").write_bytes(data[:2000])  # cut off in the second image
     assert good(open_source(tmp_path)) == {"x.tar:a": ("one", png(1))}
     assert "not a whole tar" in bad(open_source(tmp_path))["x.tar"]
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 1000)
@@ -237,7 +237,7 @@ def test_what_is_wrong_in_a_tar_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     write_tar(tmp_path / "x.tar", members)
     monkeypatch.setattr(folders, "MAX_MEMBERS", 3)
     assert "more than 3 members" in bad(open_source(tmp_path))["x.tar"]
-    monkeypatch.setattr(record, "MAX_PICTURE", 10)
+    monkeypatch.setattr(record, "MAX_IMAGE", 10)
     assert bad(open_source(tmp_path))["x.tar:a"].startswith("too many bytes")
 
 
@@ -281,8 +281,8 @@ def test_what_is_wrong_in_jsonl_is_named_by_its_line(root: Path, monkeypatch: py
         ('{"image": "p0.png", "text": "good"}', ""),
         ('{"image": "p0.png", "te', "broken JSON: line, Invalid"),
         ("[1, 2]", "broken JSON: line is [1, 2], want an object"),
-        ("{}", "neither text nor picture"),
-        ('{"text": "x"}', "no picture: only text"),
+        ("{}", "neither text nor image"),
+        ('{"text": "x"}', "no image: only text"),
         ('{"image": "p0.png"}', "no caption"),
         ('{"image": "p0.png", "text": 7}', "broken row: the caption is 7, want text"),
         ('{"image": "gone.png", "text": "x"}', "missing file: gone.png"),
@@ -290,9 +290,9 @@ def test_what_is_wrong_in_jsonl_is_named_by_its_line(root: Path, monkeypatch: py
         (json.dumps({"image": "n" * 5000, "text": "x"}), "missing file: nnn"),
         ('{"image": "\\u0000", "text": "x"}', "missing file"),
         ('{"items": [{"video": "a.mp4"}]}', "broken row: item 0 is"),
-        ('{"items": []}', "neither text nor picture"),
+        ('{"items": []}', "neither text nor image"),
         ('{"items": "x"}', "broken row: items is 'x', want a list"),
-        ('{"image": {"path": ""}, "text": "x"}', "no picture"),
+        ('{"image": {"path": ""}, "text": "x"}', "no image"),
     ]
     lines = [row.encode() for row, _ in rows] + [b'{"text": "caf\xe9"}', b"", b'{"image": "p1.png", "text": "last"}']
     (root / "t.jsonl").write_bytes(b"\n".join(lines))
@@ -341,7 +341,7 @@ def test_what_is_wrong_in_csv_is_named(root: Path):
     reasons = list(bad(source).values())
     starts = [
         "broken row: 1 cells, the header has 2",
-        "no picture: only text",
+        "no image: only text",
         "no caption",
         "missing file: gone.png",
         "not UTF-8",
@@ -399,7 +399,7 @@ def arrow():
 
 
 @pytest.mark.parametrize("samples", [2, 3, 50])
-def test_parquet_has_pictures_inside_or_by_path(root: Path, arrow: Any, samples: int):
+def test_parquet_has_images_inside_or_by_path(root: Path, arrow: Any, samples: int):
     rows = [
         {"image": {"bytes": png(i) if i % 2 else None, "path": f"p{i % 3}.png"}, "text": f"{i}", "license": "MIT"}
         for i in range(9)
@@ -416,16 +416,16 @@ def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
     schema = arrow.schema(
         [("images", arrow.list_(struct)), ("texts", arrow.list_(arrow.string())), ("general_metadata", arrow.string())]
     )
-    picture = {"bytes": png(1), "path": None}
+    image = {"bytes": png(1), "path": None}
     rows = [
         {
-            "images": [None, picture, None],
+            "images": [None, image, None],
             "texts": ["before", None, "after"],
             "general_metadata": '{"url": "https://page"}',
         },
         {"images": [{"bytes": None, "path": "https://x/y.jpg"}, None], "texts": [None, "x"]},
         {"images": [None], "texts": ["a", "b"]},
-        {"images": [picture], "texts": ["both"]},
+        {"images": [image], "texts": ["both"]},
         {"images": [], "texts": []},
     ]
     arrow.parquet.write_table(arrow.Table.from_pylist(rows, schema), root / "a.parquet")
@@ -437,7 +437,7 @@ def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
         "not downloaded: https://x/y.jpg",
         "broken row: 1 images and 2 texts",
         "broken row: place 0 has both",
-        "neither text nor picture",
+        "neither text nor image",
     )
     assert all(reason.startswith(start) for reason, start in zip(bad(source).values(), starts, strict=True))
     arrow.parquet.write_table(arrow.table({"images": [["p0.png", None]], "texts": [[None, "x"]]}), root / "b.parquet")

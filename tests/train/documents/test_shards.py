@@ -61,7 +61,7 @@ def four(text: TextTokenizer, image: ImageTokenizer, tmp_path: Path) -> Path:
             asked = Target("caption", "Caption: ", "apple " * (i + 1))
             writer.add(questions([asked], Image(torch.full((4, 4), number))))
         writer.save(tmp_path / "four", split, number)
-    finish(tmp_path / "four", text, vocab, image, pictures=42)
+    finish(tmp_path / "four", text, vocab, image, images=42)
     return tmp_path / "four"
 
 
@@ -69,37 +69,37 @@ def decode(writer: ShardWriter, ids: list[int]) -> str:
     return writer.text.decode(writer.vocab.ids_to_text(ids))
 
 
-def test_questions_and_answers_alternate_before_the_picture(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
+def test_questions_and_answers_alternate_before_the_image(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
     asked = [Target("caption", "Caption: ", "red apple"), Target("style", "Question: What? Answer: ", "noto")]
     writer.sample(name="apple", licence="CC0-1.0")
     writer.add(questions(asked, Image(CODES)))
     writer.add(Document((Text("a red apple"), Image(CODES))))
     writer.save(tmp_path, note="x")
-    meta = finish(tmp_path, writer.text, writer.vocab, image, pictures=1)
+    meta = finish(tmp_path, writer.text, writer.vocab, image, images=1)
     shards = Shards(tmp_path)
     ids, spans = shards.document(0)
     assert [decode(writer, ids[start:end]) for start, end in spans] == ["red apple", "noto"]
-    text, picture = from_ids(ids, writer.vocab, writer.text, (4, 4))
+    text, shown = from_ids(ids, writer.vocab, writer.text, (4, 4))
     assert text == Text("Caption: red apple Question: What? Answer: noto")
-    assert picture == Image(CODES)
+    assert shown == Image(CODES)
     ids, spans = shards.document(1)
     assert spans == [] and from_ids(ids, writer.vocab, writer.text, (4, 4))[0] == Text("a red apple")
-    assert meta["documents"] == 2 and meta["pictures"] == 1 and meta["tokens"] == shards.lengths.sum()
-    assert shards.texts.tolist() == shards.pictures.tolist() == [1, 1] and shards.vocab_size == len(writer.vocab)
+    assert meta["documents"] == 2 and meta["images"] == 1 and meta["tokens"] == shards.lengths.sum()
+    assert shards.texts.tolist() == shards.images.tolist() == [1, 1] and shards.vocab_size == len(writer.vocab)
     assert shards.sample(0) == shards.sample(1) == {"name": "apple", "licence": "CC0-1.0"}
     assert shard_facts(tmp_path / "train-00000.safetensors") == {"note": "x"}
     assert meta["vocab"] == layout(writer.vocab, (4, 4)) and meta["text_tokenizer"] == writer.text.fingerprint()
 
 
-def test_runs_of_text_and_pictures_are_counted(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
-    words, picture = Text("red"), Image(CODES)
+def test_runs_of_text_and_images_are_counted(writer: ShardWriter, image: ImageTokenizer, tmp_path: Path):
+    words, shown = Text("red"), Image(CODES)
     writer.add(Document((words,)))
-    writer.add(Document((words, picture, picture)))
-    writer.add(Document((picture, words, picture, words, picture)))
+    writer.add(Document((words, shown, shown)))
+    writer.add(Document((shown, words, shown, words, shown)))
     writer.save(tmp_path)
     finish(tmp_path, writer.text, writer.vocab, image)
     shards = Shards(tmp_path)
-    assert shards.pictures.tolist() == [0, 2, 3] and shards.texts.tolist() == [1, 1, 2]
+    assert shards.images.tolist() == [0, 2, 3] and shards.texts.tolist() == [1, 1, 2]
 
 
 @pytest.mark.parametrize("language", TEMPLATES["caption"])
@@ -200,10 +200,10 @@ DAMAGE = [
     (changed(offsets=lambda offsets: offsets[:-1]), "its index is of"),
     (changed(spans=lambda spans: spans + 1000), "answers lie outside"),
     (changed(texts=lambda texts: texts[1:]), "its index is of"),
-    (changed(pictures=lambda pictures: pictures[1:]), "its index is of"),
-    (changed(pictures=lambda pictures: pictures.astype(np.float64)), "holds float64"),
+    (changed(images=lambda images: images[1:]), "its index is of"),
+    (changed(images=lambda images: images.astype(np.float64)), "holds float64"),
     (changed(texts=lambda texts: texts.astype(np.int64) - 2), "counts less than no text"),
-    (changed(pictures=lambda pictures: -pictures), "counts less than no text or picture"),
+    (changed(images=lambda images: -images), "counts less than no text or image"),
     (without("pictures"), "not a whole shard .*pictures"),
 ]
 

@@ -119,7 +119,7 @@ def test_a_tarball_gives_the_wanted_files_in_two_languages(tmp_path: Path):
         "mixed",
         {
             "icons.json": {"a": 1},
-            "art/a.webp": b"picture",
+            "art/a.webp": b"image",
             "readme.md": b"words",
             "annotations/en/annotations.json": {},
             "annotations/ar/annotations.json": {},
@@ -134,4 +134,4 @@ def test_a_tarball_gives_the_wanted_files_in_two_languages(tmp_path: Path):
         "annotations/ar/annotations.json",
     }
     assert tarball.json("icons.json") == {"a": 1}
-    assert tarball.read("art/a.webp") == b"picture"
+    assert tarball.read("art/a.webp") == b"image"

@@ -1,4 +1,4 @@
-"""The measured colour of a picture."""
+"""The measured colour of an image."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from train.emoji.colours import NAMES, PROTOTYPES, SHARE, lab, main_colour
 
 
-def picture(*colours: tuple[int, ...]) -> np.ndarray:
+def image(*colours: tuple[int, ...]) -> np.ndarray:
     """[10 n, 10, 4]: ten rows of each colour."""
     rows = [colour if len(colour) == 4 else (*colour, 255) for colour in colours for _ in range(10)]
     return np.array(rows, np.uint8)[:, None].repeat(10, 1)
@@ -16,31 +16,31 @@ RED, GREEN, BLUE, CLEAR = PROTOTYPES["red"][0], PROTOTYPES["green"][0], PROTOTYP
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_solid_picture_has_its_colour(name: str):
+def test_a_solid_image_has_its_colour(name: str):
     for colour in PROTOTYPES[name]:
-        assert main_colour(picture(colour)) == name
+        assert main_colour(image(colour)) == name
 
 
 def test_shades_of_one_colour_count_together():
-    assert main_colour(picture(*PROTOTYPES["green"], RED)) == "green"
+    assert main_colour(image(*PROTOTYPES["green"], RED)) == "green"
 
 
-def test_a_mixed_picture_has_no_colour():
-    assert main_colour(picture(RED, GREEN, BLUE)) is None
+def test_a_mixed_image_has_no_colour():
+    assert main_colour(image(RED, GREEN, BLUE)) is None
 
 
 def test_the_colour_must_cover_its_share():
     assert 2 / 5 < SHARE <= 1 / 2
-    assert main_colour(picture(RED, RED, GREEN, BLUE)) == "red"
-    assert main_colour(picture(RED, RED, GREEN, BLUE, (255, 255, 255))) is None
+    assert main_colour(image(RED, RED, GREEN, BLUE)) == "red"
+    assert main_colour(image(RED, RED, GREEN, BLUE, (255, 255, 255))) is None
 
 
-def test_a_transparent_picture_has_no_colour():
-    assert main_colour(picture(CLEAR)) is None
+def test_a_transparent_image_has_no_colour():
+    assert main_colour(image(CLEAR)) is None
 
 
 def test_pixels_that_can_be_seen_through_do_not_count():
-    assert main_colour(picture(RED, CLEAR, CLEAR, CLEAR, (*BLUE, 100), (*BLUE, 100))) == "red"
+    assert main_colour(image(RED, CLEAR, CLEAR, CLEAR, (*BLUE, 100), (*BLUE, 100))) == "red"
 
 
 @pytest.mark.parametrize(

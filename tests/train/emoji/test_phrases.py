@@ -1,4 +1,4 @@
-"""What is said of pictures: every caption true, every question answered by the picture alone."""
+"""What is said of images: every caption true, every question answered by the image alone."""
 
 import re
 from collections import Counter
@@ -163,7 +163,7 @@ def test_questions_read_as_the_pipeline_asks_them(asked):
             assert found and prompt("answer", found[1]) == target.prompt
 
 
-def test_what_a_picture_does_not_have_is_not_asked(rows: list[Facts]):
+def test_what_an_image_does_not_have_is_not_asked(rows: list[Facts]):
     bare = rows[0] | {"colour": None, "subgroup": "no such subgroup"}
     rng = np.random.default_rng(0)
     tasks = {target.task for _ in range(300) for target in targets(bare, "white", "en", [], rng)}
@@ -183,7 +183,7 @@ def test_a_question_that_tells_the_kind_is_not_followed_by_one_for_it(asked):
     assert together[False] > 20 and not together[True]
 
 
-def test_of_a_distorted_picture_only_the_name_is_asked_and_now_and_then_the_kind(rows: list[Facts]):
+def test_of_a_distorted_image_only_the_name_is_asked_and_now_and_then_the_kind(rows: list[Facts]):
     rng = np.random.default_rng(0)
     tasks = Counter[str]()
     for facts in rows * 8:

@@ -14,7 +14,7 @@ from cm3 import CM3
 from cm3.engine.options import GenerateOptions
 from cm3.tasks.reranking import best_of_each
 from train.evaluation import concepts
-from train.evaluation.concepts import SplitPicture, judged_concepts
+from train.evaluation.concepts import SplitImage, judged_concepts
 from train.evaluation.drawings import Asked, Gallery, asked, nearest
 from train.evaluation.judge import Judge
 
@@ -22,32 +22,32 @@ STYLES = ("noto", "blob", "twemoji")
 SHADES = {"apple": 0, "cat": 90, "dog": 180}
 
 
-def shade_of(picture: Image.Image) -> int:
-    return int(np.asarray(picture)[0, 0, 0])
+def shade_of(image: Image.Image) -> int:
+    return int(np.asarray(image)[0, 0, 0])
 
 
-def picture(shade: int) -> Image.Image:
+def image(shade: int) -> Image.Image:
     return Image.new("RGB", (4, 4), (shade, shade, shade))
 
 
-def real(name: str, style: str) -> SplitPicture:
+def real(name: str, style: str) -> SplitImage:
     facts = {"code": name, "style": style, "name": {"en": name, "ar": name[::-1]}}
-    return SplitPicture(picture(SHADES[name] + STYLES.index(style)), facts)
+    return SplitImage(image(SHADES[name] + STYLES.index(style)), facts)
 
 
 TRAIN = [real(name, style) for name in SHADES for style in STYLES]
 
 
 class Shades:
-    """A judge that sees how light a picture is."""
+    """A judge that sees how light an image is."""
 
-    def features(self, pictures: list[Image.Image]) -> torch.Tensor:
-        angles = torch.tensor([shade_of(one) / 2 for one in pictures]).deg2rad()
+    def features(self, images: list[Image.Image]) -> torch.Tensor:
+        angles = torch.tensor([shade_of(one) / 2 for one in images]).deg2rad()
         return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 class Painter:
-    """Draws what `shades` says of each prompt, 90 lighter with each further candidate; a picture's codes are its
+    """Draws what `shades` says of each prompt, 90 lighter with each further candidate; an image's codes are its
     pixels."""
 
     def __init__(self, shades: dict[str, int]):
@@ -56,7 +56,7 @@ class Painter:
         self.run = lambda codes: codes
         self.image_tokenizer = SimpleNamespace(
             encode=lambda some: torch.stack([torch.full((2, 2), shade_of(one)) for one in some]),
-            decode=lambda codes: [picture(int(one[0, 0])) for one in codes],
+            decode=lambda codes: [image(int(one[0, 0])) for one in codes],
         )
 
     def draw(self, prompts: list[str], options: GenerateOptions) -> list[torch.Tensor]:
@@ -69,12 +69,12 @@ class Painter:
         return int((torch.stack([*codes])[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())
 
 
-def gallery(shades: dict[str, int], unseen: list[SplitPicture] | None = None) -> Gallery:
+def gallery(shades: dict[str, int], unseen: list[SplitImage] | None = None) -> Gallery:
     judges = {"shades": cast(Judge, Shades())}
     return Gallery(cast(CM3, Painter(shades)), TRAIN, unseen or [], judges)
 
 
-def test_the_nearest_training_picture_is_the_one_with_most_codes_in_common():
+def test_the_nearest_training_image_is_the_one_with_most_codes_in_common():
     known = torch.tensor([[1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 7, 7]])
     share, index = nearest(torch.tensor([[1, 2, 3, 4], [1, 2, 9, 8], [0, 0, 0, 7]]), known)
     assert share.tolist() == [1.0, 0.75, 0.25] and index.tolist() == [0, 1, 2]
@@ -91,7 +91,7 @@ def test_right_drawings_are_found_and_copies_are_counted():
     wanted = [real("cat", "noto"), real("dog", "noto")]
     shades = {"cat in the noto style": 90, "dog in the noto style": 184}  # one is a copy, one is not
     figures, shown = gallery(shades).drawn(asked(wanted), GenerateOptions(n=3))
-    assert len(shown) == figures["pictures"] == 2 * 3
+    assert len(shown) == figures["images"] == 2 * 3
     assert figures["shades"] == {"top1": 1.0, "top5": 1.0, "place": 1.0} and figures["memorisation rate"] == 0.5
 
 
@@ -108,7 +108,7 @@ def test_each_drawing_is_the_best_of_its_candidates():
 
 def test_a_copy_does_not_stand_for_itself_where_no_style_is_asked_for():
     """The dog in the first style is drawn as a cat of that style: other styles' cats are nearer than no dog at all."""
-    odd: Any = SplitPicture(picture(181), {"code": "cat", "style": "noto", "name": {"en": "cat", "ar": "tac"}})
+    odd: Any = SplitImage(image(181), {"code": "cat", "style": "noto", "name": {"en": "cat", "ar": "tac"}})
     judges = {"shades": cast(Judge, Shades())}
     some = Gallery(cast(CM3, Painter({"cat": 181})), [odd, *TRAIN], [], judges)
     figures, _ = some.drawn(asked([real("cat", "noto")], styled=False), GenerateOptions())

@@ -29,12 +29,12 @@ def test_the_rank_counts_the_concepts_that_look_more_alike(degrees: float, conce
     assert ranks(unit(degrees), [concept], ["twemoji"], REFERENCE).tolist() == [rank]
 
 
-def test_the_best_picture_of_a_concept_speaks_for_it():
+def test_the_best_image_of_a_concept_speaks_for_it():
     reference = Reference(unit(0, 90, 20), ["a", "a", "b"], ["noto"] * 3)
     assert ranks(unit(85), ["a"], ["blob"], reference).tolist() == [0]
 
 
-def test_pictures_of_the_drawing_s_own_style_are_not_compared():
+def test_images_of_the_drawing_s_own_style_are_not_compared():
     reference = Reference(unit(0, 60, 20), ["a", "a", "b"], ["noto", "blob", "blob"])
     assert ranks(unit(0).repeat(2, 1), ["a", "a"], ["twemoji", "noto"], reference).tolist() == [0, 1]
 
@@ -58,7 +58,7 @@ def test_features_are_of_unit_length_and_nearer_for_the_same_thing_in_another_st
         if facts["code"] in ("1f34e", "1f695") and facts["style"] in ("noto", "twemoji")
     ]
     judge = Judge()
-    features = judge.features([picture for _, picture in rows])
+    features = judge.features([image for _, image in rows])
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(rows)))
     torch.testing.assert_close(judge.features([rows[0][1]]), features[:1], atol=1e-4, rtol=1e-3)
     for i, (code, _) in enumerate(rows):

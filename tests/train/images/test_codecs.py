@@ -11,16 +11,16 @@ from train.images.codecs import OPTIONS, compress, counted
 
 @pytest.fixture(scope="module")
 def drawing() -> Image.Image:
-    picture = Image.new("RGB", (64, 48), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (64, 48), "white")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((8, 6, 50, 40), "orange", "brown", 2)
     draw.rectangle((30, 20, 60, 44), "teal")
-    return picture
+    return image
 
 
-def encoded(picture: Image.Image, codec: str, **options: object) -> bytes:
+def encoded(image: Image.Image, codec: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, **{**OPTIONS[codec], **options})
+    image.save(file, **{**OPTIONS[codec], **options})
     return file.getvalue()
 
 
@@ -33,8 +33,8 @@ def test_the_budget_is_kept_and_more_bytes_never_look_worse(codec: str, drawing:
     errors = []
     for budget in (60, 120, 400, 4000):
         back = compress(drawing, codec, budget)
-        assert back.size <= budget and back.picture.size == drawing.size and back.picture.mode == "RGB"
-        errors.append(error(back.picture, drawing))
+        assert back.size <= budget and back.image.size == drawing.size and back.image.mode == "RGB"
+        errors.append(error(back.image, drawing))
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 20
 
 
@@ -47,7 +47,7 @@ def test_a_budget_out_of_reach_takes_the_fewest_bytes_and_says_how_many(codec: s
 def test_scaling_down_beats_the_lowest_quality_at_full_size(drawing: Image.Image):
     data = encoded(drawing, "WebP", quality=0)
     lowest = Image.open(io.BytesIO(data)).convert("RGB")
-    assert error(compress(drawing, "WebP", counted(data, "WebP")).picture, drawing) <= error(lowest, drawing)
+    assert error(compress(drawing, "WebP", counted(data, "WebP")).image, drawing) <= error(lowest, drawing)
 
 
 def test_a_webp_is_counted_without_its_container(drawing: Image.Image):
@@ -57,6 +57,6 @@ def test_a_webp_is_counted_without_its_container(drawing: Image.Image):
 
 
 def test_a_jpeg_is_counted_without_its_tables(drawing: Image.Image):
-    data, plain = (encoded(picture, "JPEG", quality=50) for picture in (drawing, Image.new("RGB", drawing.size)))
+    data, plain = (encoded(image, "JPEG", quality=50) for image in (drawing, Image.new("RGB", drawing.size)))
     assert counted(data, "JPEG") - counted(plain, "JPEG") == len(data) - len(plain)  # all the rest is equal
     assert counted(plain, "JPEG") == 50 and data[-2:] == b"\xff\xd9"  # 12 blocks of 16 x 16 pixels

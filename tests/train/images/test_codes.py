@@ -28,14 +28,14 @@ def noise(seed: int, size: tuple[int, int] = (20, 12)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures in a folder and one below, two bad files, and a tar with one good and one empty picture."""
-    root = tmp_path / "pictures"
+    """Five images in a folder and one below, two bad files, and a tar with one good and one empty image."""
+    root = tmp_path / "images"
     (root / "below").mkdir(parents=True)
     for i in range(5):
         noise(i).save(root / f"{i}.png")
     noise(5, (33, 17)).save(root / "below" / "wide.png")
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     with tarfile.open(root / "more.tar", "w") as tar:
         buffer = io.BytesIO()
         noise(6).save(buffer, "PNG")
@@ -46,14 +46,14 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_codes_are_those_of_each_picture_alone(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path):
+def test_codes_are_those_of_each_image_alone(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path):
     facts = write_codes(folder, tmp_path / "out", tokenizer, batch=3, per_shard=4)
     read = dict(read_codes(tmp_path / "out"))
     assert list(read) == ["0.png", "1.png", "2.png", "3.png", "4.png", "below/wide.png", "more.tar:x.png"]
     for i in range(5):
         assert torch.equal(read[f"{i}.png"], tokenizer.encode(folder / f"{i}.png"))
     assert torch.equal(read["more.tar:x.png"], tokenizer.encode(noise(6)))
-    assert facts["pictures"] == 7 and len(list((tmp_path / "out").glob("codes-*.safetensors"))) == 3
+    assert facts["images"] == 7 and len(list((tmp_path / "out").glob("codes-*.safetensors"))) == 3
     assert facts["images_per_second"] > 0
 
 
@@ -63,10 +63,10 @@ def test_what_is_skipped_is_named_with_its_reason_in_the_manifest(
     write_codes(folder, tmp_path / "out", tokenizer)
     skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]
     assert sorted(skipped) == ["broken.jpg", "more.tar:empty.png", "text.png"]
-    assert "0 bytes" in skipped["more.tar:empty.png"] and "not a picture" in skipped["text.png"]
+    assert "0 bytes" in skipped["more.tar:empty.png"] and "not an image" in skipped["text.png"]
 
 
-def test_pictures_kept_as_they_are_have_grids_of_their_own(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path):
+def test_images_kept_as_they_are_have_grids_of_their_own(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path):
     write_codes(folder, tmp_path / "out", tokenizer, size="keep")
     grids = {name: tuple(codes.shape) for name, codes in read_codes(tmp_path / "out")}
     assert grids["0.png"] == (3, 5) and grids["below/wide.png"] == (4, 8)  # 17 x 33 pixels, 4 a code
@@ -90,7 +90,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
             write_codes(folder, tmp_path / "out", tokenizer, per_shard=4)
     before = written[0].stat().st_mtime_ns
     facts = write_codes(folder, tmp_path / "out", tokenizer, per_shard=4)
-    assert written[0].stat().st_mtime_ns == before and facts["pictures"] == 7
+    assert written[0].stat().st_mtime_ns == before and facts["images"] == 7
     for a, b in zip(read_codes(tmp_path / "whole"), read_codes(tmp_path / "out"), strict=True):
         assert a[0] == b[0] and torch.equal(a[1], b[1])
 
@@ -106,10 +106,10 @@ def test_shards_of_another_run_are_not_mixed_in(folder: Path, tokenizer: ImageTo
 
 def test_nothing_to_encode_is_an_error(tokenizer: ImageTokenizer, tmp_path: Path, folder: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no pictures"):
+    with pytest.raises(ValueError, match="has no images"):
         write_codes(tmp_path / "empty", tmp_path / "out", tokenizer)
     (tmp_path / "empty" / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures can be encoded; the first, a\.png: .*0 bytes"):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be encoded; the first, a\.png: .*0 bytes"):
         write_codes(tmp_path / "empty", tmp_path / "out", tokenizer)
     with pytest.raises(ValueError, match="not a folder"):
         write_codes(tmp_path / "none", tmp_path / "out", tokenizer)
@@ -136,7 +136,7 @@ def test_the_command_reports_and_fails_with_one_line(
 ):
     main(folder, tmp_path / "out", str(vq_folder), "8x12")
     out = capsys.readouterr().out
-    assert "skipped broken.jpg" in out and "7 pictures, 3 skipped" in out
+    assert "skipped broken.jpg" in out and "7 images, 3 skipped" in out
     assert next(read_codes(tmp_path / "out"))[1].shape == (2, 3)
     for source, size in ((tmp_path / "none", "fit"), (folder, "big")):
         with pytest.raises(SystemExit, match=r"^encode: "):

@@ -14,27 +14,27 @@ def features() -> Features:
     return Features("lite0")
 
 
-def pictures(seed: int, side: int = 64) -> torch.Tensor:
+def images(seed: int, side: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_the_maps_have_the_channels_and_strides_that_are_told(features: Features):
-    maps = features(pictures(0))
+    maps = features(images(0))
     assert [m.shape[1] for m in maps] == list(features.channels)
     assert [tuple(m.shape[2:]) for m in maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
-def test_small_pictures_are_scaled_up(features: Features):
+def test_small_images_are_scaled_up(features: Features):
     scaled = Features("lite0", side=128)
-    assert scaled(pictures(0))[0].shape[-1] == 32
-    wide = pictures(1)[:, :, :32]  # 32 x 64: the shorter side becomes 128
+    assert scaled(images(0))[0].shape[-1] == 32
+    wide = images(1)[:, :, :32]  # 32 x 64: the shorter side becomes 128
     assert scaled(wide)[0].shape[-2:] == (32, 64)
 
 
 def test_the_last_maps_can_be_had_alone(features: Features):
     coarse = Features("lite0", last=2)
     assert coarse.channels == features.channels[-2:]
-    assert all(torch.equal(a, b) for a, b in zip(coarse(pictures(0)), features(pictures(0))[-2:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(coarse(images(0)), features(images(0))[-2:], strict=True))
 
 
 def test_features_stay_frozen_in_training_mode(features: Features):
@@ -44,15 +44,15 @@ def test_features_stay_frozen_in_training_mode(features: Features):
 
 
 def test_the_distance_is_zero_for_the_same_and_grows_with_noise(features: Features):
-    distance, a = FeatureDistance(features), pictures(0)
-    noise = pictures(2)
+    distance, a = FeatureDistance(features), images(0)
+    noise = images(2)
     values = [distance(a + share * noise, a).item() for share in (0.0, 0.05, 0.5)]
     assert values[0] == pytest.approx(0, abs=1e-6) and values[0] < values[1] < values[2]
 
 
-def test_the_gradient_of_the_distance_reaches_the_first_picture(features: Features):
-    a = pictures(0).requires_grad_()
-    FeatureDistance(features)(a, pictures(1)).backward()
+def test_the_gradient_of_the_distance_reaches_the_first_image(features: Features):
+    a = images(0).requires_grad_()
+    FeatureDistance(features)(a, images(1)).backward()
     assert a.grad is not None and a.grad.abs().sum() > 0
 
 

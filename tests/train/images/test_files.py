@@ -1,4 +1,4 @@
-"""Finding pictures in folders and tars, holding some out, and reading one."""
+"""Finding images in folders and tars, holding some out, and reading one."""
 
 import io
 import os
@@ -22,7 +22,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def picture(value: int = 100, size: tuple[int, int] = (24, 16)) -> Image.Image:
+def sample_image(value: int = 100, size: tuple[int, int] = (24, 16)) -> Image.Image:
     return Image.new("RGB", size, (value, 50, 200))
 
 
@@ -36,26 +36,27 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files at two depths, a tar, and what is no picture."""
+    """Files at two depths, a tar, and what is no image."""
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "b.JPG").write_bytes(encoded(picture(), "JPEG"))
-    (tmp_path / "deep" / "er" / "a.png").write_bytes(encoded(picture()))
-    (tmp_path / "deep" / "notes.txt").write_text("no picture")
+    (tmp_path / "b.JPG").write_bytes(encoded(sample_image(), "JPEG"))
+    (tmp_path / "deep" / "er" / "a.png").write_bytes(encoded(sample_image()))
+    (tmp_path / "deep" / "notes.txt").write_text("no image")
     (tmp_path / "._b.JPG").write_bytes(b"what macOS leaves")
     write_tar(
-        tmp_path / "shard.tar", {"x.png": encoded(picture(7)), "x.json": b"{}", "y.webp": encoded(picture(), "WEBP")}
+        tmp_path / "shard.tar",
+        {"x.png": encoded(sample_image(7)), "x.json": b"{}", "y.webp": encoded(sample_image(), "WEBP")},
     )
     return tmp_path
 
 
-def test_pictures_are_found_at_any_depth_and_in_tars_always_in_the_same_order(folder: Path):
+def test_images_are_found_at_any_depth_and_in_tars_always_in_the_same_order(folder: Path):
     entries, bad = index(folder)
     names = [entry.name.removeprefix(f"{folder}/") for entry in entries]
     assert names == ["b.JPG", "deep/er/a.png", "shard.tar:x.png", "shard.tar:y.webp"] and not bad
     assert index(folder)[0] == entries
 
 
-def test_what_has_a_pictures_name_and_is_no_file_is_named(folder: Path):
+def test_what_has_an_images_name_and_is_no_file_is_named(folder: Path):
     os.mkfifo(folder / "pipe.png")
     (folder / "deep" / "link.jpg").symlink_to(folder / "none.jpg")
     (folder / "deep" / "notes").symlink_to(folder / "nothing")
@@ -79,7 +80,7 @@ def test_a_tar_member_is_read_where_it_lies(folder: Path):
     entry = index(folder)[0][2]
     with open(entry.file, "rb") as file:
         file.seek(entry.offset)
-        assert file.read(entry.size) == encoded(picture(7))
+        assert file.read(entry.size) == encoded(sample_image(7))
 
 
 def test_of_a_cut_off_tar_what_is_left_is_used_and_the_tar_is_named(tmp_path: Path):
@@ -93,9 +94,9 @@ def test_of_a_cut_off_tar_what_is_left_is_used_and_the_tar_is_named(tmp_path: Pa
     assert list(bad) == [str(tmp_path / "a.tar")] and "not a whole tar" in bad[str(tmp_path / "a.tar")]
 
 
-def test_every_so_many_pictures_of_a_plain_folder_are_held_out(tmp_path: Path):
+def test_every_so_many_images_of_a_plain_folder_are_held_out(tmp_path: Path):
     for i in range(12):
-        (tmp_path / f"{i:02}.png").write_bytes(encoded(picture()))
+        (tmp_path / f"{i:02}.png").write_bytes(encoded(sample_image()))
     train, held_out, _ = split(tmp_path, every=5)
     assert [Path(entry.file).stem for entry in held_out] == ["00", "05", "10"]
     assert len(train) == 9 and not set(train) & set(held_out)
@@ -118,28 +119,28 @@ def test_a_data_set_has_its_own_splits(sample: Path):
     assert len(split(sample).held_out) == 11  # of train/, where no split is named
 
 
-def test_folders_without_pictures_say_what_to_give(tmp_path: Path, sample: Path):
+def test_folders_without_images_say_what_to_give(tmp_path: Path, sample: Path):
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         split(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has 0 pictures: give a folder with at least two \(\.png"):
+    with pytest.raises(ValueError, match=r"has 0 images: give a folder with at least two \(\.png"):
         split(tmp_path)
     write_tar(tmp_path / "words.tar", {"a.txt": b"words"})
-    with pytest.raises(ValueError, match="has 0 pictures"):
+    with pytest.raises(ValueError, match="has 0 images"):
         split(tmp_path)
     (tmp_path / "empty.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has 0 pictures.*empty\.tar: not a whole tar"):
+    with pytest.raises(ValueError, match=r"has 0 images.*empty\.tar: not a whole tar"):
         split(tmp_path)
-    (tmp_path / "one.png").write_bytes(encoded(picture()))
-    with pytest.raises(ValueError, match="has 1 pictures"):
+    (tmp_path / "one.png").write_bytes(encoded(sample_image()))
+    with pytest.raises(ValueError, match="has 1 images"):
         split(tmp_path)
     with pytest.raises(ValueError, match="unseen_nothing is not a folder"):
         split(sample, evaluate_on="unseen_nothing")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "I;16"])
-def test_a_picture_without_transparency_is_rgb(mode: str):
+def test_an_image_without_transparency_is_rgb(mode: str):
     array = np.full((8, 8), 40_000, np.uint16)
-    image = Image.fromarray(array) if mode == "I;16" else picture().convert(mode)
+    image = Image.fromarray(array) if mode == "I;16" else sample_image().convert(mode)
     assert decode(encoded(image, "TIFF"), 8).mode == "RGB"
 
 
@@ -159,20 +160,20 @@ def test_a_drawing_with_transparency_keeps_it(mode: str):
 
 
 def test_an_alpha_channel_that_hides_nothing_makes_no_drawing():
-    assert decode(encoded(picture().convert("RGBA")), 8).mode == "RGB"
+    assert decode(encoded(sample_image().convert("RGBA")), 8).mode == "RGB"
 
 
-def test_a_picture_on_its_side_is_turned_upright():
+def test_an_image_on_its_side_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode(encoded(picture(size=(24, 16)), "JPEG", exif=exif), 16).size == (16, 24)
+    assert decode(encoded(sample_image(size=(24, 16)), "JPEG", exif=exif), 16).size == (16, 24)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_large_pictures_are_kept_no_larger_than_needed(kind: str):
-    assert decode(encoded(picture(size=(1200, 800)), kind), 100).size == (150, 100)
-    assert decode(encoded(picture(size=(150, 199)), kind), 100).size == (150, 199)
-    assert decode(encoded(picture(size=(30, 20)), kind), 100).size == (30, 20)
+def test_large_images_are_kept_no_larger_than_needed(kind: str):
+    assert decode(encoded(sample_image(size=(1200, 800)), kind), 100).size == (150, 100)
+    assert decode(encoded(sample_image(size=(150, 199)), kind), 100).size == (150, 199)
+    assert decode(encoded(sample_image(size=(30, 20)), kind), 100).size == (30, 20)
 
 
 def claims(width: int, height: int) -> bytes:
@@ -186,9 +187,9 @@ def claims(width: int, height: int) -> bytes:
     ("data", "match"),
     [
         (b"", "empty"),
-        (b"hello, I am no picture", "not a picture"),
-        (encoded(picture(size=(200, 200)), "JPEG")[:500], "damaged or cut off"),
-        (encoded(picture(size=(200, 200)).convert("RGBA"))[:-60], "damaged or cut off"),
+        (b"hello, I am no image", "not an image"),
+        (encoded(sample_image(size=(200, 200)), "JPEG")[:500], "damaged or cut off"),
+        (encoded(sample_image(size=(200, 200)).convert("RGBA"))[:-60], "damaged or cut off"),
         (claims(9_000, 8_000), "too large: 9000 x 8000 pixels"),
         (claims(30_000, 30_000), "too large: over 178 million pixels"),
     ],

@@ -1,4 +1,4 @@
-"""Training pictures: order, resume, ranks, aspects, crops, and files that are bad."""
+"""Training images: order, resume, ranks, aspects, crops, and files that are bad."""
 
 import itertools
 import tarfile
@@ -20,7 +20,7 @@ COUNT = 21  # one of every twenty-one is held out: 20 are left
 
 
 def write(folder: Path, sizes: list[tuple[int, int]]) -> Path:
-    """Grey pictures; the value says which one."""
+    """Grey images; the value says which one."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, size in enumerate(sizes):
         Image.new("RGB", size, (10 * i, 10 * i, 10 * i)).save(folder / f"{i:03}.png")
@@ -29,17 +29,17 @@ def write(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write(tmp_path / "pictures", [(24, 16)] * COUNT)
+    return write(tmp_path / "images", [(24, 16)] * COUNT)
 
 
 def ids(batch: torch.Tensor) -> list[int]:
-    """Which pictures of `write` a batch has."""
+    """Which images of `write` a batch has."""
     return [round((value + 1) * 127.5 / 10) for value in batch[:, 0, 4, 4].tolist()]
 
 
 @pytest.fixture
 def noise() -> Image.Image:
-    """A picture that no symmetry maps to itself."""
+    """An image that no symmetry maps to itself."""
     return Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8))
 
 
@@ -51,7 +51,7 @@ def test_a_batch_is_pixels_from_minus_one_to_one(folder: Path):
     assert black_and_white[0].unique().tolist() == [-1] and black_and_white[1].unique().tolist() == [1]
 
 
-def test_an_epoch_shows_each_training_picture_once_and_no_held_out_one(folder: Path):
+def test_an_epoch_shows_each_training_image_once_and_no_held_out_one(folder: Path):
     source = ImageLoader(folder, 16, every=COUNT)
     epochs = [sorted(itertools.chain(*(ids(source.batch(step, 5)) for step in range(e, e + 4)))) for e in (0, 4, 8)]
     assert epochs == [list(range(1, COUNT))] * 3
@@ -91,7 +91,7 @@ def test_a_closed_iterator_leaves_no_threads(folder: Path):
     assert threading.active_count() == before
 
 
-def test_pictures_from_memory_are_the_pictures_from_disk(sample: Path):
+def test_images_from_memory_are_the_images_from_disk(sample: Path):
     kept, read = ImageLoader(sample, 16), ImageLoader(sample, 16, cache=0)
     for step in (0, 0, 1):
         assert torch.equal(kept.batch(step, 8), read.batch(step, 8))
@@ -112,7 +112,7 @@ def test_an_aspect_gives_about_the_area_of_the_square():
     assert shape_of("20:1", 16, 16) == Shape(16, 64)
 
 
-def test_each_picture_goes_to_the_nearest_aspect(tmp_path: Path):
+def test_each_image_goes_to_the_nearest_aspect(tmp_path: Path):
     sizes = [(20, 20), (30, 20), (20, 30), (21, 20), (90, 20), (20, 50)]
     folder = write(tmp_path, [(1, 1), *sizes])
     exif = Image.Exif()
@@ -123,7 +123,7 @@ def test_each_picture_goes_to_the_nearest_aspect(tmp_path: Path):
     assert members == {(16, 16): [0, 3], (12, 20): [1, 4], (20, 12): [2, 5, 6]}
 
 
-def test_a_batch_has_one_aspect_and_each_comes_by_its_number_of_pictures(tmp_path: Path):
+def test_a_batch_has_one_aspect_and_each_comes_by_its_number_of_images(tmp_path: Path):
     folder = write(tmp_path, [(9, 9)] + [(30, 20)] * 15 + [(20, 30)] * 5)
     source = ImageLoader(folder, 16, multiple=4, aspects=("3:2", "2:3", "1:1"), every=COUNT)
     batches = [source.batch(step, 5) for step in range(40)]
@@ -148,7 +148,7 @@ def test_the_schedule_of_aspects_does_not_change_as_it_grows():
     assert np.bincount(long) / 4096 == pytest.approx(np.array(counts) / 140, abs=2e-3)
 
 
-def test_a_crop_of_everything_is_the_picture(noise: Image.Image):
+def test_a_crop_of_everything_is_the_image(noise: Image.Image):
     np.testing.assert_array_equal(crop(noise, 1, 0.5, 0.5, False, Shape(20, 30)), np.asarray(noise))
     np.testing.assert_array_equal(crop(noise, 1, 0.5, 0.5, True, Shape(20, 30)), np.asarray(noise)[:, ::-1])
 
@@ -229,7 +229,7 @@ def test_a_limit_takes_held_out_images_from_all_over(folder: Path):
     assert len(source.held_out_images(limit=500)) == 11
 
 
-def test_the_next_good_picture_stands_in_for_a_bad_one(folder: Path):
+def test_the_next_good_image_stands_in_for_a_bad_one(folder: Path):
     for i in (4, 5, 20):
         (folder / f"{i:03}.png").write_bytes(b"words")
     source = ImageLoader(folder, 16, every=COUNT, max_bad=0.2)
@@ -247,7 +247,7 @@ def test_a_few_bad_files_are_replaced_counted_once_and_named(folder: Path, aspec
     source, other = (ImageLoader(folder, 16, multiple=4, aspects=aspects, every=COUNT) for _ in range(2))
     seen = [ids(batch) for _, batch in itertools.islice(source.batches(0, 5), 8)]
     assert {Path(name).name: reason.split(";")[0].split(" (")[0] for name, reason in source.skipped.items()} == {
-        "004.png": "not a picture",
+        "004.png": "not an image",
         "009.png": "damaged or cut off",
     }
     assert set(itertools.chain(*seen)) == set(range(1, COUNT)) - {4, 9}
@@ -267,7 +267,7 @@ def test_too_many_bad_files_stop_the_run_with_examples(folder: Path, data: bytes
     assert len(list(itertools.islice(lenient.batches(0, 5), 4))) == 4 and len(lenient.skipped) == 4
 
 
-def test_one_bad_picture_of_a_few_does_not_stop_the_run(tmp_path: Path):
+def test_one_bad_image_of_a_few_does_not_stop_the_run(tmp_path: Path):
     (write(tmp_path, [(9, 9)] * 4) / "002.png").write_bytes(b"words")
     source = ImageLoader(tmp_path, 8, every=4)
     assert set(ids(source.batch(0, 3))) <= {1, 3} and len(source.skipped) == 1
@@ -277,9 +277,9 @@ def test_one_bad_picture_of_a_few_does_not_stop_the_run(tmp_path: Path):
 def test_a_folder_of_bad_files_says_so(tmp_path: Path, aspects: tuple[str, ...]):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"words")
-    with pytest.raises(ValueError, match=r"none of the 2 pictures can be read; .*1\.jpg: not a picture"):
+    with pytest.raises(ValueError, match=r"none of the 2 images can be read; .*1\.jpg: not an image"):
         ImageLoader(tmp_path, 16, multiple=4, aspects=aspects, max_bad=1.0).batch(0, 1)
-    with pytest.raises(ValueError, match="none of the pictures to evaluate on can be read"):
+    with pytest.raises(ValueError, match="none of the images to evaluate on can be read"):
         ImageLoader(tmp_path, 16).held_out_images()
 
 
@@ -290,7 +290,7 @@ def test_a_file_that_goes_away_during_the_run_is_bad(folder: Path):
     assert "No such file" in source.skipped[str(folder / "007.png")]
 
 
-def test_pictures_in_tars_with_damaged_members_are_trained_on(tmp_path: Path):
+def test_images_in_tars_with_damaged_members_are_trained_on(tmp_path: Path):
     files = write(tmp_path / "files", [(9, 9)] * COUNT)
     (files / "003.png").write_bytes((files / "003.png").read_bytes()[:-30])
     shards = tmp_path / "shards"

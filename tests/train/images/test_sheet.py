@@ -9,14 +9,14 @@ from train.images.sheet import LABEL, _wrap, contact_sheet
 RED, BLUE = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
 
 
-def test_pictures_stand_in_rows_behind_their_words():
+def test_images_stand_in_rows_behind_their_words():
     sheet = contact_sheet(["one", "two"], [[RED, BLUE], [BLUE]])
     assert sheet.size == (LABEL + 2 * 18, 2 * 10)
     centres = [(LABEL + 8, 4), (LABEL + 18 + 8, 4), (LABEL + 8, 14), (LABEL + 18 + 8, 14)]
     assert [sheet.getpixel(at) for at in centres] == [(255, 0, 0), (0, 0, 255), (0, 0, 255), (255, 255, 255)]
 
 
-def test_words_are_written_left_of_the_pictures():
+def test_words_are_written_left_of_the_images():
     pixels = np.asarray(contact_sheet(["تفاحة red apple"], [[Image.new("RGB", (40, 40), "white")]]).convert("L"))
     assert pixels[:, :LABEL].min() < 128 and pixels[:, LABEL:].min() == 255
 

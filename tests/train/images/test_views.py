@@ -31,17 +31,17 @@ def disc() -> Image.Image:
 
 
 def test_the_plain_view_of_an_opaque_drawing_is_the_drawing(noise: Image.Image):
-    picture = place(noise, PLAIN, SIZE)
-    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture, np.asarray(noise)[..., :3])
+    image = place(noise, PLAIN, SIZE)
+    assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.asarray(noise)[..., :3])
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
 def test_the_ground_has_its_colour_at_the_corners(disc: Image.Image, ground: str):
-    picture = place(disc, View(ground), SIZE)
-    for corner in (picture[0, 0], picture[0, -1], picture[-1, 0], picture[-1, -1]):
+    image = place(disc, View(ground), SIZE)
+    for corner in (image[0, 0], image[0, -1], image[-1, 0], image[-1, -1]):
         assert tuple(corner) == GROUNDS[ground][2]
-    assert tuple(picture[SIZE // 2, SIZE // 2]) == (255, 0, 0)
+    assert tuple(image[SIZE // 2, SIZE // 2]) == (255, 0, 0)
 
 
 def test_a_mirrored_view_is_the_plain_one_from_right_to_left(noise: Image.Image):
@@ -57,18 +57,18 @@ def test_a_shift_moves_right_and_down_and_shows_the_ground_behind(noise: Image.I
 
 
 def test_a_smaller_scale_leaves_a_free_border(noise: Image.Image):
-    picture = place(noise, View("blue", scale=0.5), SIZE)
+    image = place(noise, View("blue", scale=0.5), SIZE)
     inside = np.zeros((SIZE, SIZE), bool)
     inside[8:24, 8:24] = True
-    assert (picture[~inside] == GROUNDS["blue"][2]).all()
-    assert (picture[inside] != GROUNDS["blue"][2]).any(-1).mean() > 0.9
+    assert (image[~inside] == GROUNDS["blue"][2]).all()
+    assert (image[inside] != GROUNDS["blue"][2]).any(-1).mean() > 0.9
 
 
 @pytest.mark.parametrize("scale", [0.85, 0.97, 1.0])
 def test_the_colour_of_transparent_pixels_does_not_bleed(disc: Image.Image, scale: float):
-    picture = place(disc, View(scale=scale), SIZE).astype(int)
-    assert (picture[..., 0] >= 253).all()  # from red to white through pink alone
-    assert (abs(picture[..., 1] - picture[..., 2]) <= 2).all()
+    image = place(disc, View(scale=scale), SIZE).astype(int)
+    assert (image[..., 0] >= 253).all()  # from red to white through pink alone
+    assert (abs(image[..., 1] - image[..., 2]) <= 2).all()
 
 
 def test_a_seed_gives_the_same_views(noise: Image.Image):
@@ -113,7 +113,7 @@ class TestDistortion:
     def seeds(self, count: int = 40):
         return (np.random.default_rng(seed) for seed in range(count))
 
-    def test_the_same_seed_gives_the_same_picture_and_another_one_another(self, disc: Image.Image):
+    def test_the_same_seed_gives_the_same_image_and_another_one_another(self, disc: Image.Image):
         one, same, other = (place(disc, View(distortion=seed), SIZE) for seed in (3, 3, 4))
         np.testing.assert_array_equal(one, same)
         assert (one != other).any() and (one != place(disc, PLAIN, SIZE)).any()
@@ -132,7 +132,7 @@ class TestDistortion:
         assert all((one != flat).mean() > 0.3 for one in changed)
         assert any((one[..., 3] < 128).any() for one in changed)
 
-    def test_half_of_the_pictures_keep_nearly_their_colours_and_some_are_grey(self, disc: Image.Image):
+    def test_half_of_the_images_keep_nearly_their_colours_and_some_are_grey(self, disc: Image.Image):
         red = Image.new("RGB", (8, 8), (220, 40, 30))
         seen = [np.asarray(recolour(red, rng))[0, 0].astype(int) for rng in self.seeds(300)]
         reddish = [colour[0] > colour[1:].max() + 40 for colour in seen]

@@ -13,12 +13,12 @@ from train.language.objective import KINDS, Form, Forms, Objective, TrainingSequ
 VOCAB = Vocab(64, 300, 32)
 WORDS = VOCAB.text_to_ids([5, 6, 7, 8, 9])
 CODES = VOCAB.code_to_id(list(range(16)))
-PICTURE = [VOCAB.break_, VOCAB.image, *CODES, VOCAB.end_image, VOCAB.eos]
-DRAWING = [VOCAB.eos, *WORDS, *PICTURE]
+IMAGE = [VOCAB.break_, VOCAB.image, *CODES, VOCAB.end_image, VOCAB.eos]
+DRAWING = [VOCAB.eos, *WORDS, *IMAGE]
 # <eos> p p ANSWER ANSWER p ANSWER <break> ...
-ASKING = [VOCAB.eos, *VOCAB.text_to_ids([10, 11, 20, 21, 12, 22]), *PICTURE]
+ASKING = [VOCAB.eos, *VOCAB.text_to_ids([10, 11, 20, 21, 12, 22]), *IMAGE]
 SPANS = [(3, 5), (6, 7)]
-EDITING = [VOCAB.eos, *WORDS, *PICTURE[:-1], *PICTURE[1:]]  # two pictures side by side: before and after
+EDITING = [VOCAB.eos, *WORDS, *IMAGE[:-1], *IMAGE[1:]]  # two images side by side: before and after
 GRID = 4, 4
 PROMPT, ANSWER, FIRST, OTHER, SOURCE = range(1, 6)
 
@@ -33,7 +33,7 @@ def moved(spans: list[tuple[int, int]], form: int, seed: int) -> int:
         Form.ANSWERS_MASKED: len(spans),
         Form.INPAINTING: seed % 2,
         Form.IMAGE_FIRST: 0,
-    }[form]
+    }[Form(form)]
 
 
 def row(
@@ -42,9 +42,9 @@ def row(
     return training_sequence(ids, spans, form, moved(spans, form, seed), VOCAB, objective, GRID, seed)
 
 
-def forms_of(answers: np.ndarray, texts: np.ndarray, objective: Objective, pictures: np.ndarray | None = None) -> Forms:
-    pictures = np.ones_like(answers) if pictures is None else pictures
-    return choose_forms(answers, texts, pictures, 16, objective, np.random.default_rng(0))
+def forms_of(answers: np.ndarray, texts: np.ndarray, objective: Objective, images: np.ndarray | None = None) -> Forms:
+    images = np.ones_like(answers) if images is None else images
+    return choose_forms(answers, texts, images, 16, objective, np.random.default_rng(0))
 
 
 def kinds_of(row: TrainingSequence) -> dict[int, int]:
@@ -86,7 +86,7 @@ def test_a_row_is_no_longer_than_its_form_says(ids, spans, form: int, seed: int)
     assert length <= most and (form == Form.CM3_SPANS or length == most)
 
 
-def test_a_drawing_reads_from_left_to_right_with_the_picture_in_full_weight():
+def test_a_drawing_reads_from_left_to_right_with_the_image_in_full_weight():
     out = row(
         DRAWING,
         [],
@@ -98,15 +98,15 @@ def test_a_drawing_reads_from_left_to_right_with_the_picture_in_full_weight():
     np.testing.assert_array_equal(out.weights, np.array(expected, np.float32))
 
 
-def test_the_first_codes_of_each_picture_have_their_weight():
-    two = [*DRAWING[:-1], VOCAB.break_, *WORDS, *PICTURE]
+def test_the_first_codes_of_each_image_have_their_weight():
+    two = [*DRAWING[:-1], VOCAB.break_, *WORDS, *IMAGE]
     kinds = row(two, [], Form.LEFT_TO_RIGHT, objective=Objective(first_codes=5)).kinds
     assert (kinds == FIRST).sum() == 10 and (kinds == OTHER).sum() == 22
 
 
-def test_without_its_text_a_picture_follows_a_mask_and_the_words_come_last():
+def test_without_its_text_an_image_follows_a_mask_and_the_words_come_last():
     out = row(DRAWING, [], Form.TEXT_MASKED)
-    head = [VOCAB.eos, VOCAB.mask(0), *PICTURE[:-1], VOCAB.infill(0)]
+    head = [VOCAB.eos, VOCAB.mask(0), *IMAGE[:-1], VOCAB.infill(0)]
     assert out.ids.tolist() == [*head, *WORDS, VOCAB.eos]
     assert out.kinds[len(head) :].tolist() == [ANSWER] * 6  # the words and the <eos> that ends them
 
@@ -164,19 +164,19 @@ def test_the_forms_have_their_shares():
     assert (told.extra == np.where(told.form == Form.ANSWERS_MASKED, 4, 1)).all()
 
 
-def test_only_documents_of_one_picture_have_holes():
-    pictures = np.arange(1000) % 4
+def test_only_documents_of_one_image_have_holes():
+    images = np.arange(1000) % 4
     forms = forms_of(
-        np.zeros(1000, int), np.ones(1000, int), Objective(text_masked=0.0, cm3_spans=0.0, inpainting=1.0), pictures
+        np.zeros(1000, int), np.ones(1000, int), Objective(text_masked=0.0, cm3_spans=0.0, inpainting=1.0), images
     )
-    assert (forms.form == np.where(pictures == 1, Form.INPAINTING, Form.LEFT_TO_RIGHT)).all()
-    assert not forms.extra[pictures != 1].any()
+    assert (forms.form == np.where(images == 1, Form.INPAINTING, Form.LEFT_TO_RIGHT)).all()
+    assert not forms.extra[images != 1].any()
 
 
 def test_no_more_texts_move_than_there_are_masks():
     forms = forms_of(np.zeros(4, int), np.array([0, 3, 16, 40]), Objective(text_masked=1.0))
     assert forms.masked.tolist() == [0, 3, 16, 16]
-    many = [VOCAB.eos, *(id for i in range(20) for id in (*VOCAB.text_to_ids([i]), *PICTURE[:-1], VOCAB.break_))]
+    many = [VOCAB.eos, *(id for i in range(20) for id in (*VOCAB.text_to_ids([i]), *IMAGE[:-1], VOCAB.break_))]
     out = training_sequence([*many[:-1], VOCAB.eos], [], Form.TEXT_MASKED, 16, VOCAB, ANY, GRID, 0)
     assert unrotate(out.ids.tolist(), VOCAB) == [*many[:-1], VOCAB.eos]
 
@@ -188,7 +188,7 @@ def test_evaluation_sees_documents_as_they_read():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_holes_of_a_picture_are_to_be_filled_in_its_second_copy(seed: int):
+def test_the_holes_of_an_image_are_to_be_filled_in_its_second_copy(seed: int):
     """By turns with its words before it, and with a mask in their place and the words behind."""
     out = row(DRAWING, [], Form.INPAINTING, seed)
     ids, masked = out.ids.tolist(), seed % 2
@@ -205,7 +205,7 @@ def test_the_holes_of_a_picture_are_to_be_filled_in_its_second_copy(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_of_a_picture_with_holes_only_what_is_missing_counts_unless_copies_do_too(seed: int):
+def test_of_an_image_with_holes_only_what_is_missing_counts_unless_copies_do_too(seed: int):
     objective = Objective(first_codes=5, first_code_weight=2.0, code_weight=1.0, source_code_weight=0.25)
     out = row(DRAWING, [], Form.INPAINTING, seed, objective)
     start, again = np.flatnonzero(out.ids == VOCAB.image).tolist()
@@ -225,7 +225,7 @@ def test_of_a_picture_with_holes_only_what_is_missing_counts_unless_copies_do_to
     np.testing.assert_array_equal(told.weights[elsewhere], out.weights[elsewhere])
 
 
-def test_a_picture_that_another_follows_at_once_is_a_source():
+def test_an_image_that_another_follows_at_once_is_a_source():
     out = row(
         EDITING,
         [],
@@ -235,13 +235,13 @@ def test_a_picture_that_another_follows_at_once_is_a_source():
     codes = out.ids >= VOCAB.first_code
     assert out.kinds[codes].tolist() == [SOURCE] * 16 + [FIRST] * 3 + [OTHER] * 13
     assert out.weights[codes].tolist() == [0.25] * 16 + [2.0] * 3 + [1.0] * 13
-    apart = [*DRAWING[:-1], VOCAB.break_, *WORDS, *PICTURE]
+    apart = [*DRAWING[:-1], VOCAB.break_, *WORDS, *IMAGE]
     assert SOURCE not in row(apart, [], Form.LEFT_TO_RIGHT).kinds
-    three = [*EDITING[:-1], *PICTURE[1:]]
+    three = [*EDITING[:-1], *IMAGE[1:]]
     assert (row(three, [], Form.LEFT_TO_RIGHT).kinds == SOURCE).sum() == 32
 
 
-def test_what_is_told_stands_behind_the_picture_and_ends_with_a_break():
+def test_what_is_told_stands_behind_the_image_and_ends_with_a_break():
     out = row(
         ASKING,
         SPANS,
@@ -249,7 +249,7 @@ def test_what_is_told_stands_behind_the_picture_and_ends_with_a_break():
         objective=Objective(answer_weight=5.0, prompt_weight=0.25, first_codes=16, first_code_weight=1.0),
     )
     text = [VOCAB.break_, *ASKING[1:5], VOCAB.break_, *ASKING[5:7], VOCAB.eos]
-    assert out.ids.tolist() == [VOCAB.eos, *PICTURE[1:-1], *text]
+    assert out.ids.tolist() == [VOCAB.eos, *IMAGE[1:-1], *text]
     assert len(out.ids) == len(ASKING) + 1  # as choose_forms says
     prompts, answers = [PROMPT] * 3, [ANSWER] * 3  # <break> p p; ANSWER ANSWER and the <break> that ends them
     assert out.kinds.tolist() == [0, 0, *[FIRST] * 16, 0, *prompts, *answers, PROMPT, ANSWER, ANSWER]
@@ -272,7 +272,7 @@ def test_every_kind_has_a_name():
     assert len(KINDS) == SOURCE
 
 
-def test_pictures_that_are_asked_about_count_as_much_as_is_wished():
+def test_images_that_are_asked_about_count_as_much_as_is_wished():
     for form in (Form.ANSWERS_MASKED, Form.IMAGE_FIRST):
         whole, less = (row(ASKING, SPANS, form, objective=Objective(vqa_code_factor=asked)) for asked in (1.0, 0.1))
         codes = whole.ids >= VOCAB.first_code
@@ -301,7 +301,7 @@ def test_answers_without_an_image_stay_in_their_place_and_count_as_answers():
 
 
 def test_documents_before_the_last_count_by_their_factor():
-    one = [*WORDS, *PICTURE]
+    one = [*WORDS, *IMAGE]
     ids = [VOCAB.eos, *one, *one]
     whole = training_sequence(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=1.0), (4, 4), 0).weights
     less = training_sequence(ids, [], Form.LEFT_TO_RIGHT, 0, VOCAB, Objective(retrieved_factor=0.1), (4, 4), 0).weights

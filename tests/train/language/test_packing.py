@@ -24,7 +24,7 @@ PLAIN = Objective().plain()
 COUNT = 300
 
 
-def like_captioned_pictures(count: int, seed: int = 0) -> list[int]:
+def like_captioned_images(count: int, seed: int = 0) -> list[int]:
     """From 70 to 114 tokens, 84 in the mean: 64 codes and what is said of them."""
     return (70 + 44 * np.random.default_rng(seed).beta(2, 4.28, count)).round().astype(int).tolist()
 
@@ -41,7 +41,7 @@ def log_normal(count: int, seed: int = 0) -> list[int]:
 @pytest.fixture(scope="module")
 def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of 100 documents, 30 to 74 tokens each."""
-    lengths = [length - 40 for length in like_captioned_pictures(COUNT)]
+    lengths = [length - 40 for length in like_captioned_images(COUNT)]
     return write_shards(tmp_path_factory.mktemp("tokens"), vq_folder, lengths, per_shard=100)
 
 
@@ -81,8 +81,8 @@ def test_packing_places_each_item_once_and_fills_no_row_beyond_its_size(lengths:
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_less_than_2_percent_of_captioned_pictures_rows_is_padding(size: int):
-    lengths = like_captioned_pictures(4096)
+def test_less_than_2_percent_of_captioned_images_rows_is_padding(size: int):
+    lengths = like_captioned_images(4096)
     assert min(lengths) >= 70 and max(lengths) <= 114 and abs(np.mean(lengths) - 84) < 0.5
     assert sum(lengths) > 0.98 * size * len(pack(lengths, size))
 
@@ -120,7 +120,7 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
             for part, place in zip(parts, places, strict=False):
                 form, document = int(plan.forms.form[place]), shards.document(int(plan.documents[place])).ids
                 row = ids[part].tolist()
-                if form == Form.INPAINTING:  # without its first picture, which has the holes
+                if form == Form.INPAINTING:  # without its first image, which has the holes
                     row = [*row[: row.index(vocab.image)], *row[row.index(vocab.end_image) + 1 :]]
                 assert unrotate(row, vocab) == document
                 size = len(document) + int(plan.forms.extra[place])
@@ -339,7 +339,7 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     "objective", [PLAIN, Objective(inpainting=1.0, text_masked=0.0, cm3_spans=0.0), Objective(answers_masked=0.0)]
 )
 @pytest.mark.parametrize("asked", [0.0, 1.0])
-def test_pictures_without_a_beginning_or_an_end_are_left_out_or_harmless(
+def test_images_without_a_beginning_or_an_end_are_left_out_or_harmless(
     vq_folder: Path, tmp_path: Path, asked: float, objective: Objective
 ):
     folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=asked)

@@ -1,4 +1,4 @@
-"""The log of a run as a picture."""
+"""The log of a run as an image."""
 
 import json
 from pathlib import Path

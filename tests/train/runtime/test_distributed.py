@@ -38,16 +38,16 @@ def launch(processes: int, out: Path, *settings: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for i in range(40):
         Image.linear_gradient("L").resize((20 + i, 30)).rotate(9 * i).convert("RGB").save(folder / f"{i:02}.png")
     return folder
 
 
-def test_two_processes_train_what_one_does_with_twice_the_batch(pictures: Path, tmp_path: Path):
+def test_two_processes_train_what_one_does_with_twice_the_batch(images: Path, tmp_path: Path):
     shared = [
-        f"data.folder={pictures}",
+        f"data.folder={images}",
         "preset=tiny",
         "steps=6",
         "optim.warmup_steps=2",
@@ -66,9 +66,9 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(pictures: Path, 
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]  # one process writes
 
 
-def test_two_processes_train_with_every_loss_and_resume(pictures: Path, tmp_path: Path):
+def test_two_processes_train_with_every_loss_and_resume(images: Path, tmp_path: Path):
     settings = [
-        f"data.folder={pictures}",
+        f"data.folder={images}",
         "preset=tiny",
         "optim.warmup_steps=2",
         "log.every=1",

@@ -65,7 +65,7 @@ def placed(left: int, top: int, side: int) -> Placed:
 
 def test_a_box_bounds_its_outline_and_what_stands_out_from_the_ground(shown):
     for scene, out in shown:
-        apart = np.abs(out.picture.astype(int) - GROUNDS[scene.ground][2]).max(-1) > 0
+        apart = np.abs(out.image.astype(int) - GROUNDS[scene.ground][2]).max(-1) > 0
         for i, one in enumerate(scene.placed):
             left, top, right, bottom = out.box(i)
             inside = np.zeros((SIZE, SIZE), bool)
@@ -85,7 +85,7 @@ def test_what_no_drawing_covers_is_the_ground(shown):
         free = np.ones((SIZE, SIZE), bool)
         for one in scene.placed:
             free[one.top : one.top + one.side, one.left : one.left + one.side] = False
-        assert (out.picture[free] == GROUNDS[scene.ground][2]).all()
+        assert (out.image[free] == GROUNDS[scene.ground][2]).all()
 
 
 def test_later_things_hide_earlier_ones():
@@ -95,7 +95,7 @@ def test_later_things_hide_earlier_ones():
     assert out.outlines[1].sum() == render(Scene((above,)), SIZE).outlines[0].sum()
 
 
-def test_nothing_overlaps_or_leaves_the_picture(scenes: list[Scene]):
+def test_nothing_overlaps_or_leaves_the_image(scenes: list[Scene]):
     for scene in scenes:
         assert not any(overlap(a, b) for a, b in itertools.combinations(scene.placed, 2))
         assert all(0 <= at and at + one.side <= SIZE for one in scene.placed for at in (one.left, one.top))
@@ -110,10 +110,10 @@ def test_things_of_aligned_scenes_fill_whole_cells_and_look_the_same_in_each_pla
     step, looks, sides = 6, {}, dict[int, set[int]]()
     for scene in some(Stage(things, SIZE, paints=0, aligned=1.0, cells=SIZE // step)):
         assert scene.step == step
-        picture = render(replace(scene, ground="white"), SIZE).picture
+        image = render(replace(scene, ground="white"), SIZE).image
         for one in scene.placed:
             assert one.left % step == one.top % step == one.side % step == 0 and not one.mirror
-            look = picture[one.top : one.top + one.side, one.left : one.left + one.side].tobytes()
+            look = image[one.top : one.top + one.side, one.left : one.left + one.side].tobytes()
             assert looks.setdefault((one.thing.key, one.side), look) == look
             sides.setdefault(len(scene.placed), set()).add(one.side)
     assert sides == {1: {24}, 2: {18}, 3: {18}}  # one spelling for a thing alone, one for a thing among others
@@ -135,7 +135,7 @@ def test_a_share_of_the_scenes_is_aligned(things: list[Thing]):
     assert 60 < steps.count(6) < 140 and steps.count(6) + steps.count(0) == 200
 
 
-def test_a_full_picture_has_no_place_left(things: list[Thing]):
+def test_a_full_image_has_no_place_left(things: list[Thing]):
     assert settle(things[0], [placed(0, 0, SIZE)], SIZE, (10, 12), np.random.default_rng(0)) is None
 
 
@@ -161,20 +161,20 @@ def test_a_relation_runs_along_the_longer_way(left: int, top: int, word: str):
     assert relation(placed(left, top, 8), placed(20, 20, 8)) == word
 
 
-def test_a_mirrored_thing_is_the_picture_turned_round(things: list[Thing]):
+def test_a_mirrored_thing_is_the_image_turned_round(things: list[Thing]):
     one = Placed(things[4], 20, 10, 6)
     plain, mirrored = (
-        render(Scene((with_mirror,)), SIZE).picture[6:26, 10:30]
+        render(Scene((with_mirror,)), SIZE).image[6:26, 10:30]
         for with_mirror in (one, Placed(things[4], 20, 10, 6, mirror=True))
     )
     assert np.array_equal(plain, mirrored[:, ::-1])
 
 
 def test_the_same_seed_gives_the_same_scenes(things: list[Thing], shown):
-    again = [render(scene, SIZE).picture for scene in some(Stage(things, SIZE))]
-    assert all(np.array_equal(a.picture, b) for (_, a), b in zip(shown, again, strict=True))
-    other = [render(scene, SIZE).picture for scene in some(Stage(things, SIZE), seed=1)]
-    assert not all(np.array_equal(a.picture, b) for (_, a), b in zip(shown, other, strict=True))
+    again = [render(scene, SIZE).image for scene in some(Stage(things, SIZE))]
+    assert all(np.array_equal(a.image, b) for (_, a), b in zip(shown, again, strict=True))
+    other = [render(scene, SIZE).image for scene in some(Stage(things, SIZE), seed=1)]
+    assert not all(np.array_equal(a.image, b) for (_, a), b in zip(shown, other, strict=True))
 
 
 def test_training_scenes_have_no_held_out_combination_and_novel_ones_always_have_one(things: list[Thing]):
@@ -212,7 +212,7 @@ def test_painted_things_measure_as_their_paint(things: list[Thing]):
             assert main_colour(np.asarray(painted(thing, paint))) == paint
             assert np.array_equal(np.asarray(painted(thing, paint))[..., 3], np.asarray(thing.drawing)[..., 3])
             out = render(Scene((Placed(thing, 40, 4, 4, paint=paint),)), SIZE)
-            measured = np.dstack((out.picture, out.outlines[0] * np.uint8(255)))
+            measured = np.dstack((out.image, out.outlines[0] * np.uint8(255)))
             assert main_colour(measured) == paint == Placed(thing, 40, 4, 4, paint=paint).colour
     assert found > len(things) / 2
 

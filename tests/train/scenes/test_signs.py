@@ -57,14 +57,14 @@ def test_aligned_letters_have_a_column_of_cells_each(step: int):
 
 def test_letters_stand_out_from_every_board():
     for board in BOARDS:
-        picture = sign("FOX", board, 64).astype(int)
-        found = picture[ink("FOX", board, 64)]
+        image = sign("FOX", board, 64).astype(int)
+        found = image[ink("FOX", board, 64)]
         assert np.abs(found.sum(-1) - sum(board)).max() > 250
 
 
-def test_every_word_and_every_board_makes_another_picture():
-    pictures = [sign(word, board, 64).tobytes() for word in WORDS for board in BOARDS]
-    assert len(set(pictures)) == len(pictures)
+def test_every_word_and_every_board_makes_another_image():
+    images = [sign(word, board, 64).tobytes() for word in WORDS for board in BOARDS]
+    assert len(set(images)) == len(images)
     assert sign("FOX", BOARDS[0], 64).shape == (64, 64, 3)
 
 

@@ -198,7 +198,7 @@ def test_a_long_caption_tells_the_place_of_each_thing_and_the_ground(studio: Stu
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("ask", [tasks.present, tasks.relation_holds, tasks.side])
-def test_who_sees_no_picture_cannot_do_better_than_by_chance(
+def test_who_sees_no_image_cannot_do_better_than_by_chance(
     studio: Studio, language: str, ask: Callable[[SceneView], Target | None]
 ):
     """Of two possible answers to a question each is right as often, whatever its words."""
@@ -229,7 +229,7 @@ def test_questions_that_name_things_do_not_stand_beside_those_that_ask_for_them(
             if made:
                 found = [target.task for target in made.asked]
                 assert set(found) <= allowed and len(set(found)) == len(found)
-                assert not made.words and np.array_equal(made.pictures[-1], view.shown.picture)
+                assert not made.words and np.array_equal(made.images[-1], view.shown.image)
                 lengths[len(found)] += 1
                 seen |= set(found)
         assert seen == allowed and set(lengths) <= {1, 2, 3}
@@ -257,7 +257,7 @@ def test_plurals(name: str, many: str):
     assert plural(name) == many
 
 
-def test_places_are_the_ninths_of_the_picture():
+def test_places_are_the_ninths_of_the_image():
     thing = drawn_things()[0]
     found = [place(Placed(thing, 4, x, y), 30) for y in (0, 13, 26) for x in (0, 13, 26)]
     assert found == list(PLACES)
@@ -321,12 +321,12 @@ def changed(edit: Edit) -> int:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("task", ["add", "remove", "replace", "recolour", "move", "reground"])
-def test_an_edit_shows_the_picture_before_and_after(edits, task: str, language: str):
+def test_an_edit_shows_the_image_before_and_after(edits, task: str, language: str):
     for edit in edits(task, language):
-        before, after = edit.made.pictures
+        before, after = edit.made.images
         assert edit.made.kept and not edit.made.asked and language_of(edit.made.words) == language
-        assert np.array_equal(before, edit.view.shown.picture)
-        assert np.array_equal(after, render(edit.scene, SIZE).picture) and not np.array_equal(before, after)
+        assert np.array_equal(before, edit.view.shown.image)
+        assert np.array_equal(after, render(edit.scene, SIZE).image) and not np.array_equal(before, after)
         placed = edit.scene.placed
         assert not any(overlap(a, b) for i, a in enumerate(placed) for b in placed[i + 1 :])
 
@@ -403,7 +403,7 @@ def test_reground_changes_the_ground_alone(edits):
         assert edit.scene.ground == {**english, **ARABIC_GROUND}[ground] != edit.view.scene.ground
 
 
-# Pictures from words, boxes and maps.
+# Images from words, boxes and maps.
 
 
 def without_ground(view: SceneView, words: str) -> str:
@@ -430,7 +430,7 @@ def test_drawings_are_asked_for_by_what_is_there_and_how_it_lies(studio: Studio,
     relations = alone = 0
     for view in studio.views(language, 120):
         made = TASKS["draw"].make(view)
-        assert made and len(made.pictures) == 1
+        assert made and len(made.images) == 1
         words = without_ground(view, made.words)
         if len(view.scene.placed) == 1:
             alone += 1
@@ -465,20 +465,20 @@ def test_boxes_bound_what_they_name(studio: Studio, language: str):
 def test_segments_stand_in_the_order_of_their_names(studio: Studio, language: str):
     for view in studio.views(language, 40):
         made = TASKS["segments"].make(view)
-        assert made and len(made.pictures) == 2
+        assert made and len(made.images) == 2
         words = without_ground(view, made.words.split(": ", 1)[1])
         assert [key(name) for name in re.split("[,،] ", words)] == names(view.scene)
         for colour, outline in zip(SEGMENTS, view.shown.outlines, strict=False):
-            assert np.array_equal((made.pictures[0] == colour).all(-1), outline)
-        assert np.array_equal(made.pictures[0], segment_map(view.shown))
-        assert not made.pictures[0][~view.shown.outlines.any(0)].any()
+            assert np.array_equal((made.images[0] == colour).all(-1), outline)
+        assert np.array_equal(made.images[0], segment_map(view.shown))
+        assert not made.images[0][~view.shown.outlines.any(0)].any()
 
 
 def test_edges_lie_where_the_brightness_changes():
-    picture = np.full((32, 32, 3), 255, np.uint8)
-    assert not edge_map(picture).any()
-    picture[8:24, 8:24] = 40
-    edges = edge_map(picture)[..., 0]
+    image = np.full((32, 32, 3), 255, np.uint8)
+    assert not edge_map(image).any()
+    image[8:24, 8:24] = 40
+    edges = edge_map(image)[..., 0]
     assert set(np.unique(edges)) == {0, 255}
     assert edges[8, 9:23].all() and edges[9:23, 8].all() and not edges[11:21, 11:21].any() and not edges[:5].any()
 

@@ -84,7 +84,7 @@ def test_the_predictor_does_not_see_hidden_latents():
 
 def test_the_predictor_learns_what_the_visible_part_tells():
     torch.manual_seed(0)
-    kinds = torch.randn(4, 6)  # the whole picture is one of four kinds
+    kinds = torch.randn(4, 6)  # the whole image is one of four kinds
     which = torch.arange(16) % 4
     teacher = kinds[which][:, :, None, None].expand(16, 6, 4, 4)
     quantized = teacher[:, :4]

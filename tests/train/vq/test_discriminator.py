@@ -28,7 +28,7 @@ def test_a_logit_sees_its_patch_alone(judge: PatchDiscriminator):
     assert same[0, 0] and not same[-1, -1]
 
 
-def test_a_pictures_logits_do_not_depend_on_its_batch(judge: PatchDiscriminator):
+def test_an_images_logits_do_not_depend_on_its_batch(judge: PatchDiscriminator):
     torch.testing.assert_close(judge(pixels())[1:2], judge(pixels()[1:2]))
 
 

@@ -1,4 +1,4 @@
-"""Build the emoji data set: pinned packages -> rendered pictures with names, facts and splits, as webdataset shards.
+"""Build the emoji data set: pinned packages -> rendered images with names, facts and splits, as webdataset shards.
 
     python -m train.recipes.emoji.build_dataset --out data/emoji            # npm fetches what is missing
     python -m train.recipes.emoji.build_dataset --out data/emoji --packages DIR
@@ -7,7 +7,7 @@ The same packages give byte-identical shards. Interrupted runs continue: OUT/cac
 
     OUT/{train,held_out_pairs,held_out_concepts}/shard-00000.tar    KEY.png (RGBA, 256 x 256), KEY.json (facts)
     OUT/extra/shard-00000.tar    everyday things in further styles, for questions alone
-    OUT/manifest.jsonl    one row a picture: source, licence, author, code points, split, pixel hash
+    OUT/manifest.jsonl    one row an image: source, licence, author, code points, split, pixel hash
     OUT/names.json        every concept with its names and keywords in all languages
     OUT/data.json         packages with hashes, counts
     OUT/ATTRIBUTION.md    generated from the manifest
@@ -69,21 +69,21 @@ def split_of(concepts: list[Concept], drawn: dict[str, set[str]]) -> dict[tuple[
 
 
 def render(source: bytes | str) -> bytes:
-    """SVG text or the bytes of a raster picture -> PNG, RGBA, SIZE x SIZE."""
+    """SVG text or the bytes of a raster image -> PNG, RGBA, SIZE x SIZE."""
     if isinstance(source, str):
         import resvg_py
 
-        picture = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=source, width=SIZE, height=SIZE)))
+        image = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=source, width=SIZE, height=SIZE)))
     else:
-        picture = Image.open(io.BytesIO(source))
-    picture = picture.convert("RGBA")
-    if picture.size != (SIZE, SIZE):  # not square: centred on a transparent square
-        picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+        image = Image.open(io.BytesIO(source))
+    image = image.convert("RGBA")
+    if image.size != (SIZE, SIZE):  # not square: centred on a transparent square
+        image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
         square = Image.new("RGBA", (SIZE, SIZE))
-        square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
-        picture = square
+        square.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
+        image = square
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=9)
+    image.save(out, "PNG", compress_level=9)
     return out.getvalue()
 
 
@@ -95,7 +95,7 @@ def _render_file(job: tuple[bytes | str, Path]) -> None:
 
 
 def facts(concept: Concept, style: Style, png: bytes) -> dict:
-    """What is true of one picture, for captions and questions."""
+    """What is true of one image, for captions and questions."""
     image = Image.open(io.BytesIO(png)).convert("RGBa")
     rgba = np.asarray(image.resize((64, 64), Image.Resampling.BOX).convert("RGBA"))  # a colour needs no more
     return {
@@ -111,25 +111,25 @@ def facts(concept: Concept, style: Style, png: bytes) -> dict:
 
 def thumbnail(png: bytes) -> np.ndarray:
     """[16 * 16 * 3] float in [0, 1], on white."""
-    picture = Image.open(io.BytesIO(png))
-    ground = Image.new("RGBA", picture.size, "white")
-    ground.alpha_composite(picture)
+    image = Image.open(io.BytesIO(png))
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
     return np.asarray(ground.convert("RGB").resize((16, 16), Image.Resampling.BOX), np.float32).ravel() / 255
 
 
 def drop_leaks(rows: list[dict], thumbnails: np.ndarray) -> list[dict]:
-    """Leave out of what is trained on what is (nearly) a picture of a held-out split."""
+    """Leave out of what is trained on what is (nearly) an image of a held-out split."""
     held = np.array([row["split"] not in ("train", EXTRA) for row in rows])
     queries = thumbnails[held]
     keep = []
-    for row, picture, is_held in zip(rows, thumbnails, held, strict=True):
-        leak = not is_held and float(((queries - picture) ** 2).mean(1).min(initial=1.0)) ** 0.5 < NEAR_DUPLICATE
+    for row, image, is_held in zip(rows, thumbnails, held, strict=True):
+        leak = not is_held and float(((queries - image) ** 2).mean(1).min(initial=1.0)) ** 0.5 < NEAR_DUPLICATE
         keep += [] if leak else [row]
     return keep
 
 
 class Drawn(NamedTuple):
-    """A picture of a concept: the icon's key in the style's package, the picture's name in its style, its split."""
+    """An image of a concept: the icon's key in the style's package, the image's name in its style, its split."""
 
     style: Style
     concept: Concept
@@ -138,8 +138,8 @@ class Drawn(NamedTuple):
     split: str
 
 
-def drawn_pictures(concepts: list[Concept], tarballs: dict[Package, Tarball]) -> list[Drawn]:
-    """Every picture of the concepts; of the extra styles those of everyday things that training may see."""
+def drawn_images(concepts: list[Concept], tarballs: dict[Package, Tarball]) -> list[Drawn]:
+    """Every image of the concepts; of the extra styles those of everyday things that training may see."""
     icons = {style.word: icon_keys(style, concepts, tarballs) for style in STYLES}
     splits = split_of(concepts, {word: set(keys) for word, keys in icons.items()})
     held = {code for (code, _), split in splits.items() if split == "held_out_concepts"}
@@ -170,11 +170,11 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
     for package in track(PACKAGES, "packages"):
         tarballs[package] = Tarball(fetch(package, packages or cache / "packages"))
     concepts = read_concepts(tarballs)[:limit]
-    pictures, jobs = [], []
-    for one in drawn_pictures(concepts, tarballs):
+    images, jobs = [], []
+    for one in drawn_images(concepts, tarballs):
         path = cache / f"render-{SIZE}" / one.style.word.replace(" ", "-") / f"{one.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.append((one, path))
+        images.append((one, path))
         if not path.exists():
             tarball, raster = tarballs[one.style.package], one.icon.endswith(".webp")
             jobs.append((tarball.read(one.icon) if raster else svg(one.style, one.icon, tarballs), path))
@@ -182,7 +182,7 @@ def build(out: Path, packages: Path | None = None, limit: int | None = None) -> 
         list(track(pool.map(_render_file, jobs, chunksize=16), "rendering", total=len(jobs)))
 
     rows, thumbnails, content = [], [], {}
-    for (style, concept, key, _, split), path in track(pictures, "facts"):
+    for (style, concept, key, _, split), path in track(images, "facts"):
         png = path.read_bytes()
         sample = f"{path.parent.name}_{path.stem}"
         content[sample] = (png, facts(concept, style, png))

@@ -1,4 +1,4 @@
-"""What the pictures show: concepts with names, keywords, groups and families, and the icon of each in every style."""
+"""What the images show: concepts with names, keywords, groups and families, and the icon of each in every style."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The emoji data set on disk: pictures in shards, a manifest, and what is told of each picture."""
+"""The emoji data set on disk: images in shards, a manifest, and what is told of each image."""
 
 import io
 import json
@@ -29,12 +29,12 @@ def read_samples(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
 def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
     """(key, drawing in RGBa, facts), otherwise as read_samples."""
     for key, png, facts in read_samples(folder):
-        with Image.open(io.BytesIO(png)) as picture:
-            yield key, picture.convert("RGBA").convert("RGBa"), facts
+        with Image.open(io.BytesIO(png)) as image:
+            yield key, image.convert("RGBA").convert("RGBa"), facts
 
 
 MANIFEST = "manifest.jsonl"
-SHARD = 2000  # pictures a shard
+SHARD = 2000  # images a shard
 
 
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
@@ -73,18 +73,18 @@ def _json(value: object) -> str:
 
 
 def attribution(rows: list[dict]) -> str:
-    """The credits that must travel with the pictures and with weights trained on them, made from the manifest."""
+    """The credits that must travel with the images and with weights trained on them, made from the manifest."""
     counts = Counter((row["style"], row["package"], row["licence"], row["author"]) for row in rows)
-    lines = ["# Attribution", "", "Pictures, by style:", ""]
+    lines = ["# Attribution", "", "Images, by style:", ""]
     for (style, package, licence, author), count in sorted(counts.items()):
-        lines.append(f"- {style}: {count} pictures by {author}, licence {licence}, from the npm package {package}")
+        lines.append(f"- {style}: {count} images by {author}, licence {licence}, from the npm package {package}")
     lines += [
         "",
         "Names and keywords: Unicode CLDR (cldr-annotations-full, cldr-annotations-derived-full), "
         "licence Unicode-3.0, © Unicode, Inc.",
         "Groups: emojibase-data, licence MIT, © Miles Johnson.",
         "",
-        "Changes made: rendered to pixels, scaled, recoloured, put together, placed on plain grounds; the pictures "
+        "Changes made: rendered to pixels, scaled, recoloured, put together, placed on plain grounds; the images "
         "themselves are not distributed with the weights.",
         "",
     ]
@@ -118,7 +118,7 @@ def others_of(rows: list[Facts]) -> dict[str, list[Facts]]:
 
 
 @dataclass(frozen=True)
-class EmojiPictures:
+class EmojiImages:
     """Drawings in RGBa of one split, each with its key, its facts and the row of the data set's manifest."""
 
     keys: list[str]
@@ -127,12 +127,10 @@ class EmojiPictures:
     origins: list[dict[str, Any]]
 
 
-def read_pictures(
-    data: Path, split: str, subgroups: Collection[str], concepts: set[str] | None = None
-) -> EmojiPictures:
-    """The pictures of the given Unicode subgroups (none = all), and of the given concepts (None = all)."""
+def read_images(data: Path, split: str, subgroups: Collection[str], concepts: set[str] | None = None) -> EmojiImages:
+    """The images of the given Unicode subgroups (none = all), and of the given concepts (None = all)."""
     origins = {row["key"]: row for row in (read_manifest(data) if (data / MANIFEST).is_file() else [])}
-    out = EmojiPictures([], [], [], [])
+    out = EmojiImages([], [], [], [])
     for key, drawing, row in read_split(data / split):
         if (not subgroups or row["subgroup"] in subgroups) and (concepts is None or row["code"] in concepts):
             out.keys.append(key)
@@ -143,7 +141,7 @@ def read_pictures(
 
 
 def manifest_row(key: str, row: Facts, origin: dict[str, Any], documents: int) -> dict[str, Any]:
-    """Where a picture comes from; "" where the data set has no manifest. `sha256` is of the picture's pixels."""
+    """Where an image comes from; "" where the data set has no manifest. `sha256` is of the image's pixels."""
     package = "@".join(filter(None, (origin.get("package"), origin.get("version"))))
     return {
         "name": key,
@@ -166,7 +164,7 @@ SAMPLE_CODES = """
 
 
 def cut_sample(data: Path, out: Path, codes: Collection[str] = SAMPLE_CODES) -> dict[str, int]:
-    """The pictures of the given concepts, in their splits, with manifest and attribution. Returns counts by split."""
+    """The images of the given concepts, in their splits, with manifest and attribution. Returns counts by split."""
     rows = [row for row in read_manifest(data) if row["code"] in codes]
     counts: dict[str, int] = {}
     for split in (*SPLITS, EXTRA):

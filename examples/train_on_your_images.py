@@ -1,8 +1,8 @@
-"""Teach the embedded model your own pictures with adapters (LoRA), then draw with it.
+"""Teach the embedded model your own images with adapters (LoRA), then draw with it.
 
-python examples/train_on_your_pictures.py my_pictures --out runs/mine --steps 500 --draw "a cat"
+python examples/train_on_your_images.py my_images --out runs/mine --steps 500 --draw "a cat"
 
-my_pictures holds cat.jpg with its words in cat.txt, and so on; train.prepare takes many other sources. The three steps
+my_images holds cat.jpg with its words in cat.txt, and so on; train.prepare takes many other sources. The three steps
 are what `python -m train.prepare`, `python -m train.lm` and `cm3 generate` do.
 """
 
@@ -17,8 +17,8 @@ from train.language.run import train
 from train.prepare import prepare
 
 
-def main(pictures: Path, out: Path, steps: int, draw: str) -> None:
-    facts = prepare(pictures, out / "tokens", PrepareOptions(model="emoji", held_out=0.0))
+def main(images: Path, out: Path, steps: int, draw: str) -> None:
+    facts = prepare(images, out / "tokens", PrepareOptions(model="emoji", held_out=0.0))
     print(f"{facts['documents']} documents, {facts['tokens']} tokens")
     config = LMConfig(
         start="emoji",
@@ -35,7 +35,7 @@ def main(pictures: Path, out: Path, steps: int, draw: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/mine"))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--draw", default="a cat")
