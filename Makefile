@@ -99,8 +99,8 @@ train-emoji: data
 	$(BIN)/python -m train.merge runs/drawing runs/instruct-4/model runs/instruct-5/model \
 		--weights 0.4,0.3,0.3 --out runs/merged
 	$(BIN)/python -m train.scorer --out runs/scorer model.embedding_size=32
-	$(BIN)/python -m train.evaluate --model runs/merged --data data/emoji --tokens data/emoji-tokens --out runs/evaluation \
-		--temperature 0.5 --top-p 0.9
+	$(BIN)/python -m train.evaluate concepts --model runs/merged --data data/emoji --tokens data/emoji-tokens \
+		--out runs/evaluation --temperature 0.5 --top-p 0.9
 	$(BIN)/python -m train.evaluate_tasks --model runs/merged --data data/emoji --out runs/evaluation-tasks
 	$(BIN)/python -m train.package_model --name emoji --device "$(DEVICE)"
 

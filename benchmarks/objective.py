@@ -3,8 +3,8 @@
     python -m benchmarks.objective --data data/emoji-known --out runs/objective
 
 Model (4 layers of width 128), tokens, seed and weights are the same; only the forms of the documents differ (RUNS).
-train/evaluate_objective.py says what is measured. Every run is a `python -m train.lm` of its own; a finished one is
-read back, an interrupted one goes on.
+train/evaluation/suites/objective.py says what is measured. Every run is a `python -m train.lm` of its own; a finished
+one is read back, an interrupted one resumes.
 """
 
 import json
@@ -78,7 +78,8 @@ def main(
         [
             sys.executable,
             "-m",
-            "train.evaluate_objective",
+            "train.evaluate",
+            "objective",
             *map(str, folders.values()),
             "--out",
             str(out / "figures.json"),

@@ -49,7 +49,7 @@ images. Most images that it generates are near copies of training images.
 
 ## Evaluation
 
-docs/results.md in the repository has every table, with the commands: `python -m train.evaluate --model {name}
+docs/results.md in the repository has every table, with the commands: `python -m train.evaluate concepts --model {name}
 --temperature 0.5 --top-p 0.9` and `python -m train.evaluate_tasks --model {name}`. `evaluation.json` and
 `task_evaluation.json` in this folder hold the figures.
 
@@ -170,7 +170,7 @@ class Runs(NamedTuple):
         image_tokenizer: of train.image_tokenizer.
         decoder: of its second phase; its weights are taken where there is such a folder.
         scorer: of train.scorer; without it the model has none.
-        evaluation: output of train.evaluate.
+        evaluation: output of `train.evaluate concepts`.
         task_evaluation: output of train.evaluate_tasks.
         tokens: the token shards of `lm`.
         tuning_tokens: those of `tuning`.

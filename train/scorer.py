@@ -4,7 +4,7 @@
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
 `cm3.model.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it
-found among the held-out ones stands in the log. `python -m train.evaluate_reranking` measures whether its choice is
+found among the held-out ones stands in the log. `python -m train.evaluate reranking` measures whether its choice is
 worth anything.
 """
 

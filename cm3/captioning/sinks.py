@@ -11,8 +11,6 @@ from typing import Literal, Protocol
 
 from PIL import Image as PIL_Image
 
-from cm3.files import whole
-
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 # Endings of images, also of those that are not read here: no text gets one of them.
 IMAGES = frozenset(
@@ -119,12 +117,6 @@ class Beside:
 
     def close(self) -> None:
         pass
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole file or nothing."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def check_replaceable(place: Path, reads: frozenset[Path]) -> None:

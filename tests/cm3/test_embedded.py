@@ -10,8 +10,8 @@ from PIL import Image
 import cm3
 import tokenizer_image
 from cm3 import CM3
-from train.evaluate import captions
 from train.evaluation.concepts import SplitImage, load_split
+from train.evaluation.suites.concepts import captions
 
 FOLDERS = [Path(package.__path__[0]) / "pretrained" / "emoji" for package in (cm3, tokenizer_image)]
 

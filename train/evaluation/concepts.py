@@ -85,7 +85,7 @@ class JudgedPrompts(NamedTuple):
 
 
 def asked_of(train: list[SplitImage], language: str, count: int) -> tuple[JudgedPrompts, list[SplitImage]]:
-    """The concepts that train.evaluate judges, asked for as there; and the real images to compare with."""
+    """The concepts that the suite "concepts" judges, with its prompts; and the real images to compare with."""
     by_concept = judged_concepts(train)
     chosen = list(by_concept)
     some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]

@@ -63,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def task_table(result: dict[str, Any]) -> str:
-    """The result as Markdown: accuracy beside the majority baseline; what is generated beside its baselines and its ceiling."""
+    """Return the result as Markdown, each figure beside its baselines and its ceiling."""
     splits, lines = result["splits"], []
     columns = [(split, language) for split in splits for language in LANGUAGES]
     lines += [

@@ -7,6 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cm3.files import write_whole
+
 
 class RunLog:
     """The main process writes, the others are silent.
@@ -70,9 +72,7 @@ def take_back(path: Path, first: int) -> None:
             continue
         if row.get("step", 0) <= first:
             kept.append(line + "\n")
-    whole = path.with_suffix(".unfinished")  # a kill here must not cost the rows before
-    whole.write_text("".join(kept), encoding="utf-8")
-    whole.replace(path)
+    write_whole(path, "".join(kept), f"{path.stem}.unfinished")  # a kill here must not cost the rows before
 
 
 def rounded(value: Any) -> Any:

@@ -15,7 +15,7 @@ from cm3.tokens.vocab import Vocab
 from tests.project.graph import modules
 from train.documents.shards import ShardWriter, Target, questions
 from train.documents.worker import cut
-from train.evaluate_objective import CaptionedView, caption_prompt, with_hole
+from train.evaluation.suites.objective import CaptionedView, caption_prompt, with_hole
 from train.language.objective import Form, Objective, training_sequence
 
 SPELLS = {"eos", "bos", "end_turn", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}

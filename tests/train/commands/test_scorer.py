@@ -22,8 +22,9 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
-from train import evaluate_reranking, scorer
+from train import scorer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.evaluation.suites import reranking as evaluate_reranking
 from train.images.sheet import LABEL
 from train.language.config import LMConfig
 from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned

@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from cm3 import CM3
-from train import evaluate_codes
 from train.emoji.dataset import EVERYDAY
-from train.evaluate_codes import (
+from train.evaluation.suites import codes as evaluate_codes
+from train.evaluation.suites.codes import (
     CodesConfig,
     Drawings,
     codes_table,
@@ -94,6 +94,6 @@ def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
 ):
     named = str(vq_folder) if name == "tiny" else name
     folder = sample if data == "sample" else tmp_path
-    with pytest.raises(SystemExit, match=f"evaluate_codes: .*{match}") as error:
+    with pytest.raises(SystemExit, match=f"evaluate codes: .*{match}") as error:
         evaluate_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
     assert "\n" not in str(error.value.code)

@@ -11,8 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image import ImageTokenizer
-from train import evaluate_tokenizer as module
-from train.evaluate_tokenizer import FILES, budget, code_lengths, compare, photographs, read_drawings, tokenizer_table
+from train.evaluation.suites import tokenizer as module
+from train.evaluation.suites.tokenizer import (
+    FILES,
+    budget,
+    code_lengths,
+    compare,
+    photographs,
+    read_drawings,
+    tokenizer_table,
+)
 from train.images.metrics import frechet
 
 
@@ -116,6 +124,6 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
 
 @pytest.mark.parametrize(("name", "match"), [("no-such-tokenizer", "no-such-tokenizer"), ("emoji", "no shards")])
 def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(name: str, match: str, tmp_path: Path):
-    with pytest.raises(SystemExit, match=f"evaluate_tokenizer: .*{match}") as error:
+    with pytest.raises(SystemExit, match=f"evaluate tokenizer: .*{match}") as error:
         module.main([name], tmp_path, tmp_path / "out", 2)
     assert "\n" not in str(error.value.code)

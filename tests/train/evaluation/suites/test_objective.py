@@ -12,7 +12,15 @@ from cm3.engine.options import GREEDY
 from cm3.pipeline import CM3
 from cm3.tokens.document import Image, Text
 from cm3.tokens.masking import sample_holes, unrotate
-from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, held_out, mean_loss, with_hole
+from train.evaluation.suites.objective import (
+    CaptionedView,
+    Gaps,
+    caption_prompt,
+    filled,
+    held_out,
+    mean_loss,
+    with_hole,
+)
 from train.language.config import LMConfig
 from train.language.objective import Form, Objective, training_sequence
 from train.runtime.config import override

@@ -1,6 +1,6 @@
 """Measure image tokenizers beside WebP and JPEG at equal bytes: on the emoji splits, and on photographs.
 
-    python -m train.evaluate_tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
+    python -m train.evaluate tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
 
 OUT receives tokenizers.json, tokenizers.md (the tables) and images.png. The photographs are those that scikit-image
 and scikit-learn carry inside their packages; nothing is fetched. Every image is compared at the tokenizer's own
@@ -262,8 +262,4 @@ def main(
     try:
         print(tokenizer_table(evaluate(names, data, out, sample)))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_tokenizer: {error}") from None
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        raise SystemExit(f"evaluate tokenizer: {error}") from None

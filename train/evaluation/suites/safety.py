@@ -1,6 +1,6 @@
 """How often tricks of spelling get past a block list of prompts.
 
-    python -m train.evaluate_safety [BLOCK_LIST] [--translations FILE] [--out FILE.json]
+    python -m train.evaluate safety [BLOCK_LIST] [--translations FILE] [--out FILE.json]
 
 Without a list, half of the things in the embedded model's scenes stand for forbidden terms.
 Each term is put into plain sentences in every disguise; "past" is the share that is not refused. The other things are
@@ -93,7 +93,3 @@ def main(
     print(f"\nother names, refused: {refused:.1%} of {len(innocent)}")
     if out is not None:
         out.write_text(json.dumps({"past": shares, "others refused": refused}, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    typer.run(main)

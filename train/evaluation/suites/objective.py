@@ -1,6 +1,6 @@
 """Measure what runs of train.lm with other shares of the objective's forms draw, caption and fill in.
 
-    python -m train.evaluate_objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
+    python -m train.evaluate objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
 
 The runs' seed and shards (of train.tokenize_emoji) must be the same: measured on views that none of them saw, of things
 they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
@@ -280,8 +280,4 @@ def main(
                 figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
         out.write_text(json.dumps(figures, indent=1) + "\n")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_objective: {error}") from None
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        raise SystemExit(f"evaluate objective: {error}") from None

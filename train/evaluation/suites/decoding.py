@@ -1,10 +1,10 @@
-"""Measure ways of drawing: guidance, temperature, and contrastive decoding. train.evaluate_reranking measures the best
+"""Measure ways of drawing: guidance, temperature, and contrastive decoding. train.evaluate reranking measures the best
 of several.
 
-    python -m train.evaluate_decoding --model emoji --out runs/sweep
+    python -m train.evaluate decoding --model emoji --out runs/sweep
 
-Each way draws two images of every prompt, by the concepts, prompts and judge of train.evaluate: top-1 and top-5 say
-whether the drawings show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
+Each way draws two images of every prompt, by the concepts, prompts and judge of the suite "concepts": top-1 and top-5
+say whether the images show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
 which is also given for real images of one concept in two styles. OUT receives sweep.json, sweep.md and sweep.png;
 ways that are in sweep.json already, of the same model, are not drawn again.
 """
@@ -155,9 +155,5 @@ def main(
     try:
         result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_decoding: {error}") from None
+        raise SystemExit(f"evaluate decoding: {error}") from None
     print(decoding_table(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)

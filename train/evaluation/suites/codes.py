@@ -1,6 +1,6 @@
 """Compare what the codes of image tokenizers are worth: to the eye, to a linear probe, and to a small language model.
 
-    python -m train.evaluate_codes FOLDER... --data data/emoji --out runs/compare --seed 0
+    python -m train.evaluate codes FOLDER... --data data/emoji --out runs/compare --seed 0
 
 Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
 Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
@@ -285,9 +285,5 @@ def main(
     try:
         rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_codes: {error}") from None
+        raise SystemExit(f"evaluate codes: {error}") from None
     print(codes_table(rows))
-
-
-if __name__ == "__main__":
-    typer.run(main)
