@@ -332,7 +332,7 @@ class CM3:
 
     def draw_codes(self, requests: Sequence[Request]) -> list[Tensor]:
         """The codes, [h, w], of the image that each request draws."""
-        return self.jobs.codes_of(requests, self.run_requests(requests))
+        return self.processor.drawn(requests, self.run_requests(requests))
 
     def texts(self, requests: Sequence[Request]) -> list[str]:
         """The text that each request writes."""

@@ -13,7 +13,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -89,7 +89,7 @@ def requests_of(model: CM3, some: Sequence[EditCase], options: TaskOptions) -> l
     for i, one in enumerate(some):
         document = Document((Text(one.made.words), *map(Image, grids(model, one.codes[:-1]))))
         if one.made.kept:
-            out.append(model.prompts.edited(document, replace(options, seed=i)))
+            out.append(model.prompts.edited(document, options, i))
         else:
             guide = ClassifierFree(image=options.guidance)
             out.append(model.prompts.image(document, [model.prompts.nothing], guide, options.sampling, i))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from PIL import Image as PIL_Image
 
 from cm3.captioning.sinks import Sink, Told, is_text
+from cm3.engine.options import Query
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -120,9 +121,9 @@ class Asks:
 
     def tell(self, model: "CM3", images: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
         """The texts of each image, by column."""
-        words = [model.jobs.caption_prompt(language, self.long) for language in self.languages]
-        words += [model.jobs.question_prompt(question) for question in self.questions]
-        job = model.jobs.write([(image, one) for image in images for one in words])
+        queries = [Query(language=language, long=self.long) for language in self.languages]
+        queries += [Query(question) for question in self.questions]
+        job = model.jobs.tell([(image, one) for image in images for one in queries])
         said = (" ".join(text.split()) for text in model.run(job))  # each is a line
         told: list[dict[str, str]] = []
         for _ in images:

@@ -54,6 +54,11 @@ Enlarged = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Print on stderr the prompt as the model reads it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object: files, seed, prompt and model.")]
 
+Planned = Annotated[
+    str | None,
+    typer.Option(help='Models that plan: draw this plan: "a cat at the top left, in the noto style".'),
+]
+
 EACH = "{i}"  # in the name of a file: the number of the image
 
 
@@ -80,17 +85,23 @@ class Delivery:
 
     def give(self, images: list[Image.Image], scale: int) -> None:
         """Save each image, or all side by side."""
-        sheets = [grid([image], scale) for image in images] if self.separate else [grid(images, scale)]
+        shown = [[image] for image in images] if self.separate else [images]
+        plans = [[plan for image in some if (plan := image.info.get("plan"))] for some in shown]
+        sheets = [grid(some, scale) for some in shown]
         names = [self.place(i) for i in range(len(sheets))]
         for name in names:
             check_output(name, self.overwrite)
         facts = {**self.facts, "seed": str(self.seed), "software": f"cm3 {__version__}"}
         with places_for(names, self.overwrite) as places:
-            for place, sheet in zip(places, sheets, strict=True):
-                save(fit_for(place, sheet), place, facts)
+            for place, sheet, some in zip(places, sheets, plans, strict=True):
+                save(fit_for(place, sheet), place, {**facts, "plan": "\n".join(some)} if some else facts)
+        written = [plan for some in plans for plan in some]
         if self.as_json:
-            print(json.dumps({"files": list(map(str, places)), "seed": self.seed, **self.facts}, ensure_ascii=False))
+            told = {"files": list(map(str, places)), "seed": self.seed, **self.facts}
+            print(json.dumps({**told, "plans": written} if written else told, ensure_ascii=False))
         elif not self.quiet:
+            for plan in dict.fromkeys(written):
+                print(f"plan: {plan}", file=sys.stderr)
             print(*(plain(str(place)) for place in places), sep="\n")
 
 
@@ -114,6 +125,8 @@ def generate(
     shape: Annotated[
         str | None, typer.Option("--grid", help="Rows and columns of codes, one of the model's grids: 6x10.")
     ] = None,
+    plan: Planned = None,
+    planning: Annotated[bool, typer.Option("--planning/--no-planning", help="Write a plan before drawing.")] = True,
     scale: Scale = 0,
     verbose: Verbose = False,
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -134,7 +147,9 @@ def generate(
         raise ValueError(f"--kind {kind} says what a structure shows: name its image with --structure")
     if prompt == "-":
         prompt = delivery.facts["prompt"] = sys.stdin.read().strip()
-    if not boxes and structure is None:
+    if not planning and plan is not None:
+        raise ValueError("--plan and --no-planning contradict each other: leave one out")
+    if not boxes and structure is None and plan is None:
         check_words("prompt", prompt)
     wanted = GenerateOptions(
         n=n,
@@ -145,6 +160,7 @@ def generate(
         negative_prompt=negative,
         references=reference or (),
         grid=rows_and_columns,
+        plan=planning if plan is None else plan,
         **options,
     )
     cm3 = load(model, max_pixels, device)
@@ -192,6 +208,7 @@ def edit(
     output: Output = Path("out.png"),
     overwrite: Overwrite = False,
     seed: Seed = None,
+    plan: Planned = None,
     scale: Enlarged = 1,
     verbose: Verbose = False,
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -207,7 +224,7 @@ def edit(
     if len(images) > 1 and not delivery.separate:
         raise ValueError(f"{len(images)} images need as many names: put {{i}} into that of -o, such as out_{{i}}.png")
     check_words("instruction", instruction)
-    wanted = EditOptions(seed=delivery.seed, **options)
+    wanted = EditOptions(seed=delivery.seed, plan=plan, **options)
     cm3 = load(model, max_pixels, device)
     if verbose:
         print_normalised(cm3, wanted.normalise, instruction)

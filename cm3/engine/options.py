@@ -23,7 +23,13 @@ NEGATIVE_GUIDANCE = 3.0  # guidance scale with a negative prompt where guidance 
 Decoding = Literal["top-p", "cd-k", "both"]
 Schedule = Literal["constant", "falling"]
 Structure = Literal["edges", "segments"]
-Language = Literal["en", "ar"]
+# fmt: off
+Language = Literal[
+    "en", "ar", "es", "fr", "de", "it", "pt", "nl", "pl", "ru", "uk", "tr",
+    "fa", "he", "ur", "hi", "bn", "zh", "ja", "ko", "vi", "id", "th", "sw",
+]
+# fmt: on
+Size = Literal["usual", "small", "large"]
 
 
 class About(NamedTuple):
@@ -204,6 +210,21 @@ class GenerateOptions(SeveralImagesOptions):
     grid: tuple[int, int] | None = option(
         None, "Rows and columns of codes, one of the model's grids; None = the usual one, or that of the structure."
     )
+    size: Size = option(
+        "usual", "small or large = the model's smallest or largest images; several things need the usual size."
+    )
+    plan: bool | str = option(
+        True,
+        "Models that plan: True = the model writes a plan first; a text = draw this plan; False = draw the prompt as "
+        "it is.",
+    )
+    variety: float = option(
+        0.7,
+        "Temperature of the plan: how much images of one prompt differ in what it leaves open.",
+        least=0,
+        most=MAX_TEMPERATURE,
+        slider=(0, 2, 0.05),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,6 +238,12 @@ class GenerateOptions(SeveralImagesOptions):
             raise TypeError(f"references must be a list of images, but is {self.references!r:.60}")
         if self.grid is not None:
             check_grid(self.grid)
+            if self.size != "usual":
+                raise ValueError(f"grid is {self.grid} and size {self.size!r}: give one of them")
+        if not isinstance(self.plan, (bool, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"plan must be True, False or a text, but is {self.plan!r:.60}")
+        if self.plan is not True and self.boxes:
+            raise ValueError("boxes are a plan: give boxes or a plan, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +267,12 @@ class EditOptions(ImageOptions):
         least=0,
         most=MAX_BIAS,
     )
+    plan: str | None = option(None, "Models that plan: what the result shows; None = the model writes it.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan is not None:
+            check_text("the plan", self.plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +280,7 @@ class CaptionOptions(SamplingOptions):
     """Options of captioning."""
 
     temperature: float = 0.0
-    language: Language = option("en", "Language of the caption.")
+    language: Language = option("en", "Language of the caption, one of those that the model writes.")
     long: bool = option(False, "Describe positions and the background too.")
     batch: int = option(32, "Images at once, where an iterator gives them.", least=1)
 
@@ -276,6 +309,20 @@ class CompleteOptions(SamplingOptions):
     text_guidance: float = scale(
         1.0, "Guidance scale where text is written: how much the document's text counts; 1 = off."
     )
+
+
+class Query(NamedTuple):
+    """What is asked of an image.
+
+    Attributes:
+        question: "" asks for a caption.
+        language: of the caption.
+        long: whether the caption describes positions and the background too.
+    """
+
+    question: str = ""
+    language: str = "en"
+    long: bool = False
 
 
 def check_seed(seed: int) -> int:

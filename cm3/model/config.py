@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 NORMS = ("rmsnorm", "layernorm")
 ACTIVATIONS = ("swiglu", "gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned")
-FORMS = ("cm3", "chameleon")
+FORMS = ("cm3", "plan", "chameleon")
 MIN_SPECIAL_TOKENS = 40  # pad, eos, break, image, /image, 16 masks, 16 infills, bos, end_turn, placeholder
 MAX_GRIDS = 24  # besides the usual one: 64 special tokens in all
 
@@ -49,7 +49,8 @@ class CM3Config(PreTrainedConfig):
     num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
     image_grid: rows and columns of codes in an image, where a call does not say otherwise.
     image_grids: others that the model draws and sees, at most MAX_GRIDS.
-    document_form: how documents are spelled (tokens/encoding.py): "cm3", with masks, or "chameleon", in turns.
+    document_form: how documents are spelled (tokens/encoding.py): "cm3", with masks; "plan", the same, and
+        images are drawn from plans (tokens/plan.py); or "chameleon", in turns.
     vocab_size: their sum; derived. More are rows without a meaning, as resize_token_embeddings adds them.
     """
 

@@ -29,7 +29,7 @@ def complete(processor: Processor, prompts: Prompts, document: Document, options
         return processor.decode(codes)
 
     def batch(request: Request) -> Batch:
-        return Batch([request], show, first=drawn)
+        return Batch([request], show, [drawn])
 
     for i, item in enumerate(items):
         if isinstance(item, Image) and item.holes:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image as PIL_Image
 from torch import Tensor
 
+from cm3.engine.request import Request
 from cm3.tokens.document import Image
+from cm3.tokens.encoding import grid_behind
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Grid, Vocab
 from tokenizer_image import ImageTokenizer
@@ -74,6 +76,11 @@ class Processor:
         """The codes among the ids of one image. grid: None for the usual one."""
         codes = [self.vocab.id_to_code(id) for id in ids if self.vocab.is_code(id)]
         return torch.tensor(codes).view(grid or self.grid)
+
+    def drawn(self, requests: Sequence[Request], new: Sequence[list[int]]) -> list[Tensor]:
+        """The codes, [h, w], of the image that each request drew, from its new ids."""
+        grids = [grid_behind(request.prompt, self.vocab) for request in requests]
+        return [self.codes(ids, grid) for ids, grid in zip(new, grids, strict=True)]
 
     def text(self, ids: list[int]) -> str:
         """The text that the text tokens among the ids spell."""

@@ -33,15 +33,13 @@ class Batch(NamedTuple):
     Attributes:
         requests: one for each text or image, or for each candidate of an image.
         show: makes an image from the index of its piece and its codes, [h, w].
-        first: index of the first piece.
-        candidates: so many requests in a row draw the same image. Only the first of them is shown.
+        indices: of each request's piece; None for a request that is not shown, and in place of all: its own number.
         pieces: shown after the requests.
     """
 
     requests: list[Request]
     show: Callable[[int, Tensor], PIL_Image.Image]
-    first: int = 0
-    candidates: int = 1
+    indices: Sequence[int | None] | None = None
     pieces: Sequence[Piece] = ()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cm3.checks import check_choice, check_single, check_text, is_many
 from cm3.engine.options import (
+    GREEDY,
     NEGATIVE_GUIDANCE,
     AnswerOptions,
     CaptionOptions,
@@ -20,9 +21,9 @@ from cm3.engine.options import (
     GenerateOptions,
     ImageOptions,
     InfillOptions,
+    Query,
     SamplingOptions,
 )
-from cm3.engine.request import Request
 from cm3.tasks.completion import complete
 from cm3.tasks.images import Processor
 from cm3.tasks.inpainting import (
@@ -36,10 +37,11 @@ from cm3.tasks.inpainting import (
 )
 from cm3.tasks.job import Batch, Job, Phases, Piece
 from cm3.tasks.known_words import KnownWords
+from cm3.tasks.planning import Drawn, Planning
 from cm3.tasks.prompts import History, Prompts
 from cm3.tasks.reranking import best_of_each
 from cm3.tokens.document import HOLE, Document, Image, Item, Text
-from cm3.tokens.encoding import grid_behind
+from cm3.tokens.plan import Plan
 from cm3.tokens.templates import WORDS, boxed
 from cm3.tokens.templates import prompt as worded
 from tokenizer_image.pixels import ImageLike, open_image
@@ -60,6 +62,21 @@ def texts_of(name: str, value: Any) -> list[str]:
     return listed(value)
 
 
+def images_of(value: Any) -> list[ImageLike]:
+    """The images of one image or a list. Raises a TypeError for a list in the list."""
+    images = listed(value)
+    for image in images:
+        check_single("each of the images" if len(images) > 1 else "the image", image)
+    return images
+
+
+def with_plan(image: PIL_Image.Image, plan: Plan | None) -> PIL_Image.Image:
+    """The image, which carries its plan as `info["plan"]`, where there is one."""
+    if plan is not None:
+        image.info["plan"] = str(plan)
+    return image
+
+
 def paired(images: Any, texts: Any, what: str) -> list[tuple[ImageLike, str]]:
     """Pair each image with its text.
 
@@ -72,9 +89,7 @@ def paired(images: Any, texts: Any, what: str) -> list[tuple[ImageLike, str]]:
         ValueError: unequal numbers, or an empty text.
         TypeError: a text that is no string, or a list in the list of images.
     """
-    images, each = listed(images), texts_of(what, texts)
-    for image in images:
-        check_single("each of the images" if len(images) > 1 else "the image", image)
+    images, each = images_of(images), texts_of(what, texts)
     if not all(text.strip() for text in each):
         raise ValueError(f"the {what} is empty: say something about the image")
     each = each if is_many(texts) else each * len(images)
@@ -114,19 +129,25 @@ class Jobs:
         return Job(self._generate(prompt, options))
 
     def _generate(self, prompt: str | Texts, options: GenerateOptions) -> Phases[Any]:
-        codes = yield from self._draw(prompt, options)
-        images = [self.processor.decode(one) for one in codes]
+        drawn = yield from self._draw(prompt, options)
+        images = [with_plan(self.processor.decode(codes), plan) for codes, plan in drawn]
         if options.best_of > 1:
             yield Batch([], self._show, pieces=[Piece(i, image) for i, image in enumerate(images)])
         rows = [images[i : i + options.n] for i in range(0, len(images), options.n)]
         return rows if is_many(prompt) else rows[0]
 
-    def draw(self, prompt: str | Texts, options: GenerateOptions = GenerateOptions()) -> Job[list[Tensor]]:
-        """As generate, but the result is the codes of all images in one list, [h, w] each."""
+    def draw(self, prompt: str | Texts, options: GenerateOptions = GenerateOptions()) -> Job[list[Drawn]]:
+        """As generate, but the result is the codes of all images, and their plans, in one list."""
         return Job(self._draw(prompt, options))
 
-    def _draw(self, prompt: str | Texts, options: GenerateOptions) -> Phases[list[Tensor]]:
+    def _draw(self, prompt: str | Texts, options: GenerateOptions) -> Phases[list[Drawn]]:
         given = self._normalised(texts_of("prompt", prompt), options)
+        if self.planning and options.plan is not False:
+            if not (isinstance(options.plan, str) or options.boxes or all(words.strip() for words in given)):
+                raise ValueError("the prompt is empty: say what to draw")
+            return (yield from self.planning.draw(given, options))
+        if isinstance(options.plan, str):
+            raise ValueError("this model does not plan: leave out plan")
         names = self._normalised([name for name, _ in options.boxes or ()], options)
         texts = given
         if options.boxes:
@@ -138,12 +159,14 @@ class Jobs:
         for image in options.references:
             check_single("each of the references", image)
             behind.append(self.processor.encode(image))
-        grid = None if options.grid is None else (int(options.grid[0]), int(options.grid[1]))
+        grid = (int(options.grid[0]), int(options.grid[1])) if options.grid else self.prompts.grid_of(options.size)
         if options.structure is not None:
             check_single("the structure", options.structure)
             followed = self.processor.encode(options.structure)
             behind.append(followed)
             grid = followed.grid if grid is None and followed.grid != self.processor.grid else grid
+            if self.planning:
+                raise ValueError("a model that plans draws no image after another: leave out structure")
             texts = [worded(options.kind, words, self.form) for words in texts]
         instead = None
         if options.negative_prompt is not None and options.negative_prompt.strip():
@@ -153,10 +176,12 @@ class Jobs:
             self.prompts.check_grid(grid)
         drawn = [self.prompts.drawings(Document((Text(words), *behind)), options, instead, grid) for words in texts]
         requests = [request for some in drawn for request in some]
-        new = yield Batch(requests, self._show, candidates=options.best_of)
+        shown = [i // options.best_of if i % options.best_of == 0 else None for i in range(len(requests))]
+        new = yield Batch(requests, self._show, shown)
         objects = ", ".join(names)
         wanted = [f"{objects} {words}".strip() for words in given for _ in range(options.n)]
-        return best_of_each(wanted, self.codes_of(requests, new), self.best)
+        codes = best_of_each(wanted, self.processor.drawn(requests, new), self.best)
+        return [Drawn(one, None) for one in codes]
 
     def infill(
         self, image: ImageLike, mask: ImageLike, prompt: str | None = None, options: InfillOptions = InfillOptions()
@@ -178,7 +203,10 @@ class Jobs:
         square = square_around(painted)
         touched = touched_positions(painted, square, self.processor.grid)
         codes = self.processor.encode(opened.crop(square.box), usual=True).codes  # [h, w]
-        text = [Text(*self._normalised([prompt], options))] if prompt and prompt.strip() else []
+        said = self._normalised([prompt], options) if prompt and prompt.strip() else []
+        if self.planning and said:
+            said = list(map(str, (yield from self.planning.plans(said, GREEDY, [options.seed]))))
+        text = [Text(words) for words in said]
         holed = Document((*text, Image(codes.masked_fill(touched, HOLE))))
         requests = [
             self.prompts.hole(holed, options.guidance, options.sampling, options.seed + i) for i in range(options.n)
@@ -188,7 +216,7 @@ class Jobs:
             return paste_back(own, self.processor.decode(drawn), painted, touched, square)
 
         new = yield Batch(requests, show)
-        return [show(i, one) for i, one in enumerate(self.codes_of(requests, new))]
+        return [show(i, one) for i, one in enumerate(self.processor.drawn(requests, new))]
 
     @overload
     def edit(
@@ -215,15 +243,20 @@ class Jobs:
         squares = [middle_square(one.size) for one in own]
         sources = [self.processor.encode(one, usual=True) for one in own]
         said = self._normalised([text for _, text in pairs], options)
-        requests = [self.prompts.edit(text, source, options) for source, text in zip(sources, said, strict=True)]
 
         def show(i: int, codes: Tensor) -> PIL_Image.Image:
             changed = grown(codes != sources[i].codes)  # the decoder blends each position with its neighbours
             pixels = pixels_of(changed, squares[i], own[i].size)
             return paste_back(own[i], self.processor.decode(codes), pixels, changed, squares[i])
 
-        new = yield Batch(requests, show)
-        images = [show(i, one) for i, one in enumerate(self.codes_of(requests, new))]
+        if self.planning:
+            drawn = yield from self.planning.edit(sources, said, options, show)
+        elif options.plan is not None:
+            raise ValueError("this model does not plan: leave out plan")
+        else:
+            requests = [self.prompts.edit(text, source, options) for source, text in zip(sources, said, strict=True)]
+            drawn = [Drawn(one, None) for one in self.processor.drawn(requests, (yield Batch(requests, show)))]
+        images = [with_plan(show(i, codes), plan) for i, (codes, plan) in enumerate(drawn)]
         return images if is_many(image) else images[0]
 
     @overload
@@ -235,8 +268,8 @@ class Jobs:
         return Job(self._caption(image, options))
 
     def _caption(self, image: ImageLike | Sequence[ImageLike], options: CaptionOptions) -> Phases[Any]:
-        words = self.caption_prompt(options.language, options.long)
-        texts = yield from self._write(paired(image, words, "prompt"), options)
+        query = Query(language=options.language, long=options.long)
+        texts = yield from self._tell([(one, query) for one in images_of(image)], options)
         return texts if is_many(image) else texts[0]
 
     @overload
@@ -258,31 +291,50 @@ class Jobs:
         self, image: ImageLike | Sequence[ImageLike], question: str | Sequence[str], options: AnswerOptions
     ) -> Phases[Any]:
         pairs = paired(image, question, "question")
-        before = [(self.question_prompt(asked), answer.strip()) for asked, answer in options.history]
-        if before and len(pairs) != 1:
+        if options.history and len(pairs) != 1:
             raise ValueError(f"a history belongs to one image, but there are {len(pairs)}")
-        asked = [(one, self.question_prompt(text)) for one, text in pairs]
-        texts = yield from self._write(asked, options, before)
+        texts = yield from self._tell([(one, Query(text)) for one, text in pairs], options, options.history)
         return texts if is_many(image) else texts[0]
+
+    def tell(
+        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions = AnswerOptions()
+    ) -> Job[list[str]]:
+        """Answer each query about its image. An image that stands in several pairs is encoded once."""
+        return Job(self._tell(pairs, options))
+
+    def _tell(
+        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions, history: History = ()
+    ) -> Phases[list[str]]:
+        images = self._encoded([image for image, _ in pairs])
+        if self.planning:
+            asked = [(image, query) for image, (_, query) in zip(images, pairs, strict=True)]
+            return (yield from self.planning.tell(asked, options, history))
+        words = [self._words(query) for _, query in pairs]
+        before = [(worded("answer", question, self.form), answer.strip()) for question, answer in history]
+        return (yield from self._texts(images, words, options, before))
 
     def write(
         self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions = AnswerOptions()
     ) -> Job[list[str]]:
-        """Write a text for each image and prompt, as caption_prompt and question_prompt give it. An image that stands
-        in several pairs is encoded once."""
-        return Job(self._write(pairs, options))
+        """Write a text for each image and prompt, in the words of the training data (tokens/templates.py)."""
+        images, words = self._encoded([image for image, _ in pairs]), [words for _, words in pairs]
+        return Job(self._texts(images, words, options))
 
-    def _write(
-        self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions, before: History = ()
+    def _texts(
+        self, images: Sequence[Image], words: Sequence[str], options: SamplingOptions, before: History = ()
     ) -> Phases[list[str]]:
-        images: dict[int, Image] = {}  # by the identity of what was given
-        for image, _ in pairs:
-            if id(image) not in images:
-                images[id(image)] = self.processor.encode(image)
-        asked = ((images[id(image)], words) for image, words in pairs)
-        requests = [self.prompts.text(words, image, options.sampling, options.seed, before) for image, words in asked]
+        asked = zip(words, images, strict=True)
+        requests = [self.prompts.text(text, image, options.sampling, options.seed, before) for text, image in asked]
         new = yield Batch(requests, self._show)
         return [self.processor.text(ids).strip() for ids in new]
+
+    def _encoded(self, images: Sequence[ImageLike]) -> list[Image]:
+        """Codes of each image; one that is given several times is encoded once."""
+        encoded: dict[int, Image] = {}
+        for image in images:
+            if id(image) not in encoded:
+                encoded[id(image)] = self.processor.encode(image)
+        return [encoded[id(image)] for image in images]
 
     def complete(self, document: Document, options: CompleteOptions = CompleteOptions()) -> Job[Document]:
         """Complete a document."""
@@ -293,20 +345,18 @@ class Jobs:
         """The form of the model's documents, one of `cm3.model.config.FORMS`."""
         return self.processor.vocab.form
 
-    def caption_prompt(self, language: str, long: bool) -> str:
-        """The words that ask for a caption. Raises a ValueError for an unknown language."""
-        words = WORDS[self.form]["describe" if long else "caption"]
-        check_choice("language", language, words)
-        return words[language]
+    @property
+    def planning(self) -> Planning | None:
+        """The tasks of models that plan; None for others."""
+        return Planning(self.processor, self.prompts, self.best) if self.form == "plan" else None
 
-    def question_prompt(self, question: str) -> str:
-        """The words that ask a question."""
-        return worded("answer", question, self.form)
-
-    def codes_of(self, requests: Sequence[Request], new: Sequence[list[int]]) -> list[Tensor]:
-        """The codes, [h, w], of the image that each request drew, from its new ids."""
-        grids = [grid_behind(request.prompt, self.processor.vocab) for request in requests]
-        return [self.processor.codes(ids, grid) for ids, grid in zip(new, grids, strict=True)]
+    def _words(self, query: Query) -> str:
+        """The prompt of a query. Raises a ValueError for a language that the model does not write."""
+        if query.question:
+            return worded("answer", query.question, self.form)
+        words = WORDS[self.form]["describe" if query.long else "caption"]
+        check_choice("language", query.language, words)
+        return words[query.language]
 
     def _normalised(self, texts: Sequence[str], options: ImageOptions) -> list[str]:
         """What is said of images, in the words of the training data."""

@@ -19,14 +19,24 @@ from cm3.engine.options import EditOptions, GenerateOptions, SamplingConfig, che
 from cm3.engine.request import Request
 from cm3.tokens.alphabet import Alphabet, alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_alone, without_text
-from cm3.tokens.encoding import draw_ids, next_span_ids, next_turn_ids, nothing, prompt_ids, reply_ids, text_ids
-from cm3.tokens.templates import caption_language, prompt
+from cm3.tokens.encoding import (
+    draw_ids,
+    next_span_ids,
+    next_turn_ids,
+    nothing,
+    open_ids,
+    prompt_ids,
+    reply_ids,
+    text_ids,
+)
+from cm3.tokens.templates import PLANS, caption_language, prompt
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Grid, Vocab
 
 History = Sequence[tuple[str, str]]  # questions and answers
 
 MAX_TEXT = 64  # tokens of a caption or an answer
+MAX_PLAN = 128  # tokens of a plan
 MOST_BEFORE = 2  # earlier questions: training documents with masks have three answers at most
 CANDIDATE = 0x9E3779B1  # between the seeds of an image's candidates, in their lower 32 bits
 
@@ -151,25 +161,53 @@ class Prompts:
             instead: what guidance leads away from; None for an empty condition.
             grid: rows and columns; None for the usual ones.
         """
-        ways, requests = ways_of(options), list[Request]()
-        instead = self.nothing if instead is None else instead
-        for i in range(options.n):
-            for j in range(options.best_of):
-                guide, sampling = ways[(options.seed + i + j) % len(ways)]
-                seed = candidate_seed(options.seed + i, j)
-                requests.append(self.image(document, [instead], guide, sampling, seed, grid=grid))
-        return requests
+        return [
+            self.candidate(document, options, options.seed + i, j, instead, grid)
+            for i in range(options.n)
+            for j in range(options.best_of)
+        ]
+
+    def candidate(
+        self,
+        document: Document,
+        options: GenerateOptions,
+        seed: int,
+        j: int,
+        instead: Document | None = None,
+        grid: Grid | None = None,
+    ) -> Request:
+        """Request the j-th candidate of the image with this seed. Arguments as for `drawings`."""
+        ways = ways_of(options)
+        guide, sampling = ways[(seed + j) % len(ways)]
+        others = [self.nothing if instead is None else instead]
+        return self.image(document, others, guide, sampling, candidate_seed(seed, j), grid=grid)
+
+    def grid_of(self, size: str) -> Grid | None:
+        """The grid of a size: "usual" (None), "small" or "large"."""
+        if size == "usual":
+            return None
+        choose = min if size == "small" else max
+        return choose((self.grid, *self.vocab.grids), key=lambda grid: grid[0] * grid[1])
+
+    def after(self, words: str, sampling: SamplingConfig, seed: int, most: int = MAX_PLAN) -> Request:
+        """Request a text of at most so many tokens that follows a text."""
+        return Request(self.ids(Document((Text(words),)), open_ids), "text", most, sampling, seed=check_seed(seed))
 
     def edit(self, instruction: str, source: Image, options: EditOptions) -> Request:
         """Request the source as the instruction changes it."""
         document = Document((Text(prompt("edit", instruction, self.vocab.form)), source))
-        return self.edited(document, options)
+        return self.edited(document, options, options.seed)
 
-    def edited(self, document: Document, options: EditOptions) -> Request:
-        """Request the document's last image as its text changes it."""
+    def changed(self, before: str, after: str, source: Image, options: EditOptions, seed: int) -> Request:
+        """Request the source, whose plan is `before`, as the plan `after` has it, on the source's grid."""
+        document = Document((Text(PLANS["change"].format(before=before, after=after)), source))
+        return self.edited(document, options, seed, None if source.grid == self.grid else source.grid)
+
+    def edited(self, document: Document, options: EditOptions, seed: int, grid: Grid | None = None) -> Request:
+        """Request the document's last image as its text changes it. grid: None for the usual one."""
         guide = ThreeWay(options.image_guidance, options.text_guidance)
         others = [self.textless(document), self.nothing]
-        return self.image(document, others, guide, options.sampling, options.seed, keep=options.keep)
+        return self.image(document, others, guide, options.sampling, seed, grid=grid, keep=options.keep)
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """Request the document's last image with its holes drawn. guidance: how much the text counts."""
@@ -189,7 +227,17 @@ class Prompts:
         ids, textless = self.ids(document, reply_ids), self.ids(self.textless(document), reply_ids)
         return Request(ids, "document", room, sampling, guide, [textless], seed=check_seed(seed))
 
-    def text(self, words: str, image: Image, sampling: SamplingConfig, seed: int, before: History = ()) -> Request:
+    def text(
+        self,
+        words: str,
+        image: Image,
+        sampling: SamplingConfig,
+        seed: int,
+        before: History = (),
+        known: tuple[str, str] | None = None,
+        most: int = MAX_TEXT,
+        behind: str = "",
+    ) -> Request:
         """Request a text about an image: what the mask between prompt and image stands for (CM3leon 4), or the reply.
 
         Args:
@@ -198,27 +246,31 @@ class Prompts:
             sampling: how tokens are drawn.
             seed: of the text.
             before: earlier prompts and texts. Models with masks read the last MOST_BEFORE, others those that leave
-            room.
+                room.
+            known: a prompt and its text that the model always reads first.
+            most: tokens of the text.
+            behind: a prompt that stands behind `words`, whose text is not written.
         """
-        ids, kept = self.question_ids(words, image), list[tuple[str, str]]()
-        most = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
+        first, kept = [known] if known else [], list[tuple[str, str]]()
+        ids = self.question_ids(words, image, first, behind)
+        limit = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
         for turn in reversed(before[-MOST_BEFORE:] if self.vocab.has_masks else before):
             kept = [turn, *kept]
-            if len(words) + sum(len(text) for one in kept for text in one) > most:
+            if len(words) + sum(len(text) for one in kept for text in one) > limit:
                 break
-            longer = self.question_ids(words, image, kept)
-            if len(longer) + MAX_TEXT > self.context:
+            longer = self.question_ids(words, image, [*first, *kept], behind)
+            if len(longer) + most > self.context:
                 break
             ids = longer
         alphabet = self.alphabets.get(caption_language(words, self.vocab.form) or "")
-        return Request(ids, "text", MAX_TEXT, sampling, seed=check_seed(seed), alphabet=alphabet)
+        return Request(ids, "text", most, sampling, seed=check_seed(seed), alphabet=alphabet)
 
     @cached_property
     def alphabets(self) -> dict[str, Alphabet]:
         """The letters of each language. A caption is in one language; an answer may be in another than its question."""
         return alphabets(self.text_tokenizer)
 
-    def question_ids(self, words: str, image: Image, before: History = ()) -> list[int]:
+    def question_ids(self, words: str, image: Image, before: History = (), behind: str = "") -> list[int]:
         """The prompt ids of a text about an image. Arguments as for `text`."""
         asked, said = [*(one for one, _ in before), words], [text for _, text in before]
         if not self.vocab.has_masks:
@@ -227,7 +279,9 @@ class Prompts:
                 ids += next_turn_ids(reply, following, self.vocab, self.text_tokenizer)
             return ids
         # As in training documents with several answers: a mask for each, and the texts behind the image.
-        questions = [(Text((" " if i else "") + one), Mask()) for i, one in enumerate(asked)]
+        questions = [
+            (Text((" " if i else "") + one), Mask()) for i, one in enumerate([*asked, behind] if behind else asked)
+        ]
         ids = self.ids(Document((*chain.from_iterable(questions), image)), prompt_ids)
         for k, text in enumerate(said, 1):
             ids += [*text_ids(text, self.vocab, self.text_tokenizer), *next_span_ids(k, self.vocab)]

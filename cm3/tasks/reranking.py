@@ -25,7 +25,8 @@ def standard(values: Tensor) -> Tensor:  # [N] -> [N]
 @torch.inference_mode()
 def caption_log_probs(model: CM3ForCausalLM, prompts: Prompts, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
     """Log-probability of the words as the caption of each image, given as codes [h, w]."""
-    asked = WORDS[prompts.vocab.form]["caption"][language_of(words)]
+    captions = WORDS[prompts.vocab.form]["caption"]
+    asked = captions.get(language_of(words), captions["en"])
     *said, close = last_ids(words, prompts.vocab, prompts.text_tokenizer)
     said = [*said[:MAX_TEXT], close]
     rows = [prompts.question_ids(asked, Image(grid)) + said for grid in codes]

@@ -20,7 +20,8 @@ def pieces(batch: Batch, new: Iterable[tuple[int, int]], processor: Processor) -
         processor: turns ids into texts and codes.
     """
     blanks: dict[Grid, list[int]] = {}
-    writers = {i: Writer(batch, i, processor, blanks) for i in range(0, len(batch.requests), batch.candidates)}
+    indices = range(len(batch.requests)) if batch.indices is None else batch.indices
+    writers = {i: Writer(batch, i, index, processor, blanks) for i, index in enumerate(indices) if index is not None}
     for number, id in new:
         if number in writers:
             yield from writers[number].take(id)
@@ -35,15 +36,18 @@ class Writer:
     Args:
         batch: what the engine runs.
         number: of the request.
+        index: of its first piece.
         processor: turns ids into texts and codes.
         blanks: the ids of white images, by grid; filled on demand.
     """
 
-    def __init__(self, batch: Batch, number: int, processor: Processor, blanks: dict[Grid, list[int]]) -> None:
+    def __init__(
+        self, batch: Batch, number: int, index: int, processor: Processor, blanks: dict[Grid, list[int]]
+    ) -> None:
         request = batch.requests[number]
         self.batch, self.processor, self.blanks = batch, processor, blanks
         self.several = request.mode == "document"
-        self.index = batch.first + number // batch.candidates - self.several  # each piece of a document adds one
+        self.index = index - self.several  # each piece of a document adds one
         self.kind = ""
         self.usual = grid_behind(request.prompt, processor.vocab) or processor.grid
         self.next_grid: Grid | None = None

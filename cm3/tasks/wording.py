@@ -7,7 +7,29 @@ from functools import cached_property
 # Arabic letters that are spelt in several ways, and the article.
 ARABIC = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه", "ـ": None})
 ARTICLE = "ال"
-IRREGULAR = {"mouse": "mice", "goose": "geese", "ox": "oxen", "tooth": "teeth", "foot": "feet"}
+SINGULAR = ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros", "lotus", "walrus", "lens", "iris")
+PLURALS = {
+    "fish": "fish",
+    "sheep": "sheep",
+    "deer": "deer",
+    "bison": "bison",
+    "moose": "moose",
+    "mouse": "mice",
+    "goose": "geese",
+    "ox": "oxen",
+    "tooth": "teeth",
+    "foot": "feet",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "wolf": "wolves",
+    "knife": "knives",
+    "die": "dice",
+    "child": "children",
+    "cactus": "cacti",
+    "shrimp": "shrimp",
+    "squid": "squid",
+    "aircraft": "aircraft",
+}
 ADJECTIVES = (
     *("black", "white", "grey", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"),
     *("big", "large", "huge", "small", "little", "tiny", "old", "new", "young", "cute", "happy"),
@@ -32,11 +54,28 @@ def article(words: str) -> str:
     return "an" if silent or (words[:1] in "aeiou" and not spoken) else "a"
 
 
+def plural(name: str) -> str:
+    """ "cat" -> "cats", "glass of milk" -> "glasses of milk", "mouse" -> "mice"; plurals stay as they are."""
+    head, *rest = re.split("( (?:of|with|in|on|and|behind) )", name, maxsplit=1)
+    *before, last = head.split(" ")
+    if last in PLURALS:
+        last = PLURALS[last]
+    elif last.endswith("s") and not last.endswith(("ss", *SINGULAR)):
+        pass
+    elif last.endswith("y") and last[-2:-1] not in ("a", "e", "i", "o", "u"):
+        last = last[:-1] + "ies"
+    elif last.endswith(("s", "x", "ch", "sh")) or last in ("tomato", "potato", "volcano", "mango"):
+        last += "es"
+    else:
+        last += "s"
+    return " ".join([*before, last]) + "".join(rest)
+
+
 def plurals(name: str) -> set[str]:
     """How several of it may be written: "glass of milk" -> "glasses of milk" and "glasss of milk"."""
     head, *rest = re.split("( of | with | in | on )", name, maxsplit=1)
     before, space, last = head.rpartition(" ")
-    forms = {f"{last}s", f"{last}es", IRREGULAR.get(last, f"{last}s")}
+    forms = {f"{last}s", f"{last}es", PLURALS.get(last, f"{last}s")}
     if last.endswith("y"):
         forms.add(f"{last[:-1]}ies")
     if last.endswith(("f", "fe")):

@@ -42,7 +42,9 @@ SAID: dict[str, dict[str, str]] = {
     "segments": {"en": "Draw this, with these areas: {words}", "ar": "ارسم هذا بهذه المساحات: {words}"},
     "edges": {"en": "Draw this, with these edges: {words}", "ar": "ارسم هذا بهذه الحواف: {words}"},
 }
-WORDS = {"cm3": TEMPLATES, "chameleon": SAID}
+# Of models that plan: a caption is the plan, and an edit is asked for through plans (cm3/tasks/planning.py).
+PLANNED = {"caption": {"en": PLANS["read"]}, "describe": {"en": PLANS["read"]}, "answer": TEMPLATES["answer"]}
+WORDS = {"cm3": TEMPLATES, "plan": PLANNED, "chameleon": SAID}
 STRUCTURES = ("segments", "edges")  # kinds of images that a drawing may follow
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the image's sides

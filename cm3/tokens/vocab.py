@@ -5,8 +5,9 @@
      37    38         39            40 ..     .. 63      64 ..      64+text ..
     <bos> <end_turn> <placeholder> <grid:h x w> unused | text ids | image codes
 
-Two forms of documents share it (encoding.py): in "cm3" <eos> opens and closes, <break> stands between text and image,
-and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people say.
+Three forms of documents share it (encoding.py): in "cm3" and "plan" <eos> opens and closes, <break> stands between text
+and image, and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people
+say.
 An image of another than the model's usual grid has its <grid> behind <image>.
 Nothing here reads text: a string that spells a special token never becomes its id.
 """
@@ -67,7 +68,7 @@ class Vocab:
     @property
     def has_masks(self) -> bool:
         """Whether masks are filled and <break> stands where text and image meet; else people and model take turns."""
-        return self.form == "cm3"
+        return self.form != "chameleon"
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -403,9 +403,9 @@ def test_languages_of_a_wrong_type(tiny: CM3, images: list[PIL_Image.Image]):
 
 def test_unknown_arguments_are_named(tiny: CM3, images: list[PIL_Image.Image]):
     takes = {
-        "generate": "prompt, temperature, .*, n, best_of, guidance, .*, kind, .*, grid",
+        "generate": "prompt, temperature, .*, n, best_of, guidance, .*, kind, .*, grid, size, plan, variety",
         "infill": "image, mask, prompt, temperature, .*, n, guidance",
-        "edit": "image, instruction, temperature, .*, keep",
+        "edit": "image, instruction, temperature, .*, keep, plan",
         "caption": "image, temperature, .*, language, long, batch",
         "answer": "image, question, temperature, .*, history",
         "complete": "document, temperature, .*, guidance, text_guidance",

@@ -87,7 +87,8 @@ class Gallery:
     ) -> tuple[dict[str, Any], list[Image.Image]]:
         """options.n drawings of each prompt, each the best of options.best_of: what the judges say, the share of near
         copies, and the drawings. Where the prompt names no style, the style is that of the nearest training image."""
-        codes = torch.stack(self.model.run(self.model.jobs.draw(some.prompts, options))).cpu()  # [N, h, w]
+        drawn = self.model.run(self.model.jobs.draw(some.prompts, options))
+        codes = torch.stack([one.codes for one in drawn]).cpu()  # [N, h, w]
         images = decode(self.model.image_tokenizer, codes)
         wanted = [one for one in some.wanted for _ in range(options.n)]
         share, index = nearest(codes.flatten(1), self.codes)

@@ -181,7 +181,7 @@ def test_a_bad_file_is_named_and_counted_and_the_others_go_on(cm3, tiny: CM3):
     ("args", "message"),
     [
         (["none"], "none"),
-        (["in", "--lang", "fr"], "--lang is 'fr', but must be one of en, ar"),
+        (["in", "--lang", "fr"], "language is 'fr', but must be one of en, ar"),
         (["in/*.gif"], "in/*.gif: there are no images"),
         (["@none.txt"], "none.txt: no list of images can be read"),
         (["in", "--out", "a.xlsx"], "a.xlsx: the name of a table must end with one of .jsonl, .csv, .parquet"),

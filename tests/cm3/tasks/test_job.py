@@ -21,7 +21,7 @@ def described_and_drawn(model: CM3, image: PIL_Image.Image) -> Phases[tuple[str,
     words = model.processor.text(ids).strip()
     drawing = model.jobs.generate(words or "a", GenerateOptions(seed=7)).batch
     assert drawing is not None
-    [ids] = yield drawing._replace(first=1)
+    [ids] = yield drawing._replace(indices=[1])
     return words, model.processor.decode(model.processor.codes(ids))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cm3 import CM3
 from cm3.engine.options import GenerateOptions
+from cm3.tasks.planning import Drawn
 from cm3.tasks.reranking import best_of_each
 from train.evaluation import concepts
 from train.evaluation.concepts import SplitImage, judged_concepts
@@ -59,11 +60,11 @@ class Painter:
             decode=lambda codes: [image(int(one[0, 0])) for one in codes],
         )
 
-    def draw(self, prompts: list[str], options: GenerateOptions) -> list[torch.Tensor]:
+    def draw(self, prompts: list[str], options: GenerateOptions) -> list[Drawn]:
         drawn = itertools.product(prompts, range(options.n), range(options.best_of))
         wanted = [prompt for prompt in prompts for _ in range(options.n)]
         codes = [torch.full((2, 2), self.shades[prompt] + 90 * j) for prompt, _, j in drawn]
-        return best_of_each(wanted, codes, self.best)
+        return [Drawn(one, None) for one in best_of_each(wanted, codes, self.best)]
 
     def best(self, words: str, codes: Sequence[torch.Tensor]) -> int:
         return int((torch.stack([*codes])[:, 0, 0] - SHADES[words.split()[0]]).abs().argmin())

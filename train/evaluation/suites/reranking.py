@@ -58,8 +58,8 @@ def cached(path: Path, mark: str) -> dict[str, Tensor]:
 
 def drawn(model: CM3, prompts: list[str], options: GenerateOptions) -> Tensor:
     """Codes of n drawings of each prompt, [prompts, n, h, w]."""
-    codes = model.run(model.jobs.draw(prompts, options))
-    return torch.stack(codes).view(len(prompts), options.n, *model.grid)
+    codes = torch.stack([one.codes for one in model.run(model.jobs.draw(prompts, options))])
+    return codes.view(len(prompts), options.n, *model.grid)
 
 
 def judged(model: CM3, codes: Tensor, asked: JudgedPrompts, real: list[SplitImage], judge: Judge) -> Tensor:

@@ -124,7 +124,7 @@ def build(
     else:
         text = train_text(Builder(world, Shelf.read(data, "train"), None, config), config, texts)
         text.save(out / "text")
-    vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes, grids=((8, 8),))
+    vocab = Vocab(NUM_SPECIAL, len(text), tokenizer.num_codes, "plan", ((8, 8),))
     known = out / f"drawings-{tokenizer.fingerprint()}.safetensors"  # of another tokenizer the codes are others
     given = dict(data=data, image_tokenizer=image_tokenizer, config=config, known=known)
     if not known.exists():

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cm3.tasks.plan_words import COLOURS_AR, PLACES_AR
 from cm3.tokens.plan import PLACES, Plan, Thing
 from train.images.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
-from train.recipes.emoji.requests import COLOURS_AR, PLACES_AR, Planner, in_case, one_of
+from train.recipes.emoji.requests import Planner, in_case, one_of
 from train.recipes.emoji.world import Named
 
 

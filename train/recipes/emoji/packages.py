@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cm3.tasks.plan_words import AND
+
 # Languages whose names the model reads, by CLDR's codes; English and Arabic have templates for questions too.
-LANGUAGES = tuple("en ar es fr de it pt nl pl ru uk tr fa he ur hi bn zh ja ko vi id th sw".split())
+LANGUAGES = tuple(AND)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cm3.tasks.plan_words import COLOURS_AR, PLACES_AR
+from cm3.tasks.wording import plural
 from cm3.tokens.plan import PLACES, Plan
 from train.images.views import GROUNDS
-from train.recipes.emoji.english import plural
-from train.recipes.emoji.requests import COLOURS_AR, PLACES_AR, one_of
+from train.recipes.emoji.requests import one_of
 from train.recipes.emoji.world import Named, World
 
 KINDS: dict[str, tuple[str, str]] = {

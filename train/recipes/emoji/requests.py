@@ -11,40 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cm3.tasks.wording import article
+from cm3.tasks.plan_words import AND, COLOURS_AR, NUMBERS, PLACES_AR
+from cm3.tasks.wording import article, plural
 from cm3.tokens.plan import PLACES, Plan, Thing
 from train.images.views import GROUNDS
 from train.recipes.emoji.art import PAINTS
-from train.recipes.emoji.english import plural, with_article
+from train.recipes.emoji.english import with_article
 from train.recipes.emoji.packages import LANGUAGES
 from train.recipes.emoji.world import Named, World, held_out
 
-NUMBERS = {2: "two", 3: "three", 4: "four"}
 NUMBERS_AR = {2: "اثنان", 3: "ثلاثة", 4: "أربعة"}
-COLOURS_AR = {
-    "black": "أسود",
-    "white": "أبيض",
-    "grey": "رمادي",
-    "red": "أحمر",
-    "orange": "برتقالي",
-    "yellow": "أصفر",
-    "green": "أخضر",
-    "blue": "أزرق",
-    "purple": "بنفسجي",
-    "pink": "وردي",
-    "brown": "بني",
-}
-PLACES_AR = {
-    "top left": "أعلى اليسار",
-    "top right": "أعلى اليمين",
-    "bottom left": "أسفل اليسار",
-    "bottom right": "أسفل اليمين",
-}
-AND = {
-    **{"en": " and ", "ar": " و", "es": " y ", "fr": " et ", "de": " und ", "it": " e ", "pt": " e ", "nl": " en "},
-    **{"pl": " i ", "ru": " и ", "uk": " і ", "tr": " ve ", "fa": " و ", "he": " ו", "ur": " اور ", "hi": " और "},
-    **{"bn": " এবং ", "zh": "和", "ja": "と", "ko": "와 ", "vi": " và ", "id": " dan ", "th": "และ", "sw": " na "},
-}
 POLITE = (
     "draw {}",
     "draw me {}",

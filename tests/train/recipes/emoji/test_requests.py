@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3.tasks.wording import plural
 from cm3.tokens.plan import PLACES, Plan, Thing
 from train.recipes.emoji.edits import KINDS, Editor
-from train.recipes.emoji.english import plural
 from train.recipes.emoji.packages import LANGUAGES
 from train.recipes.emoji.questions import Shown, ask, relation
 from train.recipes.emoji.requests import FORMS, Planner, misspelt
