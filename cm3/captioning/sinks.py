@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 from PIL import Image as PIL_Image
 
+from cm3.files import write_whole
+
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 # Endings of images, also of those that are not read here: no text gets one of them.
 IMAGES = frozenset(
