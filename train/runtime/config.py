@@ -118,7 +118,7 @@ def is_finite(value: Any) -> bool:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say which values of `now` differ: "key was 1, now 2; ..."; empty where none does."""
+    """List the values of `now` that differ: "key was 1, now 2; ..."; empty where none does."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {value!r}" for key, value in now.items() if before.get(key) != value
     )

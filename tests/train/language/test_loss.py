@@ -14,7 +14,7 @@ from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.vocab import Vocab
 from largest import Largest
-from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy, rivals
+from train.language.loss import ChunkedCrossEntropy, LMLearner, cross_entropy, sampled_codes
 from train.language.objective import KINDS
 from train.language.packing import Batch
 
@@ -89,11 +89,11 @@ def test_by_modality_each_target_competes_with_its_own_alone(inputs, shares: tup
 
 def test_every_code_of_a_batch_competes_and_a_sample_of_the_others_stands_for_them():
     targets = torch.tensor([7, 3, 7, 49])
-    found = rivals(targets, V, 10)
+    found = sampled_codes(targets, V, 10)
     assert found.ids[:3].tolist() == [3, 7, 49] and found.ids[found.targets].equal(targets)
     assert len({*found.ids.tolist()}) == 13 and found.ids.max() < V
     assert found.bias[:3].eq(0).all() and found.bias[3:].exp().sum().item() == pytest.approx(47)
-    assert all(map(torch.equal, rivals(targets, V, 10), found)), "a run that goes on must draw the same sample"
+    assert all(map(torch.equal, sampled_codes(targets, V, 10), found)), "a run that goes on must draw the same sample"
 
 
 def test_with_as_many_negatives_as_there_are_codes_nothing_is_sampled(inputs):
@@ -111,7 +111,7 @@ def test_the_sum_over_a_sample_estimates_the_sum_over_all_codes_without_bias(inp
     logits, generator = (hidden @ head.T).detach()[0] / 4, torch.Generator().manual_seed(0)  # [V]
     estimates = []
     for _ in range(4000):
-        found = rivals(torch.randint(V, (6,), generator=generator), V, 20)
+        found = sampled_codes(torch.randint(V, (6,), generator=generator), V, 20)
         estimates.append((logits[found.ids] + found.bias).exp().sum())
     assert torch.stack(estimates).mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.02)
 

@@ -121,7 +121,7 @@ def test_frozen_parameters_are_left_out_and_a_model_that_is_all_frozen_is_refuse
 
 
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(ValueError, match="matrices is 'sgd': choose auto, muon or adamw"):
+    with pytest.raises(ValueError, match="optim.matrix_optimizer is 'sgd': choose auto, muon or adamw"):
         optimizers(tiny(), "sgd", RATES, (0.9, 0.95), 0.0)
 
 
