@@ -1,4 +1,4 @@
-"""Compare what the codes of image tokenizers are worth: to the eye, to a linear probe, and to a small language model.
+"""Compare the codes of image tokenizers: reconstruction, linear probes, and a small language model.
 
     python -m train.evaluate codes FOLDER... --data data/emoji --out runs/compare --seed 0
 

@@ -1,4 +1,4 @@
-"""Measure a model on the splits of the emoji data set: reconstruction, captions, answers, drawings.
+"""Evaluate a model on the splits of the emoji data set: reconstruction, captioning, VQA, generation.
 
     python -m train.evaluate concepts --model runs/lm/model --out runs/evaluation
 
@@ -34,11 +34,11 @@ from train.evaluation.report import concept_table
 from train.images.loader import to_pixels
 from train.images.metrics import psnr
 
-DRAWN = GenerateOptions(n=4, normalise=False)  # how each prompt is drawn, in the words that are measured
+DRAWN = GenerateOptions(n=4, normalise=False)  # the prompts are generated as they are
 
 
 def reconstruction(model: CM3, samples: list[SplitImage]) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over the images, and the share of codes in use."""
+    """Return mean PSNR (dB) and SSIM over the images, and the codebook usage."""
     pixels = to_pixels([np.asarray(sample.image) for sample in samples]).to(model.image_tokenizer.device)
     vq = model.image_tokenizer.model
     codes = torch.cat([vq.encode(part) for part in pixels.split(64)])
@@ -54,7 +54,7 @@ def reconstruction(model: CM3, samples: list[SplitImage]) -> dict[str, float]:
 
 
 def captions(model: CM3, samples: list[SplitImage]) -> dict[str, Any]:
-    """Per language: share of captions that are the name (but for case), and that are the name or a keyword."""
+    """Return, by language, the share of captions that are the name (but for case), or the name or a keyword."""
     out: dict[str, Any] = {"images": len(samples)}
     for language in LANGUAGES:
         said = model.caption([sample.image for sample in samples], language=language)
@@ -68,7 +68,7 @@ def captions(model: CM3, samples: list[SplitImage]) -> dict[str, Any]:
 
 
 def questions(samples: list[SplitImage], others: dict[str, list[Facts]]) -> list[list[tuple[int, str, Target]]]:
-    """For each language the questions on every sample: (index of the sample, language, target)."""
+    """Return, for each language, the questions on every sample: (index of the sample, language, target)."""
     out = []
     for language in LANGUAGES:
         rng = np.random.default_rng(0)
@@ -95,9 +95,9 @@ def questions(samples: list[SplitImage], others: dict[str, list[Facts]]) -> list
 def answers(
     model: CM3, samples: list[SplitImage], others: dict[str, list[Facts]], majority: dict[str, str]
 ) -> dict[str, Any]:
-    """Accuracy per task, beside an answerer that knows each question's most frequent answer and sees no image.
+    """Return the accuracy of each task, beside the majority-answer baseline.
 
-    "ground" is left out of the means: every test image stands on white.
+    The task "ground" is left out of the means: every test image has a white background.
     """
     right: dict[str, list[int]] = defaultdict(list)
     guessed: dict[str, list[int]] = defaultdict(list)
@@ -133,7 +133,7 @@ def pooled(prompt: str) -> str:
 
 
 def majority_concept_answers(tokens: Path) -> dict[str, str]:
-    """Pooled prompt -> its most frequent answer in the training documents."""
+    """Return the most frequent answer in the training documents to each pooled prompt."""
     shards = Shards(tokens)
     vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
     seen: dict[str, Counter] = defaultdict(Counter)
@@ -149,7 +149,7 @@ def majority_concept_answers(tokens: Path) -> dict[str, str]:
 def evaluate(
     model: CM3, data: Path, tokens: Path, out: Path, sample: int = 200, options: GenerateOptions = DRAWN
 ) -> dict[str, Any]:
-    """Everything above. Returns what evaluation.json holds."""
+    """Evaluate everything and write the results to OUT. Return the content of evaluation.json."""
     out.mkdir(parents=True, exist_ok=True)
     meta = read_meta(tokens)
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))

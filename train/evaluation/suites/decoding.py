@@ -1,5 +1,4 @@
-"""Measure ways of drawing: guidance, temperature, and contrastive decoding. train.evaluate reranking measures the best
-of several.
+"""Evaluate decoding: guidance, temperature and contrastive decoding. "reranking" evaluates the best of several.
 
     python -m train.evaluate decoding --model emoji --out runs/sweep
 
@@ -32,7 +31,7 @@ USUAL = {"guidance": 1.0, "temperature": 0.8, "top_p": 0.9}
 
 
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
-    """Curve -> name of a point -> arguments of CM3.generate."""
+    """Return curve -> name of a point -> arguments of CM3.generate."""
     return {
         "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 1.0)},
         "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1, 1.5, 2, 3, 4, 6, 8)},
@@ -51,7 +50,11 @@ def contrastive(k: int, alpha: float) -> dict[str, Any]:
 
 
 def apart(features: torch.Tensor) -> float:
-    """Mean of 1 - cosine over pairs of neighbours. features: [2 N, F], of length 1."""
+    """Return the mean of 1 - cosine over pairs of neighbours.
+
+    Args:
+        features: [2 N, F], of length 1.
+    """
     pairs = features.view(-1, PAIR, features.shape[-1])
     return (1 - (pairs[:, 0] * pairs[:, 1]).sum(-1)).mean().item()
 
@@ -59,7 +62,7 @@ def apart(features: torch.Tensor) -> float:
 def measure(
     model: CM3, asked: JudgedPrompts, judge: Judge, reference: Reference, options: dict[str, Any]
 ) -> dict[str, float]:
-    """Top-1, top-5 and diversity of one way, and its standard error of top-5."""
+    """Return top-1, top-5 with its standard error, and diversity of one setting."""
     drawn = model.generate(asked.prompts, n=PAIR, normalise=False, **options)
     features = judge.features([one for pair in drawn for one in pair])
     concepts, styles = ([fact for fact in facts for _ in range(PAIR)] for facts in (asked.concepts, asked.styles))

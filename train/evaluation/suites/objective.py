@@ -1,4 +1,4 @@
-"""Measure what runs of train.lm with other shares of the objective's forms draw, caption and fill in.
+"""Compare runs of train.lm with other shares of the objective's forms: generation, captioning, inpainting.
 
     python -m train.evaluate objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
 
@@ -6,7 +6,7 @@ The runs' seed and shards (of train.tokenize_emoji) must be the same: measured o
 they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
 image, in each way that a run has learnt:
 
-    left    words <break> <image> codes, those of the hole drawn: blind to what comes behind
+    left    words <break> <image> codes, those of the hole generated without the codes that follow
     cm3     words <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes: a span for each run
     holes   words <break> <image> codes and <mask:0> </image> <image> codes, those of the hole drawn
 """

@@ -1,4 +1,4 @@
-"""Measure whether picking the best of several drawings helps, and who picks best.
+"""Evaluate reranking: whether the best of several generated images is better, and by whose choice.
 
     python -m train.evaluate reranking --model emoji --scorer runs/scorer/model --out runs/rerank
 

@@ -1,4 +1,4 @@
-"""Measure image tokenizers beside WebP and JPEG at equal bytes: on the emoji splits, and on photographs.
+"""Evaluate image tokenizers beside WebP and JPEG at equal bytes, on the emoji splits and on photographs.
 
     python -m train.evaluate tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
 
