@@ -9,6 +9,7 @@ the same figures.
 
 import importlib
 import sys
+from typing import Any
 
 import typer
 
@@ -23,11 +24,11 @@ SUITES = {
 }
 
 
-def command(suite: str) -> typer.core.TyperCommand | typer.core.TyperGroup:
-    """Return the command of a suite."""
+def command(suite: str) -> Any:
+    """Return the command of a suite, as typer makes it."""
     app = typer.Typer(add_completion=False)
     app.command(name=suite)(importlib.import_module(f"train.evaluation.suites.{suite}").main)
-    return typer.main.get_command(app)  # pyright: ignore[reportReturnType]
+    return typer.main.get_command(app)
 
 
 def usage() -> str:

@@ -17,7 +17,7 @@ def test_every_suite_is_in_the_table():
 @pytest.mark.parametrize("suite", evaluate.SUITES)
 def test_every_suite_has_options_with_help(suite: str):
     options = evaluate.command(suite).params
-    assert options and all(option.help for option in options)  # pyright: ignore[reportAttributeAccessIssue]
+    assert options and all(option.help for option in options)
 
 
 def test_a_suite_that_does_not_exist_is_named_with_the_others(monkeypatch: pytest.MonkeyPatch):

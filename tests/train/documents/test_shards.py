@@ -200,10 +200,10 @@ DAMAGE = [
     (changed(offsets=lambda offsets: offsets[:-1]), "its index is of"),
     (changed(spans=lambda spans: spans + 1000), "answers lie outside"),
     (changed(texts=lambda texts: texts[1:]), "its index is of"),
-    (changed(images=lambda images: images[1:]), "its index is of"),
-    (changed(images=lambda images: images.astype(np.float64)), "holds float64"),
+    (changed(pictures=lambda images: images[1:]), "its index is of"),
+    (changed(pictures=lambda images: images.astype(np.float64)), "holds float64"),
     (changed(texts=lambda texts: texts.astype(np.int64) - 2), "counts less than no text"),
-    (changed(images=lambda images: -images), "counts less than no text or image"),
+    (changed(pictures=lambda images: -images), "counts less than no text or image"),
     (without("pictures"), "not a whole shard .*pictures"),
 ]
 
