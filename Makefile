@@ -84,7 +84,7 @@ train-emoji: data
 		$(BIN)/python -m train.build_instructions --config build_instructions --start runs/lm/model \
 			--known data/emoji-tokens --out data/emoji-instruct-$$seed seed=$$seed && \
 		$(BIN)/python -m train.lm --config instruct --out runs/instruct-$$seed start=runs/instruct/model \
-			data=data/emoji-instruct-$$seed steps=3000 seed=$$seed || exit 1; \
+			data.folder=data/emoji-instruct-$$seed steps=3000 seed=$$seed || exit 1; \
 	done
 	$(BIN)/python -m train.merge runs/instruct-1/model runs/instruct-2/model runs/instruct-3/model runs/lm/model \
 		--weights 0.28,0.28,0.29,0.15 --out runs/drawing
@@ -95,13 +95,13 @@ train-emoji: data
 			--known data/emoji-tokens-more --out data/emoji-instruct-$$seed seed=$$seed documents=24000 edits=0.58 \
 			known=0.64 drawn=0.4 && \
 		$(BIN)/python -m train.lm --config instruct --out runs/instruct-$$seed start=runs/drawing \
-			data=data/emoji-instruct-$$seed steps=1900 seed=$$seed || exit 1; \
+			data.folder=data/emoji-instruct-$$seed steps=1900 seed=$$seed || exit 1; \
 	done
 	$(BIN)/python -m train.merge runs/drawing runs/instruct-4/model runs/instruct-5/model \
 		--weights 0.4,0.3,0.3 --out runs/merged
 	$(BIN)/python -m train.scorer --out runs/scorer model.embedding_size=32
-	$(BIN)/python -m train.evaluate --model runs/merged --data data/emoji --tokens data/emoji-tokens --out runs/evaluation \
-		--temperature 0.5 --top-p 0.9
+	$(BIN)/python -m train.evaluate concepts --model runs/merged --data data/emoji --tokens data/emoji-tokens \
+		--out runs/evaluation --temperature 0.5 --top-p 0.9
 	$(BIN)/python -m train.evaluate_tasks --model runs/merged --data data/emoji --out runs/evaluation-tasks
 	$(BIN)/python -m train.package_model --name emoji --device "$(DEVICE)"
 

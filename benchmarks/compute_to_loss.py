@@ -29,17 +29,17 @@ MODEL = {"model.hidden_size": 128, "model.num_hidden_layers": 4, "model.num_atte
 SHARED = {
     "preset": "emoji",
     **MODEL,
-    "row": 256,
-    "sample_every": 0,
-    "save_every": 10**6,
-    "prompts": (),
+    "data.seq_len": 256,
+    "samples.every": 0,
+    "checkpoint.every": 10**6,
+    "samples.prompts": (),
     "codebook_init": False,
-    "objective.prompt": 1.0,
-    "objective.answer": 1.0,
-    "objective.first": 1.0,
-    "objective.code": 1.0,
-    "evaluate_rows": 256,
-    "evaluate_every": 10**6,
+    "objective.prompt_weight": 1.0,
+    "objective.answer_weight": 1.0,
+    "objective.first_code_weight": 1.0,
+    "objective.code_weight": 1.0,
+    "eval.sequences": 256,
+    "eval.every": 10**6,
 }
 BASELINE = {
     "model.norm": "layernorm",
@@ -49,14 +49,14 @@ BASELINE = {
     "model.intermediate_size": 512,
     "model.tie_word_embeddings": True,
     "model.init_std": 0.02,
-    "matrices": "adamw",
-    "schedule": "cosine",
-    "final": 0.1,
-    "betas": (0.9, 0.95),
-    "weight_decay": 0.1,
-    "lr": 2e-3,
+    "optim.matrix_optimizer": "adamw",
+    "optim.schedule": "cosine",
+    "optim.final_lr_fraction": 0.1,
+    "optim.betas": (0.9, 0.95),
+    "optim.weight_decay": 0.1,
+    "optim.lr": 2e-3,
     "batch_tokens": 4096,
-    "spike": 0.0,
+    "optim.spike_sigmas": 0.0,
 }
 # Applied one after the other, each in addition to those before it.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -65,13 +65,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "SwiGLU": {"model.activation": "swiglu", "model.intermediate_size": 352},
     "QK-norm": {"model.qk_norm": True},
     "head of its own": {"model.tie_word_embeddings": False},
-    "Muon": {"matrices": "muon", "muon_lr": 0.02, "weight_decay": 0.01},
+    "Muon": {"optim.matrix_optimizer": "muon", "optim.muon_lr": 0.02, "optim.weight_decay": 0.01},
     "codes start from the codebook": {"codebook_init": True},
-    "stay, then fall to 0": {"schedule": "wsd", "decay": 0.6, "final": 0.0},
+    "stay, then fall to 0": {"optim.schedule": "wsd", "optim.decay_fraction": 0.6, "optim.final_lr_fraction": 0.0},
 }
 
 
-BETAS = [{"betas": (0.9, 0.95)}, {"betas": (0.9, 0.98)}]
+BETAS = [{"optim.betas": (0.9, 0.95)}, {"optim.betas": (0.9, 0.98)}]
 
 
 class Runner:
@@ -83,7 +83,12 @@ class Runner:
     def __call__(self, name: str, settings: dict[str, Any], tokens: int, seed: int) -> dict[str, float]:
         """The held-out "loss", "flops" and "tokens" of a finished run."""
         steps = max(1, tokens // settings["batch_tokens"])
-        whole = {"steps": steps, "warmup": max(10, steps // 20), "seed": seed, "data": str(self.data)}
+        whole = {
+            "steps": steps,
+            "optim.warmup_steps": max(10, steps // 20),
+            "seed": seed,
+            "data.folder": str(self.data),
+        }
         every = SHARED | settings | whole
         overrides = sorted(f"{key}={toml(value)}" for key, value in every.items())
         folder = self.out / hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
@@ -95,7 +100,7 @@ class Runner:
             )
             rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
             flops = next(row["flops"] for row in reversed(rows) if "flops" in row)
-            loss = next(row["held_out"]["all"] for row in reversed(rows) if "held_out" in row)
+            loss = next(row["held_out_loss"]["all"] for row in reversed(rows) if "held_out_loss" in row)
             result = {"loss": loss, "flops": flops, "tokens": steps * settings["batch_tokens"]}
             (folder / "done.json").write_text(json.dumps({"name": name, **result}))
             for part in ("checkpoints", "model"):
@@ -143,20 +148,24 @@ def main(
     result: Annotated[Path | None, typer.Option(help="JSON file to keep the figures in")] = None,
 ) -> None:
     run = Runner(data, out)
-    base = tuned(run, BASELINE, tokens, "baseline", [{"lr": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)])
-    smaller = [{"batch_tokens": 4096, "lr": base["lr"]}]
-    smaller += [{"batch_tokens": 2048, "lr": rate} for rate in (base["lr"] / 2, base["lr"])]
+    base = tuned(run, BASELINE, tokens, "baseline", [{"optim.lr": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)])
+    smaller = [{"batch_tokens": 4096, "optim.lr": base["optim.lr"]}]
+    smaller += [{"batch_tokens": 2048, "optim.lr": rate} for rate in (base["optim.lr"] / 2, base["optim.lr"])]
     base = tuned(run, base, tokens, "baseline", smaller)
     base = tuned(run, base, tokens, "baseline", BETAS)
     ours = base
     for change in CHANGES.values():
         ours = ours | change
     part = tokens // 3
-    ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.01, 0.02, 0.04)])
-    ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (base["lr"], 2 * base["lr"])])
+    ours = tuned(run, ours, part, "ours", [{"optim.muon_lr": rate} for rate in (0.01, 0.02, 0.04)])
+    ours = tuned(
+        run, ours, part, "ours-rate", [{"optim.lr": rate} for rate in (base["optim.lr"], 2 * base["optim.lr"])]
+    )
     ours = tuned(run, ours, part, "ours-batch", [{"batch_tokens": size} for size in (1024, 2048, 4096)])
-    ours = tuned(run, ours, part, "ours-rate", [{"lr": rate} for rate in (ours["lr"] / 2, ours["lr"])])
-    ours = tuned(run, ours, part, "ours", [{"muon_lr": rate} for rate in (0.005, 0.01, 0.02)])
+    ours = tuned(
+        run, ours, part, "ours-rate", [{"optim.lr": rate} for rate in (ours["optim.lr"] / 2, ours["optim.lr"])]
+    )
+    ours = tuned(run, ours, part, "ours", [{"optim.muon_lr": rate} for rate in (0.005, 0.01, 0.02)])
     wide = [
         {key: ours[key] for key in ("model.activation", "model.intermediate_size")},
         {"model.activation": "relu2", "model.intermediate_size": 512},
@@ -184,7 +193,7 @@ def main(
     first = run("ladder-0", settings, part, 0)
     rows.append({"change": "the baseline", "loss": first["loss"], "gain": 0.0, "flops": first["flops"]})
     for i, (name, change) in enumerate(CHANGES.items(), 1):
-        settings |= change | ({"muon_lr": ours["muon_lr"]} if "muon_lr" in change else {})
+        settings |= change | ({"optim.muon_lr": ours["optim.muon_lr"]} if "optim.muon_lr" in change else {})
         now = run(f"ladder-{i}", settings, part, 0)
         rows.append({"change": name, "loss": now["loss"], "gain": first["loss"] - now["loss"], "flops": now["flops"]})
         first = now

@@ -1,10 +1,10 @@
-"""The effect of the CM3 objective at small scale: generation, captioning and infilling after the same training.
+"""What the CM3 objective brings, at small scale: drawing, captioning and infilling after the same training.
 
     python -m benchmarks.objective --data data/emoji-known --out runs/objective
 
-Model (4 layers of width 128), tokens, seed and initial weights are the same; only the forms of the documents differ
-(RUNS). train/evaluate_objective.py defines the measurements. Every run is a `python -m train.lm`; finished runs are
-kept, and interrupted ones resumed.
+Model (4 layers of width 128), tokens, seed and weights are the same; only the forms of the documents differ (RUNS).
+train/evaluation/suites/objective.py says what is measured. Every run is a `python -m train.lm` of its own; a finished
+one is read back, an interrupted one resumes.
 """
 
 import json
@@ -19,25 +19,25 @@ from benchmarks.compute_to_loss import MODEL, toml
 from benchmarks.report import finish
 
 RUNS: dict[str, dict[str, float]] = {
-    "left to right": {"free": 0.0, "cm3": 0.0, "holes": 0.0, "ask": 0.0},
-    "CM3": {"free": 0.0, "cm3": 1.0, "holes": 0.0},
-    "mixed": {"free": 0.15, "cm3": 0.2, "holes": 0.0},
-    "mixed and holes": {"free": 0.15, "cm3": 0.2, "holes": 0.3},
+    "left to right": {"text_masked": 0.0, "cm3_spans": 0.0, "inpainting": 0.0, "answers_masked": 0.0},
+    "CM3": {"text_masked": 0.0, "cm3_spans": 1.0, "inpainting": 0.0},
+    "mixed": {"text_masked": 0.15, "cm3_spans": 0.2, "inpainting": 0.0},
+    "mixed and holes": {"text_masked": 0.15, "cm3_spans": 0.2, "inpainting": 0.3},
 }
 SHARED = {
     "preset": "emoji",
     **MODEL,
     "model.intermediate_size": 352,
-    "row": 256,
+    "data.seq_len": 256,
     "batch_tokens": 2048,
-    "matrices": "muon",
-    "muon_lr": 0.01,
-    "lr": 4e-3,
-    "betas": (0.9, 0.98),
-    "decay": 0.6,
-    "sample_every": 0,
-    "save_every": 200,
-    "prompts": (),
+    "optim.matrix_optimizer": "muon",
+    "optim.muon_lr": 0.01,
+    "optim.lr": 4e-3,
+    "optim.betas": (0.9, 0.98),
+    "optim.decay_fraction": 0.6,
+    "samples.every": 0,
+    "checkpoint.every": 200,
+    "samples.prompts": (),
     "image_tokenizer": "emoji",
 }
 
@@ -46,7 +46,9 @@ def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
     """The folder of a finished run of train.lm."""
     folder = out / f"{name.replace(' ', '-')}-{steps}-{seed}"
     shares = {f"objective.{key}": value for key, value in RUNS[name].items()}
-    settings = SHARED | shares | {"data": str(data), "steps": steps, "warmup": steps // 20, "seed": seed}
+    settings = (
+        SHARED | shares | {"data.folder": str(data), "steps": steps, "optim.warmup_steps": steps // 20, "seed": seed}
+    )
     overrides = [f"{key}={toml(value)}" for key, value in settings.items()]
     if not (folder / "model" / "config.json").exists():
         subprocess.run([sys.executable, "-m", "train.lm", "--out", str(folder), *overrides], check=True)
@@ -54,7 +56,7 @@ def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
-    """The results as a Markdown table, with a column for each run."""
+    """The figures as Markdown, a column a run."""
     lines = ["| | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
     for key in dict.fromkeys(key for run in figures.values() for key in sorted(run)):
         form = "{:.1%}" if key.endswith(("exact", "top-5")) else "{:.3f}" if key != "documents" else "{:,}"
@@ -76,7 +78,8 @@ def main(
         [
             sys.executable,
             "-m",
-            "train.evaluate_objective",
+            "train.evaluate",
+            "objective",
             *map(str, folders.values()),
             "--out",
             str(out / "figures.json"),

@@ -32,14 +32,33 @@ def followed(path: Path) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Generator[Path]:
-    """Where to write what becomes the file when all went well, and nothing otherwise: a name that no other run has."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+def whole(path: Path, part: str = "") -> Generator[Path]:
+    """Give a path to write to, which becomes the file when all went well, and is removed otherwise.
+
+    Args:
+        path: the file.
+        part: name of the unfinished file, where only one process writes it: a later run then replaces what a killed one
+            left. "" = a name that no other run has.
+    """
+    unfinished = path.with_name(part or f".{secrets.token_hex(8)}.part")
     try:
-        yield part
-        part.replace(path)
+        yield unfinished
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, part: str = "", errors: str = "strict") -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Args:
+        path: the file.
+        text: its content.
+        part: as in `whole`.
+        errors: what to do where UTF-8 cannot encode the text, as in `str.encode`.
+    """
+    with whole(path, part) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors=errors)
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cm3 import CM3
 from train.documents.worker import PrepareOptions
-from train.language.config import LMConfig
+from train.language.config import LMConfig, LMDataConfig, LMOptimConfig, SampleConfig
 from train.language.lora import Lora
 from train.language.run import train
 from train.prepare import prepare
@@ -20,7 +20,14 @@ from train.prepare import prepare
 def main(images: Path, out: Path, steps: int, draw: str) -> None:
     facts = prepare(images, out / "tokens", PrepareOptions(model="emoji", held_out=0.0))
     print(f"{facts['documents']} documents, {facts['tokens']} tokens")
-    config = LMConfig(data=str(out / "tokens"), start="emoji", lora=Lora(rank=16), steps=steps, warmup=10, prompts=())
+    config = LMConfig(
+        start="emoji",
+        lora=Lora(rank=16),
+        steps=steps,
+        data=LMDataConfig(folder=str(out / "tokens")),
+        optim=LMOptimConfig(warmup_steps=10),
+        samples=SampleConfig(prompts=()),
+    )
     model = CM3.from_pretrained(train(config, out))
     model.generate(draw, n=1)[0].resize((256, 256)).save(out / "drawing.png")
     print(out / "drawing.png")

@@ -2,10 +2,11 @@
 
     python -m train.evaluate_tasks --model runs/instruct/model --data data/emoji --out runs/evaluation-tasks
 
-Splits: "compositional" shows combinations that no training scene has (train/scenes/scene.py); "unseen cell" has in each
-scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed (--aligned, where its
-scenes were). OUT receives evaluation.json, evaluation.md (the tables) and examples.png. Everything is seeded: the same
-model gives the same figures. Images are drawn with the pipeline's defaults, text is greedy.
+Splits: "compositional" shows combinations that no training scene has (train/scenes/scene.py); "held-out pair" has
+in each scene a drawing of the data set's unseen_cell split; "familiar" is like training with another seed
+(--aligned, where its scenes were). OUT receives evaluation.json, evaluation.md (the tables) and examples.png.
+Everything is seeded: the same model gives the same figures. Images are generated with the pipeline's defaults, text is
+greedy.
 """
 
 import json
@@ -36,9 +37,9 @@ from train.evaluation.task_cases import (
     EditCase,
     HoleCase,
     ImageQuestion,
-    blind_scene_answers,
     examples,
     holed,
+    majority_scene_answers,
     questions,
     sign_questions,
     studio_of,
@@ -139,7 +140,7 @@ def holes(
     out: dict[str, Any] = {"concepts": len(chosen)}
     plainly = [PIL_Image.fromarray(place(thing.drawing.convert("RGBa"), PLAIN, size)) for thing in known]
     reference = Reference(judge.features(plainly), [thing.code for thing in known], [thing.style for thing in known])
-    for split, things in (("unseen view", known), ("unseen cell", [thing for thing in new if thing.code in chosen])):
+    for split, things in (("unseen view", known), ("held-out pair", [thing for thing in new if thing.code in chosen])):
         if some := holed(model.image_tokenizer, things, sample):
             ways = fill(model, some, options)
             figures = {name: mark_holes(some, shown, judge, reference) for name, shown in ways.items()}
@@ -155,7 +156,7 @@ class TaskBench(NamedTuple):
     names: list[str]
     things: Reference
     words: dict[str, list[str]]
-    blind: dict[str, str]
+    majority: dict[str, str]
     options: TaskOptions
 
 
@@ -163,15 +164,15 @@ def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[
     """The figures of a split, and rows of (label, images) to look at."""
     model, grid = bench.model, bench.model.grid
     asked = questions(studio, sample)
-    if split != "unseen cell":  # signs show no drawings
+    if split != "held-out pair":  # signs show no drawings
         asked += sign_questions(studio, sample)
-    out: dict[str, Any] = {"answers": mark_answers(asked, tell(model, asked), bench.blind, bench.names)}
+    out: dict[str, Any] = {"answers": mark_answers(asked, tell(model, asked), bench.majority, bench.names)}
     rows: list[list[Any]] = []
-    drawing = (*EDITS, "grounded", *MAPS, *(["write sign"] if split != "unseen cell" else []))
+    drawing = (*EDITS, "grounded", *MAPS, *(["write sign"] if split != "held-out pair" else []))
     for task in track(drawing, split):
         some = examples(model.image_tokenizer, studio, task, sample)
         ways = {
-            "drawn": model.draw_codes(requests_of(model, some, bench.options)),
+            "generated": model.draw_codes(requests_of(model, some, bench.options)),
             TRUTH: grids(model, [one.codes[-1] for one in some]),
         }
         if task in EDITS:
@@ -188,7 +189,7 @@ def measure(bench: TaskBench, split: str, studio: Studio, sample: int) -> tuple[
             else:
                 figures[name] = mark_maps(some, images)
         out[task] = {"documents": len(some), **figures}
-        for one, image in [*zip(some, shown["drawn"], strict=True)][:4]:
+        for one, image in [*zip(some, shown["generated"], strict=True)][:4]:
             label = f"{split}: {one.made.words}" if one.view.language == "en" else f"{split}: {task} (ar)"
             rows.append([label, *one.made.images[:-1], image, one.made.images[-1]])
     return out, rows
@@ -225,9 +226,9 @@ def evaluate(
         split: studio_of(split, seen, unseen, size, names, float(aligned), model.grid[0], float(quarters))
         for split in dict.fromkeys(("familiar", *splits))
     }
-    blind = blind_scene_answers(studios["familiar"], called)
+    majority = majority_scene_answers(studios["familiar"], called)
     bench = TaskBench(
-        model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, blind, options
+        model, judge, called, thing_reference(things, model.image_tokenizer, judge), words, majority, options
     )
     result: dict[str, Any] = {
         "sample": sample,
@@ -235,8 +236,8 @@ def evaluate(
         "quarters": quarters,
         "decoding": asdict(options) | {"hole": InfillOptions.guidance},
         "splits": {},
-        "things": len({thing.code for thing in things}),
-        "unseen drawings of things": sum(thing.name["en"] in names for thing in unseen),
+        "objects": len({thing.code for thing in things}),
+        "held-out images of objects": sum(thing.name["en"] in names for thing in unseen),
     }
     rows: list[list[Any]] = []
     for split in splits:
@@ -256,7 +257,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation-tasks"),
     sample: Annotated[int, typer.Option(help="documents of each task, at most")] = 200,
-    split: Annotated[list[str] | None, typer.Option(help="of compositional, unseen cell, familiar")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="of compositional, held-out pair, familiar")] = None,
     image_guidance: Annotated[float, typer.Option(help="of edits")] = TaskOptions.image_guidance,
     text_guidance: Annotated[float, typer.Option(help="of edits")] = TaskOptions.text_guidance,
     keep: Annotated[float, typer.Option(help="of edits")] = TaskOptions.keep,

@@ -49,7 +49,7 @@ images. Most images that it generates are near copies of training images.
 
 ## Evaluation
 
-docs/results.md in the repository has every table, with the commands: `python -m train.evaluate --model {name}
+docs/results.md in the repository has every table, with the commands: `python -m train.evaluate concepts --model {name}
 --temperature 0.5 --top-p 0.9` and `python -m train.evaluate_tasks --model {name}`. `evaluation.json` and
 `task_evaluation.json` in this folder hold the figures.
 
@@ -83,7 +83,7 @@ Trained on {images} emoji of six styles (no skin-tone variants; licences: see AT
 {phases}
 
 Device: {device}. Held-out concept-style pairs (a known concept in a style in which it was not trained): {psnr:.2f} dB,
-{code_use:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
+{usage:.1%} codebook usage. docs/results.md in the repository has more figures, also for photographs, which it has
 not seen.
 """
 
@@ -123,7 +123,7 @@ def card(name: str, device: str, note: str, facts: dict[str, Any]) -> str:
         name=name,
         device=device,
         note=note,
-        psnr=facts["evaluation"]["splits"]["unseen_cell"]["reconstruction"]["psnr"],
+        psnr=facts["evaluation"]["splits"]["held_out_pairs"]["reconstruction"]["psnr"],
         concepts=meta["concepts"],
         kinds=", ".join(meta["config"]["subgroups"]) or "every group",
         images=meta["images"],
@@ -170,7 +170,7 @@ class Runs(NamedTuple):
         image_tokenizer: of train.image_tokenizer.
         decoder: of its second phase; its weights are taken where there is such a folder.
         scorer: of train.scorer; without it the model has none.
-        evaluation: output of train.evaluate.
+        evaluation: output of `train.evaluate concepts`.
         task_evaluation: output of train.evaluate_tasks.
         tokens: the token shards of `lm`.
         tuning_tokens: those of `tuning`.
@@ -257,7 +257,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
     logs = [[json.loads(line) for line in (run / "log.jsonl").open()] for run in runs]
     model = runs[-1] / "model"
     shape = ImageTokenizer.from_pretrained(model).model.config
-    last = [row for row in logs[-1] if "code_use" in row][-1]
+    last = [row for row in logs[-1] if "split" in row][-1]
     train = images_of(data, "train")
 
     folder = root / "tokenizer_image" / "pretrained" / name
@@ -283,7 +283,7 @@ def package_tokenizer(name: str, runs: Sequence[Path], data: Path, device: str, 
         phases="\n".join(phases),
         device=device,
         psnr=last["psnr"],
-        code_use=last["code_use"],
+        usage=last["codebook_usage"],
     )
     (folder / "README.md").write_text(words, encoding="utf-8")
     return embedded(root)

@@ -1,6 +1,6 @@
-"""What a run will take, before it starts: parameters, memory, speed, hours; and the best number of rows at once.
+"""Print what the presets take: parameters, compute, memory.
 
-python -m train.plan                                     # the named sizes: parameters, compute, memory
+python -m train.plan                                     # all presets
 python -m train.lm --data data/mine --dry-run            # one run, measured on this machine
 python -m train.lm --data data/mine --find-batch
 """

@@ -27,6 +27,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from cm3.files import whole, write_whole
 from cm3.hf.model_folder import check_files, find_model, image_tokenizer_name, load_image_tokenizer, read_config
 from cm3.model.config import MAX_GRIDS
 from cm3.tokens.templates import TEMPLATES
@@ -39,7 +40,6 @@ from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard
 from train.documents.sources import Source, open_source
 from train.documents.worker import SKIPPED, PrepareOptions, ShardBuilder, rows_of
 from train.runtime.config import changes
-from train.runtime.files import write_whole
 from train.runtime.workers import chunks_of, wait_for, work
 
 RUN = "prepare.json"
@@ -188,7 +188,7 @@ def claim(out: Path, run: dict[str, Any], first: bool) -> None:
         if out.is_dir() and any(out.glob("*.safetensors")):
             raise ValueError(f"{out} holds shards that train.prepare did not write: delete it or choose another one")
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n", errors="backslashreplace")
     wait_for(path.exists, path)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -260,14 +260,15 @@ def done(out: Path, number: int, marks: dict[str, str]) -> bool:
 def write_skipped(source: Source, out: Path) -> Counter:
     """All that was left out, in one file. Returns counts by kind, the most frequent first."""
     counts = Counter(skip.kind for skip in source.skipped)
-    unfinished = out / f"{SKIPPED}.unfinished"
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        whole(out / f"{SKIPPED}.jsonl", f"{SKIPPED}.unfinished") as unfinished,
+        unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(rows_of(source.skipped))
         for number in range(len(source)):
             if (part := out / f"{SKIPPED}-{number:05}.jsonl").exists():
                 file.write(part.read_text(encoding="utf-8"))
             counts.update(shard_facts(train_shard(out, number))["skipped"])
-    unfinished.replace(out / f"{SKIPPED}.jsonl")
     return Counter(dict(counts.most_common()))
 
 

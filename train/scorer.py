@@ -4,7 +4,7 @@
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
 `cm3.model.scorer.Scorer.from_pretrained` reads. It learns from the captioned documents of the training split; what it
-found among the held-out ones stands in the log. `python -m train.evaluate_reranking` measures whether its choice is
+found among the held-out ones stands in the log. `python -m train.evaluate reranking` measures whether its choice is
 worth anything.
 """
 
@@ -21,11 +21,12 @@ from cm3.model.scorer import Scorer, ScorerConfig
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
 from train.language import setup as recipe
+from train.language.config import LMConfig, LMDataConfig
 from train.language.contrastive import Pairs, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
 from train.runtime.checkpoints import Checkpoints
-from train.runtime.optim import Rates, optimizers, rate
+from train.runtime.optim import LearningRates, lr_factor, optimizers
 from train.runtime.precision import autocast
 from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
@@ -127,7 +128,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
     shards = Shards(config.data)
     pairs = pairs_of(shards)
     image_tokenizer = recipe.image_tokenizer_of(
-        recipe.LMConfig(data=config.data, image_tokenizer=config.image_tokenizer), shards.meta
+        LMConfig(data=LMDataConfig(config.data), image_tokenizer=config.image_tokenizer), shards.meta
     )
     scorer = starting_scorer(config, shards.meta, image_tokenizer).to(device).train()
     held, names = None, {}
@@ -137,7 +138,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
         chosen = chosen[:: -(-len(chosen) // config.evaluate_at_most)]  # each image once, over all of the split
         names = names_of(shards, held)
         held = Pairs([held.texts[i] for i in chosen], held.codes[chosen], [held.concepts[i] for i in chosen])
-    optimizer = optimizers(scorer, "adamw", Rates(*[config.lr] * 4), config.betas, config.weight_decay)
+    optimizer = optimizers(scorer, "adamw", LearningRates(*[config.lr] * 4), config.betas, config.weight_decay)
 
     run: dict[str, Any] = {"data": shards.fingerprint(), "batch": config.batch, "seed": config.seed}
     expected = dict(run)
@@ -163,7 +164,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.clip)
             if not torch.isfinite(norm):
                 raise ValueError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr})")
-            factor = rate(step, config.steps, "cosine", config.warmup, 0.0)
+            factor = lr_factor(step, config.steps, "cosine", config.warmup, 0.0)
             for one in optimizer:
                 for group in one.param_groups:
                     group["lr"] = group["peak"] * factor
@@ -178,10 +179,10 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
                     {
                         "step": step + 1,
                         "loss": loss.item(),
-                        "hit": hit,
+                        "batch_accuracy": hit,
                         "scale": scorer.scale().item(),
-                        "gradient": norm.item(),
-                        "rate": factor,
+                        "grad_norm": norm.item(),
+                        "lr": config.lr * factor,
                         "seconds": seconds,
                     }
                 )
@@ -189,7 +190,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             if (step + 1) % config.evaluate_every == 0 or last:
                 if held:
                     found = {name: retrieval(scorer, some, held.codes, held.concepts) for name, some in names.items()}
-                    log.write({"step": step + 1, "held_out": found, "images": len(held.concepts)})
+                    log.write({"step": step + 1, "held_out_retrieval": found, "images": len(held.concepts)})
                     log.say(
                         f"step {step + 1}: "
                         + ", ".join(

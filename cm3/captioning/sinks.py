@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from PIL import Image as PIL_Image
 
-from cm3.files import whole
+from cm3.files import write_whole
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 # Endings of images, also of formats that are not read here. No text file may have one of them.
@@ -127,12 +127,6 @@ class TextFiles:
 
     def close(self) -> None:
         pass
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file completely, or not at all."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def check_replaceable(path: Path, reads: frozenset[Path]) -> None:

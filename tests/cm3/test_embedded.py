@@ -10,8 +10,8 @@ from PIL import Image
 import cm3
 import tokenizer_image
 from cm3 import CM3
-from train.evaluate import captions
 from train.evaluation.concepts import SplitImage, load_split
+from train.evaluation.suites.concepts import captions
 
 FOLDERS = [Path(package.__path__[0]) / "pretrained" / "emoji" for package in (cm3, tokenizer_image)]
 
@@ -39,7 +39,7 @@ def test_it_has_8_to_25_million_parameters(emoji: CM3):
 def test_its_card_and_credits_are_there():
     card = (FOLDERS[0] / "README.md").read_text(encoding="utf-8")
     result = json.loads((FOLDERS[0] / "evaluation.json").read_text())
-    psnr = result["splits"]["unseen_cell"]["reconstruction"]["psnr"]
+    psnr = result["splits"]["held_out_pairs"]["reconstruction"]["psnr"]
     assert f"{psnr:.2f} dB" in card and "seed" in card and "hours" in card
     for folder in FOLDERS:
         credits = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ import torch
 from attempts import answer, write_data
 from train.language.config import LMConfig
 from train.language.objective import Objective
+from train.runtime.config import override
 
 
 @pytest.fixture(scope="session")
@@ -46,23 +47,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(data: Path) -> LMConfig:
     """14 steps of two rows, 256 tokens, which pass the end of an epoch; a save after every step."""
-    return LMConfig(
-        str(data / "tokens"),
-        str(data / "vq"),
-        preset="tiny",
-        model={"max_position_embeddings": 128},
-        objective=Objective(first_codes=4),
-        steps=14,
-        row=128,
-        batch_tokens=256,
-        window=16,
-        warmup=1,
-        precision="fp32",
-        log_every=1,
-        save_every=1,
-        keep=2,
-        sample_every=0,
-        evaluate_every=5,
-        evaluate_rows=2,
-        prompts=(),
+    return override(
+        LMConfig(),
+        {
+            "data.folder": str(data / "tokens"),
+            "image_tokenizer": str(data / "vq"),
+            "preset": "tiny",
+            "model": {"max_position_embeddings": 128},
+            "objective": Objective(first_codes=4),
+            "steps": 14,
+            "data.seq_len": 128,
+            "batch_tokens": 256,
+            "data.packing_window": 16,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+            "log.every": 1,
+            "checkpoint.every": 1,
+            "checkpoint.keep": 2,
+            "samples.every": 0,
+            "eval.every": 5,
+            "eval.sequences": 2,
+            "samples.prompts": (),
+        },
     )

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from damage import flipped, images, judged, no_file, outcomes, strangers
 from train.documents.shards import META, Shards, read_meta
 from train.language.config import LMConfig
 from train.language.objective import Objective
-from train.language.packing import Rows, Steps
+from train.language.packing import PackedSequences, Steps
+from train.runtime.config import override
 
 pytestmark = pytest.mark.faults
 
@@ -127,7 +127,7 @@ def fate(here: Path, mode: str, victims: list[str]) -> tuple[str, str]:
     if int((shards.lengths == 0).sum()) != lost:
         return "other error", "the count is wrong"
     vocab = shards.vocab()
-    rows = Rows(shards, vocab, Objective(first_codes=4, holes=0.3, ask=0.5), 128, 0, 16)
+    rows = PackedSequences(shards, vocab, Objective(first_codes=4, inpainting=0.3, answers_masked=0.5), 128, 0, 16)
     steps, seen, bad = Steps(rows, 2, 2), 0, 0
     while steps.position.documents < 1.2 * len(shards):
         step = steps[seen]
@@ -256,7 +256,7 @@ def test_a_whole_run_names_damaged_shards_or_is_refused(
     for number in range(bad):
         path = tmp_path / "tokens" / f"train-{number:05}.safetensors"
         path.write_bytes(path.read_bytes()[:-60])
-    config = replace(config, data=str(tmp_path / "tokens"), steps=3, verify=verify)
+    config = override(config, {"data.folder": str(tmp_path / "tokens"), "steps": 3, "data.verify_hashes": verify})
     child = Child(tmp_path / "log", train, config, tmp_path / "out")
     code, said = child.wait(), (tmp_path / "log").read_text()
     if bad == 1:
@@ -277,7 +277,9 @@ def test_a_run_counts_documents_with_impossible_ids_and_stops_above_the_threshol
         arrays = load(path.read_bytes())
         arrays["ids"][int(arrays["offsets"][number // 10]) + 1] = 65535
         path.write_bytes(save(arrays))
-    config = replace(config, data=str(tmp_path / "tokens"), verify=False, keep=1)
+    config = override(
+        config, {"data.folder": str(tmp_path / "tokens"), "data.verify_hashes": False, "checkpoint.keep": 1}
+    )
     code = (child := Child(tmp_path / "log", train, config, tmp_path / "out")).wait()
     said = (tmp_path / "log").read_text()
     if damaged == 1:
@@ -292,7 +294,12 @@ def test_a_damaged_text_tokenizer_is_refused_before_the_first_step(config: LMCon
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     path = tmp_path / "tokens" / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:-300])
-    child = Child(tmp_path / "log", train, replace(config, data=str(tmp_path / "tokens"), steps=2), tmp_path / "out")
+    child = Child(
+        tmp_path / "log",
+        train,
+        override(config, {"data.folder": str(tmp_path / "tokens"), "steps": 2}),
+        tmp_path / "out",
+    )
     assert child.wait() == 1 and (tmp_path / "log").read_text().splitlines()[-1].startswith("ValueError: ")
     assert not (tmp_path / "out" / "log.jsonl").exists()
 

@@ -15,6 +15,7 @@ from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, t
 from tests.faults.test_kills import complete, names
 from train.language.config import LMConfig
 from train.runtime.checkpoints import UNFINISHED
+from train.runtime.config import override
 
 pytestmark = pytest.mark.faults
 
@@ -23,14 +24,14 @@ CHECKPOINT = 570_000  # bytes, about
 
 @pytest.fixture(scope="module")
 def short(config: LMConfig) -> LMConfig:
-    return replace(config, steps=5, evaluate_every=0, keep=1)
+    return override(config, {"steps": 5, "eval.every": 0, "checkpoint.keep": 1})
 
 
 @pytest.fixture(scope="module")
 def truth(short: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Of a run with room enough."""
     folder = tmp_path_factory.mktemp("room")
-    Child(folder / "log", train, replace(short, keep=99), folder / "whole").done()
+    Child(folder / "log", train, override(short, {"checkpoint.keep": 99}), folder / "whole").done()
     return truth_of(folder / "whole", 0)
 
 
@@ -58,11 +59,11 @@ def checked(out: Path, truth: Truth, folder: Path, step: int) -> None:
     assert names(out) == [f"step-{step:08}"] and answer(folder, snapshot, out / "checkpoints") == truth.snapshots[step]
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("async_save", [True, False])
 def test_a_run_ends_where_a_checkpoint_cannot_be_written_and_the_same_command_goes_on_later(
-    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, asynchronous: bool
+    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, async_save: bool
 ):
-    config, out = replace(short, asynchronous=asynchronous), tmp_path / "out"
+    config, out = override(short, {"checkpoint.async_save": async_save}), tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
     child = Child(tmp_path / "log", train, config, out)
@@ -80,38 +81,45 @@ def test_a_run_goes_on_where_it_is_told_to(short: LMConfig, truth: Truth, disk: 
     out = tmp_path / "out"
     out.mkdir()
     (out / "checkpoints").symlink_to(disk, target_is_directory=True)
-    Child(tmp_path / "log", train, replace(short, go_on=True), out).done()
+    Child(tmp_path / "log", train, override(short, {"checkpoint.ignore_save_errors": True}), out).done()
     said = (tmp_path / "log").read_text()
     assert said.count("the training goes on") == short.steps - 1 and "No space left on device" in said
     checked(out, truth, tmp_path, 1)
     assert trail(out) == truth.trail and model_hash(out) == truth.model
 
 
-@pytest.mark.parametrize("go_on", [True, False])
-def test_a_file_that_may_not_grow_is_like_a_full_disk(short: LMConfig, truth: Truth, tmp_path: Path, go_on: bool):
-    out, config = tmp_path / "out", replace(short, go_on=go_on)
+@pytest.mark.parametrize("ignore_save_errors", [True, False])
+def test_a_file_that_may_not_grow_is_like_a_full_disk(
+    short: LMConfig, truth: Truth, tmp_path: Path, ignore_save_errors: bool
+):
+    out, config = tmp_path / "out", override(short, {"checkpoint.ignore_save_errors": ignore_save_errors})
     Child(tmp_path / "log", train, replace(config, steps=2), out).done()
     shutil.rmtree(out / "model")
     child = Child(tmp_path / "log", train, config, out, small_files)
-    assert child.wait() == (0 if go_on else 1)
+    assert child.wait() == (0 if ignore_save_errors else 1)
     said = (tmp_path / "log").read_text()
     assert "File too large" in said and "older checkpoints are untouched" in said
-    assert ("the training goes on" in said) == go_on
+    assert ("the training goes on" in said) == ignore_save_errors
     assert names(out) == ["step-00000002"]
-    if go_on:
+    if ignore_save_errors:
         assert [row[0] for row in trail(out)] == [1, 2, 3, 4, 5] and model_hash(out)
     Child(tmp_path / "log", train, config, out).done()
     assert complete(out) == short.steps and not any(name.endswith(UNFINISHED) for name in names(out))
 
 
-@pytest.mark.parametrize("go_on", [True, False])
+@pytest.mark.parametrize("ignore_save_errors", [True, False])
 def test_a_disk_that_is_full_for_all_files_stops_the_run_or_lets_it_go_on_as_configured(
-    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, go_on: bool
+    short: LMConfig, truth: Truth, disk: Path, tmp_path: Path, ignore_save_errors: bool
 ):
     """The log cannot be written either; nor the model, if there is no room at the end of a run that goes on."""
     out, ballast = disk / "out", disk / "ballast"
     subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT * 6}", str(disk)], check=True)
-    child = Child(tmp_path / "log", train, replace(short, steps=400, go_on=go_on), out)
+    child = Child(
+        tmp_path / "log",
+        train,
+        override(short, {"steps": 400, "checkpoint.ignore_save_errors": ignore_save_errors}),
+        out,
+    )
     while complete(out) < 2:
         assert child.poll() is None, (tmp_path / "log").read_text()
     with suppress(OSError), ballast.open("wb") as file:
@@ -119,8 +127,8 @@ def test_a_disk_that_is_full_for_all_files_stops_the_run_or_lets_it_go_on_as_con
             file.write(bytes(65536))
     ended = child.wait()
     said = (tmp_path / "log").read_text()
-    assert "No space left on device" in said and ("the training goes on" in said) == go_on
-    assert ended == 1 or go_on
+    assert "No space left on device" in said and ("the training goes on" in said) == ignore_save_errors
+    assert ended == 1 or ignore_save_errors
     assert (ended == 1) == said.splitlines()[-1].startswith("OSError")
     ballast.unlink()
     left = complete(out)

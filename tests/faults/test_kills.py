@@ -17,6 +17,7 @@ from attempts import Child, Truth, answer, model_hash, snapshot, trail, train, t
 from train.language.config import LMConfig
 from train.runtime.checkpoint_files import DAMAGED
 from train.runtime.checkpoints import UNFINISHED
+from train.runtime.config import override
 
 pytestmark = pytest.mark.faults
 
@@ -25,9 +26,12 @@ IN_SAVE = 60
 FAMILY = 0.75  # share of the kills that take the loader workers along
 SETTINGS = {  # and each one's share of the kills
     "plain": ({}, 0.35),
-    "loader workers": ({"workers": 2}, 0.3),
-    "muon, ema, a save every other step": ({"matrices": "muon", "ema": 0.5, "save_every": 2}, 0.15),
-    "saves that the training waits for": ({"asynchronous": False}, 0.2),
+    "loader workers": ({"data.workers": 2}, 0.3),
+    "muon, ema, a save every other step": (
+        {"optim.matrix_optimizer": "muon", "optim.ema_decay": 0.5, "checkpoint.every": 2},
+        0.15,
+    ),
+    "saves that the training waits for": ({"checkpoint.async_save": False}, 0.2),
 }
 
 
@@ -88,7 +92,7 @@ def wait_for_save(child: Child, out: Path, saves: int) -> bool:
 def uninterrupted(config: LMConfig, folder: Path) -> Truth:
     folder.mkdir(parents=True)
     started = time.monotonic()
-    Child(folder / "whole.log", train, replace(config, keep=99), folder / "whole").done()
+    Child(folder / "whole.log", train, override(config, {"checkpoint.keep": 99}), folder / "whole").done()
     return truth_of(folder / "whole", time.monotonic() - started)
 
 
@@ -100,7 +104,7 @@ def check_state(out: Path, truth: Truth, config: LMConfig, tally: Tally) -> None
         tally.unloadable += 1
         raise AssertionError(f"step {newest}: {found}, want {truth.snapshots[newest]}")
     assert not any(DAMAGED in name for name in names(out))
-    assert logged - newest <= 2 * config.save_every, f"step {logged} was logged, but {newest} is what is left"
+    assert logged - newest <= 2 * config.checkpoint.every, f"step {logged} was logged, but {newest} is what is left"
 
 
 def check_end(out: Path, truth: Truth, config: LMConfig, tally: Tally) -> None:
@@ -117,7 +121,7 @@ def torment(config: LMConfig, folder: Path, kills: int, in_save: int, tally: Tal
     rng, truth, started = np.random.default_rng(seed), uninterrupted(config, folder), time.monotonic()
     assert truth.model and [row[0] for row in truth.trail if row[1]] == list(range(1, config.steps + 1))
     assert max(row[4] or 0 for row in truth.trail) > 1, "the run must pass the end of an epoch"
-    assert len(truth.snapshots) == config.steps // config.save_every
+    assert len(truth.snapshots) == config.steps // config.checkpoint.every
     number = 0
     while True:
         out, before = folder / f"run-{number}", complete(folder / f"run-{number}")
@@ -167,7 +171,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
     settings, share = SETTINGS[name]
     tally = tallies[name] = Tally()
     seed = list(SETTINGS).index(name)
-    torment(replace(config, **settings), tmp_path / "runs", round(KILLS * share), round(IN_SAVE * share), tally, seed)
+    torment(override(config, settings), tmp_path / "runs", round(KILLS * share), round(IN_SAVE * share), tally, seed)
     assert tally.unloadable == 0
 
 
@@ -184,7 +188,7 @@ def test_there_were_enough_kills(tallies: dict[str, Tally]):
 def test_a_run_killed_between_its_last_checkpoint_and_its_model_still_gets_one(
     config: LMConfig, tmp_path: Path, left: str
 ):
-    config = replace(config, steps=2, evaluate_every=0)
+    config = override(config, {"steps": 2, "eval.every": 0})
     truth = uninterrupted(config, tmp_path / "runs")
     out = tmp_path / "runs" / "cut"
     child = Child(tmp_path / "cut.log", train, config, out)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from attempts import Child, Truth, answer, model_hash, ranks, snapshot, trail, t
 from checkout import ROOT
 from tests.faults.test_kills import being_written, check_state, complete
 from train.language.config import LMConfig
+from train.runtime.config import override
 
 pytestmark = pytest.mark.faults
 
@@ -46,14 +47,14 @@ def tally(account: dict[str, Any]) -> Iterator[Tally]:
 
 @pytest.fixture(scope="module")
 def two(config: LMConfig) -> LMConfig:
-    return replace(config, steps=8, evaluate_every=0)
+    return override(config, {"steps": 8, "eval.every": 0})
 
 
 @pytest.fixture(scope="module")
 def truth(two: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Of the uninterrupted run on two ranks."""
     out, started = tmp_path_factory.mktemp("two") / "whole", time.monotonic()
-    for child in ranks(replace(two, keep=99), out):
+    for child in ranks(override(two, {"checkpoint.keep": 99}), out):
         child.done()
     return truth_of(out, time.monotonic() - started)
 
@@ -116,14 +117,18 @@ def torchrun(two: LMConfig, truth: Truth, folder: Path, share: bool) -> dict[str
         share: let the restarted ranks use torchrun's own store, with what the killed ones left in it.
     """
     out, log = folder / "out", folder / "log"
-    usual = asdict(LMConfig())
+    usual, ours = asdict(LMConfig()), asdict(two)
     overrides = [
         f"{key}={json.dumps(value)}"
-        for key, value in asdict(two).items()
+        for key, value in ours.items()
         if value != usual[key] and not isinstance(value, dict)
     ]
     overrides += [
-        f"{name}.{key}={value}" for name in ("model", "objective") for key, value in asdict(two)[name].items()
+        f"{group}.{key}={json.dumps(value)}"
+        for group, values in ours.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if value != usual[group].get(key)
     ]
     command = [
         sys.executable,

@@ -196,7 +196,14 @@ def trail(out: Path) -> list[tuple]:
     lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     return [
-        (row["step"], row.get("digest"), row.get("loss"), row.get("gradient"), row.get("epoch"), row.get("held_out"))
+        (
+            row["step"],
+            row.get("digest"),
+            row.get("loss"),
+            row.get("grad_norm"),
+            row.get("epoch"),
+            row.get("held_out_loss"),
+        )
         for row in rows
     ]
 

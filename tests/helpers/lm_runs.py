@@ -9,26 +9,30 @@ from safetensors.torch import load_file
 
 from train.language.config import LMConfig
 from train.language.objective import Objective
+from train.runtime.config import override
 
 
 def lm_config(token_shards: Path, vq_folder: Path) -> LMConfig:
     """The defaults, scaled down to six steps of a tiny model."""
-    return LMConfig(
-        str(token_shards),
-        str(vq_folder),
-        preset="tiny",
-        model={"max_position_embeddings": 256},
-        objective=Objective(first_codes=4),
-        steps=6,
-        row=128,
-        batch_tokens=512,
-        window=64,
-        warmup=1,
-        precision="fp32",
-        log_every=1,
-        save_every=2,
-        sample_every=0,
-        prompts=("a red apple",),
+    return override(
+        LMConfig(),
+        {
+            "data.folder": str(token_shards),
+            "image_tokenizer": str(vq_folder),
+            "preset": "tiny",
+            "model": {"max_position_embeddings": 256},
+            "objective": Objective(first_codes=4),
+            "steps": 6,
+            "data.seq_len": 128,
+            "batch_tokens": 512,
+            "data.packing_window": 64,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+            "log.every": 1,
+            "checkpoint.every": 2,
+            "samples.every": 0,
+            "samples.prompts": ("a red apple",),
+        },
     )
 
 

@@ -5,7 +5,7 @@ import torch
 
 from train.documents.shards import Shards
 from train.language.objective import Objective
-from train.language.packing import Rows, Step
+from train.language.packing import PackedSequences, Step
 
 PLAIN = Objective().plain()
 COUNT = 300
@@ -16,14 +16,16 @@ def like_captioned_images(count: int, seed: int = 0) -> list[int]:
     return (70 + 44 * np.random.default_rng(seed).beta(2, 4.28, count)).round().astype(int).tolist()
 
 
-def rows_of(shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64) -> Rows:
-    return Rows(shards, shards.vocab(), objective, length, seed, window)
+def rows_of(
+    shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64
+) -> PackedSequences:
+    return PackedSequences(shards, shards.vocab(), objective, length, seed, window)
 
 
-def epoch_of(rows: Rows, epoch: int) -> list[int]:
+def epoch_of(rows: PackedSequences, epoch: int) -> list[int]:
     """The documents of an epoch, in the order of their rows."""
     plans = [rows.plan(window) for window in range(epoch * rows.per_epoch, (epoch + 1) * rows.per_epoch)]
-    return [int(plan.documents[place]) for plan in plans for row in plan.rows for place in row]
+    return [int(plan.documents[place]) for plan in plans for row in plan.sequences for place in row]
 
 
 def whole_rows(step: Step) -> list[torch.Tensor]:

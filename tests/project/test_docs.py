@@ -18,13 +18,14 @@ from checkout import ROOT
 from cm3.cli import main as cli
 from pages import ALL, PAGES, blocks, headings, prose
 from tokenizer_image import convert
+from train import evaluate
 from train.build_instructions import InstructionsConfig
 from train.build_scenes import ScenesConfig
-from train.image_tokenizer import ImageTokenizerConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
 from train.scorer import ScorerTrainingConfig
 from train.tokenize_emoji import TokenizeConfig
+from train.vq.config import ImageTokenizerConfig
 
 CONFIGS = {
     "train.lm": LMConfig,
@@ -50,9 +51,11 @@ def commands() -> list[tuple[str, str]]:
 
 
 def parse(module: str, arguments: str) -> dict[str, Any]:
+    words = [word for word in shlex.split(arguments) if word != "..."]
+    if module == "train.evaluate":
+        return evaluate.command(words[0]).make_context(module, words[1:], resilient_parsing=False).params
     app = typer.Typer(add_completion=False)
     app.command()(importlib.import_module(module).main)
-    words = [word for word in shlex.split(arguments) if word != "..."]
     return typer.main.get_command(app).make_context(module, words, resilient_parsing=False).params
 
 

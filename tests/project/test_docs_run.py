@@ -220,7 +220,7 @@ def test_a_real_folder_is_prepared_learnt_and_captioned_as_the_page_says(
     """With the tiny model, a few of the drawings, and two steps in place of 150."""
     (desk / "data" / "sample").unlink()
     keep_few(ROOT / "data" / "sample" / "train", desk / "data" / "sample" / "train", "noto_1f422")
-    run_section("On a real folder", monkeypatch, ("steps=2", "warmup=1", "row=128"))
+    run_section("On a real folder", monkeypatch, ("steps=2", "optim.warmup_steps=1", "data.seq_len=128"))
     assert (desk / "page.png").is_file() and (desk / "runs" / "mine" / "adapter").is_dir()
     assert len(list((desk / "my_images").glob("*.png"))) == 12
     assert capsys.readouterr().out.strip()

@@ -28,14 +28,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cm3.files import sha256
+from cm3.files import sha256, whole, write_whole
 from cm3.model.config import FORMS
 from cm3.tokens.document import Answer, Document, Image, Span, Text
 from cm3.tokens.encoding import encode, parts
 from cm3.tokens.text_tokenizer import FILE, TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.runtime.files import write_whole
 
 
 class Target(NamedTuple):
@@ -127,15 +126,14 @@ class ShardWriter:
         }
         stem = f"{split}-{number:05}"
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.manifest)
-        write_whole(folder / f"{stem}.jsonl", rows)
-        unfinished = folder / f"{stem}.unfinished"
-        # Of several keys the order would be by chance; and save_file makes a file that nobody else may read.
-        unfinished.write_bytes(save(arrays, {"facts": json.dumps(facts)}))
-        unfinished.replace(folder / f"{stem}.safetensors")
+        write_whole(folder / f"{stem}.jsonl", rows, errors="backslashreplace")
+        with whole(folder / f"{stem}.safetensors", f"{stem}.unfinished") as unfinished:
+            # Of several keys the order would be by chance; and save_file makes a file that nobody else may read.
+            unfinished.write_bytes(save(arrays, {"facts": json.dumps(facts)}))
 
 
 def save_text(text: TextTokenizer, folder: Path) -> None:
-    """Write tokenizer.json as write_whole does."""
+    """Write tokenizer.json, whole or not at all."""
     write_whole(folder / FILE, text.tokenizer.to_str(pretty=True))
 
 
@@ -198,7 +196,7 @@ def finish(folder: Path, text: TextTokenizer, vocab: Vocab, image_tokenizer: Ima
         **facts,
         "splits": splits,
     }
-    write_whole(folder / META, json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / META, json.dumps(meta, indent=1, ensure_ascii=False) + "\n", errors="backslashreplace")
     return meta
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from cm3.files import write_whole
 from cm3.tasks.images import nearest_grid
 from cm3.tokens.document import Document, Image, Text
 from cm3.tokens.encoding import encode, join, parts
@@ -26,7 +27,6 @@ from train.documents.sample import Sample, Skip
 from train.documents.shards import SPLITS, ShardWriter, Target, questions
 from train.documents.sources import Source
 from train.images.codes import load_ahead
-from train.runtime.files import write_whole
 
 SKIPPED = "skipped"
 
@@ -124,7 +124,7 @@ class ShardBuilder:
                 images += 0 if problem else len(codes)
             tick(len(batch))
         if skipped:
-            write_whole(self.out / f"{SKIPPED}-{number:05}.jsonl", rows_of(skipped))
+            write_whole(self.out / f"{SKIPPED}-{number:05}.jsonl", rows_of(skipped), errors="backslashreplace")
         if writers["held_out"].manifest:
             writers["held_out"].save(self.out, "held_out", number)
         counts = dict(Counter(skip.kind for skip in skipped))

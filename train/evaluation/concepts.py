@@ -20,7 +20,12 @@ from train.emoji.phrases import STYLED, Facts
 from train.evaluation.judge import Judge, Reference
 from train.images.views import PLAIN, place
 
-JUDGED = 250  # concepts a drawing is told apart from
+JUDGED = 250  # concepts among which a judge chooses
+SPLIT_FOLDERS = {
+    "train": "train",
+    "held_out_pairs": "unseen_cell",
+    "held_out_concepts": "unseen_concept",
+}  # of the data
 
 
 def settings(options: GenerateOptions) -> dict[str, float]:
@@ -80,7 +85,7 @@ class JudgedPrompts(NamedTuple):
 
 
 def asked_of(train: list[SplitImage], language: str, count: int) -> tuple[JudgedPrompts, list[SplitImage]]:
-    """The concepts that train.evaluate judges, asked for as there; and the real images to compare with."""
+    """The concepts that the suite "concepts" judges, with its prompts; and the real images to compare with."""
     by_concept = judged_concepts(train)
     chosen = list(by_concept)
     some = [by_concept[code][i % len(by_concept[code])].facts for i, code in enumerate(chosen)][:count]

@@ -8,27 +8,29 @@ from train.scenes.tasks import EDITS
 
 
 def _accuracy(row: dict[str, float] | None) -> str:
-    return f"{row['accuracy']:.1%} (blind {row['blind']:.1%})" if row else ""
+    return f"{row['accuracy']:.1%} (majority {row['majority']:.1%})" if row else ""
 
 
 def concept_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| split | images | PSNR | SSIM | codes used | caption en | caption ar | questions | blind |",
+        "| split | images | PSNR | SSIM | codes used | caption en | caption ar | questions | majority |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for split, row in result["splits"].items():
         rec, cap, ask = row["reconstruction"], row["captions"], row["answers"]
-        cells = [f"{rec['images']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['code_use']:.1%}"]
-        cells += [f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["blind"])]
+        cells = [f"{rec['images']}", f"{rec['psnr']:.2f} dB", f"{rec['ssim']:.3f}", f"{rec['codebook_usage']:.1%}"]
+        cells += [
+            f"{value:.1%}" for value in (cap["en"]["exact"], cap["ar"]["exact"], ask["accuracy"], ask["majority"])
+        ]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     lines += _drawing_lines(result["drawings"])
     tasks = {split: row["answers"]["tasks"] for split, row in result["splits"].items()}
     lines += ["", "| question | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for task in next(iter(tasks.values())):
         cells = [_accuracy(rows.get(task)) for rows in tasks.values()]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    use = result["code_use_test"]
+        lines.append(f"| {LABELS.get(task, task)} | " + " | ".join(cells) + " |")
+    use = result["codebook_usage_test"]
     lines += ["", f"Codes used on the whole test split ({use['images']} images): {use['share']:.1%}", ""]
     return "\n".join(lines)
 
@@ -43,7 +45,7 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
         among += f", each drawing the best of {best_of}"
     lines = [
         "",
-        f"| {among} | images | {' | '.join(columns)} | near copies |",
+        f"| {among} | images | {' | '.join(columns)} | memorisation rate |",
         "|---" * (len(columns) + 3) + "|",
     ]
     for name, row in rows.items():
@@ -53,6 +55,7 @@ def _drawing_lines(drawings: dict[str, Any]) -> list[str]:
 
 
 MAPS = ("segments", "edges")
+LABELS = {"ground": "background"}  # of tasks, where the table says it otherwise
 
 
 def percent(value: float | None) -> str:
@@ -60,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def task_table(result: dict[str, Any]) -> str:
-    """The result as Markdown: accuracy beside the blind; what is drawn beside its baselines and its ceiling."""
+    """Return the result as Markdown, each figure beside its baselines and its ceiling."""
     splits, lines = result["splits"], []
     columns = [(split, language) for split in splits for language in LANGUAGES]
     lines += [
@@ -70,10 +73,10 @@ def task_table(result: dict[str, Any]) -> str:
     for task in dict.fromkeys(task for rows in splits.values() for task in rows["answers"]):
         found = [splits[split]["answers"].get(task, {}).get(language) for split, language in columns]
         cells = [
-            f"{percent(row['accuracy'])} (blind {percent(row['blind'])}, n = {row['questions']})" if row else ""
+            f"{percent(row['accuracy'])} (majority {percent(row['majority'])}, n = {row['questions']})" if row else ""
             for row in found
         ]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+        lines.append(f"| {LABELS.get(task, task)} | " + " | ".join(cells) + " |")
     for title, chosen, figures in (
         ("edit", EDITS, ("kept", "changed", "right", "top5")),
         ("boxes", ("grounded",), ("iou", "thing", "both")),
@@ -84,7 +87,7 @@ def task_table(result: dict[str, Any]) -> str:
         for split, rows in splits.items():
             for task in (task for task in chosen if task in rows):
                 lines += [
-                    f"| {split} | {task} | {rows[task]['documents']} | {name} | "
+                    f"| {split} | {LABELS.get(task, task)} | {rows[task]['documents']} | {name} | "
                     + " | ".join(percent(row[figure]) for figure in figures)
                     + " |"
                     for name, row in rows[task].items()
@@ -102,8 +105,8 @@ def task_table(result: dict[str, Any]) -> str:
         "",
         f"An edit is right where it is nearer to the truth than to its source and {WRONG} wrong targets. "
         "The thing in a box is right where it is among the five nearest of all things. "
-        f"{result['unseen drawings of things']} drawings of unseen cells are of the {result['things']} things of "
-        "scenes: each scene of that split has one of them, beside drawings from training.",
+        f"{result['held-out images of objects']} images of held-out pairs are of the {result['objects']} objects of "
+        "scenes: each scene of that split has one of them, beside images from training.",
         "",
     ]
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from train.scenes.signs import sign_words
 from train.scenes.studio import Studio, encode
 from train.scenes.tasks import TASKS, SceneView, TaskDocument
 
-SPLITS = ("compositional", "unseen cell", "familiar")
+SPLITS = ("compositional", "held-out pair", "familiar")
 ASKED: dict[str, Callable[[SceneView], Target | None]] = {
     "count": tasks.count,
     "count all": tasks.count_all,
@@ -40,7 +40,7 @@ ASKED: dict[str, Callable[[SceneView], Target | None]] = {
     "long caption": tasks.long_caption,
 }
 WRONG = 9  # wrong targets that an edit is told apart from, beside its source
-BLIND = 200  # training scenes in each language, from which the blind learn
+MAJORITY_SCENES = 200  # training scenes in each language, from which the majority answers come
 OFTEN = 20  # drawings of the unseen cells are taken so many times as often as others
 ALONE = 100  # drawings of other things that stand alone
 
@@ -98,7 +98,7 @@ def studio_of(
     novel = split == "compositional"
     words = {language: sign_words(seen, language, novel) for language in LANGUAGES}
     studio = replace(Studio.of(some, names, size, novel, aligned, cells, quarters=quarters), words=words)
-    if split != "unseen cell":
+    if split != "held-out pair":
         return studio
     if not any(thing.name["en"] in names for thing in unseen):
         raise ValueError("the unseen_cell split has no drawing of the things that scenes are made of")
@@ -143,11 +143,11 @@ def pooled(prompt: str, names: Sequence[str]) -> str:
     return re.sub(rf"\b(?:(?:the|an?) )?(?:{'|'.join(map(re.escape, words))})\b", "X", prompt.strip())
 
 
-def blind_scene_answers(studio: Studio, names: Sequence[str]) -> dict[str, str]:
+def majority_scene_answers(studio: Studio, names: Sequence[str]) -> dict[str, str]:
     """Pooled prompt -> its most frequent answer in training scenes."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for language in LANGUAGES:
-        for view in views(studio, language, BLIND, 2000):
+        for view in views(studio, language, MAJORITY_SCENES, 2000):
             for target in (*(ask(view) for ask in ASKED.values()), *read_sign(view)):
                 if target:
                     seen[pooled(target.prompt, names)][target.answer] += 1

@@ -136,18 +136,18 @@ def filled_with_mean(image: np.ndarray, holes: np.ndarray) -> np.ndarray:
 
 
 def mark_answers(
-    asked: Sequence[ImageQuestion], said: Sequence[str], blind: dict[str, str], names: Sequence[str]
+    asked: Sequence[ImageQuestion], said: Sequence[str], majority: dict[str, str], names: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """question -> language -> questions, accuracy, and accuracy of the blind."""
+    """question -> language -> questions, accuracy, and accuracy of the majority."""
     right: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
     for one, text in zip(asked, said, strict=True):
-        guess = blind.get(pooled(one.target.prompt, names), "")
+        guess = majority.get(pooled(one.target.prompt, names), "")
         wanted = plain(one.target.answer)
         right[one.task, one.language].append((plain(text) == wanted, plain(guess) == wanted))
     out: dict[str, dict[str, dict[str, float]]] = {}
     for (task, language), pairs in right.items():
         seen, guessed = np.mean(pairs, 0).tolist()
-        out.setdefault(task, {})[language] = {"questions": len(pairs), "accuracy": seen, "blind": guessed}
+        out.setdefault(task, {})[language] = {"questions": len(pairs), "accuracy": seen, "majority": guessed}
     return out
 
 

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cm3.files import whole, write_whole
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import make_readable
 from tokenizer_image.tokenizer import Size
@@ -31,7 +32,6 @@ from train.images.files import Entry, index
 from train.images.loader import to_pixels
 from train.images.views import View, place
 from train.runtime.config import changes
-from train.runtime.files import write_whole
 
 MANIFEST = "manifest.json"
 
@@ -207,10 +207,9 @@ def _save(path: Path, encoded: list[Encoded], folder: Path, num_codes: int) -> N
         "names": json.dumps([_relative(one.entry, folder) for one in good]),
         "skipped": json.dumps({_relative(one.entry, folder): one.reason for one in encoded if one.reason}),
     }
-    unfinished = path.with_suffix(".unfinished")
-    save_file(arrays, unfinished, metadata)
-    make_readable(unfinished)
-    unfinished.replace(path)
+    with whole(path, f"{path.stem}.unfinished") as unfinished:
+        save_file(arrays, unfinished, metadata)
+        make_readable(unfinished)
 
 
 def _relative(entry: Entry, folder: Path) -> str:
@@ -231,7 +230,7 @@ def _shards(out: Path) -> list[Path]:
 
 
 def _note(out: Path, content: dict[str, Any]) -> None:
-    write_whole(out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n", errors="backslashreplace")
 
 
 def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer: ImageTokenizer) -> torch.Tensor:

@@ -5,7 +5,134 @@ from typing import Any
 
 from train.language.lora import Lora
 from train.language.objective import Objective
-from train.runtime.distributed import KINDS as PARALLEL
+from train.runtime.distributed import KINDS as STRATEGIES
+from train.runtime.settings import CheckpointConfig, LogConfig, OptimConfig
+
+PROMPTS = (
+    "a red apple",
+    "a cat",
+    "a yellow taxi",
+    "a pizza",
+    "a soccer ball",
+    "a tulip in the noto style",
+    "a guitar on a pink background",
+    "a blue fish",
+)
+
+
+@dataclass(frozen=True)
+class LMDataConfig:
+    """The training data.
+
+    Attributes:
+        folder: folder of token shards.
+        seq_len: sequence length in tokens; documents that are longer are left out.
+        packing_window: number of documents that are packed together.
+        workers: data loading processes of each device; 0 = load in the training process.
+        verify_hashes: read every shard once at the start and compare its hash.
+        max_bad_fraction: largest share of documents that may be in damaged shards, or damaged themselves.
+    """
+
+    folder: str = "data/emoji-tokens"
+    seq_len: int = 256
+    packing_window: int = 4096
+    workers: int = 0
+    verify_hashes: bool = True
+    max_bad_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class LMOptimConfig(OptimConfig):
+    """The optimizer: Muon or AdamW for the matrices inside the blocks, AdamW for all else.
+
+    Attributes:
+        matrix_optimizer: "muon", "adamw" or "auto": AdamW with LoRA, else Muon.
+        muon_lr: peak learning rate of Muon.
+        embedding_lr: AdamW's peak learning rate for the embeddings; 0 = lr.
+        head_lr: AdamW's peak learning rate for the output layer; 0 = lr.
+        weight_decay: of the matrices inside the blocks.
+        schedule: "wsd" (warmup, constant, linear decay) or "cosine".
+        decay_fraction: share of the run in which "wsd" decays.
+        final_lr_fraction: learning rate of the last step, as a fraction of the peak.
+        spike_sigmas: a step is skipped if its loss or gradient norm lies this many standard deviations above the
+            latest steps; 0 = no step is.
+        max_skipped_steps: the run stops after more skipped steps in a row.
+    """
+
+    lr: float = 3e-3
+    matrix_optimizer: str = "auto"
+    muon_lr: float = 0.02
+    embedding_lr: float = 0.0
+    head_lr: float = 0.0
+    schedule: str = "wsd"
+    decay_fraction: float = 0.5
+    final_lr_fraction: float = 0.0
+    spike_sigmas: float = 6.0
+    max_skipped_steps: int = 50
+
+
+@dataclass(frozen=True)
+class LMLossConfig:
+    """The loss.
+
+    Attributes:
+        softmax: "all": over all ids; "modality": a code competes with codes only, any other id with all other ids.
+            That is cheaper, and what the grammar leaves when the model generates.
+        full_softmax_fraction: with softmax "modality", share of the steps, the last ones, that have the softmax over
+            all ids, so that probabilities are meaningful without the grammar too.
+        negatives: with softmax "modality", sampled softmax: a code competes with the codes of its batch and this many
+            random others; 0 = all codes. The loss of codes is then an estimate.
+        z_loss: weight of the z-loss.
+        chunk_size: targets whose logits are in memory at once. On a CPU, with 20,000 ids, 256 are faster than 1024 by
+            half.
+    """
+
+    softmax: str = "all"
+    full_softmax_fraction: float = 0.0
+    negatives: int = 0
+    z_loss: float = 0.0
+    chunk_size: int = 256
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes.
+
+    Attributes:
+        strategy: "ddp", or "fsdp" to shard weights, gradients and optimizer state over the devices.
+        processes: number of processes that must train together; 0 = as many as were launched.
+        local_sgd_steps: steps that each process trains apart before weights are averaged (LocalSGD); 0 = never apart.
+    """
+
+    strategy: str = "ddp"
+    processes: int = 0
+    local_sgd_steps: int = 0
+
+
+@dataclass(frozen=True)
+class LMEvalConfig:
+    """Loss on the held-out split.
+
+    Attributes:
+        every: steps between evaluations; 0 = never.
+        sequences: number of packed sequences that are evaluated.
+    """
+
+    every: int = 0
+    sequences: int = 64
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Sample images.
+
+    Attributes:
+        every: steps between contact sheets of generated images; each also writes model/, as the last step does.
+        prompts: what is generated; empty = no samples.
+    """
+
+    every: int = 500
+    prompts: tuple[str, ...] = PROMPTS
 
 
 @dataclass(frozen=True)
@@ -13,171 +140,113 @@ class LMConfig:
     """One run.
 
     Attributes:
-        data: folder of token shards.
-        image_tokenizer: folder or name of the image tokenizer that made them; empty = where it was then, or the one of
-            `start`.
-        start: folder or name of a model to train on; empty = from nothing, as `preset` and `model` say.
+        start: folder or name of a model to fine-tune; empty = train from scratch, as `preset` and `model` say.
+        image_tokenizer: folder or name of the image tokenizer that made the shards; empty = where it was then, or the
+            one of `start`.
         preset: key of cm3.model.config.PRESETS; the vocabulary's layout comes from the shards.
         model: fields of CM3Config that replace the preset's.
-        lora: adapters in place of all weights, where its rank is not 0.
-        objective: which forms documents take, and how much each kind of token counts.
-        bridged: learn how the embeddings of ids add to their rows in the head: what is copied from one image to
-            another is then learnt for all codes at once. The model that leaves the run has a plain head.
-        codebook_init: start the embeddings of image codes from the codebook, so that codes that look alike start alike.
-        steps: optimiser steps.
-        row: tokens of a packed row; documents longer than that are left out.
-        batch_tokens: tokens a step, padding included, on all devices; a multiple of row times the devices.
-        micro_rows: rows that go through a device at once; 0 = all of a step's. --find-batch looks for it.
-        window: documents that are packed together.
-        matrices: optimiser of the matrices inside the blocks: "muon", "adamw", or "auto" = Muon without lora.
-        muon_lr: rate of Muon.
-        lr: rate of AdamW.
-        embedding_lr: its rate for the embeddings; 0 = lr.
-        head_lr: its rate for the head; 0 = lr.
-        schedule: "wsd" (warm up, stay, fall) or "cosine".
-        warmup: steps of linear warm-up.
-        decay: share of the run at its end in which "wsd" falls.
-        final: factor of the rates at the end.
-        betas: of AdamW.
-        weight_decay: of the matrices inside the blocks.
-        clip: largest norm of the gradient.
-        spike: skip steps whose loss or gradient lies so many standard deviations above the last ones; 0 = never.
-        most_skipped: stop after so many skipped steps in a row.
-        z_loss: weight of the z-loss.
-        ema: decay of averaged weights, which are then evaluated and saved; 0 = none.
+        lora: LoRA adapters in place of all weights, where the rank is not 0.
+        objective: shares of the forms, and loss weights of the tokens.
+        codebook_init: initialise the embeddings of image codes from the codebook, so that similar codes start alike.
+        head_bridge: learn a matrix that adds the embeddings to the output layer, so that copying a code from one image
+            to another is learnt for all codes at once. The model that is saved has an ordinary output layer.
+        steps: optimizer steps.
+        batch_tokens: tokens in a step, padding included, on all devices: a multiple of data.seq_len times the devices.
+        micro_batch_size: sequences that go through a device at once; 0 = all of a step's. --find-batch measures it.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
-        compile: torch.compile the blocks.
-        attention: implementation; "auto" = on a GPU flash_attention_2 where it is installed, else flex_attention for
-            heads that it takes, else sdpa; on a CPU eager (faster there for rows of a few hundred tokens).
-        recompute: activation checkpointing: blocks compute their activations again for the backward pass.
-        chunk: targets whose logits are held at once; on a CPU 256 are faster than 1024 by half where there are 20,000
-            ids.
-        softmax: over "all" ids, or over those of the target's own "modality": a code is then compared with codes, any
-            other id with the others. That is cheaper, and what the grammar leaves when the model writes.
-        calibration: with softmax "modality", share of the steps, the last ones, that are over all ids nevertheless, so
-            that the probabilities mean something without the grammar too.
-        negatives: with softmax "modality", a code competes with the codes of its batch and a sample of so many others
-            (sampled softmax); 0 = with all. Cheaper where there are many codes; the loss of codes is then an estimate.
-        parallel: "ddp", or "fsdp" to shard weights, gradients and optimisers over the devices.
-        processes: how many must train together; 0 = as many as were launched.
-        local_sgd: steps that each process trains apart before the weights are averaged (LocalSGD); 0 = never apart.
+        compile: compile the blocks with torch.compile.
+        attention: implementation. "auto": on a GPU flash_attention_2 where it is installed, else flex_attention for
+            heads that it supports, else sdpa; on a CPU eager, which is faster there for a few hundred tokens.
+        activation_checkpointing: recompute the blocks' activations in the backward pass.
         seed: of everything random.
-        workers: processes that load data on each device; 0 = the training process itself.
-        verify: read every shard once at the start and compare its hash.
-        max_bad: largest share of documents in bad shards, or of bad documents.
-        log_every: steps between log lines.
-        save_every: steps between checkpoints.
-        keep: checkpoints that stay.
-        asynchronous: write checkpoints while training goes on.
-        go_on: train on, with a warning, where a checkpoint cannot be written.
-        evaluate_every: steps between evaluations on the held-out split; 0 = never.
-        evaluate_rows: rows of it.
-        sample_every: steps between sample images; each writes model/ too, as does the last step.
-        prompts: what the samples are drawn from; none = no samples.
-        trackers: "tensorboard", "wandb", "trackio": those that are installed.
+        data: the training data.
+        optim: the optimizer.
+        loss: the loss.
+        distributed: several processes.
+        checkpoint: checkpoints.
+        eval: evaluations.
+        samples: sample images.
+        log: the log.
     """
 
-    data: str = "data/emoji-tokens"
-    image_tokenizer: str = ""
     start: str = ""
+    image_tokenizer: str = ""
     preset: str = "emoji"
     model: dict[str, Any] = field(default_factory=dict)
     lora: Lora = field(default_factory=Lora)
     objective: Objective = field(default_factory=Objective)
     codebook_init: bool = True
-    bridged: bool = False
+    head_bridge: bool = False
     steps: int = 5000
-    row: int = 256
     batch_tokens: int = 4096
-    micro_rows: int = 0
-    window: int = 4096
-    matrices: str = "auto"
-    muon_lr: float = 0.02
-    lr: float = 3e-3
-    embedding_lr: float = 0.0
-    head_lr: float = 0.0
-    schedule: str = "wsd"
-    warmup: int = 100
-    decay: float = 0.5
-    final: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    spike: float = 6.0
-    most_skipped: int = 50
-    z_loss: float = 0.0
-    ema: float = 0.0
+    micro_batch_size: int = 0
     precision: str = "auto"
     compile: bool = False
     attention: str = "auto"
-    recompute: bool = False
-    chunk: int = 256
-    softmax: str = "all"
-    calibration: float = 0.0
-    negatives: int = 0
-    parallel: str = "ddp"
-    processes: int = 0
-    local_sgd: int = 0
+    activation_checkpointing: bool = False
     seed: int = 0
-    workers: int = 0
-    verify: bool = True
-    max_bad: float = 0.1
-    log_every: int = 20
-    save_every: int = 500
-    keep: int = 2
-    asynchronous: bool = True
-    go_on: bool = False
-    evaluate_every: int = 0
-    evaluate_rows: int = 64
-    sample_every: int = 500
-    prompts: tuple[str, ...] = (
-        "a red apple",
-        "a cat",
-        "a yellow taxi",
-        "a pizza",
-        "a soccer ball",
-        "a tulip in the noto style",
-        "a guitar on a pink background",
-        "a blue fish",
-    )
-    trackers: tuple[str, ...] = ()
+    data: LMDataConfig = field(default_factory=LMDataConfig)
+    optim: LMOptimConfig = field(default_factory=LMOptimConfig)
+    loss: LMLossConfig = field(default_factory=LMLossConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: LMEvalConfig = field(default_factory=LMEvalConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("schedule", ("wsd", "cosine")),
-            ("softmax", ("all", "modality")),
-            ("parallel", PARALLEL),
-            ("precision", ("auto", "bf16", "fp32")),
-            ("matrices", ("auto", "muon", "adamw")),
+        for name, value, known in (
+            ("optim.schedule", self.optim.schedule, ("wsd", "cosine")),
+            ("optim.matrix_optimizer", self.optim.matrix_optimizer, ("auto", "muon", "adamw")),
+            ("loss.softmax", self.loss.softmax, ("all", "modality")),
+            ("distributed.strategy", self.distributed.strategy, STRATEGIES),
+            ("precision", self.precision, ("auto", "bf16", "fp32")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(known)}")
-        for name in ("steps", "row", "batch_tokens", "window", "chunk", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if not 0 <= self.calibration <= 1:
-            raise ValueError(f"calibration is {self.calibration}, but must be a share of the steps, 0 to 1")
-        if self.calibration and self.softmax != "modality":
-            raise ValueError(f"calibration={self.calibration} needs softmax=modality: all ids compete in every step")
-        if self.negatives and self.softmax != "modality":
-            raise ValueError(f"negatives={self.negatives} needs softmax=modality: codes are then compared with codes")
-        if self.bridged and self.lora.rank:
-            raise ValueError("bridged changes the head, which lora leaves as it is: set one of them")
-        if (apart := self.local_sgd) and (
-            self.parallel == "fsdp" or self.ema or self.save_every % apart or self.steps % apart
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: choose {', '.join(known)}")
+        for name, value in (
+            ("steps", self.steps),
+            ("batch_tokens", self.batch_tokens),
+            ("data.seq_len", self.data.seq_len),
+            ("data.packing_window", self.data.packing_window),
+            ("loss.chunk_size", self.loss.chunk_size),
+            ("log.every", self.log.every),
+            ("checkpoint.every", self.checkpoint.every),
+            ("checkpoint.keep", self.checkpoint.keep),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        full, negatives = self.loss.full_softmax_fraction, self.loss.negatives
+        if not 0 <= full <= 1:
+            raise ValueError(f"loss.full_softmax_fraction is {full}, but must be a share of the steps, 0 to 1")
+        if full and self.loss.softmax != "modality":
+            raise ValueError(f"loss.full_softmax_fraction={full} needs loss.softmax=modality")
+        if negatives and self.loss.softmax != "modality":
+            raise ValueError(f"loss.negatives={negatives} needs loss.softmax=modality")
+        if self.head_bridge and self.lora.rank:
+            raise ValueError("head_bridge changes the output layer, which lora leaves as it is: set one of them")
+        if (apart := self.distributed.local_sgd_steps) and (
+            self.distributed.strategy == "fsdp"
+            or self.optim.ema_decay
+            or self.checkpoint.every % apart
+            or self.steps % apart
         ):
             raise ValueError(
-                f"local_sgd={apart} needs parallel=ddp, no ema, and steps and save_every that are "
-                "multiples of it, so that checkpoints hold weights that all share"
+                f"distributed.local_sgd_steps={apart} needs distributed.strategy=ddp, no optim.ema_decay, and steps "
+                "and checkpoint.every that are multiples of it, so that checkpoints hold weights that all share"
             )
 
-    def rows(self, processes: int) -> int:
-        """Rows a step on each process."""
-        count, rest = divmod(self.batch_tokens, self.row * processes)
+    def sequences(self, processes: int) -> int:
+        """Return the number of sequences in a step on each process.
+
+        Raises:
+            ValueError: batch_tokens is no multiple of the sequence length times the processes.
+        """
+        unit = self.data.seq_len * processes
+        count, rest = divmod(self.batch_tokens, unit)
         if rest or not count:
-            low = max(1, count) * self.row * processes
             raise ValueError(
-                f"batch_tokens is {self.batch_tokens}, but must be a multiple of row x processes = "
-                f"{self.row} x {processes}: take {low}"
+                f"batch_tokens is {self.batch_tokens}, but must be a multiple of data.seq_len x processes = "
+                f"{self.data.seq_len} x {processes}: take {max(1, count) * unit}"
             )
         return count

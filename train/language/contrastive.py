@@ -1,4 +1,4 @@
-"""Pairs of images and names, and the loss that brings them together."""
+"""Contrastive training of the scorer: pairs of texts and images, the loss, and retrieval."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The model before the first step, from nothing or from another one, with or without LoRA; and what leaves a run."""
+"""LoRA adapters: put into a model, merged into its weights, saved for peft."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through peft.
 
     Attributes:
-        rank: of the two matrices; 0 = no adapters, all weights are trained.
-        alpha: the adapters' outputs count alpha / rank.
-        targets: linear layers inside the blocks that get one; none = all of them.
-        embeddings: train embeddings and head as well, for shards with words or codes the model hardly knows.
+        rank: of the adapters; 0 = no adapters, all weights are trained.
+        alpha: the adapters' outputs are scaled by alpha / rank.
+        targets: linear layers inside the blocks that get an adapter; empty = all of them.
+        embeddings: train embeddings and output layer too, for shards with words or codes that are new to the model.
     """
 
     rank: int = 0
@@ -34,9 +34,19 @@ class Lora:
 
 
 def add_lora(model: CM3ForCausalLM, lora: Lora, seed: int) -> peft.LoraConfig:
-    """Put adapters into the blocks; besides them only embeddings and head are trained, where they are asked for.
+    """Put adapters into the blocks, and freeze all else but what `lora.embeddings` trains.
 
-    Raises ValueError for targets that the blocks do not have (the loss reads the head's weights alone)."""
+    Args:
+        model: is changed in place.
+        lora: the settings.
+        seed: of the adapters' weights.
+
+    Returns:
+        peft's configuration of the adapters.
+
+    Raises:
+        ValueError: the blocks do not have the targets.
+    """
     inside = {
         name.split(".")[-1]
         for name, module in model.model.layers.named_modules()
@@ -60,7 +70,7 @@ def add_lora(model: CM3ForCausalLM, lora: Lora, seed: int) -> peft.LoraConfig:
 
 
 def merged(state: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-    """The weights of a model without adapters that does the same: W + alpha / rank * B A."""
+    """Return the weights with the adapters merged: W + alpha / rank * B A."""
     out = {}
     for name, tensor in state.items():
         if ".lora_" in name:
@@ -74,8 +84,7 @@ def merged(state: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
 
 
 def save_adapter(state: dict[str, Tensor], config: peft.LoraConfig, folder: Path) -> None:
-    """The adapters, and embeddings that were trained with them, as peft's own files, which PeftModel.from_pretrained
-    reads."""
+    """Write the adapters, and embeddings that were trained with them, as files that PeftModel.from_pretrained reads."""
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     adapters = {

@@ -1,6 +1,6 @@
 """The training loss: cross-entropy in chunks that never hold the logits of a whole batch, with z-loss.
 
-Letters in shapes: R rows, T tokens a row, N targets that count, D width, V vocabulary.
+Shapes: B sequences, T tokens in a sequence, N targets that count, D width, V vocabulary.
 """
 
 import math
@@ -14,8 +14,13 @@ from train.language.packing import Batch
 
 
 class LMLosses(NamedTuple):
-    """Of some rows: total, the weighted sum to be minimised; and without gradient, for each of KINDS behind "nothing"
-    (not computed, 0), the plain sum of the cross-entropies and how many targets it has, [1 + len(KINDS)]."""
+    """Losses of a batch.
+
+    Attributes:
+        total: the weighted sum to minimise.
+        sums: sum of the unweighted cross-entropies of each TargetKind, [1 + len(KINDS)]; no gradient.
+        counts: number of targets of each TargetKind, likewise.
+    """
 
     total: Tensor
     sums: Tensor
@@ -26,8 +31,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """hidden [N, D], head [V, D], targets [N], weights [N], z, chunk, bias [V] -> (total, errors [N]).
 
     total = sum of weights * (error + z * logsumexp^2): cross-entropy with z-loss (Chowdhery et al. 2022, PaLM, section
-    5). The gradient is computed on the way, chunk by chunk, so that [chunk, V] is all that is ever held. PyTorch's own
-    linear_cross_entropy, of its newest versions only, has no z-loss.
+    5). The gradient is computed in the forward pass, chunk by chunk, so that no more than [chunk, V] logits are in
+    memory. PyTorch's linear_cross_entropy exists in its newest versions only, and has no z-loss.
     """
 
     @staticmethod
@@ -79,12 +84,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def end_to_end(batch: Batch) -> dict[str, Any]:
-    """The rows as one, with the places of the documents in it: what flash attention's varlen kernels want.
+    """Return the sequences as one, with the starts of its documents, for flash attention's varlen kernels.
 
-    transformers finds packed documents by their positions in one row alone; in several it would let them see each
-    other.
+    transformers finds packed documents by their positions in a batch of one sequence only; in a larger batch documents
+    would attend to each other.
     """
-    ids, positions = batch.read.view(1, -1), batch.positions.view(1, -1)  # [1, R T]
+    ids, positions = batch.ids.view(1, -1), batch.positions.view(1, -1)  # [1, B T]
     starts = (positions[0] == 0).nonzero()[:, 0].to(torch.int32)
     places = torch.cat([starts, starts.new_tensor([ids.shape[1]])])  # [documents + 1]
     longest = batch.ids.shape[1]  # a bound, known without asking the device
@@ -98,26 +103,30 @@ def end_to_end(batch: Batch) -> dict[str, Any]:
     }
 
 
-class Rivals(NamedTuple):
-    """The codes that a batch's codes compete with: ids [S] into the codes, bias [S] of their logits; and the targets as
-    places in ids, [N]."""
+class SampledCodes(NamedTuple):
+    """The codes that a batch's codes compete with.
+
+    Attributes:
+        ids: the codes, [S].
+        bias: added to their logits, [S].
+        targets: the targets as indices into `ids`, [N].
+    """
 
     ids: Tensor
     bias: Tensor
     targets: Tensor
 
 
-def rivals(targets: Tensor, codes: int, negatives: int) -> Rivals:
+def sampled_codes(targets: Tensor, codes: int, negatives: int) -> SampledCodes:
     """Sampled softmax (Jean et al. 2015, arXiv 1412.2007): all codes among the targets, and a sample of the others.
 
-    Each of the sample stands for as many codes as were left out: its logit grows by the logarithm of that, so that the
-    sum over all codes is estimated without bias. The sample is a function of the targets alone: a run that was stopped
-    goes on the same.
+    The logit of each sampled code is raised by the logarithm of the number of codes that it stands for, so that the sum
+    over all codes is estimated without bias. The sample depends on the targets only, so that a resumed run is the same.
 
     Args:
         targets: [N], in 0 .. codes - 1.
-        codes: of the vocabulary.
-        negatives: how many of the others, at most.
+        codes: number of codes in the vocabulary.
+        negatives: largest number of sampled codes.
     """
     present, places = targets.unique(return_inverse=True)
     others = torch.ones(codes, dtype=torch.bool, device=targets.device).index_fill_(0, present, False).nonzero()[:, 0]
@@ -127,7 +136,7 @@ def rivals(targets: Tensor, codes: int, negatives: int) -> Rivals:
     sample = others[torch.randperm(len(others), generator=generator)[:few].to(others.device)]
     bias = torch.zeros(len(present) + few, device=targets.device)
     bias[len(present) :] = math.log(len(others) / few) if few else 0.0
-    return Rivals(torch.cat([present, sample]), bias, places)
+    return SampledCodes(torch.cat([present, sample]), bias, places)
 
 
 def cross_entropy(
@@ -140,10 +149,22 @@ def cross_entropy(
     first_code: int = 0,
     negatives: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """hidden [N, D], head [V, D], targets [N], weights [N] -> the weighted total, and each target's error, [N].
+    """Compute the weighted cross-entropy with z-loss.
 
-    first_code: 0, or where the image codes begin: codes then compete with codes alone, all other ids with each other.
-    negatives: 0, or as for rivals, where first_code is given: the errors of codes are then estimates.
+    Args:
+        hidden: [N, D].
+        head: output layer, [V, D].
+        targets: [N].
+        weights: of the targets, [N].
+        z: weight of the z-loss.
+        chunk: targets whose logits are in memory at once.
+        first_code: first id of an image code: codes then compete with codes only, other ids with each other. 0 = all
+            ids compete.
+        negatives: with first_code, number of sampled codes (`sampled_codes`); the losses of codes are then estimates.
+            0 = all codes.
+
+    Returns:
+        The weighted total, and the cross-entropy of each target, [N].
     """
     if not first_code:
         return ChunkedCrossEntropy.apply(hidden, head, targets, weights, z, chunk)
@@ -153,7 +174,7 @@ def cross_entropy(
         places = chosen.nonzero()[:, 0]
         wanted, bias = targets[places] - first, None
         if first and negatives:
-            ids, bias, wanted = rivals(wanted, len(matrix), negatives)
+            ids, bias, wanted = sampled_codes(wanted, len(matrix), negatives)
             matrix = matrix[ids]
         # Even without a target: under FSDP all ranks must do the same.
         part, of_part = ChunkedCrossEntropy.apply(hidden[places], matrix, wanted, weights[places], z, chunk, bias)
@@ -163,21 +184,22 @@ def cross_entropy(
 
 
 def bridged_head(head: Tensor, embeddings: Tensor, bridge: Tensor) -> Tensor:
-    """head [V, D], embeddings [V, D], bridge [D, D] -> [V, D]"""
+    """Return the output layer with the bridge: head [V, D], embeddings [V, D], bridge [D, D] -> [V, D]."""
     return head + embeddings @ bridge
 
 
 class LMLearner(nn.Module):
-    """A causal language model with its loss, as one module: DDP and FSDP work at the borders of `forward`.
+    """A causal language model with its loss in one module, as DDP and FSDP need it.
 
     Args:
         model: CM3ForCausalLM, or any with `.model` (ids -> hidden) and `.lm_head`.
         z: weight of the z-loss.
-        chunk: targets whose logits are held at once.
-        first_code, negatives: as for cross_entropy; without gradients all codes compete.
-        bridged: learn a matrix by which the embeddings are added to the head (`head`). To copy an id, a model must turn
-            its embedding into its row of the head; where these have nothing in common, each id has to be learnt, and
-            with the bridge all are at once (after Pappas et al. 2018, arXiv 1808.10681). 0 at the start.
+        chunk: targets whose logits are in memory at once.
+        first_code: as in `cross_entropy`.
+        negatives: as in `cross_entropy`; without gradients all codes compete.
+        bridged: learn a matrix, 0 at first, that adds the embeddings to the output layer. To copy an id, a model must
+            map its embedding to its row of the output layer. Without the bridge it learns this for each id, with the
+            bridge for all ids at once (after Pappas et al. 2018, arXiv 1808.10681).
     """
 
     def __init__(
@@ -196,19 +218,21 @@ class LMLearner(nn.Module):
         self.bridge = nn.Parameter(torch.zeros(width, width)) if bridged else None
 
     def compare_all(self) -> None:
-        """From now on every id competes with all others, as with a first_code of 0."""
+        """Take the softmax over all ids from now on, as with a first_code of 0."""
         self.first_code = self.negatives = 0
 
     def head(self) -> Tensor:
-        """The head with what the bridge adds, [V, D]: what the model that leaves the run has as its own."""
+        """Return the output layer with the bridge, [V, D], as the saved model has it."""
         head = self.model.lm_head.weight
         return head if self.bridge is None else bridged_head(head, self.model.model.embed_tokens.weight, self.bridge)
 
     def forward(self, batch: Batch) -> LMLosses:
         flash = "flash" in str(self.model.config._attn_implementation)
-        inputs = end_to_end(batch) if flash else {"input_ids": batch.read, "position_ids": batch.positions}
-        states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [R, T, D]
-        counted = batch.kinds[:, 1:].flatten().nonzero()[:, 0]  # [N]: the head is half of the work where codes are many
+        inputs = end_to_end(batch) if flash else {"input_ids": batch.ids, "position_ids": batch.positions}
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state.view(*batch.ids.shape, -1)  # [B, T, D]
+        counted = (
+            batch.kinds[:, 1:].flatten().nonzero()[:, 0]
+        )  # [N]: the output layer is half of the work where codes are many
         hidden = states[:, :-1].flatten(0, 1)[counted]  # [N, D]
         targets, kinds, weights = (
             field[:, 1:].flatten()[counted] for field in (batch.ids, batch.kinds, batch.weights)

@@ -1,13 +1,13 @@
-"""Token shards to batches of packed rows: whole documents side by side, each with positions of its own.
+"""Token shards to batches of packed sequences: whole documents side by side, each with positions of its own.
 
-    row        <eos> a red apple <break> .. <eos> | <eos> Caption: .. <eos> | <pad> <pad>
-    positions    0   1  2    3      4   ..   81   |   0      1     ..  79   |   0     1
+    sequence     <eos> a red apple <break> .. <eos> | <eos> Caption: .. <eos> | <pad> <pad>
+    positions      0   1  2    3      4   ..   81   |   0      1     ..  79   |   0     1
 
-Positions that start again mark a new document: transformers' masks (eager, sdpa, flex) and flash attention's varlen
-kernels read them, so that no token sees another document.
+A position of 0 starts a new document: the masks of transformers (eager, sdpa, flex) and flash attention's varlen
+kernels read the positions, so that no token attends to another document.
 
-The documents of an epoch come in one random order, cut into windows. A window's documents are packed, and its rows
-shuffled. All of it is a pure function of the seed and the window, so that a run resumes exactly from a Position,
+The documents of an epoch are shuffled and cut into windows. The documents of a window are packed, and the packed
+sequences shuffled. All of it is a pure function of the seed and the window: a run resumes exactly from a Position,
 whatever the number of ranks and of loading processes.
 """
 
@@ -22,17 +22,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cm3.tokens.encoding import image_spans
 from cm3.tokens.vocab import Vocab
 from train.documents.shards import Shards
-from train.language.objective import DRAWN, Forms, Objective, choose_forms, training_row
+from train.language.objective import Forms, Objective, choose_forms, training_sequence
 
 
 class Position(NamedTuple):
-    """Where a run stands in its documents: `row` of `window` is the next, and `documents` came before it."""
+    """Where a run stands in its data.
+
+    Attributes:
+        window: the current window, counted over all epochs.
+        sequence: the next packed sequence of the window.
+        documents: documents that came before.
+    """
 
     window: int = 0
-    row: int = 0
+    sequence: int = 0
     documents: int = 0
 
 
@@ -40,28 +45,34 @@ START = Position()
 
 
 class Batch(NamedTuple):
-    """ids, weights (of each id as a target), kinds, positions, and what is read in place of ids: [R, T].
-    See train/language/objective.py for weights and kinds."""
+    """B packed sequences of T tokens.
+
+    Attributes:
+        ids: token ids, [B, T].
+        weights: loss weight of each id as a target, [B, T] float32.
+        kinds: TargetKind of each id (train/language/objective.py), [B, T].
+        positions: position of each id in its document, [B, T].
+    """
 
     ids: Tensor
     weights: Tensor
     kinds: Tensor
     positions: Tensor
-    read: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """Return the batch on a device."""
         return Batch(*(one.to(device, non_blocking=non_blocking) for one in self))
 
 
 class Step(NamedTuple):
-    """What one rank computes in a step, and where the run stands after it.
+    """What one rank computes in a step.
 
     Attributes:
-        parts: rows that go through the model together.
-        position: of the next step.
-        digest: a checksum of the whole step's documents, on all ranks: two runs with the same digests saw the same
+        parts: micro-batches.
+        position: position of the next step.
+        digest: checksum of the documents of all ranks in this step: two runs with the same digests saw the same
             samples in the same order.
-        bad: documents that could not be read, of this rank's rows; they are left out.
+        bad: documents of this rank that could not be read; they are left out.
     """
 
     parts: list[Batch]
@@ -71,20 +82,34 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A window's packed rows: for each row the places of its documents in `documents` and `forms`."""
+    """How a window is packed.
 
-    rows: list[list[int]]
+    Attributes:
+        sequences: for each packed sequence, the indices of its documents in `documents` and `forms`.
+        documents: numbers of the window's documents in the shards.
+        forms: their forms.
+        skipped: number of documents that do not fit.
+    """
+
+    sequences: list[list[int]]
     documents: np.ndarray
     forms: Forms
     skipped: int
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Items in rows of at most `size`. Returns the places of each row's items.
+    """Pack items into sequences of at most `size` tokens.
 
-    Row by row: the longest item left, then items near an even share of the room, the last two as a pair that fills it.
-    Best-fit decreasing (arXiv 2404.10830) is as good where lengths differ much, but leaves 7 to 11 % of a row where it
-    holds 3 to 6 documents of about one length, as captioned images are; this leaves 1 to 2 %.
+    Each sequence takes the longest item left, then items near an even share of the room, the last two as a pair that
+    fills it. Best-fit decreasing (arXiv 2404.10830) is as good where lengths differ much, but leaves 7 to 11 % padding
+    in a sequence of 3 to 6 documents of about one length, as captioned images are; this leaves 1 to 2 %.
+
+    Args:
+        lengths: tokens of each item, at most `size`.
+        size: tokens of a packed sequence.
+
+    Returns:
+        For each packed sequence the indices of its items.
     """
     waiting: dict[int, list[int]] = {}  # length -> items
     for item, length in enumerate(lengths):
@@ -92,15 +117,15 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
     keys, total, count = sorted(waiting), sum(lengths), len(lengths)
 
     def best(limit: int) -> int:
-        """The longest that is at most `limit`; 0 where there is none."""
+        """Return the largest length that is at most `limit`; 0 where there is none."""
         place = bisect_right(keys, limit)
         return keys[place - 1] if place else 0
 
-    rows = []
+    packed = []
     while keys:
-        length, room, row = keys[-1], size, []
+        length, room, sequence = keys[-1], size, []
         while length:
-            row.append(waiting[length].pop())
+            sequence.append(waiting[length].pop())
             if not waiting[length]:
                 del waiting[length], keys[bisect_left(keys, length)]
             total, count, room = total - length, count - 1, room - length
@@ -113,20 +138,23 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
                     length = max(near, key=lambda key: (key + best(room - key), -abs(key - room / left)))
                 else:
                     length = min(near, key=lambda key: abs(key - room / left))
-        rows.append(row)
-    return rows
+        packed.append(sequence)
+    return packed
 
 
-class Rows:
-    """Packed rows of token shards, with random access by window.
+class PackedSequences:
+    """Packed sequences of token shards, with random access by window.
 
     Args:
         shards: the documents.
         vocab: layout of the ids.
-        objective: forms and weights.
-        length: tokens a row, T; longer documents are left out.
-        seed: of order, forms and random spans.
-        window: documents that are packed together.
+        objective: shares of the forms, and loss weights.
+        length: tokens of a sequence, T; longer documents are left out.
+        seed: of the order, the forms and the random spans.
+        window: number of documents that are packed together.
+
+    Attributes:
+        too_long: number of documents that are longer than a sequence.
 
     Raises:
         ValueError: no document is short enough.
@@ -140,12 +168,12 @@ class Rows:
         self.grid = rows, columns
         self.codes = max(rows * columns for rows, columns in (self.grid, *vocab.grids))
         self.answers = (shards.spans[:, :, 1] > 0).sum(1)  # [N]
-        known, needed = shards.lengths > 0, shards.lengths + 2 * self.answers  # an answer that moves brings two ids
+        known, needed = shards.lengths > 0, shards.lengths + 2 * self.answers  # a masked answer adds two ids
         self.too_long = int((needed > length).sum())
         if not (known & (needed <= length)).any():
             raise ValueError(
-                f"{shards.folder}: none of the {len(shards)} documents fits in rows of {length} tokens; "
-                f"the shortest has {needed[known].min(initial=2**31)}: make rows longer"
+                f"{shards.folder}: none of the {len(shards)} documents fits into a sequence of {length} tokens; "
+                f"the shortest has {needed[known].min(initial=2**31)}: raise data.seq_len"
             )
         self.plan = lru_cache(maxsize=2)(self._plan)
         self._order = lru_cache(maxsize=2)(self._shuffle)
@@ -169,24 +197,28 @@ class Rows:
         lengths = self.shards.lengths[documents] + forms.extra
         fits = np.flatnonzero((self.shards.lengths[documents] > 0) & (lengths <= self.length))
         packed = pack(lengths[fits].tolist(), self.length)
-        rows = [[int(fits[item]) for item in packed[i]] for i in rng.permutation(len(packed))]
-        return Plan(rows, documents, forms, len(documents) - len(fits))
+        sequences = [[int(fits[item]) for item in packed[i]] for i in rng.permutation(len(packed))]
+        return Plan(sequences, documents, forms, len(documents) - len(fits))
 
-    def row(self, window: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """ids, weights, kinds, positions of a row, [T] each; and its documents that could not be read."""
+    def sequence(self, window: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
+        """Encode one packed sequence.
+
+        Returns:
+            ids, weights, kinds and positions, [T] each; and its documents that could not be read.
+        """
         plan, epoch = self.plan(window), window // self.per_epoch
         ids, weights = np.full(self.length, self.vocab.pad), np.zeros(self.length, np.float32)
         kinds, positions = np.zeros(self.length, np.int64), np.empty(self.length, np.int64)
         at, bad = 0, []
-        for place in plan.rows[number]:
+        for place in plan.sequences[number]:
             document = int(plan.documents[place])
             seed = int(np.random.SeedSequence((self.seed, 2, epoch, document)).generate_state(1)[0])
             try:
                 stored = self.shards.document(document)
-                made = training_row(
+                made = training_sequence(
                     *stored,
                     int(plan.forms.form[place]),
-                    int(plan.forms.moved[place]),
+                    int(plan.forms.masked[place]),
                     self.vocab,
                     self.objective,
                     self.grid,
@@ -206,56 +238,36 @@ class Rows:
         positions[at:] = np.arange(self.length - at)  # padding is a document of its own
         return ids, weights, kinds, positions, bad
 
-    def read(self, window: int, number: int, ids: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        """The ids of a row, [T], with mistakes in `objective.noise` of the images that are drawn as a whole."""
-        if not self.objective.noise:
-            return ids
-        out, vocab = ids.copy(), self.vocab
-        rng = np.random.default_rng((self.seed, 3, window, number))
-        for span in image_spans(ids.tolist(), vocab):
-            places = np.arange(*span)[ids[slice(*span)] >= vocab.first_code]
-            if len(places) < 2 or not np.isin(kinds[places], DRAWN).all() or rng.random() >= self.objective.noise:
-                continue
-            try:
-                other = np.array(self.shards.document(int(rng.integers(len(self.shards)))).ids)
-            except (ValueError, IndexError, AssertionError):  # damaged: it is named where its own turn comes
-                continue
-            other = other[other >= vocab.first_code][-len(places) :]
-            if len(other) == len(places):
-                order, begun = np.arange(len(places)), rng.integers(1, len(places) // 2 + 1)
-                wrong = order < begun if rng.random() < 0.5 else rng.random(len(places)) < 0.5 * rng.random()
-                out[places] = np.where(wrong, other, ids[places])
-        return out
-
     def places(self, position: Position, count: int) -> tuple[list[tuple[int, int]], Position]:
-        """(window, row) of the next `count` rows, and the position after them."""
-        out, (window, row, documents) = [], position
+        """Return (window, sequence) of the next `count` sequences, and the position after them."""
+        out, (window, next_, documents) = [], position
         while len(out) < count:
             plan = self.plan(window)
-            taken = range(row, min(len(plan.rows), row + count - len(out)))
+            taken = range(next_, min(len(plan.sequences), next_ + count - len(out)))
             out += [(window, number) for number in taken]
-            documents += sum(len(plan.rows[number]) for number in taken)
-            row = taken.stop
-            if row == len(plan.rows):
-                window, row = window + 1, 0
-        return out, Position(window, row, documents)
+            documents += sum(len(plan.sequences[number]) for number in taken)
+            next_ = taken.stop
+            if next_ == len(plan.sequences):
+                window, next_ = window + 1, 0
+        return out, Position(window, next_, documents)
 
 
 class Steps(Dataset):
-    """Steps of a run, to be asked for in rising order: the item s is the Step s.
+    """The steps of a run, to be asked for in rising order: item s is the Step s.
 
     Args:
-        rows: where they come from.
-        per_step: rows a step on all ranks.
-        micro: rows that go through the model together, at most.
+        sequences: where they come from.
+        per_step: sequences in a step, on all ranks.
+        micro: largest number of sequences in a micro-batch.
         first: the step that stands at `position`.
         position: where the run stands.
-        rank, world: this rank's share; the ranks' rows in order are one rank's rows.
+        rank: this rank; the ranks' sequences in order are those of a single rank.
+        world: number of ranks.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        sequences: PackedSequences,
         per_step: int,
         micro: int,
         first: int = 0,
@@ -264,37 +276,41 @@ class Steps(Dataset):
         world: int = 1,
     ):
         assert per_step % world == 0 and 0 <= rank < world and micro > 0, f"{per_step=} {rank=} {world=} {micro=}"
-        self.rows, self.per_step, self.micro, self.rank, self.world = rows, per_step, micro, rank, world
+        self.sequences, self.per_step, self.micro = sequences, per_step, micro
+        self.rank, self.world = rank, world
         self.next, self.position = first, position
 
     def __getitem__(self, step: int) -> Step:
         assert step >= self.next, f"step {step} is asked for after step {self.next - 1}"
         places: list[tuple[int, int]] = []
         while self.next <= step:
-            places, self.position = self.rows.places(self.position, self.per_step)
+            places, self.position = self.sequences.places(self.position, self.per_step)
             self.next += 1
         digest = 0
-        for window, row in places:
-            plan = self.rows.plan(window)
-            digest = zlib.crc32(plan.documents[plan.rows[row]].tobytes(), digest)
+        for window, number in places:
+            plan = self.sequences.plan(window)
+            digest = zlib.crc32(plan.documents[plan.sequences[number]].tobytes(), digest)
         share = self.per_step // self.world
-        mine = places[self.rank * share : (self.rank + 1) * share]
-        made = [self.rows.row(*place) for place in mine]
-        read = [self.rows.read(*place, row[0], row[2]) for place, row in zip(mine, made, strict=True)]
-        return Step(
-            collate(made, read, self.micro), self.position, digest, [number for row in made for number in row[4]]
-        )
+        made = [self.sequences.sequence(*place) for place in places[self.rank * share : (self.rank + 1) * share]]
+        bad = [document for one in made for document in one[4]]
+        return Step(collate(made, self.micro), self.position, digest, bad)
 
 
-def collate(rows: Sequence[tuple], read: Sequence[np.ndarray], micro: int) -> list[Batch]:
-    """Rows [T], and what is read in place of their ids, to batches of at most `micro` rows."""
-    fields = *zip(*(row[:4] for row in rows), strict=True), read
-    arrays = [torch.from_numpy(np.stack(field)) for field in fields]
-    return [Batch(*(array[i : i + micro] for array in arrays)) for i in range(0, len(rows), micro)]
+def collate(sequences: Sequence[tuple], micro: int) -> list[Batch]:
+    """Stack sequences [T] to batches of at most `micro`."""
+    arrays = [torch.from_numpy(np.stack(field)) for field in zip(*(one[:4] for one in sequences), strict=True)]
+    return [Batch(*(array[i : i + micro] for array in arrays)) for i in range(0, len(sequences), micro)]
 
 
 def load(steps: Steps, last: int, workers: int, pin: bool = False) -> Iterator[Step]:
-    """The steps up to `last` (excluded), made ahead by `workers` processes (0: in this one, as they are asked for)."""
+    """Load the steps up to `last` (excluded).
+
+    Args:
+        steps: to load.
+        last: the step to stop before.
+        workers: processes that load ahead; 0 = load in this process, when a step is asked for.
+        pin: whether to pin the memory, for faster copies to a GPU.
+    """
     return iter(
         DataLoader(
             steps,

@@ -1,10 +1,9 @@
-"""A run of the language model: what it holds, its steps, its figures, its state and the model that leaves it."""
+"""A training run of the language model: its data, model, optimizers, checkpoints and log."""
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,100 +20,80 @@ from train.language.held_out import by_kind, held_out_loss
 from train.language.lora import merged, save_adapter
 from train.language.loss import bridged_head
 from train.language.objective import KINDS
-from train.language.packing import Batch, Position, Rows, Step, Steps, load
-from train.language.setup import Beside, beside, image_tokenizer_of, learner_of, optimizers_of, rebuilt
+from train.language.packing import Batch, PackedSequences, Position, Step, Steps, load
+from train.language.progress import Counters, StepResult
+from train.language.setup import ModelExtras, image_tokenizer_of, learner_of, model_extras, optimizers_of, rebuilt
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
 from train.runtime.checkpoints import Checkpoints
 from train.runtime.distributed import collecting, gathered, parallelized, summed, together, until_signalled, whole_state
 from train.runtime.flops import step_flops, utilisation
-from train.runtime.optim import EMA, StepSkipper, rate
+from train.runtime.optim import EMA, StepSkipper, lr_factor
 from train.runtime.precision import autocast, uses_bf16
 from train.runtime.run import open_run
 from train.runtime.runlog import RunLog
 
-SAME = ("data", "row", "batch_tokens", "window", "seed")  # what a run that goes on must agree in
-
 
 def train(config: LMConfig, out: Path) -> Path:
-    """The whole run; goes on from the newest checkpoint in OUT where there is one. Returns the model's folder."""
-    with open_run(out, config.processes, config.trackers) as accelerator:
+    """Train, from the newest checkpoint in OUT where there is one.
+
+    Args:
+        config: of the run.
+        out: folder of the run.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        ValueError: as LMRun and LMRun.step.
+        OSError: a checkpoint cannot be written.
+    """
+    with open_run(out, config.distributed.processes, config.log.trackers) as accelerator:
         run = LMRun(config, out, accelerator)
+        local_steps = config.distributed.local_sgd_steps
         with (
             RunLog("lm", out, run.first, config.steps, accelerator) as log,
             run.checkpoints,
-            LocalSGD(accelerator, run.called, config.local_sgd or 1, enabled=run.apart) as local,
-            until_signalled() as asked,
+            LocalSGD(accelerator, run.called, local_steps or 1, enabled=run.local_sgd) as local,
+            until_signalled() as terminate,
         ):
             local.num_steps = run.first
-            run.say_what_is_left_out(log)
+            run.log_left_out(log)
             if config.start and (find_model(config.start) / "scorer").is_dir():
-                log.say(f"the scorer stays that of {config.start}: train.scorer trains one on {config.data}")
-            source = load(run.steps(), config.steps, config.workers, run.device.type == "cuda")
+                log.say(f"the scorer stays that of {config.start}: train.scorer trains one on {config.data.folder}")
+            source = load(run.steps(), config.steps, config.data.workers, run.device.type == "cuda")
             for step in range(run.first, config.steps):
                 before = time.perf_counter()
                 data = next(source)
-                run.waited += time.perf_counter() - before
-                taken = run.step(step, data, bool(asked[0]))
-                if taken.skipped:
-                    log.write(taken.why_skipped(step + 1))
+                run.data_wait += time.perf_counter() - before
+                result = run.step(step, data, bool(terminate[0]))
+                if result.skipped:
+                    log.write(result.why_skipped(step + 1))
                 local.step()
                 log.show(step + 1)
                 last = step + 1 == config.steps
-                leaving = taken.leaving and not (run.apart and (step + 1) % config.local_sgd)
-                if (step + 1) % config.log_every == 0 or last or leaving:
-                    run.report(step + 1, taken, log)
-                if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                    log.write({"step": step + 1, "held_out": run.held_out()})
-                if (step + 1) % config.save_every == 0 or last or leaving:
+                ending = result.terminate and not (run.local_sgd and (step + 1) % local_steps)
+                if (step + 1) % config.log.every == 0 or last or ending:
+                    run.report(step + 1, result, log)
+                if config.eval.every and ((step + 1) % config.eval.every == 0 or last):
+                    log.write({"step": step + 1, "held_out_loss": run.held_out()})
+                if (step + 1) % config.checkpoint.every == 0 or last or ending:
                     run.checkpoints.save(step + 1, run.parts)
-                if last or leaving or (config.sample_every and (step + 1) % config.sample_every == 0):
+                if last or ending or (config.samples.every and (step + 1) % config.samples.every == 0):
                     run.export()
-                    if accelerator.is_main_process and config.prompts and not leaving:
+                    if accelerator.is_main_process and config.samples.prompts and not ending:
                         run.draw_samples(step + 1)
-                if leaving:
-                    log.say(
-                        f"told to end: everything is saved after step {step + 1}; the same command goes on from there"
-                    )
+                if ending:
+                    log.say(f"terminated: all is saved after step {step + 1}; the same command resumes there")
                     break
-        if run.first >= config.steps:  # it ended before, perhaps by a kill between the last checkpoint and the model
+        if run.first >= config.steps:  # it had ended, perhaps by a kill between the last checkpoint and the model
             run.export()
-        together(accelerator, True)  # nobody leaves before the model is written
+        together(accelerator, True)  # no process leaves before the model is written
     return out / "model"
 
 
-class Taken(NamedTuple):
-    """A step that was taken: mean loss, length of the gradient and factor of the rates; why it changed nothing, or "";
-    whether a process was told to end; and its data."""
-
-    loss: float
-    gradient: float
-    factor: float
-    skipped: str
-    leaving: bool
-    data: Step
-
-    def why_skipped(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "skipped": self.skipped,
-            "all losses": self.loss,
-            "gradient": self.gradient,
-            "digest": self.data.digest,
-        }
-
-
-@dataclass
-class Since:
-    """What has been counted since the last report, on this process."""
-
-    losses: Tensor  # [2, kinds]: sums and counts
-    tokens: Tensor  # [2]: all, and padding among them
-    clock: float
-
-
 class LMRun:
-    """Data, model, optimisers and where they stand; from the newest checkpoint in OUT where there is one.
+    """Data, model, optimizers and their state, from the newest checkpoint in OUT where there is one.
 
     Args:
         config: of the run.
@@ -122,12 +101,12 @@ class LMRun:
         accelerator: its processes.
 
     Attributes:
-        first: the step to begin with.
-        apart: whether the processes train apart (LocalSGD).
-        waited: seconds that this process has waited for data since the last report.
+        first: the step to start with.
+        local_sgd: whether the processes train apart (LocalSGD).
+        data_wait: seconds that this process has waited for data since the last report.
 
     Raises:
-        ValueError: a config that does not fit the data, or a run on other data in OUT.
+        ValueError: the configuration does not fit the data, or OUT holds a run on other data.
     """
 
     def __init__(self, config: LMConfig, out: Path, accelerator: Accelerator):
@@ -137,72 +116,79 @@ class LMRun:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        self.per_rank = config.rows(self.world)
-        self.micro = config.micro_rows or self.per_rank
-        self.apart = bool(config.local_sgd) and self.world > 1
+        self.per_rank = config.sequences(self.world)
+        self.micro = config.micro_batch_size or self.per_rank
+        self.local_sgd = bool(config.distributed.local_sgd_steps) and self.world > 1
         self._open_data()
         self._open_model()
         self._restore()
-        self.since, self.waited = self._nothing_yet(), 0.0
+        self.counters, self.data_wait = self._new_counters(), 0.0
 
     def _open_data(self) -> None:
-        config = self.config
-        self.shards = Shards(config.data, verify=config.verify, max_bad=config.max_bad)
+        config, data = self.config, self.config.data
+        self.shards = Shards(data.folder, verify=data.verify_hashes, max_bad=data.max_bad_fraction)
         self.image_tokenizer = image_tokenizer_of(config, self.shards.meta)
         self.text_tokenizer = self.shards.text_tokenizer()
         self.vocab: Vocab = self.shards.vocab()
-        self.rows = Rows(self.shards, self.vocab, config.objective, config.row, config.seed, config.window)
-        self.held_out_rows = None
-        if config.evaluate_every:
-            held = Shards(config.data, "held_out", config.verify, config.max_bad)
-            self.held_out_rows = Rows(held, self.vocab, config.objective.plain(), config.row, 0, len(held))
+        self.sequences = PackedSequences(
+            self.shards, self.vocab, config.objective, data.seq_len, config.seed, data.packing_window
+        )
+        self.held_out_sequences = None
+        if config.eval.every:
+            held = Shards(data.folder, "held_out", data.verify_hashes, data.max_bad_fraction)
+            plain = config.objective.plain()
+            self.held_out_sequences = PackedSequences(held, self.vocab, plain, data.seq_len, 0, len(held))
 
     def _open_model(self) -> None:
         config = self.config
         self.learner, self.adapter = learner_of(config, self.shards.meta, self.image_tokenizer, self.device)
         bf16 = uses_bf16(config.precision, self.device)
-        self.called = parallelized(self.learner, self.accelerator, config.parallel, bf16)
-        self.optimizer = optimizers_of(self.learner, config, self.device)
-        self.flops = step_flops(self.learner.model.config, config.row, config.batch_tokens, self.optimizer)
+        self.called = parallelized(self.learner, self.accelerator, config.distributed.strategy, bf16)
+        self.optimizers = optimizers_of(self.learner, config, self.device)
+        self.flops = step_flops(self.learner.model.config, config.data.seq_len, config.batch_tokens, self.optimizers)
         named = [(name, p) for name, p in self.learner.named_parameters() if p.requires_grad]
         self.trained = [parameter for _, parameter in named]
-        self.average = EMA(named, config.ema) if config.ema else None
-        self.skipper = StepSkipper(config.spike)
+        self.average = EMA(named, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.skipper = StepSkipper(config.optim.spike_sigmas)
 
     def _restore(self) -> None:
         config = self.config
-        self.state: dict[str, Any] = {
-            "position": list(Position()),
+        expected = {  # a run can only be resumed where these agree
             "data": self.shards.fingerprint(),
-            **{key: getattr(config, key) for key in SAME if key != "data"},
-            "bad_documents": 0,
+            "data.seq_len": config.data.seq_len,
+            "data.packing_window": config.data.packing_window,
+            "batch_tokens": config.batch_tokens,
+            "seed": config.seed,
         }
-        weights = f"apart@{self.rank} of {self.world}" if self.apart else "lm"
+        self.state: dict[str, Any] = {"position": list(Position()), "bad_documents": 0, "same": dict(expected)}
+        weights = f"apart@{self.rank} of {self.world}" if self.local_sgd else "lm"
         self.parts: dict[str, Any] = {
-            weights: ModelAndOptimizers(self.learner, self.optimizer),
+            weights: ModelAndOptimizers(self.learner, self.optimizers),
             "random": RandomState(),
-            "watch": self.skipper,
+            "skipper": self.skipper,
             "run": self.state,
         }
         if self.average:
             self.parts["average"] = self.average.values
-        self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep, config.asynchronous, config.go_on)
-        expected = {key: self.state[key] for key in SAME}
+        saving = config.checkpoint
+        self.checkpoints = Checkpoints(
+            self.out / "checkpoints", saving.keep, saving.async_save, saving.ignore_save_errors
+        )
         wanted = [
-            [{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
-            for one in self.optimizer
+            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
         ]
         try:
             self.first = self.checkpoints.load(self.parts) or 0
         except ValueError as error:
-            hint = f"; with local_sgd the number of processes, now {self.world}, must stay the same"
-            raise ValueError(f"{error}{hint if self.apart else ''}") from error
-        # Rates and decays are this command's, not the old one's.
-        for one, settings in zip(self.optimizer, wanted, strict=True):
-            for group, fields in zip(one.param_groups, settings, strict=True):
+            hint = f"; with local_sgd_steps the number of processes, now {self.world}, must stay the same"
+            raise ValueError(f"{error}{hint if self.local_sgd else ''}") from error
+        # Learning rates and weight decay are those of this command, not of the checkpoint.
+        for optimizer, settings in zip(self.optimizers, wanted, strict=True):
+            for group, fields in zip(optimizer.param_groups, settings, strict=True):
                 group.update(fields)
         self.state = self.parts["run"]
-        if other := configs.changes(self.state, expected):
+        if other := configs.changes(self.state["same"], expected):
             raise ValueError(
                 f"{self.out} holds a run on other data: {other}; take another --out, or set start={self.out}/model"
             )
@@ -211,117 +197,134 @@ class LMRun:
             configs.save(config, self.out / "config.json")
 
     def steps(self) -> Steps:
-        """The data of the steps that are left."""
+        """Return the data of the remaining steps."""
         position = Position(*self.state["position"])
-        return Steps(self.rows, self.per_rank * self.world, self.micro, self.first, position, self.rank, self.world)
+        per_step = self.per_rank * self.world
+        return Steps(self.sequences, per_step, self.micro, self.first, position, self.rank, self.world)
 
     @cached_property
-    def beside(self) -> Beside:
-        """What is saved with the weights."""
-        return beside(self.config, self.shards)
+    def extras(self) -> ModelExtras:
+        """What the model folder holds besides the weights."""
+        return model_extras(self.config, self.shards)
 
-    def say_what_is_left_out(self, log: RunLog) -> None:
+    def log_left_out(self, log: RunLog) -> None:
+        """Say which shards and documents are not trained on."""
         for name, why in self.shards.bad.items():
             log.say(f"left out: {name}: {why}")
-        if self.rows.too_long:
+        if self.sequences.too_long:
             log.say(
-                f"left out: {self.rows.too_long} of {len(self.shards)} documents have more than "
-                f"row = {self.config.row} tokens"
+                f"left out: {self.sequences.too_long} of {len(self.shards)} documents have more than "
+                f"data.seq_len = {self.config.data.seq_len} tokens"
             )
 
-    def step(self, step: int, data: Step, asked: bool) -> Taken:
-        """One step of the optimisers. asked: whether this process was told to end.
+    def step(self, step: int, data: Step, terminate: bool) -> StepResult:
+        """Take one step.
 
-        Raises ValueError, in every process, after too many skipped steps or bad documents."""
-        config = self.config
-        if config.calibration and step >= (calibrated := round((1 - config.calibration) * config.steps)):
-            self.learner.compare_all()
-            if step == calibrated:
-                self.skipper.forget()  # with more rivals the loss leaps
+        Args:
+            step: its number.
+            data: of this process.
+            terminate: whether this process was asked to end.
+
+        Raises:
+            ValueError: too many skipped steps in a row, or too many bad documents; in every process.
+        """
+        config, optim = self.config, self.config.optim
+        self._widen_softmax(step)
         batches = [part.to(self.device, non_blocking=True) for part in data.parts]
         weight = torch.stack([batch.weights[:, 1:].sum() for batch in batches]).sum()
-        stuck = self.skipper.in_a_row > config.most_skipped
-        news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (asked, len(data.bad), stuck))]))
+        stuck = self.skipper.in_a_row > optim.max_skipped_steps
+        news = summed(torch.stack([weight, *(weight.new_tensor(x) for x in (terminate, len(data.bad), stuck))]))
         if news[3]:  # on whichever process
             raise ValueError(
-                f"more than most_skipped = {config.most_skipped} steps in a row were skipped before "
-                f"step {step + 1} ({self.skipper.skipped}): lower muon_lr and lr, or look at the data"
+                f"more than optim.max_skipped_steps = {optim.max_skipped_steps} steps in a row were skipped before "
+                f"step {step + 1} ({self.skipper.skipped}): lower optim.muon_lr and optim.lr, or look at the data"
             )
-        scale = (self.world if not self.apart else 1) / (weight if self.apart else news[0])
+        scale = (1 if self.local_sgd else self.world) / (weight if self.local_sgd else news[0])
         loss, norm = self._backward(batches, scale)
-        mean, length = (loss, norm) if self.apart else (summed(loss) / self.world, norm)
-        factor = rate(step, config.steps, config.schedule, config.warmup, config.decay, config.final)
-        why = self.skipper.verdict(mean.item(), length.item())
-        for one in self.optimizer:
+        mean = loss if self.local_sgd else summed(loss) / self.world
+        factor = lr_factor(
+            step, config.steps, optim.schedule, optim.warmup_steps, optim.decay_fraction, optim.final_lr_fraction
+        )
+        why = self.skipper.verdict(mean.item(), norm.item())
+        for optimizer in self.optimizers:
             if not why:
-                for group in one.param_groups:
+                for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
-                one.step()
-            one.zero_grad()
+                optimizer.step()
+            optimizer.zero_grad()
         if self.average and not why:
             self.average.update()
         self.state["position"] = list(data.position)
         self.state["bad_documents"] += int(news[2])
         bad = self.state["bad_documents"]
-        if bad > max(10, config.max_bad * data.position.documents):
+        if bad > max(10, config.data.max_bad_fraction * data.position.documents):
             raise ValueError(
                 f"{bad} of {data.position.documents} documents are damaged, more than "
-                f"max_bad = {config.max_bad:.0%}; the last: {data.bad[:3]}"
+                f"data.max_bad_fraction = {config.data.max_bad_fraction:.0%}; the last: {data.bad[:3]}"
             )
-        return Taken(mean.item(), length.item(), factor, why, bool(news[1]), data)
+        return StepResult(mean.item(), norm.item(), factor, why, bool(news[1]), data)
+
+    def _widen_softmax(self, step: int) -> None:
+        """Take the softmax over all ids in the last share of the steps, where the configuration asks for that."""
+        share = self.config.loss.full_softmax_fraction
+        if share and step >= (first := round((1 - share) * self.config.steps)):
+            self.learner.compare_all()
+            if step == first:
+                self.skipper.forget()  # the loss jumps, since more ids compete
 
     def _backward(self, batches: list[Batch], scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of all parts of a step, clipped. Returns the loss and the length of the gradient."""
+        """Compute the clipped gradients of a step's micro-batches. Return the loss and the gradient norm."""
         loss = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             with collecting(self.called, i == len(batches) - 1), autocast(self.config.precision, self.device):
                 losses = self.called(batch)
                 (losses.total * scale).backward()
             loss += losses.total.detach() * scale
-            self.since.losses += torch.stack([losses.sums, losses.counts])
+            self.counters.losses += torch.stack([losses.sums, losses.counts])
             padding = (batch.ids == self.vocab.pad).sum()
-            self.since.tokens += torch.stack([batch.ids.new_tensor(batch.ids.numel()), padding])
-        return loss, gathered(torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip))
+            self.counters.tokens += torch.stack([batch.ids.new_tensor(batch.ids.numel()), padding])
+        return loss, gathered(torch.nn.utils.clip_grad_norm_(self.trained, self.config.optim.grad_clip))
 
-    def _nothing_yet(self) -> Since:
+    def _new_counters(self) -> Counters:
         zeros = torch.zeros(2, len(KINDS) + 1, device=self.device)
-        return Since(zeros, torch.zeros(2, device=self.device), time.perf_counter())
+        return Counters(zeros, torch.zeros(2, device=self.device), time.perf_counter())
 
-    def report(self, step: int, taken: Taken, log: RunLog) -> None:
-        """A row of the log, of all processes, on what there was since the last one."""
-        seconds = time.perf_counter() - self.since.clock
-        losses, tokens = by_kind(*summed(self.since.losses)), summed(self.since.tokens)
-        speed, position = tokens[0].item() / seconds, taken.data.position
+    def report(self, step: int, result: StepResult, log: RunLog) -> None:
+        """Write a row of the log: what all processes counted since the last one."""
+        seconds = time.perf_counter() - self.counters.clock
+        losses, tokens = by_kind(*summed(self.counters.losses)), summed(self.counters.tokens)
+        speed, position = tokens[0].item() / seconds, result.data.position
+        seq_len = self.config.data.seq_len
         log.write(
             {
                 "step": step,
                 "loss": losses,
-                "gradient": taken.gradient,
-                "rate": taken.factor,
+                "grad_norm": result.grad_norm,
+                "lr": self.config.optim.lr * result.lr_factor,
                 "tokens_per_second": round(speed),
-                "padding": (tokens[1] / tokens[0]).item(),
-                "waiting": self.waited / seconds,
+                "padding_fraction": (tokens[1] / tokens[0]).item(),
+                "data_wait": self.data_wait / seconds,
                 "documents": position.documents,
-                "digest": taken.data.digest,
+                "digest": result.data.digest,
                 "flops": step * self.flops,
                 "epoch": position.documents / len(self.shards),
                 "skipped_steps": sum(self.skipper.skipped.values()),
-                **utilisation(self.learner.model.config, self.config.row, speed / self.world, self.device),
+                **utilisation(self.learner.model.config, seq_len, speed / self.world, self.device),
             }
         )
         words = ", ".join(f"{kind} {value:.2f}" for kind, value in losses.items())
         log.show(step, f"{words}, {speed:.0f} tokens/s")
-        self.since, self.waited = self._nothing_yet(), 0.0
+        self.counters, self.data_wait = self._new_counters(), 0.0
 
     def held_out(self) -> dict[str, float]:
-        """Loss on the held-out split, of the averaged weights where there are any."""
-        assert self.held_out_rows is not None
+        """Return the loss on the held-out split, of the averaged weights where there are any."""
+        assert self.held_out_sequences is not None
         if self.average:
             self.average.swap()
         found = held_out_loss(
             self.called,
-            self.held_out_rows,
-            self.config.evaluate_rows,
+            self.held_out_sequences,
+            self.config.eval.sequences,
             self.micro,
             self.config.precision,
             self.device,
@@ -330,11 +333,11 @@ class LMRun:
         )
         if self.average:
             self.average.swap()
-        self.since.clock = time.perf_counter()
+        self.counters.clock = time.perf_counter()
         return found
 
     def export(self) -> None:
-        """Write OUT/model as something to use: averaged where that is asked for, no adapters, no shards."""
+        """Write OUT/model: averaged weights where there are any, adapters merged, no sharding."""
         model, lora = self.learner.model, self.config.lora
         weights: dict[str, Tensor] = dict(model.named_parameters())
         if self.average:
@@ -347,16 +350,19 @@ class LMRun:
             full["lm_head.weight"] = bridged_head(*parts)
         if self.accelerator.is_main_process:
             kept = rebuilt(model.config, merged(full, lora) if lora.rank else full)
-            known, scorer = self.beside
-            model = CM3(kept, self.text_tokenizer, self.image_tokenizer, scorer, known_words=known)
-            model.save_pretrained(self.out / "model")
+            known, scorer = self.extras
+            pipeline = CM3(kept, self.text_tokenizer, self.image_tokenizer, scorer, known_words=known)
+            pipeline.save_pretrained(self.out / "model")
             if self.adapter:
                 save_adapter(full, self.adapter, self.out / "adapter")
-        self.since.clock = time.perf_counter()
+        self.counters.clock = time.perf_counter()
 
     def draw_samples(self, step: int) -> None:
-        """A sheet of drawings by the model in OUT."""
-        pipeline = CM3.from_pretrained(self.out / "model", device=self.device.type)
-        drawn = [pipeline.generate(prompt, n=6, seed=0) for prompt in self.config.prompts]
-        contact_sheet(list(self.config.prompts), drawn).save(self.out / f"samples-{step:06d}.png")
-        self.since.clock = time.perf_counter()
+        """Write a contact sheet of images that the model in OUT generates."""
+        pipeline, prompts = (
+            CM3.from_pretrained(self.out / "model", device=self.device.type),
+            self.config.samples.prompts,
+        )
+        images = [pipeline.generate(prompt, n=6, seed=0) for prompt in prompts]
+        contact_sheet(list(prompts), images).save(self.out / f"samples-{step:06d}.png")
+        self.counters.clock = time.perf_counter()

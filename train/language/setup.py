@@ -1,4 +1,4 @@
-"""One run of train.lm: its settings, and what they make of a model, its optimisers and its attention."""
+"""What a run of train.lm starts with: its image tokenizer, model, attention, optimizers."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from train.documents.words import texts_of
 from train.language.config import LMConfig
 from train.language.lora import add_lora
 from train.language.loss import LMLearner
-from train.runtime.optim import Rates, optimizers
+from train.runtime.optim import LearningRates, optimizers
 from train.runtime.precision import bf16_is_fast
 
 
 def attention_of(config: LMConfig, device: torch.device, head_size: int) -> str:
-    """The implementation of attention that a run takes."""
+    """Return the attention implementation of a run, as transformers names it."""
     if config.attention != "auto":
         return config.attention
     if device.type == "cpu":
@@ -37,38 +37,55 @@ def attention_of(config: LMConfig, device: torch.device, head_size: int) -> str:
 
 
 def image_tokenizer_of(config: LMConfig, meta: dict[str, Any]) -> ImageTokenizer:
-    """The image tokenizer of a run. Raises ValueError where it is not the one that made the shards."""
+    """Load the image tokenizer of a run.
+
+    Args:
+        config: of the run.
+        meta: content of the shards' meta.json.
+
+    Raises:
+        ValueError: it is not the one that made the shards.
+    """
     if config.start and not config.image_tokenizer:
         folder, named = find_model(config.start), config.start
         found = load_image_tokenizer(folder, read_config(folder))
     else:
         named = config.image_tokenizer or meta.get("image_tokenizer_name", "")
         if not named:
-            raise ValueError(f"{config.data} does not say which image tokenizer made it: set image_tokenizer")
+            raise ValueError(f"{config.data.folder} does not say which image tokenizer made it: set image_tokenizer")
         found = ImageTokenizer.from_pretrained(named)
     if (mark := found.fingerprint()) != meta["image_tokenizer"]:
         raise ValueError(
-            f"{config.data} was made by image tokenizer {meta['image_tokenizer']}, not by {named} ({mark})"
+            f"{config.data.folder} was made by image tokenizer {meta['image_tokenizer']}, not by {named} ({mark})"
         )
     return found
 
 
 def starting_model(config: LMConfig, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> CM3ForCausalLM:
-    """The model before the first step, without adapters. Raises ValueError for shards of another model."""
+    """Return the model before the first step, without adapters.
+
+    Raises:
+        ValueError: the shards were made for another model.
+    """
     if config.start:
-        model = loaded_model(config.start, meta, config.data, config.model)
+        model = loaded_model(config.start, meta, config.data.folder, config.model)
     else:
         model = fresh_model(config.preset, config.model, meta, image_tokenizer, config.codebook_init, config.seed)
-    if config.row > model.config.max_position_embeddings:
+    if config.data.seq_len > model.config.max_position_embeddings:
         raise ValueError(
-            f"row is {config.row}, but the model's positions are "
-            f"{model.config.max_position_embeddings}: make row smaller"
+            f"data.seq_len is {config.data.seq_len}, but the model has {model.config.max_position_embeddings} "
+            "positions: lower data.seq_len"
         )
     return model
 
 
 class Trainee(NamedTuple):
-    """A run's model with its loss, on its device; and what peft notes of its adapters, where it has any."""
+    """A run's model.
+
+    Attributes:
+        learner: the model with its loss, on its device.
+        adapter: peft's configuration of the adapters, where there are any.
+    """
 
     learner: LMLearner
     adapter: peft.LoraConfig | None
@@ -77,52 +94,69 @@ class Trainee(NamedTuple):
 def learner_of(
     config: LMConfig, meta: dict[str, Any], image_tokenizer: ImageTokenizer, device: torch.device
 ) -> Trainee:
-    """What a run trains, before its first step. Raises ValueError as starting_model and add_lora do."""
+    """Return what a run trains, before its first step.
+
+    Raises:
+        ValueError: as `starting_model` and `add_lora`.
+    """
     model = starting_model(config, meta, image_tokenizer)
     adapter = add_lora(model, config.lora, config.seed) if config.lora.rank else None
     model.set_attn_implementation(attention_of(config, device, model.config.head_dim))
-    if config.recompute:
+    if config.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for block in model.model.layers:
             block.compile()
-    first_code = Vocab.from_config(model.config).first_code if config.softmax == "modality" else 0
-    if config.bridged and model.config.tie_word_embeddings:
-        raise ValueError("bridged is for a head of its own, but tie_word_embeddings is set: leave bridged out")
-    learner = LMLearner(model, config.z_loss, config.chunk, first_code, config.negatives, config.bridged)
+    first_code = Vocab.from_config(model.config).first_code if config.loss.softmax == "modality" else 0
+    if config.head_bridge and model.config.tie_word_embeddings:
+        raise ValueError(
+            "head_bridge needs an output layer of its own, but tie_word_embeddings is set: leave one of them out"
+        )
+    learner = LMLearner(
+        model, config.loss.z_loss, config.loss.chunk_size, first_code, config.loss.negatives, config.head_bridge
+    )
     return Trainee(learner.to(device).train(), adapter)
 
 
-class Beside(NamedTuple):
-    """What a model folder holds beside the weights and tokenizers."""
+class ModelExtras(NamedTuple):
+    """What a model folder holds besides weights and tokenizers.
+
+    Attributes:
+        known_words: words of the training texts, for prompt normalisation.
+        scorer: for reranking, where there is one.
+    """
 
     known_words: KnownWords
     scorer: Scorer | None
 
 
-def beside(config: LMConfig, shards: Shards) -> Beside:
-    """The words of the shards and, where the run goes on from a model, those that this one knows, and its scorer: it is
-    not trained on, and says whose it is."""
+def model_extras(config: LMConfig, shards: Shards) -> ModelExtras:
+    """Return the words of the shards; and, where the run starts from a model, that model's words and its scorer.
+
+    The scorer is not trained. Its configuration says which model it was trained for.
+    """
     if not config.start:
-        return Beside(KnownWords.read(texts_of(shards)), None)
+        return ModelExtras(KnownWords.read(texts_of(shards)), None)
     folder, scorer = find_model(config.start), None
     if (folder / "scorer").is_dir():
         scorer = Scorer.from_pretrained(folder / "scorer")
         scorer.config = replace(scorer.config, trained_for=scorer.config.trained_for or config.start)
     known = KnownWords.load(folder)
-    return Beside(known.after(texts_of(shards)) if known.words else known, scorer)
+    return ModelExtras(known.after(texts_of(shards)) if known.words else known, scorer)
 
 
 def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a run."""
+    optim = config.optim
     automatic = "adamw" if config.lora.rank else "muon"
-    matrices = automatic if config.matrices == "auto" else config.matrices
-    rates = Rates(
-        config.muon_lr if matrices == "muon" else config.lr,
-        config.embedding_lr or config.lr,
-        config.head_lr or config.lr,
-        config.lr,
+    matrix_optimizer = automatic if optim.matrix_optimizer == "auto" else optim.matrix_optimizer
+    peaks = LearningRates(
+        optim.muon_lr if matrix_optimizer == "muon" else optim.lr,
+        optim.embedding_lr or optim.lr,
+        optim.head_lr or optim.lr,
+        optim.lr,
     )
-    return optimizers(model, matrices, rates, config.betas, config.weight_decay, bf16_is_fast(device))
+    return optimizers(model, matrix_optimizer, peaks, optim.betas, optim.weight_decay, bf16_is_fast(device))
 
 
 def fresh_model(
@@ -130,36 +164,46 @@ def fresh_model(
     fields: dict[str, Any],
     meta: dict[str, Any],
     image_tokenizer: ImageTokenizer,
-    codebook: bool,
+    codebook_init: bool,
     seed: int,
 ) -> CM3ForCausalLM:
-    """A model with random weights and the shards' vocabulary.
+    """Return a model with random weights and the shards' vocabulary.
 
     Args:
         preset: key of cm3.model.config.PRESETS.
-        fields: of CM3Config, in place of the preset's.
+        fields: fields of CM3Config that replace the preset's.
         meta: content of the shards' meta.json.
-        image_tokenizer: whose codebook the embeddings of codes start from.
-        codebook: whether they do: codes that look alike then start alike.
+        image_tokenizer: with the codebook.
+        codebook_init: whether the embeddings of codes start from the codebook, so that similar codes start alike.
         seed: of the weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CM3ForCausalLM(CM3Config.preset(preset, **{**meta["vocab"], **fields}))
-        if codebook:
+        if codebook_init:
             first = Vocab.from_config(model.config).first_code
             codes = image_tokenizer.model.quantize.codebook().float().cpu()  # [K, Z]
-            ways = [model.model.embed_tokens.weight]
-            ways += [] if model.config.tie_word_embeddings else [model.lm_head.weight]
-            for weight in ways:
-                likeness = codes @ torch.randn(codes.shape[1], weight.shape[1]) / codes.std() / codes.shape[1] ** 0.5
+            layers = [model.model.embed_tokens.weight]
+            layers += [] if model.config.tie_word_embeddings else [model.lm_head.weight]
+            for weight in layers:
+                projected = codes @ torch.randn(codes.shape[1], weight.shape[1]) / codes.std() / codes.shape[1] ** 0.5
                 rows = weight.data[first:]
-                rows.copy_((rows + model.config.init_std * likeness) * 0.5**0.5)  # half its look, half its own
+                rows.copy_((rows + model.config.init_std * projected) * 0.5**0.5)  # half codebook, half random
     return model
 
 
 def loaded_model(start: str, meta: dict[str, Any], data: str, fields: dict[str, Any]) -> CM3ForCausalLM:
-    """The model of a folder, to be trained on. Raises ValueError where the shards have another vocabulary."""
+    """Load a model for fine-tuning.
+
+    Args:
+        start: folder or name of the model.
+        meta: content of the shards' meta.json.
+        data: folder of the shards, for the messages.
+        fields: settings of a new model; there must be none.
+
+    Raises:
+        ValueError: the shards have another vocabulary or other tokenizers.
+    """
     pipeline = CM3.from_pretrained(start, device="cpu", dtype=torch.float32)
     if fields:
         raise ValueError(f"model.{next(iter(fields))} cannot change a model that is loaded: leave start or model out")
@@ -176,7 +220,7 @@ def loaded_model(start: str, meta: dict[str, Any], data: str, fields: dict[str, 
 
 
 def rebuilt(config: CM3Config, state: dict[str, Tensor]) -> CM3ForCausalLM:
-    """A model of its own with these weights."""
+    """Return a new model with these weights."""
     with torch.random.fork_rng():
         model = CM3ForCausalLM(config)
     if config.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: written through to the disk, hashed, and read without running what might hide in them."""
+"""The files of a checkpoint: synced to the disk, hashed, and read without running code that they might contain."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ Facts = dict[str, dict[str, Any]]  # file -> its size and hash
 
 
 def reason(error: BaseException) -> str:
-    """The disk's own words, which torch's writer buries in what it says of its consequences."""
+    """Return the message of the disk's error, which torch's writer wraps in other exceptions."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):
@@ -30,7 +30,7 @@ def reason(error: BaseException) -> str:
 
 
 def facts(folder: Path, pattern: str) -> Facts:
-    """Size and hash of the files that fit the pattern."""
+    """Return size and hash of the files that match the pattern."""
     found = {}
     for path in sorted(folder.glob(pattern)):
         found[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -38,6 +38,7 @@ def facts(folder: Path, pattern: str) -> Facts:
 
 
 def write_synced(path: Path, text: str) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("w") as file:
         file.write(text)
         file.flush()
@@ -45,7 +46,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Names are on the disk only after this."""
+    """Wait until the names of the folder's files are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,13 +55,14 @@ def sync_folder(path: Path) -> None:
 
 
 def move_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint."""
     aside = folder.with_name(folder.name + DAMAGED)
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
 
 
 class Writer(FileSystemWriter):
-    """Says on every rank why the disk did not take the data: what an error came from is lost between ranks."""
+    """Raises the disk's own error on every rank: the cause of an exception is lost between ranks."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> "torch.futures.Future[list[WriteResult]]":
         try:
@@ -70,7 +72,7 @@ class Writer(FileSystemWriter):
 
 
 class Reader(FileSystemReader):
-    """Reads a checkpoint's index, which is a pickle, without running what might hide in it."""
+    """Reads a checkpoint's index, which is a pickle, without running code that it might contain."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
@@ -78,6 +80,8 @@ class Reader(FileSystemReader):
 
 
 class IndexUnpickler(pickle.Unpickler):
+    """Unpickles nothing but the classes of an index."""
+
     KNOWN = {
         "torch.distributed.checkpoint.metadata": {
             "Metadata",

@@ -1,6 +1,6 @@
-"""What the checkpoint of a training run holds: parts, each with tensors and plain values.
+"""The parts of a checkpoint, each with tensors and plain values.
 
-A part is a nested dict of both, or anything with state_dict() and load_state_dict(): a module that no wrapper renames,
+A part is a nested dict of both, or an object with state_dict() and load_state_dict(): a module that no wrapper renames,
 a scheduler, or one of the classes here.
 """
 
@@ -27,15 +27,15 @@ TUPLE = "__tuple__"  # how JSON, which has only lists, holds a tuple
 class ModelAndOptimizers:
     """A model, bare or under DDP, FSDP2 or torch.compile, with the optimizers of its parameters, as one part.
 
-    What it saves names every tensor by the parameter's place in the bare model, so that it loads under any other
-    wrapper and number of ranks.
+    Every tensor is saved under the parameter's name in the bare model, so that it loads under any other wrapper and
+    number of ranks.
     """
 
     def __init__(self, model: nn.Module, optimizers: list[Optimizer]):
         self.model, self.optimizers = model, optimizers
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors are the model's and the optimizers' own, not copies."""
+        """Return the tensors of the model and the optimizers themselves, not copies."""
         for optimizer in self.optimizers:
             fill_state(optimizer)
         return {
@@ -49,9 +49,9 @@ class ModelAndOptimizers:
 
 
 def fill_state(optimizer: Optimizer) -> None:
-    """Give parameters that have not stepped yet the zeros that their first step would start from.
+    """Give parameters that have not been updated yet the zeros that their first update would start from.
 
-    PyTorch's own way, a step with a rate of 0, leaves AdamW counting from 1: the run would no longer be the same.
+    PyTorch's own way, a step with a learning rate of 0, leaves AdamW counting from 1: the run would not be the same.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -71,7 +71,7 @@ def fill_state(optimizer: Optimizer) -> None:
 class RandomState:
     """The global generators of Python, NumPy, PyTorch and this rank's GPU, as one part.
 
-    With another number of ranks than at the save they are left as they are, with a warning.
+    With another number of ranks than at the save they keep their state, with a warning.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def state_of(part: Any) -> dict[str, Any]:
 
 
 def split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by their dotted place, and the nested dict without them, ready for JSON."""
+    """Return the tensors by dotted key, and the nested dict without them, ready for JSON."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for key, value in state.items():
@@ -138,7 +138,7 @@ def split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], d
 
 
 def packed(value: Any, place: str) -> Any:
-    """The value as JSON has it."""
+    """Return the value as JSON can hold it."""
     if isinstance(value, list | tuple):
         items = [packed(item, place) for item in value]
         return {TUPLE: items} if isinstance(value, tuple) else items
@@ -154,7 +154,7 @@ def unpacked(value: dict[str, Any]) -> Any:
 
 
 def merged(template: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values with the template's tensors in their places."""
+    """Return the values with the template's tensors in their places."""
     state = dict(values)
     for key, value in template.items():
         if isinstance(value, Tensor):

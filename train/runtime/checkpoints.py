@@ -1,14 +1,14 @@
-"""Checkpoints of a training run: whole or not there, written while the training goes on, for any number of ranks.
+"""Checkpoints of a training run: written whole or not at all, in the background, for any number of ranks.
 
     FOLDER/step-00000500/                      complete: it has its name
         __0_0.distcp ... .metadata             tensors, by torch.distributed.checkpoint
         values.json                            the other values of each rank
         manifest.json                          size and SHA-256 of every file
-        permanent                              an empty file: retention passes it by
+        permanent                              an empty file: the checkpoint is kept for ever
     FOLDER/step-00001000.unfinished/           being written, or left by a run that died: removed at the next start
     FOLDER/step-00000400.damaged/              could not be read and was moved aside
 
-A run keeps all that it needs to go on in one dict of parts (train/runtime/checkpoint_state.py) and uses it both ways:
+A run keeps its whole state in one dict of parts (train/runtime/checkpoint_state.py), to save and to load it:
 
     parts = {"lm": ModelAndOptimizers(model, optimizers), "ema": average, "random": RandomState(), "data": {"at": 0}}
     with Checkpoints(out / "checkpoints") as checkpoints:
@@ -17,7 +17,7 @@ A run keeps all that it needs to go on in one dict of parts (train/runtime/check
             ...
             checkpoints.save(step + 1, parts)
 
-Every rank names the same parts, but for those of a rank alone, whose names hold an @: "apart@0".
+Every rank has parts of the same names. The name of a part that only one rank has contains an @: "apart@0".
 """
 
 import json
@@ -62,19 +62,19 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run. Where there is a process group, every rank makes one and calls each method alike.
+    """The checkpoints of one run. With a process group, every rank makes this object and calls the same methods.
 
     Args:
         folder: on a file system that all ranks share.
-        keep: how many of the newest stay; there must be room for one more.
-        asynchronous: copy the state to main memory, kept for the next save, and write it while the training goes on.
-        go_on: warn when a save fails, instead of raising OSError at the next `save` or `wait`.
+        keep: number of newest checkpoints that are kept; the disk needs room for one more.
+        async_save: copy the state to main memory and write it in the background.
+        ignore_save_errors: warn when a save fails, instead of raising OSError at the next `save` or `wait`.
 
     Raises:
         ValueError: keep below 1, or several processes (WORLD_SIZE) without a process group.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, asynchronous: bool = True, go_on: bool = False):
+    def __init__(self, folder: str | Path, keep: int = 2, async_save: bool = True, ignore_save_errors: bool = False):
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
         if (expected := int(os.environ.get("WORLD_SIZE", ranks()))) != ranks():
@@ -82,7 +82,12 @@ class Checkpoints:
                 f"WORLD_SIZE is {expected}, but the process group has {ranks()} ranks: start all of them "
                 "with torchrun, or unset WORLD_SIZE"
             )
-        self.folder, self.keep, self.asynchronous, self.go_on = Path(folder), keep, asynchronous, go_on
+        self.folder, self.keep, self.async_save, self.ignore_save_errors = (
+            Path(folder),
+            keep,
+            async_save,
+            ignore_save_errors,
+        )
         # A group of its own: the training's collectives must not meet those of the thread that writes.
         group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._group = cast(dist.ProcessGroup | None, group)
@@ -96,7 +101,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the last save; what ended the block otherwise is not hidden by its failure."""
+        """Wait for the last save. Its failure does not hide an exception that ended the block."""
         try:
             self.wait()
         except OSError as error:
@@ -108,34 +113,38 @@ class Checkpoints:
             self._stager.close()
 
     def save(self, step: int, parts: dict[str, Any], permanent: bool = False) -> None:
-        """Save the parts as they are now; they may change once this returns. A step that is there already stays.
+        """Save the parts as they are now; they may change once this returns. A checkpoint of the same step is kept.
 
         Args:
             step: names the checkpoint; the newest is the one of the highest step.
-            parts: see above.
+            parts: see the module.
             permanent: keep it for ever.
 
         Raises:
-            OSError: the save before this one failed, on whichever rank; older checkpoints are untouched.
+            OSError: the previous save failed, on any rank; older checkpoints are untouched.
         """
         self.wait()
         tensors, values = split({name: state_of(part) for name, part in parts.items()})
         text = json.dumps(values)
-        if self.asynchronous:
+        if self.async_save:
             tensors = cast(dict[str, Tensor], self._stager.stage(tensors))
         self._saving = self._pool.submit(self._write, step, tensors, text, permanent)
-        if not self.asynchronous:
+        if not self.async_save:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last save has its name. Raises OSError on all ranks if it failed on one."""
+        """Wait until the last save is complete.
+
+        Raises:
+            OSError: it failed on a rank; raised on all ranks.
+        """
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
         try:
             saving.result()
         except OSError as error:
-            if not self.go_on:
+            if not self.ignore_save_errors:
                 raise
             if rank() == 0:
                 warnings.warn(f"{error}; the training goes on", stacklevel=3)
@@ -143,16 +152,16 @@ class Checkpoints:
     def load(self, parts: dict[str, Any]) -> int | None:
         """Load the newest checkpoint that can be read into the parts: tensors in place, plain dicts anew.
 
-        Checkpoints that are newer but damaged are moved aside with a warning. With another number of ranks than at the
-        save, each rank that has no values of its own takes those of rank 0.
+        Newer checkpoints that are damaged are moved aside with a warning. With another number of ranks,
+        a rank without values of its own takes those of rank 0.
 
         Returns:
             Its step; None if there is no checkpoint.
 
         Raises:
-            ValueError: it is of another architecture (nothing is changed) or version of PyTorch, or none of those
-                there can be read.
-            OSError: it could not be read to its end, though its files are whole.
+            ValueError: it is of another architecture (nothing is changed) or version of PyTorch, or no checkpoint can
+                be read.
+            OSError: it could not be read to its end, though its files are complete.
         """
         self.wait()
         steps: list[int] = sorted(self._first(self._clean), reverse=True)
@@ -216,7 +225,11 @@ class Checkpoints:
         return self._steps()
 
     def _agree(self, work: Callable[[], T]) -> T:
-        """What `work` returns. Raises OSError on all ranks if it fails on one: so none waits in vain for another."""
+        """Return what `work` returns.
+
+        Raises:
+            OSError: it failed on a rank; raised on all ranks, so that none waits for another for ever.
+        """
         result: Any = None
         failures: list[str] = []
         try:
@@ -230,18 +243,18 @@ class Checkpoints:
         return result
 
     def _first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, which alone does it; the others wait."""
+        """Return what `work` returns on rank 0; the other ranks do not call it, but wait."""
         return self._all(self._agree(lambda: work() if rank() == 0 else None))[0]  # pyright: ignore[reportReturnType]
 
     def _all(self, value: T) -> list[T]:
-        """The values of all ranks, by rank."""
+        """Return the values of all ranks, by rank."""
         values = [value] * ranks()
         if self._group is not None:
             dist.all_gather_object(values, value, self._group)
         return values
 
     def _write(self, step: int, tensors: dict[str, Tensor], values: str, permanent: bool) -> None:
-        """The whole of a save; in the thread that writes, on each rank."""
+        """Write a checkpoint, in the writing thread of each rank."""
         folder = self._path(step)
         unfinished = folder.with_name(folder.name + UNFINISHED)
 
@@ -282,7 +295,7 @@ class Checkpoints:
             ) from error
 
     def _finish(self, folder: Path, unfinished: Path, found: list[Facts], values: list[str], permanent: bool) -> None:
-        """Give a checkpoint its name once all that is in it is on the disk, then remove the old ones."""
+        """Rename a checkpoint to its final name once all of it is on the disk, then remove old ones."""
         write_synced(unfinished / VALUES, f"[{', '.join(values)}]")
         files = facts(unfinished, ".metadata") | facts(unfinished, VALUES)
         for fact in found:
@@ -299,12 +312,19 @@ class Checkpoints:
         for step in self._steps()[: -self.keep]:
             old = self._path(step)
             if not (old / PERMANENT).exists():
-                os.rename(old, unfinished := old.with_name(old.name + UNFINISHED))  # never half of one under its name
+                os.rename(
+                    old, unfinished := old.with_name(old.name + UNFINISHED)
+                )  # so that a kill leaves no partial checkpoint under its name
                 shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check(folder: Path) -> None:
-    """Whether this rank's share of the files is as it was written. Raises OSError or ValueError."""
+    """Check that this rank's share of the files is as it was written.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file differs.
+    """
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, fact in sorted(manifest["files"].items())[rank() :: ranks()]:
         if facts(folder, name) != {name: fact}:
@@ -312,8 +332,10 @@ def check(folder: Path) -> None:
 
 
 def differences(metadata: Metadata, values: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]) -> list:
-    """How a checkpoint differs from what is to be loaded: in its tensors, and in the parts besides them. What a part of
-    another rank holds is no difference."""
+    """List how a checkpoint differs from what is to be loaded, in its tensors and its other parts.
+
+    A part that only another rank has is no difference.
+    """
     there = {
         name: f"{list(fact.size)} {fact.properties.dtype}"  # pyright: ignore[reportAttributeAccessIssue]
         for name, fact in metadata.state_dict_metadata.items()

@@ -1,9 +1,14 @@
-"""Configs are dataclasses: defaults < TOML file < `key=value` on the command line. Unknown keys fail."""
+"""Configurations are dataclasses: defaults < TOML file < `key=value` on the command line. Unknown keys fail.
+
+A field that is a dataclass itself is a group of settings: a table of the TOML file, `group.key=value` on the command
+line.
+"""
 
 import dataclasses
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,15 +17,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = None) -> T:
-    """Build the dataclass `kind`.
+    """Build a configuration.
 
     Args:
         kind: a dataclass whose every field has a default.
-        file: TOML, or the name of one in train/configs; tables fill the fields that hold dataclasses or dicts.
-        overrides: "key=value" or "table.key=value", the value in TOML ("lr=1e-3", "name='x'"); bare words are strings.
+        file: TOML file, or the bare name of one in train/configs.
+        overrides: "key=value" or "group.key=value". The value is TOML ("optim.lr=1e-3", "name='x'"); bare words are
+            strings.
 
     Raises:
-        ValueError: a key that does not exist, a value of another type, a file that cannot be read.
+        ValueError: a key does not exist, a value has another type, the file cannot be read.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -30,58 +36,81 @@ def load(kind: type[T], file: Path | None = None, overrides: list[str] | None = 
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ValueError(f"config {file}: {error}") from error
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
+    for text in overrides or []:
+        key, equals, text_value = text.partition("=")
         if not equals:
-            raise ValueError(f"override {override!r}: want key=value")
+            raise ValueError(f"override {text!r}: want key=value")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text_value}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text
-        *tables, name = key.split(".")
+            value = text_value
+        *groups, name = key.split(".")
         target = values
-        for table in tables:
-            target = target.setdefault(table, {})
+        for group in groups:
+            target = target.setdefault(group, {})
             if not isinstance(target, dict):
-                raise ValueError(f"override {override!r}: {table} is no table")
+                raise ValueError(f"override {text!r}: {group} is no group of settings")
         target[name] = value
     return fill(kind, values)
 
 
-def fill(kind: type[T], values: dict[str, Any]) -> T:
-    """The dataclass with these values in place of its defaults. Raises ValueError as `load` does."""
-    values = dict(values)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(f"unknown config keys: {', '.join(unknown)}; known: {', '.join(fields)}")
-    for name, value in values.items():
-        default = getattr(kind(), name)
+def fill(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Build a configuration from nested values; what is missing has its default.
+
+    Args:
+        kind: a dataclass whose every field has a default.
+        values: by field name; a dict for a group.
+        prefix: name of the group with a dot, for the error messages.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    defaults, found = kind(), dict(values)
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := [prefix + name for name in sorted(found.keys() - set(fields))]:
+        known = ", ".join(prefix + name for name in fields)
+        raise ValueError(f"unknown config keys: {', '.join(unknown)}; known: {known}")
+    for name, value in found.items():
+        default = getattr(defaults, name)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            values[name] = float(value)
+            found[name] = float(value)
         elif isinstance(default, tuple) and isinstance(value, list):
-            values[name] = tuple(value)
+            found[name] = tuple(value)
         elif dataclasses.is_dataclass(default) and isinstance(value, dict):
-            values[name] = nested(type(default), value, name)
+            found[name] = fill(type(default), value, f"{prefix}{name}.")
         elif default is not None and (
             not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
         ):
-            raise ValueError(f"config {name} = {value!r}: want {type(default).__name__}, such as {default!r}")
-    for name, value in values.items():
+            want = "a group of settings" if dataclasses.is_dataclass(default) else type(default).__name__
+            raise ValueError(f"config {prefix}{name} = {value!r}: want {want}, such as {default!r}")
+    for name, value in found.items():
         if not is_finite(value):
-            raise ValueError(f"config {name} = {value!r}: want numbers, no nan or infinity")
-    return kind(**values)
+            raise ValueError(f"config {prefix}{name} = {value!r}: want numbers, no nan or infinity")
+    return kind(**found)
 
 
-def nested(kind: type[T], values: dict[str, Any], name: str) -> T:
-    """The dataclass in a field of that name; what is wrong in it is said with the name."""
-    try:
-        return fill(kind, values)
-    except ValueError as error:
-        raise ValueError(f"{error} (in {name})") from error
+def override(config: T, values: Mapping[str, Any]) -> T:
+    """Return the configuration with other values.
+
+    Args:
+        config: a dataclass.
+        values: by name; a setting in a group by its dotted name, as in {"optim.lr": 1e-3}.
+    """
+    changed: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        group, dot, name = key.partition(".")
+        if dot:
+            groups.setdefault(group, {})[name] = value
+        else:
+            changed[key] = value
+    for group, inner in groups.items():
+        changed[group] = override(getattr(config, group), inner)
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a setting holds neither nan nor infinity, at any depth."""
+    """Return whether a setting holds neither nan nor infinity, at any depth."""
     if isinstance(value, float):
         return math.isfinite(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -89,12 +118,12 @@ def is_finite(value: Any) -> bool:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What `now` has otherwise than `before`, to be told: "key was 1, now 2; ..."; empty where nothing is."""
+    """List the values of `now` that differ: "key was 1, now 2; ..."; empty where none does."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {value!r}" for key, value in now.items() if before.get(key) != value
     )
 
 
 def save(config: Any, path: Path) -> None:
-    """The resolved config, as JSON beside the run."""
+    """Write the resolved configuration as JSON."""
     path.write_text(json.dumps(dataclasses.asdict(config), indent=1, default=str) + "\n", encoding="utf-8")

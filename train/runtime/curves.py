@@ -1,4 +1,4 @@
-"""The log of a run as an image of curves."""
+"""Plots of a run's log."""
 
 import json
 from collections import defaultdict
@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 def draw_curves(log: Path, out: Path) -> None:
-    """One small plot for each figure in a log.jsonl, over the steps."""
+    """Plot each figure of a log.jsonl over the steps.
+
+    Args:
+        log: log.jsonl of a run.
+        out: PNG file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""One process or many: how they find each other, share the work and keep a model between them.
+"""One process or many: launch, DDP and FSDP, collective operations.
 
 DDP comes from accelerate. Sharding is PyTorch's own fully_shard (FSDP2), block by block: accelerate's does not engage
 on a CPU, where the tests run.
@@ -30,15 +30,15 @@ KINDS = ("ddp", "fsdp")
 
 
 def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = ".") -> Accelerator:
-    """The processes that torchrun or accelerate started, as one.
+    """Join the processes that torchrun or accelerate started.
 
     Args:
-        processes: how many there must be; 0 = as many as there are.
+        processes: number of processes that there must be; 0 = any.
         trackers: "tensorboard", "wandb", "trackio" ...
-        folder: where they write.
+        folder: where the trackers write.
 
     Raises:
-        ValueError: another number of processes, a WORLD_SIZE that nobody launched, or a tracker that is not there.
+        ValueError: another number of processes, a WORLD_SIZE without a launcher, or a tracker that is not installed.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size > 1 and (lacking := [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if key not in os.environ]):
@@ -48,7 +48,7 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
         )
     if lacking := sorted({*trackers} - (here := {str(tracker) for tracker in get_available_trackers()})):
         raise ValueError(
-            f"trackers: {', '.join(lacking)} is not known or not installed: choose from what is here, "
+            f"log.trackers: {', '.join(lacking)} is not known or not installed: choose from what is here, "
             f"{', '.join(sorted(here)) or 'none'}, or install it"
         )
     meet_again()
@@ -69,8 +69,10 @@ def launched(processes: int = 0, trackers: tuple[str, ...] = (), folder: str = "
 
 
 def left(accelerator: Accelerator) -> None:
-    """What a process does when a run is over: it leaves its group, or gloo's threads may abort it on its way out. The
-    next run of this process joins anew."""
+    """Leave the process group at the end of a run: otherwise gloo's threads may abort the process as it exits.
+
+    The next run of this process joins anew.
+    """
     if dist.is_initialized() and not accelerator.state.fork_launched:
         dist.barrier()
         # Gloo's threads drop the tensors of their last work under Python's lock, which PyTorch 2.13 holds while it
@@ -81,7 +83,7 @@ def left(accelerator: Accelerator) -> None:
 
 
 def meet_again() -> None:
-    """Processes that torchrun has started again join under names of their own.
+    """Let processes that torchrun has restarted join under new names.
 
     PyTorch 2.13 keeps one store over restarts, in which gloo would find the addresses of the processes that died.
     """
@@ -100,12 +102,12 @@ def meet_again() -> None:
 
 
 def parallelized(learner: nn.Module, accelerator: Accelerator, kind: str, bf16: bool) -> nn.Module:
-    """The module to call in training: `learner` itself, in DDP, or sharded in place.
+    """Return the module to call in training: `learner` itself, in DDP, or sharded in place.
 
     Args:
         learner: on its device, with its weights; its blocks' class is named in `_no_split_modules` of a module in it.
         accelerator: the processes.
-        kind: "ddp" or "fsdp"; one process has nobody to share with.
+        kind: "ddp" or "fsdp"; without effect for one process.
         bf16: whether sharded parameters are gathered in bf16 (gradients are reduced in fp32).
     """
     if accelerator.num_processes == 1:
@@ -124,7 +126,7 @@ def parallelized(learner: nn.Module, accelerator: Accelerator, kind: str, bf16: 
 
 @contextlib.contextmanager
 def until_signalled() -> Iterator[list[bool]]:
-    """[True] from the moment that the process is sent SIGTERM, which then no longer ends it."""
+    """Yield [False], which becomes [True] when the process gets SIGTERM; the signal does not end the process."""
     asked = [False]
     if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
         yield asked
@@ -138,7 +140,7 @@ def until_signalled() -> Iterator[list[bool]]:
 
 @contextlib.contextmanager
 def collecting(model: nn.Module, last: bool) -> Iterator[None]:
-    """Backward passes of a step's parts: gradients are exchanged after the last part alone."""
+    """Context of a micro-batch's backward pass: gradients are exchanged after the last one only."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -150,19 +152,19 @@ def collecting(model: nn.Module, last: bool) -> Iterator[None]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def gathered(value: Tensor) -> Tensor:
-    """A tensor that may be spread over the processes, whole on each of them."""
+    """Return a tensor that may be sharded, whole on each process."""
     return cast(Tensor, value.full_tensor()) if isinstance(value, DTensor) else value
 
 
 def whole_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies on the CPU, for the main process; every process must call it, and the others get nothing."""
+    """Return whole copies on the CPU, in the main process. Every process must call it; the others get {}."""
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = gathered(tensor.detach())
@@ -172,7 +174,7 @@ def whole_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def together(accelerator: Accelerator, value: Any) -> list[Any]:
-    """Each process's value."""
+    """Return the values of all processes, by rank."""
     if accelerator.num_processes == 1:
         return [value]
     out: list[Any] = [None] * accelerator.num_processes

@@ -1,7 +1,8 @@
-"""One run in a folder at a time: a lock that its process holds, on a file that names the process.
+"""A lock on the folder of a run: one run at a time.
 
-A POSIX record lock: the system lets go of it when the process ends, however it ends, and a forked loader worker that
-outlives its run does not hold it (filelock's flock is inherited by such a worker, and its soft lock outlives a kill).
+It is a POSIX record lock on a file that names the process. The system releases it when the process ends, however it
+ends, and a forked loader worker that outlives its run does not hold it (filelock's flock is inherited by such a worker,
+and its soft lock outlives a kill).
 """
 
 import errno
@@ -19,14 +20,15 @@ from accelerate import Accelerator
 from train.runtime.distributed import together
 
 LOCK = "run.lock"
-CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
+CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 @contextmanager
 def one_run(folder: Path, accelerator: Accelerator) -> Generator[None, None, None]:
-    """Hold the lock of an OUT folder, by the main process for all processes of a run.
+    """Hold the lock of an OUT folder: the main process holds it for all processes of the run.
 
-    Raises ValueError in each of them, naming the owner, where another run holds it.
+    Raises:
+        ValueError: another run holds it; in each process, and naming the owner.
     """
     with ExitStack() as stack:
         refused = ""
@@ -42,9 +44,12 @@ def one_run(folder: Path, accelerator: Accelerator) -> Generator[None, None, Non
 
 @contextmanager
 def locked(folder: Path) -> Generator[None, None, None]:
-    """Hold the lock of a folder, which is made where it is missing and removed again if nothing came into it.
+    """Hold the lock of a folder. The folder is made if it is missing, and removed again if it stays empty.
 
-    Raises ValueError, naming the owner, where another process holds it. A file system without locks gives a warning.
+    A file system without locks gives a warning.
+
+    Raises:
+        ValueError: another process holds it; the message names it.
     """
     made = not folder.exists()
     path = folder / LOCK
@@ -56,7 +61,9 @@ def locked(folder: Path) -> Generator[None, None, None]:
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)  # before the lock goes: whoever got it on this file tries again
+                path.unlink(
+                    missing_ok=True
+                )  # before the lock is released: a process that then gets it on this file tries again
     finally:
         if made:
             with suppress(OSError):
@@ -64,7 +71,11 @@ def locked(folder: Path) -> Generator[None, None, None]:
 
 
 def opened(path: Path) -> IO[str]:
-    """The file, locked, at its beginning. Raises ValueError as `locked` does."""
+    """Open and lock the file.
+
+    Raises:
+        ValueError: as `locked`.
+    """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -73,7 +84,7 @@ def opened(path: Path) -> IO[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in CANNOT:
-                warnings.warn(f"{path} cannot be locked ({error.strerror}): let no other run there", stacklevel=4)
+                warnings.warn(f"{path} cannot be locked ({error.strerror}): start no other run there", stacklevel=4)
                 return file
             with file:
                 owner = file.read().strip() or "another process"

@@ -1,4 +1,4 @@
-"""What moves the weights: optimisers with a rate for each group, schedules, the rule that skips bad steps, averages."""
+"""Optimizers with a learning rate for each group of parameters, schedules, skipped steps and averaged weights."""
 
 import math
 from collections import deque
@@ -11,8 +11,15 @@ from torch import Tensor, nn
 GROUPS = ("matrices", "embedding", "head", "rest")
 
 
-class Rates(NamedTuple):
-    """Peak learning rates: of the matrices inside the blocks, of the embeddings, the head, and of all else."""
+class LearningRates(NamedTuple):
+    """Peak learning rates.
+
+    Attributes:
+        matrices: of the matrices inside the blocks.
+        embedding: of the embeddings.
+        head: of the output layer.
+        rest: of all other parameters.
+    """
 
     matrices: float
     embedding: float
@@ -21,7 +28,7 @@ class Rates(NamedTuple):
 
 
 def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters that are trained, by group. A head tied to the embedding is an embedding."""
+    """Return the trained parameters by group. An output layer tied to the embeddings is an embedding."""
     out: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -35,9 +42,10 @@ def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 class SinglePrecisionMuon(torch.optim.Muon):
-    """torch.optim.Muon in fp32, matrices of one shape together: for devices that emulate the bf16 that it computes in.
+    """torch.optim.Muon in fp32, with all matrices of one shape in one batch.
 
-    On two AVX2 cores a step of a model of 6 blocks of 256 takes 0.4 s in place of 16 (256 x 256: 0.28 s a matrix).
+    It is for devices that emulate bf16, in which torch.optim.Muon computes. On two AVX2 cores a step of a model with 6
+    blocks of width 256 takes 0.4 s in place of 16 (256 x 256: 0.28 s a matrix).
     """
 
     @torch.no_grad()
@@ -68,7 +76,16 @@ class SinglePrecisionMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: Sequence[float], steps: int) -> Tensor:
-    """[N, A, B], each with singular values near 1 in place of its own: Muon's Newton-Schulz (Jordan et al. 2024)."""
+    """Orthogonalise matrices: Muon's Newton-Schulz iteration (Jordan et al. 2024).
+
+    Args:
+        matrices: [N, A, B].
+        coefficients: of the iteration.
+        steps: number of iterations.
+
+    Returns:
+        [N, A, B], with singular values near 1.
+    """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     out = matrices.mT if tall else matrices
@@ -81,41 +98,41 @@ def orthogonal(matrices: Tensor, coefficients: Sequence[float], steps: int) -> T
 
 def optimizers(
     model: nn.Module,
-    matrices: str,
-    rates: Rates,
+    matrix_optimizer: str,
+    peaks: LearningRates,
     betas: tuple[float, float],
     weight_decay: float,
     bf16: bool = True,
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers that share a model's parameters; each group holds its peak rate as "peak".
+    """Make the optimizers of a model. Each parameter group holds its peak learning rate as "peak".
 
     Args:
-        model: of which the parameters that require gradients are trained.
-        matrices: "muon" (Jordan et al. 2024) or "adamw" for those inside the blocks.
-        rates: peak rates.
+        model: its parameters that require gradients are trained.
+        matrix_optimizer: "muon" (Jordan et al. 2024) or "adamw", for the matrices inside the blocks.
+        peaks: peak learning rates.
         betas: of AdamW.
-        weight_decay: of the matrices inside the blocks alone.
-        bf16: whether Muon may compute in it.
+        weight_decay: of the matrices inside the blocks; nothing else decays.
+        bf16: whether Muon may compute in bf16.
 
     Raises:
-        ValueError: an optimiser that is not known; nothing to train.
+        ValueError: an unknown optimizer; nothing to train.
     """
-    if matrices not in ("muon", "adamw"):
-        raise ValueError(f"matrices is {matrices!r}: choose auto, muon or adamw")
+    if matrix_optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optim.matrix_optimizer is {matrix_optimizer!r}: choose auto, muon or adamw")
     parts = {name: parameters for name, parameters in groups(model).items() if parameters}
     if not parts:
         raise ValueError("no parameter is to be trained: all are frozen")
     settings: list[dict[str, Any]] = [
         {
             "params": parameters,
-            "lr": getattr(rates, name),
-            "peak": getattr(rates, name),
+            "lr": getattr(peaks, name),
+            "peak": getattr(peaks, name),
             "weight_decay": weight_decay if name == "matrices" else 0.0,
         }
         for name, parameters in parts.items()
     ]
     out: list[torch.optim.Optimizer] = []
-    if matrices == "muon" and "matrices" in parts:
+    if matrix_optimizer == "muon" and "matrices" in parts:
         muon = torch.optim.Muon if bf16 else SinglePrecisionMuon
         out.append(muon([settings.pop(0)], adjust_lr_fn="original"))
     if settings:
@@ -123,14 +140,15 @@ def optimizers(
     return out
 
 
-def rate(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, final: float = 0.0) -> float:
-    """The factor of the peak rates in a step.
+def lr_factor(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, final: float = 0.0) -> float:
+    """Return the factor of the peak learning rates in a step.
 
     Args:
-        step, steps: this one, and all.
-        schedule: "wsd" (warm up, stay, fall in a line; Hu et al. 2024, MiniCPM, section 4) or "cosine".
-        warmup: steps of linear warm-up.
-        decay: share of the run in which "wsd" falls.
+        step: this step, from 0.
+        steps: number of steps.
+        schedule: "wsd" (warmup, constant, linear decay; Hu et al. 2024, MiniCPM, section 4) or "cosine".
+        warmup: steps of linear warmup.
+        decay: share of the run in which "wsd" decays.
         final: factor at the end.
     """
     if step < warmup:
@@ -143,15 +161,19 @@ def rate(step: int, steps: int, schedule: str, warmup: int, decay: float = 0.0, 
 
 
 class StepSkipper:
-    """Says which steps to skip: those that are not finite, and spikes.
+    """Decides which steps to skip: those with a loss or gradient that is not finite, and spikes.
 
     A spike is a loss or a gradient norm more than `sigmas` standard deviations above the mean of the last `memory`
-    steps, once half of them are known: OLMo's rule (OLMo-core, SkipStepOptimizer). A spike is remembered like any other
-    step, so that a lasting change is soon no spike.
+    steps, once half of them are known: OLMo's rule (OLMo-core, SkipStepOptimizer). A spike counts among the last steps
+    like any other, so that a lasting change is soon no spike.
 
     Args:
-        sigmas: 0 = no step is a spike.
-        memory: steps that count.
+        sigmas: threshold in standard deviations; 0 = no step is a spike.
+        memory: number of last steps that are compared with.
+
+    Attributes:
+        skipped: number of skipped steps by reason.
+        in_a_row: number of steps that were skipped in a row, up to now.
     """
 
     def __init__(self, sigmas: float = 6.0, memory: int = 128):
@@ -162,7 +184,7 @@ class StepSkipper:
         self.in_a_row = 0
 
     def verdict(self, loss: float, norm: float) -> str:
-        """ "" to take the step, or why it is skipped."""
+        """Return "" to take the step, or the reason to skip it."""
         why = ""
         if not math.isfinite(loss) or not math.isfinite(norm):
             why = "not finite"
@@ -177,7 +199,7 @@ class StepSkipper:
         return why
 
     def forget(self) -> None:
-        """The steps before are no measure of those to come."""
+        """Forget the last steps, as after a change of the loss."""
         self.losses.clear()
         self.norms.clear()
 
@@ -197,7 +219,7 @@ class StepSkipper:
 
 
 def outlier(value: float, before: deque[float], sigmas: float) -> bool:
-    """Whether a value lies far above those before it."""
+    """Return whether a value lies more than `sigmas` standard deviations above the mean of those before it."""
     if len(before) < (before.maxlen or 0) // 2:
         return False
     mean = sum(before) / len(before)
@@ -225,7 +247,7 @@ class EMA:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the parameters; a second call brings them back."""
+        """Exchange the average with the parameters; a second call exchanges them back."""
         for name, parameter in self.parameters.items():
             held = parameter.detach().clone()
             parameter.copy_(self.values[name])

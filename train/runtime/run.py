@@ -1,4 +1,4 @@
-"""A training run in its folder: its processes, alone there, from its first line to its last."""
+"""Open a training run: start its processes and lock its folder."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,9 +12,16 @@ from train.runtime.lock import one_run
 
 @contextmanager
 def open_run(out: Path, processes: int = 0, trackers: tuple[str, ...] = ()) -> Generator[Accelerator, None, None]:
-    """The processes of a run in OUT, while no other run is there.
+    """Start the processes of a run and hold the lock of its folder.
 
-    Raises ValueError as `launched` and `one_run` do."""
+    Args:
+        out: folder of the run.
+        processes: number of processes that there must be; 0 = any.
+        trackers: "tensorboard", "wandb", "trackio".
+
+    Raises:
+        ValueError: as `launched` and `one_run`.
+    """
     accelerator = launched(processes, trackers, str(out))
     with one_run(out, accelerator):
         yield accelerator

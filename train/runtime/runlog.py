@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of progress, log.jsonl, and TensorBoard, wandb or trackio through accelerate."""
+"""The log of a run: progress bar, log.jsonl, and TensorBoard, wandb or trackio through accelerate."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,17 @@ from typing import Any
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cm3.files import write_whole
+
 
 class RunLog:
-    """The main process writes, the others are silent.
+    """The log of a run. Only the main process writes.
 
     Args:
-        name: of the run's kind, such as "lm".
+        name: kind of run, such as "lm".
         out: folder of the run.
-        first, steps: step it begins with, and all of them. Rows of later steps, from before a kill, are taken back.
+        first: the step to start with. Rows of later steps, from before a kill, are removed.
+        steps: number of steps.
         accelerator: the processes, with their trackers.
     """
 
@@ -39,27 +42,29 @@ class RunLog:
             tracker.finish()
 
     def write(self, row: dict[str, Any]) -> None:
-        """A row, with "step" first. Numbers, in tables too, go to the trackers."""
+        """Write a row of the log, with a key "step". Numbers, also in nested dicts, go to the trackers."""
         if not self.main:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rounded(row), ensure_ascii=False) + "\n")
-        except OSError as error:  # a run is not to die for a line; whether it stops is for its checkpoints to say
+        except OSError as error:  # a missing line does not stop the run; a failed checkpoint may
             self.say(f"step {row['step']} is missing in {self.path}: {error}")
         if self.accelerator.log_with:
             self.accelerator.log(flat(row), step=row["step"])
 
     def show(self, step: int, words: str = "") -> None:
+        """Update the progress bar."""
         self.progress.update(self.bar, completed=step, description=words or None)
 
     def say(self, words: str) -> None:
+        """Print a line above the progress bar."""
         if self.main:
             self.progress.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def take_back(path: Path, first: int) -> None:
-    """Drop the rows of steps that will be run again, and a last line that was cut off."""
+    """Remove the rows of steps that will run again, and a last line that was cut off."""
     if not path.exists():
         return
     kept = []
@@ -70,9 +75,7 @@ def take_back(path: Path, first: int) -> None:
             continue
         if row.get("step", 0) <= first:
             kept.append(line + "\n")
-    whole = path.with_suffix(".unfinished")  # a kill here must not cost the rows before
-    whole.write_text("".join(kept), encoding="utf-8")
-    whole.replace(path)
+    write_whole(path, "".join(kept), f"{path.stem}.unfinished")  # a kill here must not cost the rows before
 
 
 def rounded(value: Any) -> Any:
@@ -82,7 +85,7 @@ def rounded(value: Any) -> Any:
 
 
 def flat(row: dict[str, Any], stem: str = "") -> dict[str, float]:
-    """{"loss": {"answer": 1.0}} -> {"loss/answer": 1.0}; what is no number is left out."""
+    """Flatten {"loss": {"answer": 1.0}} to {"loss/answer": 1.0}; what is no number is left out."""
     out: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Chunks of work shared out over processes and torchrun's ranks, which meet in a folder and nowhere else."""
+"""Chunks of work for several processes and torchrun's ranks, which share a folder and nothing else."""
 
 import multiprocessing
 import os
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-PATIENCE = 2 * 3600  # seconds for which a file of another rank is waited for
+PATIENCE = 2 * 3600  # seconds to wait for a file of another rank
 
 
 class ChunkWorker(Protocol):
-    """What does a chunk; it can be pickled before `start`."""
+    """Processes chunks; it can be pickled before `start`."""
 
     def start(self, device: str) -> None: ...
 
@@ -24,12 +24,16 @@ class ChunkWorker(Protocol):
 
 
 def chunks_of(numbers: Sequence[int], rank: int, world: int) -> list[int]:
-    """Those of a rank: every world-th chunk, whichever are done already."""
+    """Return the chunks of a rank: every world-th, whether they are done already or not."""
     return [number for number in numbers if number % world == rank]
 
 
 def wait_for(ready: Callable[[], bool], path: Path, patience: float = PATIENCE) -> None:
-    """Wait until another rank has written a file. Raises ValueError where it does not come."""
+    """Wait until another rank has written a file.
+
+    Raises:
+        ValueError: it has not come after `patience` seconds.
+    """
     end = time.monotonic() + patience
     while not ready():
         if time.monotonic() > end:
@@ -38,16 +42,16 @@ def wait_for(ready: Callable[[], bool], path: Path, patience: float = PATIENCE) 
 
 
 def work(worker: ChunkWorker, numbers: Sequence[int], processes: int, show: bool) -> None:
-    """Do the chunks, in this process or in several.
+    """Process the chunks, in this process or in several.
 
     Args:
         worker: not yet started.
-        numbers: chunks.
-        processes: at most; one works here.
-        show: progress.
+        numbers: the chunks.
+        processes: largest number of processes; 1 = this one.
+        show: whether to show progress.
 
     Raises:
-        ValueError: what a worker raised, or a process that was killed; chunks that are done stay done.
+        ValueError: a worker raised it, or a process was killed; chunks that are done stay done.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     if not numbers:
@@ -105,7 +109,7 @@ _samples: Any
 
 
 def _start(worker: ChunkWorker, places: Any, samples: Any, processes: int, threads: int) -> None:
-    """In a new process."""
+    """Start a new process."""
     global _worker, _samples
     torch.set_num_threads(threads)
     with places.get_lock():
@@ -124,6 +128,6 @@ def _write(number: int) -> None:
 
 
 def device_of(place: int, processes: int = 1) -> str:
-    """The device of a process of this rank: they take turns on what GPUs there are."""
+    """Return the device of a process of this rank: the processes are distributed over the GPUs."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return f"cuda:{(int(os.environ.get('LOCAL_RANK', 0)) * processes + place) % count}" if count else "cpu"

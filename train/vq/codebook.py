@@ -1,4 +1,4 @@
-"""Ways to keep a codebook in use while it is trained; none of them changes the saved model."""
+"""Measures that keep a codebook in use during training; none changes the architecture of the saved model."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class Projection(nn.Module):
 
 
 def use_simvq(quantizer: VectorQuantizer) -> None:
-    """Train one matrix that moves all codes together, so that none is left behind (SimVQ, Zhu et al. 2024, eq. 5)."""
+    """Train one matrix that moves all codes together, so that none stays unused (SimVQ, Zhu et al. 2024, eq. 5)."""
     embedding = quantizer.embedding
     nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)
     projection = Projection(embedding.embedding_dim).to(embedding.weight.device)
@@ -32,17 +32,21 @@ def use_simvq(quantizer: VectorQuantizer) -> None:
 
 
 def freeze_codes(model: VQModel) -> None:
-    """Leave to training the decoder alone, so that codes keep their meaning."""
+    """Freeze all but the decoder, so that codes keep their meaning."""
     for name in CODE_PARTS:
         model.get_submodule(name).requires_grad_(False)
 
 
 def baked(model: VQModel, frozen: VQModel | None = None) -> VQModel:
-    """A copy of the model with the same codes in an ordinary codebook. (PyTorch's remove_parametrizations would take
-    them away from every copy of the model.)
+    """Return a copy of the model with the same codes in an ordinary codebook.
 
-    frozen: where CODE_PARTS are taken from, bit for bit: averaging makes 0 of -0, and shards know their tokenizer by
-    its bits."""
+    PyTorch's remove_parametrizations would remove them from every copy of the model.
+
+    Args:
+        model: with or without SimVQ.
+        frozen: model from which CODE_PARTS are copied, bit for bit: averaging turns -0 into 0, and shards identify
+            their tokenizer by its bits.
+    """
     weights = {key: value for key, value in model.state_dict().items() if "parametrizations" not in key}
     copy = VQModel(model.config).to(model.quantize.embedding.weight.device)
     copy.load_state_dict(weights | {"quantize.embedding.weight": model.quantize.embedding.weight.detach()})
@@ -53,11 +57,12 @@ def baked(model: VQModel, frozen: VQModel | None = None) -> VQModel:
 
 
 def entropy_loss(quantizer: VectorQuantizer, latents: Tensor, temperature: float = 0.05) -> Tensor:
-    """Mean entropy of each latent's choice minus the entropy of the mean choice (MAGVIT-v2, Yu et al. 2023, eq. 7):
-    sure about each latent, even over all of them.
+    """Return the mean entropy of each latent's choice minus the entropy of the mean choice (MAGVIT-v2, Yu et al. 2023).
+
+    See equation 7 there. It is low where each choice is certain and all codes are chosen equally often.
 
     Args:
-        quantizer: whose codes are chosen.
+        quantizer: with the codebook.
         latents: [B, Z, h, w], before quantisation.
         temperature: of the softmax over negative squared distances.
     """

@@ -1,4 +1,4 @@
-"""What the training of an image tokenizer optimises, and how it is looked at meanwhile.
+"""The module that the training of an image tokenizer optimises, its losses, and its evaluation.
 
 Shapes: B images, H x W pixels, h x w codes of Z dimensions, C channels of the encoder's latents.
 """
@@ -17,18 +17,22 @@ from train.vq.auxiliary_losses import Alignment, Masked, Predictor
 
 @torch.inference_mode()
 def evaluate(model: VQModel, images: Tensor, batch: int = 32) -> tuple[dict[str, float], Tensor]:
-    """Mean PSNR and the share of codes in use; reconstructions [N, 3, H, W], on the CPU."""
+    """Evaluate a tokenizer on images [N, 3, H, W].
+
+    Returns:
+        Mean PSNR in dB and codebook usage; and the reconstructions, [N, 3, H, W], on the CPU.
+    """
     outs, codes = [], []
     for part in images.split(batch):
         codes.append(model.encode(part.to(model.quantize.embedding.weight.device)))
         outs.append(model.decode(codes[-1]).cpu())
     out = torch.cat(outs)
     used = torch.cat(codes).unique().numel() / model.config.n_embed
-    return {"psnr": psnr(out, images).mean().item(), "code_use": used}, out
+    return {"psnr": psnr(out, images).mean().item(), "codebook_usage": used}, out
 
 
 def sample_sheet(images: Tensor, out: Tensor, count: int = 48, columns: int = 16) -> Image.Image:
-    """Rows of images, each above its reconstruction."""
+    """Return a sheet with rows of images, each above its reconstruction."""
     rows = []
     for i in range(0, min(count, len(images)), columns):
         rows += [torch.cat(list(images[i : i + columns]), 2), torch.cat(list(out[i : i + columns]), 2)]
@@ -36,7 +40,16 @@ def sample_sheet(images: Tensor, out: Tensor, count: int = 48, columns: int = 16
 
 
 class VQLosses(NamedTuple):
-    """Of one forward pass: pixels [B, 3, H, W], latents [B, Z, h, w], codes [B, h, w]; and scalars, 0 where off."""
+    """One forward pass.
+
+    Attributes:
+        pixels: reconstructions, [B, 3, H, W].
+        latents: before quantisation, [B, Z, h, w].
+        codes: [B, h, w].
+        quantizer: codebook and commitment loss, a scalar.
+        align: alignment loss; 0 where it is off.
+        jepa: JEPA loss; 0 where it is off.
+    """
 
     pixels: Tensor
     latents: Tensor
@@ -47,12 +60,12 @@ class VQLosses(NamedTuple):
 
 
 class VQLearner(nn.Module):
-    """The image tokenizer with the heads of its auxiliary losses: all that the first optimiser trains.
+    """The image tokenizer with the heads of its auxiliary losses.
 
     Args:
         vq: the image tokenizer.
-        channels: of the frozen features' maps to align with; none = no alignment.
-        jepa: predict hidden blocks.
+        channels: channels of the frozen feature maps to align with; empty = no alignment.
+        jepa: whether to predict masked blocks.
     """
 
     def __init__(self, vq: VQModel, channels: tuple[int, ...] = (), jepa: bool = False):
@@ -69,8 +82,14 @@ class VQLearner(nn.Module):
         masked: Masked | None = None,
         taught: Tensor | None = None,
     ) -> VQLosses:
-        """pixels [B, 3, H, W]; maps of the frozen features; the first images with blocks hidden, and what the teacher
-        makes of the whole of them, [b, C, h, w]."""
+        """Encode, quantise and decode a batch, and compute its losses.
+
+        Args:
+            pixels: [B, 3, H, W].
+            maps: frozen feature maps of the images.
+            masked: the first b images with masked blocks.
+            taught: the teacher's latents of these images, unmasked, [b, C, h, w].
+        """
         out, latents, quantized, codes, loss = self.vq(pixels)
         align = jepa = loss.new_zeros(())
         if self.alignment is not None and maps is not None:

@@ -37,7 +37,7 @@ def batch() -> Batch:
     ids = torch.randint(64, 400, (3, 24), generator=generator)
     lengths = [[5, 12, 7], [24], [1, 1, 20, 2]]
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
-    return Batch(ids, torch.rand(3, 24, generator=generator), torch.ones(3, 24, dtype=torch.long), positions, ids)
+    return Batch(ids, torch.rand(3, 24, generator=generator), torch.ones(3, 24, dtype=torch.long), positions)
 
 
 def test_rows_become_one_with_a_place_for_each_document(batch: Batch):

@@ -15,8 +15,8 @@ from cm3.tokens.vocab import Vocab
 from tests.project.graph import modules
 from train.documents.shards import ShardWriter, Target, questions
 from train.documents.worker import cut
-from train.evaluate_objective import CaptionedView, caption_prompt, with_hole
-from train.language.objective import HOLES, TELL, Objective, training_row
+from train.evaluation.suites.objective import CaptionedView, caption_prompt, with_hole
+from train.language.objective import Form, Objective, training_sequence
 
 SPELLS = {"eos", "bos", "end_turn", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}
 MAY = {"cm3/tokens/vocab.py", "cm3/tokens/encoding.py", "cm3/tokens/masking.py"}
@@ -74,9 +74,11 @@ def test_what_reads_documents_keeps_a_token_that_it_does_not_know(tiny: CM3):
     ids, spans = encode(Document((Text("Caption: "), Answer("a cat"), image)), vocab, text)
     assert [part.is_image for part in parts(ids, vocab)] == [False, True]
     assert cut(ids, len(ids), vocab) == [ids]
-    told = training_row(ids, spans, TELL, 0, vocab, Objective(), (4, 4), 0).ids.tolist()
+    told = training_sequence(ids, spans, Form.IMAGE_FIRST, 0, vocab, Objective(), (4, 4), 0).ids.tolist()
     assert sorted(told) == sorted(ids)
-    hidden = training_row(encode(Document((image,)), vocab, text).ids, [], HOLES, 0, vocab, Objective(), (4, 4), 0)
+    hidden = training_sequence(
+        encode(Document((image,)), vocab, text).ids, [], Form.INPAINTING, 0, vocab, Objective(), (4, 4), 0
+    )
     assert hidden.ids.tolist().count(ANCHOR) == 2
     (start, end), *_ = image_spans(ids, vocab)
     assert ids[start:end].count(ANCHOR) == 1

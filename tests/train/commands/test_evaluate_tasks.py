@@ -26,9 +26,9 @@ from train.evaluation.task_cases import (
     ASKED,
     WRONG,
     EditCase,
-    blind_scene_answers,
     examples,
     holed,
+    majority_scene_answers,
     pooled,
     questions,
     sign_questions,
@@ -127,12 +127,12 @@ def test_each_split_shows_what_it_says(split: dict[str, trials.Studio]):
             for scene in [stage.scene(rng) for _ in range(30)]:
                 assert compositional(scene) == (name == "compositional")
                 new = [one.thing.style == "flat" and one.thing.name["en"] in ("bus", "cat") for one in scene.placed]
-                assert any(new) == (name == "unseen cell")
+                assert any(new) == (name == "held-out pair")
 
 
-def test_an_unseen_cell_split_without_things_of_scenes_is_refused():
+def test_a_held_out_pair_split_without_things_of_scenes_is_refused():
     with pytest.raises(ValueError, match="unseen_cell split has no drawing"):
-        studio_of("unseen cell", drawn_things(), [], SIZE, NAMES)
+        studio_of("held-out pair", drawn_things(), [], SIZE, NAMES)
 
 
 def test_documents_are_the_same_each_time_and_in_both_languages(split, made, squares: ImageTokenizer):
@@ -153,22 +153,24 @@ def test_every_question_is_asked_in_both_languages(split):
 # Answers.
 
 
-def test_true_answers_are_right_and_blind_ones_stand_beside_them(split):
+def test_true_answers_are_right_and_the_majority_baseline_stands_beside_them(split):
     asked = [*questions(split["compositional"], 20), *sign_questions(split["compositional"], 10)]
     called = [name for one in drawn_things() for name in one.name.values()]
-    blind = blind_scene_answers(split["familiar"], called)
-    right = mark_answers(asked, [one.target.answer.upper() + "." for one in asked], blind, called)
-    wrong = mark_answers(asked, ["no idea" for _ in asked], blind, called)
+    majority = majority_scene_answers(split["familiar"], called)
+    right = mark_answers(asked, [one.target.answer.upper() + "." for one in asked], majority, called)
+    wrong = mark_answers(asked, ["no idea" for _ in asked], majority, called)
     assert set(right) == {*ASKED, "read sign"}
     for task, rows in right.items():
         for language, row in rows.items():
             assert row["accuracy"] == 1.0 and wrong[task][language]["accuracy"] == 0.0
-            assert row["blind"] == wrong[task][language]["blind"]
-    pairs = [right[task][language]["blind"] for task in ("presence", "relation", "side") for language in ("en", "ar")]
+            assert row["majority"] == wrong[task][language]["majority"]
+    pairs = [
+        right[task][language]["majority"] for task in ("presence", "relation", "side") for language in ("en", "ar")
+    ]
     assert np.mean(pairs) == pytest.approx(0.5, abs=0.25)
 
 
-def test_questions_that_differ_in_names_alone_are_one_to_the_blind(split):
+def test_questions_that_differ_in_names_alone_are_one_to_the_majority_baseline(split):
     called = [name for one in drawn_things() for name in one.name.values()]
     forms = {pooled(one.target.prompt, called) for one in questions(split["compositional"], 20)}
     assert "Question: Is X left or right of X? Answer:" in forms and "Question: Where is X? Answer:" in forms
@@ -382,16 +384,16 @@ def test_the_whole_evaluation_runs_on_the_data_sample(
 ):
     monkeypatch.setattr(evaluate_tasks, "JUDGED", 6)
     monkeypatch.setattr(evaluate_tasks, "Judge", Colours)
-    monkeypatch.setattr(trials, "BLIND", 10)
+    monkeypatch.setattr(trials, "MAJORITY_SCENES", 10)
     result = evaluate(tiny, sample, tmp_path, 2)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(result))
-    assert result["unseen drawings of things"] == 3
+    assert result["held-out images of objects"] == 3
     for split, rows in result["splits"].items():
         signs = {"write sign"} if split == "compositional" else set()
         assert set(rows) == {"answers", *EDITS, *MAPS, "grounded"} | signs
-    assert set(result["holes"]) == {"concepts", "unseen view", "unseen cell"}
+    assert set(result["holes"]) == {"concepts", "unseen view", "held-out pair"}
     table = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
-    assert "| compositional | add | 2 | drawn |" in table and "| unseen view | 2 | left to right |" in table
+    assert "| compositional | add | 2 | generated |" in table and "| unseen view | 2 | left to right |" in table
     assert Image.open(tmp_path / "examples.png").size[0] > 200
 
 

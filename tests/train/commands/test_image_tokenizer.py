@@ -16,18 +16,22 @@ from checkpoint_files import newest, same_tensors, tensors_of, values_of
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
 from train.emoji.dataset import read_split, write_shards
-from train.image_tokenizer import ImageTokenizerConfig, adversarial_share, train
 from train.images.metrics import psnr
-from train.runtime.optim import rate
+from train.runtime.config import override
+from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
+from train.vq import run as vq_run
+from train.vq.adversarial import adversarial_share
+from train.vq.config import ImageTokenizerConfig
 from train.vq.learner import sample_sheet
+from train.vq.run import train
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves():
     """Drawing them takes longer than a tiny run; tests/test_curves.py does it once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_tokenizer, "draw_curves", lambda log, out: out.touch())
+        patch.setattr(vq_run, "draw_curves", lambda log, out: out.touch())
         yield
 
 
@@ -40,18 +44,22 @@ def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageToken
         out = io.BytesIO()
         drawing.convert("RGBA").save(out, "PNG")
         samples.append((key, out.getvalue(), facts))
-    for split in ("train", "unseen_cell"):
+    for split in ("train", "held_out_pairs"):
         write_shards(data / split, samples)
-    return ImageTokenizerConfig(
-        str(data),
-        preset="tiny",
-        steps=4,
-        batch_size=4,
-        warmup=2,
-        restart_every=1,
-        precision="fp32",
-        log_every=1,
-        evaluate_every=2,
+    return override(
+        ImageTokenizerConfig(),
+        {
+            "data.folder": str(data),
+            "preset": "tiny",
+            "steps": 4,
+            "batch_size": 4,
+            "optim.warmup_steps": 2,
+            "codebook.restart_every": 1,
+            "precision": "fp32",
+            "log.every": 1,
+            "checkpoint.every": 2,
+            "eval.every": 2,
+        },
     )
 
 
@@ -66,7 +74,7 @@ def run(config: ImageTokenizerConfig, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def killed_at(dies_at: Callable[..., None]) -> Callable[..., None]:
     """killed_at(step, config, out): a run that dies in a step."""
-    return partial(dies_at, image_tokenizer, "rate")
+    return partial(dies_at, vq_run, "lr_factor")
 
 
 def logged(out: Path) -> list[dict]:
@@ -87,35 +95,38 @@ def test_a_run_logs_samples_and_saves_a_tokenizer(config: ImageTokenizerConfig, 
     steps = [row for row in logged(run) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(row["images_per_second"] > 0 for row in steps)
-    evaluations = [row for row in logged(run) if "code_use" in row]
-    assert [(row["step"], row["split"]) for row in evaluations] == [(2, "unseen_cell"), (4, "unseen_cell")]
+    evaluations = [row for row in logged(run) if "split" in row]
+    assert [(row["step"], row["split"]) for row in evaluations] == [(2, "held_out_pairs"), (4, "held_out_pairs")]
     tokenizer = ImageTokenizer.from_pretrained(run / "model")
     assert tokenizer.model.config == PRESETS["tiny"]
 
 
 def test_a_run_of_another_length_learns(config: ImageTokenizerConfig, tmp_path: Path):
-    train(replace(config, steps=60, lr=1e-2, evaluate_every=60, log_every=5), tmp_path)
+    train(
+        override(config, {"steps": 60, "optim.lr": 1e-2, "eval.every": 60, "checkpoint.every": 60, "log.every": 5}),
+        tmp_path,
+    )
     errors = [row["loss"] - row["quantizer"] for row in logged(tmp_path) if "loss" in row]
     assert errors[-1] < 0.7 * errors[0]
 
 
-ALL_LOSSES = dict(
-    perceptual=0.1,
-    align=0.5,
-    jepa=0.5,
-    entropy=0.01,
-    adversarial=0.5,
-    adversarial_from=1,
-    adversarial_warmup=2,
-    discriminator_ch=8,
-    discriminator_layers=1,
-    balance_every=2,
-)
+ALL_LOSSES = {
+    "loss.perceptual": 0.1,
+    "align.weight": 0.5,
+    "jepa.weight": 0.5,
+    "loss.entropy": 0.01,
+    "gan.weight": 0.5,
+    "gan.start_step": 1,
+    "gan.warmup_steps": 2,
+    "gan.channels": 8,
+    "gan.layers": 1,
+    "loss.balance_every": 2,
+}
 
 
 @pytest.mark.parametrize("losses", [{}, ALL_LOSSES], ids=["plain", "all losses"])
 def test_a_killed_run_goes_on_to_the_same_bits(config: ImageTokenizerConfig, tmp_path: Path, killed_at, losses: dict):
-    config = replace(config, **losses)
+    config = override(config, losses)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(config, whole)
     killed_at(3, config, broken)
@@ -131,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: ImageTokenizerConfig, tmp
 
 
 def test_every_loss_is_logged_and_reaches_the_weights(config: ImageTokenizerConfig, run: Path, tmp_path: Path):
-    train(replace(config, **ALL_LOSSES), tmp_path)
+    train(override(config, ALL_LOSSES), tmp_path)
     rows = [row for row in logged(tmp_path) if "loss" in row]
     assert {"l1", "l2", "perceptual", "align", "jepa", "entropy", "quantizer", "discriminator"} <= rows[0].keys()
     assert "adversarial" not in rows[0] and "adversarial" in rows[1]
@@ -147,17 +158,17 @@ def test_every_loss_is_logged_and_reaches_the_weights(config: ImageTokenizerConf
 @pytest.mark.parametrize(
     "loss",
     [
-        {"perceptual": 1.0},
-        {"align": 1.0},
-        {"jepa": 1.0},
-        {"entropy": 1.0},
-        {"estimator": "rotation"},
+        {"loss.perceptual": 1.0},
+        {"align.weight": 1.0},
+        {"jepa.weight": 1.0},
+        {"loss.entropy": 1.0},
+        {"codebook.gradient_estimator": "rotation"},
         {
-            "adversarial": 1.0,
-            "adversarial_from": 0,
-            "adversarial_warmup": 1,
-            "discriminator_ch": 8,
-            "discriminator_layers": 1,
+            "gan.weight": 1.0,
+            "gan.start_step": 0,
+            "gan.warmup_steps": 1,
+            "gan.channels": 8,
+            "gan.layers": 1,
             "steps": 3,
         },
     ],
@@ -166,21 +177,21 @@ def test_every_loss_is_logged_and_reaches_the_weights(config: ImageTokenizerConf
 def test_each_loss_changes_what_is_learnt(config: ImageTokenizerConfig, tmp_path: Path, loss: dict):
     config = replace(config, steps=2)
     train(replace(config, steps=loss.get("steps", 2)), tmp_path / "plain")
-    train(replace(config, **loss), tmp_path / "other")
+    train(override(config, loss), tmp_path / "other")
     one, two = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("plain", "other"))
     assert not torch.equal(one["encoder.conv_in.weight"], two["encoder.conv_in.weight"])
 
 
 def test_simvq_is_saved_as_an_ordinary_codebook(config: ImageTokenizerConfig, tmp_path: Path):
-    tokenizer = train(replace(config, simvq=True, restart_every=0), tmp_path)
+    tokenizer = train(override(config, {"codebook.simvq": True, "codebook.restart_every": 0}), tmp_path)
     assert load_file(tmp_path / "model" / "model.safetensors")["quantize.embedding.weight"].shape == (32, 4)
     assert any("parametrizations" in key for key in tensors_of(tmp_path))
     assert tokenizer.num_codes == 32
 
 
 def test_the_adversarial_loss_begins_late_and_grows():
-    config = ImageTokenizerConfig(adversarial_from=10, adversarial_warmup=5)
-    assert [adversarial_share(step, config) for step in (0, 10, 11, 15, 99)] == pytest.approx([0, 0, 0.2, 1, 1])
+    config = override(ImageTokenizerConfig(), {"gan.start_step": 10, "gan.warmup_steps": 5})
+    assert [adversarial_share(step, config.gan) for step in (0, 10, 11, 15, 99)] == pytest.approx([0, 0, 0.2, 1, 1])
 
 
 def test_a_finished_run_is_not_trained_again(config: ImageTokenizerConfig, run: Path):
@@ -190,26 +201,29 @@ def test_a_finished_run_is_not_trained_again(config: ImageTokenizerConfig, run: 
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"the gradient is (nan|inf) at step \d: lower lr \(now 1e\+30\)"):
-        train(replace(config, lr=1e30, warmup=1), tmp_path)
+    with pytest.raises(ValueError, match=r"the gradient is (nan|inf) at step \d: lower optim.lr \(now 1e\+30\)"):
+        train(override(config, {"optim.lr": 1e30, "optim.warmup_steps": 1}), tmp_path)
 
 
 def test_a_collapsed_codebook_stops_the_run(config: ImageTokenizerConfig, tmp_path: Path):
     """All images grey: one code is enough for them."""
     for i in range(4):
         Image.new("RGB", (16, 16), "grey").save(tmp_path / f"{i}.png")
-    config = replace(
+    config = override(
         config,
-        data=str(tmp_path),
-        restart_every=0,
-        steps=600,
-        batch_size=1,
-        warmup=1,
-        log_every=520,
-        evaluate_every=600,
-        least_codes=0.5,
+        {
+            "data.folder": str(tmp_path),
+            "codebook.restart_every": 0,
+            "steps": 600,
+            "batch_size": 1,
+            "optim.warmup_steps": 1,
+            "log.every": 520,
+            "eval.every": 600,
+            "checkpoint.every": 600,
+            "codebook.min_usage": 0.5,
+        },
     )
-    with pytest.raises(ValueError, match=r"the codebook has collapsed at step 519: .*% of 32 codes .* restart_every"):
+    with pytest.raises(ValueError, match=r"the codebook has collapsed at step 519: .*% of 32 codes .*restart_every"):
         train(config, tmp_path / "run")
 
 
@@ -218,8 +232,10 @@ def test_a_collapsed_reconstruction_stops_the_run(
 ):
     falling = iter([20.0, 13.9])
     images = torch.zeros(1, 3, 16, 16)
-    monkeypatch.setattr(image_tokenizer, "evaluate", lambda *_: ({"psnr": next(falling)}, images))
-    with pytest.raises(ValueError, match=r"collapsed at step 3: 13.9 dB after 20.0; lower lr \(now .* or adversarial"):
+    monkeypatch.setattr(vq_run, "evaluate", lambda *_: ({"psnr": next(falling)}, images))
+    with pytest.raises(
+        ValueError, match=r"collapsed at step 3: 13.9 dB after 20.0; lower optim.lr \(now .* or gan.weight"
+    ):
         train(config, tmp_path)
     assert newest(tmp_path).name == "step-00000002"  # the good one stays
 
@@ -230,7 +246,7 @@ def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig
     for i in range(40):
         Image.new("RGB", (20, 24), (6 * i, 90, 200)).save(folder / f"{i:02}.png")
     (folder / "07.png").write_bytes((folder / "08.png").read_bytes()[:40])
-    train(replace(config, data=str(folder), steps=12), tmp_path / "run")
+    train(override(config, {"data.folder": str(folder), "steps": 12}), tmp_path / "run")
     rows = logged(tmp_path / "run")
     assert [list(row["skipped"]) for row in rows if "skipped" in row] == [[str(folder / "07.png")]]
     assert rows[-2 if "skipped" in rows[-1] else -1]["step"] == 12
@@ -238,7 +254,7 @@ def test_bad_files_are_counted_and_training_goes_on(config: ImageTokenizerConfig
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
-    rates = [rate(step, 100, "cosine", 10) for step in range(100)]
+    rates = [lr_factor(step, 100, "cosine", 10) for step in range(100)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
@@ -269,13 +285,16 @@ def test_a_sheet_shows_each_image_above_its_reconstruction():
     [
         (["preset=huge"], "preset 'huge': choose one of .*tiny"),
         (["stepz=3"], "unknown config keys: stepz"),
-        (["data=nowhere", "preset=tiny"], "nowhere"),
-        (["estimator=gumbel"], "estimator 'gumbel': choose straight or rotation"),
-        (["simvq=true"], "simvq moves all codes by one matrix: it needs restart_every=0"),
+        (["data.folder=nowhere", "preset=tiny"], "nowhere"),
+        (["codebook.gradient_estimator=gumbel"], "codebook.gradient_estimator 'gumbel': choose straight or rotation"),
+        (["codebook.simvq=true"], "codebook.simvq moves all codes by one matrix: it needs codebook.restart_every=0"),
         (["decoder_only=true"], "decoder_only needs a tokenizer to start from: set start"),
-        (["decoder_only=true", "start=emoji", "align=1.0"], "align, jepa and entropy change the codes"),
+        (
+            ["decoder_only=true", "start=emoji", "align.weight=1.0"],
+            "align.weight, jepa.weight and loss.entropy change the codes",
+        ),
         (["model.chh=3", "preset=tiny"], "unknown VQConfig keys: chh"),
-        (["preset=tiny", "align=1.0", "align_features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
+        (["preset=tiny", "align.weight=1.0", "align.features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
     ],
 )
 def test_mistakes_end_the_script_with_one_line(tmp_path: Path, overrides: list[str], match: str):
@@ -293,7 +312,10 @@ def test_the_decoder_alone_learns_on_and_the_codes_stay(config: ImageTokenizerCo
     first = ImageTokenizer.from_pretrained(run / "model")
     first.model.encoder.conv_in.weight.data[0, 0, 0, 0] = -0.0  # which averaging makes 0
     first.save_pretrained(tmp_path / "first")
-    second = train(replace(config, start=str(tmp_path / "first"), decoder_only=True, lr=0.01), tmp_path / "second")
+    second = train(
+        override(config, {"start": str(tmp_path / "first"), "decoder_only": True, "optim.lr": 0.01}),
+        tmp_path / "second",
+    )
     pixels = torch.rand(3, 3, 16, 16) * 2 - 1
     codes = first.model.encode(pixels)
     assert torch.equal(second.model.encode(pixels), codes)

@@ -25,6 +25,7 @@ from train.language import run as lm
 from train.language.config import LMConfig
 from train.language.objective import KINDS, Objective
 from train.language.setup import image_tokenizer_of, optimizers_of, starting_model
+from train.runtime.config import override
 from train.runtime.optim import SinglePrecisionMuon
 
 
@@ -51,9 +52,9 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise KeyboardInterrupt
             return rate(step, *settings)
 
-        rate = lm.rate
+        rate = lm.lr_factor
         with monkeypatch.context() as patch:
-            patch.setattr(lm, "rate", dies)
+            patch.setattr(lm, "lr_factor", dies)
             with pytest.raises(KeyboardInterrupt):
                 lm.train(config, out)
 
@@ -76,7 +77,7 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     kinds = {*KINDS} - {"source codes"}  # no document has two images side by side
     assert all(set(row["loss"]) == kinds and row["tokens_per_second"] > 0 for row in rows)
-    assert all(0 <= row["padding"] < 1 and 0 <= row["waiting"] < 1 for row in rows)
+    assert all(0 <= row["padding_fraction"] < 1 and 0 <= row["data_wait"] < 1 for row in rows)
     assert [row["documents"] for row in rows] == sorted({row["documents"] for row in rows})
     model = CM3.from_pretrained(run / "model", device="cpu")
     assert model.grid == (4, 4) and model.context == 256
@@ -84,17 +85,19 @@ def test_a_run_logs_each_kind_of_token_and_leaves_a_model_to_load(run: Path):
 
 
 def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path, tmp_path: Path):
-    config = replace(
+    config = override(
         config,
-        steps=60,
-        window=8,
-        row=256,
-        batch_tokens=1024,
-        lr=1e-2,
-        log_every=5,
-        save_every=60,
-        prompts=(),
-        objective=Objective(free=0.0, cm3=0.0, prompt=1.0, first_codes=4),
+        {
+            "steps": 60,
+            "data.packing_window": 8,
+            "data.seq_len": 256,
+            "batch_tokens": 1024,
+            "optim.lr": 1e-2,
+            "log.every": 5,
+            "checkpoint.every": 60,
+            "samples.prompts": (),
+            "objective": Objective(text_masked=0.0, cm3_spans=0.0, prompt_weight=1.0, first_codes=4),
+        },
     )
     lm.train(config, tmp_path)
     first, *_, last = (row["loss"] for row in logged(tmp_path))
@@ -106,15 +109,15 @@ def test_it_learns_a_few_documents_by_heart(config: LMConfig, token_shards: Path
     "settings",
     [
         {},
-        {"matrices": "muon", "ema": 0.5},
-        {"workers": 2},
-        {"asynchronous": False, "micro_rows": 1},
-        {"schedule": "cosine", "recompute": True, "z_loss": 1e-3},
+        {"optim.matrix_optimizer": "muon", "optim.ema_decay": 0.5},
+        {"data.workers": 2},
+        {"checkpoint.async_save": False, "micro_batch_size": 1},
+        {"optim.schedule": "cosine", "activation_checkpointing": True, "loss.z_loss": 1e-3},
     ],
     ids=["plain", "muon and ema", "workers", "parts", "recompute"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(config: LMConfig, tmp_path: Path, killed_at, settings: dict[str, Any]):
-    config = replace(config, prompts=(), **settings)
+    config = override(config, {"samples.prompts": (), **settings})
     lm.train(config, tmp_path / "whole")
     killed_at(3, config, tmp_path / "cut")
     assert not (tmp_path / "cut" / "model").exists()
@@ -124,9 +127,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: LMConfig, tmp_path: Path,
 
 
 def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=())
+    config = override(config, {"samples.prompts": ()})
     lm.train(config, tmp_path / "whole")
-    rate = lm.rate
+    rate = lm.lr_factor
 
     def asked(step: int, *settings: Any) -> float:
         if step == 2:
@@ -134,7 +137,7 @@ def test_asked_to_end_a_run_saves_and_the_same_command_goes_on(config: LMConfig,
         return rate(step, *settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lm, "rate", asked)
+        patch.setattr(lm, "lr_factor", asked)
         lm.train(config, tmp_path / "cut")
     done = [row["step"] for row in logged(tmp_path / "cut")]
     assert done[-1] in (3, 4)
@@ -155,8 +158,8 @@ def test_a_finished_run_is_left_as_it_is_but_for_a_model_that_is_missing(
 
 def test_only_the_newest_position_of_the_same_data_is_gone_on_from(config: LMConfig, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds a run on other data: row was 128, now 64"):
-        lm.train(replace(config, row=64, steps=8), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run on other data: data.seq_len was 128, now 64"):
+        lm.train(override(config, {"data.seq_len": 64, "steps": 8}), tmp_path / "run")
     with pytest.raises(ValueError, match="another architecture|does not fit"):
         lm.train(replace(config, model={"max_position_embeddings": 256, "hidden_size": 48}, steps=8), tmp_path / "run")
 
@@ -166,39 +169,45 @@ def test_shards_of_another_image_tokenizer_are_refused(config: LMConfig, token_s
     meta = json.loads((token_shards / "meta.json").read_text())
     (tmp_path / "few" / "meta.json").write_text(json.dumps(meta | {"image_tokenizer": "0123456789ab"}))
     with pytest.raises(ValueError, match=r"few was made by image tokenizer 0123456789ab, not by .*image_tokenizer \("):
-        lm.train(replace(config, data=str(tmp_path / "few")), tmp_path / "out")
+        lm.train(override(config, {"data.folder": str(tmp_path / "few")}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (["data=nowhere"], "nowhere/meta.json is missing"),
+        (["data.folder=nowhere"], "nowhere/meta.json is missing"),
         (["preset=huge"], "unknown preset 'huge'"),
         (["model.wide=3"], "unknown field wide"),
-        (["objective.answers=3"], "unknown .*answers"),
-        (["lora.ranks=3"], "unknown .*ranks"),
+        (["objective.answers=3"], "unknown .*objective.answers"),
+        (["lora.ranks=3"], "unknown .*lora.ranks"),
         (["stepz=3"], "unknown config keys: stepz"),
-        (["negatives=8"], "negatives=8 needs softmax=modality"),
-        (["calibration=0.1"], "calibration=0.1 needs softmax=modality"),
-        (["softmax=modality", "calibration=2"], "calibration is 2.*, but must be a share"),
-        (["bridged=true", "lora.rank=4"], "bridged changes the head, which lora leaves"),
+        (["loss.negatives=8"], "loss.negatives=8 needs loss.softmax=modality"),
+        (["loss.full_softmax_fraction=0.1"], "loss.full_softmax_fraction=0.1 needs loss.softmax=modality"),
         (
-            ["bridged=true", "model.tie_word_embeddings=true", "row=128", "batch_tokens=128"],
-            "bridged is for a head of its own",
+            ["loss.softmax=modality", "loss.full_softmax_fraction=2"],
+            "loss.full_softmax_fraction is 2.*, but must be a share",
         ),
-        (["schedule=linear"], "schedule is 'linear': choose wsd, cosine"),
-        (["parallel=pipeline"], "parallel is 'pipeline': choose ddp, fsdp"),
-        (["row=0"], "row is 0, but must be at least 1"),
-        (["row=100000", "batch_tokens=100000"], "row is 100000, but the model's positions are 128"),
-        (["batch_tokens=500"], "batch_tokens is 500, but must be a multiple of row x processes = 256 x 1: take 256"),
-        (["local_sgd=3", "save_every=4"], "local_sgd=3 needs .* multiples"),
-        (["processes=2"], "1 processes train together, not 2"),
-        (["row=8", "batch_tokens=8"], ".*none of the .* documents fits in rows of 8 tokens"),
+        (["head_bridge=true", "lora.rank=4"], "head_bridge changes the output layer, which lora leaves"),
+        (
+            ["head_bridge=true", "model.tie_word_embeddings=true", "data.seq_len=128", "batch_tokens=128"],
+            "head_bridge needs an output layer of its own",
+        ),
+        (["optim.schedule=linear"], "optim.schedule is 'linear': choose wsd, cosine"),
+        (["distributed.strategy=pipeline"], "distributed.strategy is 'pipeline': choose ddp, fsdp"),
+        (["data.seq_len=0"], "data.seq_len is 0, but must be at least 1"),
+        (["data.seq_len=100000", "batch_tokens=100000"], "data.seq_len is 100000, but the model has 128 positions"),
+        (
+            ["batch_tokens=500"],
+            "batch_tokens is 500, but must be a multiple of data.seq_len x processes = 256 x 1: take 256",
+        ),
+        (["distributed.local_sgd_steps=3", "checkpoint.every=4"], "distributed.local_sgd_steps=3 needs .* multiples"),
+        (["distributed.processes=2"], "1 processes train together, not 2"),
+        (["data.seq_len=8", "batch_tokens=8"], ".*none of the .* documents fits into a sequence of 8 tokens"),
     ],
 )
 def test_mistakes_end_the_script_with_one_line(config: LMConfig, tmp_path: Path, overrides: list[str], match: str):
-    given = [f"data='{config.data}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
+    given = [f"data.folder='{config.data.folder}'", f"image_tokenizer='{config.image_tokenizer}'", "preset=tiny"]
     with pytest.raises(SystemExit, match=f"lm: {match}") as error:
         command.main(tmp_path, None, None, False, False, given + overrides)
     assert "\n" not in str(error.value.code)
@@ -211,10 +220,10 @@ def test_the_data_folder_of_the_command_line_counts(tmp_path: Path):
 
 def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
     given = [
-        f"data='{config.data}'",
+        f"data.folder='{config.data.folder}'",
         f"image_tokenizer='{config.image_tokenizer}'",
         "preset=tiny",
-        "row=128",
+        "data.seq_len=128",
         "batch_tokens=512",
         "precision=fp32",
     ]
@@ -225,7 +234,7 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(config: LMConfig, t
 
 
 def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config: LMConfig, monkeypatch):
-    meta = read_meta(Path(config.data))
+    meta = read_meta(Path(config.data.folder))
     model = starting_model(config, meta, image_tokenizer_of(config, meta))
     cpu = torch.device("cpu")
     for matrices, fast, kinds in (
@@ -235,14 +244,14 @@ def test_matrices_inside_the_blocks_have_the_optimiser_that_is_asked_for(config:
         ("auto", False, [SinglePrecisionMuon, torch.optim.AdamW]),
     ):
         monkeypatch.setattr("train.language.setup.bf16_is_fast", lambda device, fast=fast: fast)
-        some = optimizers_of(model, replace(config, matrices=matrices), cpu)
+        some = optimizers_of(model, override(config, {"optim.matrix_optimizer": matrices}), cpu)
         assert [type(one) for one in some] == kinds
         held = [p for one in some for group in one.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len({*map(id, held)})
 
 
 def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(config: LMConfig, vq_folder: Path):
-    meta = read_meta(Path(config.data)) | {"image_tokenizer_name": str(vq_folder)}
+    meta = read_meta(Path(config.data.folder)) | {"image_tokenizer_name": str(vq_folder)}
     found = image_tokenizer_of(replace(config, image_tokenizer=""), meta)
     assert found.fingerprint() == ImageTokenizer.from_pretrained(vq_folder).fingerprint()
     with pytest.raises(ValueError, match="does not say which image tokenizer made it"):
@@ -251,8 +260,20 @@ def test_the_image_tokenizer_is_found_where_it_was_when_the_shards_were_made(con
 
 def test_the_command_prints_its_own_words_alone(config: LMConfig, tmp_path: Path):
     """No library's warning, progress bar or deprecation."""
-    settings = ("preset=tiny", "steps=2", "row=128", "batch_tokens=256", "warmup=1", "prompts=['a cat']", "ema=0.5")
-    places = (f"data={config.data}", f"image_tokenizer={config.image_tokenizer}", "model.max_position_embeddings=256")
+    settings = (
+        "preset=tiny",
+        "steps=2",
+        "data.seq_len=128",
+        "batch_tokens=256",
+        "optim.warmup_steps=1",
+        "samples.prompts=['a cat']",
+        "optim.ema_decay=0.5",
+    )
+    places = (
+        f"data.folder={config.data.folder}",
+        f"image_tokenizer={config.image_tokenizer}",
+        "model.max_position_embeddings=256",
+    )
     command = [sys.executable, "-m", "train.lm", "--out", str(tmp_path), *places, *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

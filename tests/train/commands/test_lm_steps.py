@@ -17,7 +17,8 @@ from train.language.held_out import held_out_loss
 from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.objective import Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
+from train.runtime.config import override
 from train.runtime.optim import StepSkipper
 
 
@@ -35,10 +36,10 @@ def run(config: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: LMConfig, run: Path, tmp_path: Path):
-    lm.train(replace(config, micro_rows=1, prompts=()), tmp_path)
+    lm.train(override(config, {"micro_batch_size": 1, "samples.prompts": ()}), tmp_path)
     for part, whole in zip(logged(tmp_path), logged(run), strict=True):
         assert part["loss"] == pytest.approx(whole["loss"], abs=2e-4)
-        assert part["gradient"] == pytest.approx(whole["gradient"], rel=1e-3)
+        assert part["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -46,7 +47,17 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
     config: LMConfig, tmp_path: Path, monkeypatch, poison: float
 ):
     """The step with the bad batch moves neither weights nor optimiser: all is as if the run had ended before it."""
-    config = replace(config, prompts=(), steps=3, save_every=1, keep=9, schedule="wsd", decay=0.0)
+    config = override(
+        config,
+        {
+            "samples.prompts": (),
+            "steps": 3,
+            "checkpoint.every": 1,
+            "checkpoint.keep": 9,
+            "optim.schedule": "wsd",
+            "optim.decay_fraction": 0.0,
+        },
+    )
     forward = LMLearner.forward
     calls = []
 
@@ -69,12 +80,15 @@ def test_a_step_that_is_not_finite_changes_no_byte_and_is_counted(
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(config: LMConfig, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"more than most_skipped = 2 steps in a row .* step 5 .*lower muon_lr and lr"):
-        lm.train(replace(config, lr=1e30, most_skipped=2), tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"more than optim.max_skipped_steps = 2 steps in a row .* step 5 .*lower optim.muon_lr and optim.lr",
+    ):
+        lm.train(override(config, {"optim.lr": 1e30, "optim.max_skipped_steps": 2}), tmp_path)
 
 
 def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=(), steps=8)
+    config = override(config, {"samples.prompts": (), "steps": 8})
     forward = LMLearner.forward
     calls = []
 
@@ -91,10 +105,10 @@ def test_a_spike_is_skipped(config: LMConfig, tmp_path: Path, monkeypatch):
 
 
 def test_the_last_steps_are_over_all_ids(config: LMConfig, tmp_path: Path, monkeypatch):
-    config = replace(config, prompts=(), steps=12, softmax="modality", negatives=8)
+    config = override(config, {"samples.prompts": (), "steps": 12, "loss.softmax": "modality", "loss.negatives": 8})
     monkeypatch.setattr(lm, "StepSkipper", lambda sigmas: StepSkipper(sigmas, 8))
     lm.train(config, tmp_path / "modality")
-    lm.train(replace(config, calibration=0.25), tmp_path / "calibrated")
+    lm.train(override(config, {"loss.full_softmax_fraction": 0.25}), tmp_path / "calibrated")
     apart, together = (logged(tmp_path / name) for name in ("modality", "calibrated"))
     assert [row["loss"] for row in apart[:9]] == [row["loss"] for row in together[:9]]
     more = [
@@ -109,28 +123,42 @@ def test_the_last_steps_are_over_all_ids(config: LMConfig, tmp_path: Path, monke
 def test_held_out_documents_are_evaluated_with_the_weights_that_are_saved(
     config: LMConfig, tmp_path: Path, ema: float, bridged: bool
 ):
-    config = replace(config, prompts=(), ema=ema, bridged=bridged, matrices="muon", evaluate_every=3, evaluate_rows=4)
+    config = override(
+        config,
+        {
+            "samples.prompts": (),
+            "optim.ema_decay": ema,
+            "head_bridge": bridged,
+            "optim.matrix_optimizer": "muon",
+            "eval.every": 3,
+            "eval.sequences": 4,
+        },
+    )
     folder = lm.train(config, tmp_path)
-    rows = logged(tmp_path, "held_out")
+    rows = logged(tmp_path, "held_out_loss")
     assert [row["step"] for row in rows] == [3, 6]
     model = CM3.from_pretrained(folder, device="cpu")
-    held = Rows(Shards(config.data, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6)
+    held = PackedSequences(
+        Shards(config.data.folder, "held_out"), model.vocab, Objective(first_codes=4).plain(), 128, 0, 10**6
+    )
     again = held_out_loss(LMLearner(model.model), held, 4, 4, "fp32", torch.device("cpu"))
-    assert again == pytest.approx(rows[-1]["held_out"], abs=1e-4)
+    assert again == pytest.approx(rows[-1]["held_out_loss"], abs=1e-4)
 
 
 def test_a_model_is_trained_on_with_adapters(config: LMConfig, run: Path, tmp_path: Path):
-    config = replace(
+    config = override(
         config,
-        start=str(run / "model"),
-        image_tokenizer="",
-        preset="emoji",
-        model={},
-        prompts=(),
-        lora=Lora(rank=2),
-        matrices="auto",
-        steps=4,
-        lr=1e-2,
+        {
+            "start": str(run / "model"),
+            "image_tokenizer": "",
+            "preset": "emoji",
+            "model": {},
+            "samples.prompts": (),
+            "lora": Lora(rank=2),
+            "optim.matrix_optimizer": "auto",
+            "steps": 4,
+            "optim.lr": 1e-2,
+        },
     )
     folder = lm.train(config, tmp_path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
@@ -151,7 +179,9 @@ def test_a_model_knows_the_words_of_its_data_and_keeps_those_of_its_start_and_it
     scorer = Scorer(ScorerConfig(*sizes, text_tokenizer=prints[0], image_tokenizer=prints[1]))
     known = KnownWords(["Zzzz"], ["a gnu", "an apple"])
     CM3(first.model, first.text_tokenizer, first.image_tokenizer, scorer, known_words=known).save_pretrained(start)
-    config = replace(config, start=str(start), image_tokenizer="", model={}, prompts=(), steps=1)
+    config = override(
+        config, {"start": str(start), "image_tokenizer": "", "model": {}, "samples.prompts": (), "steps": 1}
+    )
     again = CM3.from_pretrained(lm.train(config, tmp_path / "run"), device="cpu")
     assert again.unknown_words("a red apple, a zzzz, a yyyy") == ["yyyy"]
     assert again.normal_prompt("ZZZZ, Zzzz, GNUS") == "zzzz, Zzzz, a gnu"
@@ -164,7 +194,9 @@ def test_a_model_knows_the_words_of_its_data_and_keeps_those_of_its_start_and_it
 
 
 def test_a_model_is_trained_on_whole(config: LMConfig, run: Path, tmp_path: Path):
-    config = replace(config, start=str(run / "model"), image_tokenizer="", model={}, prompts=(), steps=2)
+    config = override(
+        config, {"start": str(run / "model"), "image_tokenizer": "", "model": {}, "samples.prompts": (), "steps": 2}
+    )
     lm.train(config, tmp_path)
     first, last = logged(tmp_path)[0]["loss"]["other codes"], logged(run)[0]["loss"]["other codes"]
     assert first < last  # it goes on from where that run came to

@@ -16,6 +16,7 @@ from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards
 from train.documents.worker import PrepareOptions
 from train.prepare import prepare
+from train.runtime.config import override
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +44,32 @@ def folder(tmp_path: Path) -> Path:
 def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, tmp_path: Path):
     from train import image_tokenizer, lm
 
-    vq = image_tokenizer.ImageTokenizerConfig(
-        data=str(folder), preset="tiny", steps=2, batch_size=2, warmup=1, precision="fp32"
+    vq = override(
+        image_tokenizer.ImageTokenizerConfig(),
+        {
+            "data.folder": str(folder),
+            "preset": "tiny",
+            "steps": 2,
+            "batch_size": 2,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+        },
     )
     image_tokenizer.train(vq, tmp_path / "vq")
     prepare(folder, tmp_path / "shards", PrepareOptions(str(tmp_path / "vq" / "model"), text_vocab=300, held_out=0))
-    run = lm.LMConfig(
-        data=str(tmp_path / "shards"),
-        preset="tiny",
-        model={"max_position_embeddings": 128},
-        row=128,
-        batch_tokens=256,
-        steps=2,
-        warmup=1,
-        precision="fp32",
-        prompts=("a red field",),
+    run = override(
+        lm.LMConfig(),
+        {
+            "data.folder": str(tmp_path / "shards"),
+            "preset": "tiny",
+            "model": {"max_position_embeddings": 128},
+            "data.seq_len": 128,
+            "batch_tokens": 256,
+            "steps": 2,
+            "optim.warmup_steps": 1,
+            "precision": "fp32",
+            "samples.prompts": ("a red field",),
+        },
     )
     model = CM3.from_pretrained(lm.train(run, tmp_path / "lm"))
     (drawing,) = model.generate("a red field")
@@ -69,7 +81,10 @@ def test_a_folder_with_too_few_images_cannot_train_a_tokenizer(tmp_path: Path):
     from train import image_tokenizer
 
     with pytest.raises(ValueError, match="at least two"):
-        image_tokenizer.train(image_tokenizer.ImageTokenizerConfig(data=str(tmp_path), preset="tiny"), tmp_path / "vq")
+        image_tokenizer.train(
+            override(image_tokenizer.ImageTokenizerConfig(), {"data.folder": str(tmp_path), "preset": "tiny"}),
+            tmp_path / "vq",
+        )
 
 
 SHAPED = "3x5 5x3"
@@ -109,16 +124,19 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
     from train.language.run import train
 
     prepare(shaped_folder(tmp_path / "images"), tmp_path / "out", replace(options, grids=SHAPED, held_out=0))
-    config = LMConfig(
-        data=str(tmp_path / "out"),
-        image_tokenizer=str(vq_folder),
-        preset="tiny",
-        steps=3,
-        row=64,
-        batch_tokens=256,
-        objective=Objective(holes=0.4),
-        sample_every=0,
-        evaluate_every=0,
+    config = override(
+        LMConfig(),
+        {
+            "data.folder": str(tmp_path / "out"),
+            "image_tokenizer": str(vq_folder),
+            "preset": "tiny",
+            "steps": 3,
+            "data.seq_len": 64,
+            "batch_tokens": 256,
+            "objective": Objective(inpainting=0.4),
+            "samples.every": 0,
+            "eval.every": 0,
+        },
     )
     train(config, tmp_path / "run")
     model = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")
@@ -127,7 +145,7 @@ def test_a_model_is_trained_on_them_and_draws_them(options: PrepareOptions, vq_f
 
 
 def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOptions, tmp_path: Path):
-    from train.language.objective import DRAW, TELL, Objective, training_row
+    from train.language.objective import Form, Objective, training_sequence
 
     write_chameleon(tmp_path)
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
@@ -141,15 +159,15 @@ def test_a_model_that_takes_turns_gets_documents_in_turns(options: PrepareOption
     shown = model.processor.encode(root / "0.png")
     for number, (form, prompt) in enumerate(
         (
-            (DRAW, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
-            (TELL, model.jobs.caption(root / "0.png").requests[0].prompt),
+            (Form.LEFT_TO_RIGHT, model.jobs.generate(CAPTIONS[0]).requests[0].prompt),
+            (Form.IMAGE_FIRST, model.jobs.caption(root / "0.png").requests[0].prompt),
         )
     ):
         stored = shards.document(number)
-        row = training_row(*stored, form, 0, vocab, Objective(), model.grid, 0)
+        row = training_sequence(*stored, form, 0, vocab, Objective(), model.grid, 0)
         assert row.ids[: len(prompt)].tolist() == prompt  # as it will be asked
         rest = [vocab.name(id) for id in row.ids[len(prompt) :].tolist() if vocab.is_special(id)]
-        assert rest == (["</image>", "<eos>"] if form == DRAW else ["<eos>"])
+        assert rest == (["</image>", "<eos>"] if form == Form.LEFT_TO_RIGHT else ["<eos>"])
         assert row.weights[len(prompt) :].min() >= 0 and row.weights[len(prompt)] >= 1
     assert shown.grid == (32, 32)
 
@@ -162,15 +180,18 @@ def test_it_is_trained_on_them(options: PrepareOptions, tmp_path: Path):
     convert(tmp_path / "hf", tmp_path / "ours", tmp_path / "vqgan.ckpt")
     settings = replace(options, image_tokenizer="", model=str(tmp_path / "ours"))
     prepare(shaped_folder(tmp_path / "images"), tmp_path / "out", settings)
-    config = LMConfig(
-        data=str(tmp_path / "out"),
-        start=str(tmp_path / "ours"),
-        steps=2,
-        row=1100,
-        batch_tokens=2200,
-        prompts=(),
-        sample_every=0,
-        evaluate_every=0,
+    config = override(
+        LMConfig(),
+        {
+            "data.folder": str(tmp_path / "out"),
+            "start": str(tmp_path / "ours"),
+            "steps": 2,
+            "data.seq_len": 1100,
+            "batch_tokens": 2200,
+            "samples.prompts": (),
+            "samples.every": 0,
+            "eval.every": 0,
+        },
     )
     train(config, tmp_path / "run")
     trained = CM3.from_pretrained(tmp_path / "run" / "model", device="cpu")

@@ -22,9 +22,11 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
-from train import evaluate_reranking, scorer
+from train import scorer
 from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.evaluation.suites import reranking as evaluate_reranking
 from train.images.sheet import LABEL
+from train.language.config import LMConfig
 from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.language.setup import starting_model
 from train.scorer import ScorerTrainingConfig, picks
@@ -88,9 +90,12 @@ def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(
 ):
     assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
     assert [row["step"] for row in logged(run, "loss")] == [1, 2, 3, 4, 5, 6]
-    found = logged(run, "held_out")
+    found = logged(run, "held_out_retrieval")
     assert [row["step"] for row in found] == [2, 4, 6]
-    assert found[0]["held_out"].keys() == {"en", "ar"} and found[0]["held_out"]["en"].keys() == {"top1", "top5"}
+    assert found[0]["held_out_retrieval"].keys() == {"en", "ar"} and found[0]["held_out_retrieval"]["en"].keys() == {
+        "top1",
+        "top5",
+    }
     trained, meta = Scorer.from_pretrained(run / "model"), read_meta(token_shards)
     trained.check(meta["text_tokenizer"], meta["image_tokenizer"])
     assert trained.config.image_grid == (4, 4) and trained.config.hidden_size == 16
@@ -245,9 +250,7 @@ def test_the_best_of_several_drawings_is_measured(
         def features(self, images: list) -> torch.Tensor:
             return units(*[np.asarray(p.resize((2, 2)), np.float32).flatten().tolist() for p in images])
 
-    from train.language import setup as recipe
-
-    settings = recipe.LMConfig(preset="tiny", model={"max_position_embeddings": 256})
+    settings = LMConfig(preset="tiny", model={"max_position_embeddings": 256})
     image = ImageTokenizer.from_pretrained(vq_folder)
     model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
     monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)

@@ -93,7 +93,7 @@ def test_right_drawings_are_found_and_copies_are_counted():
     shades = {"cat in the noto style": 90, "dog in the noto style": 184}  # one is a copy, one is not
     figures, shown = gallery(shades).drawn(asked(wanted), GenerateOptions(n=3))
     assert len(shown) == figures["images"] == 2 * 3
-    assert figures["shades"] == {"top1": 1.0, "top5": 1.0, "place": 1.0} and figures["near copies"] == 0.5
+    assert figures["shades"] == {"top1": 1.0, "top5": 1.0, "place": 1.0} and figures["memorisation rate"] == 0.5
 
 
 def test_a_drawing_of_another_thing_is_not_found(monkeypatch: pytest.MonkeyPatch):
@@ -113,10 +113,10 @@ def test_a_copy_does_not_stand_for_itself_where_no_style_is_asked_for():
     judges = {"shades": cast(Judge, Shades())}
     some = Gallery(cast(CM3, Painter({"cat": 181})), [odd, *TRAIN], [], judges)
     figures, _ = some.drawn(asked([real("cat", "noto")], styled=False), GenerateOptions())
-    assert figures["near copies"] == 1.0 and figures["shades"]["top1"] == 0  # cats of other styles are far away
+    assert figures["memorisation rate"] == 1.0 and figures["shades"]["top1"] == 0  # cats of other styles are far away
 
 
-def test_concepts_of_unseen_cells_come_before_others(monkeypatch: pytest.MonkeyPatch):
+def test_concepts_of_held_out_pairs_come_before_others(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(concepts, "JUDGED", 2)
     for name in SHADES:
         assert name in judged_concepts(TRAIN, {name}) and len(judged_concepts(TRAIN, {name})) == 2

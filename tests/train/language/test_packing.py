@@ -1,19 +1,15 @@
 """Documents packed into rows: each once an epoch, the same whatever was asked for before, little padding."""
 
-from collections import Counter
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3.tokens.encoding import image_spans
 from cm3.tokens.masking import unrotate
-from packing import COUNT, PLAIN, epoch_of, like_captioned_images, rows_of, whole_rows
+from packing import COUNT, epoch_of, like_captioned_images, rows_of, whole_rows
 from train.documents.shards import Shards
-from train.language.objective import CM3, DRAWN, HOLES, KINDS, Objective
+from train.language.objective import Form, Objective
 from train.language.packing import Position, Step, Steps, load, pack
 
 
@@ -67,23 +63,23 @@ def test_each_document_comes_once_an_epoch_and_in_another_order_in_the_next(shar
 
 
 def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.3, ask=1.0))
+    rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.3, answers_masked=1.0))
     vocab, seen, forms = rows.vocab, 0, set()
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
-        for number, places in enumerate(plan.rows):
-            ids, weights, kinds, positions, bad = rows.row(window, number)
+        for number, places in enumerate(plan.sequences):
+            ids, weights, kinds, positions, bad = rows.sequence(window, number)
             starts = [*np.flatnonzero(positions == 0).tolist(), rows.length]
             parts = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
             assert not bad and len(parts) - len(places) in (0, 1)  # the last may be padding
             for part, place in zip(parts, places, strict=False):
                 form, document = int(plan.forms.form[place]), shards.document(int(plan.documents[place])).ids
                 row = ids[part].tolist()
-                if form == HOLES:  # without its first image, which has the holes
+                if form == Form.INPAINTING:  # without its first image, which has the holes
                     row = [*row[: row.index(vocab.image)], *row[row.index(vocab.end_image) + 1 :]]
                 assert unrotate(row, vocab) == document
                 size = len(document) + int(plan.forms.extra[place])
-                assert part.stop - part.start <= size and (form == CM3 or part.stop - part.start == size)
+                assert part.stop - part.start <= size and (form == Form.CM3_SPANS or part.stop - part.start == size)
                 forms.add(form)
                 assert positions[part].tolist() == list(range(part.stop - part.start))
                 assert weights[part][0] == 0 and kinds[part][0] == 0 and weights[part].any()
@@ -94,81 +90,36 @@ def test_a_row_holds_its_documents_whole_each_with_positions_of_its_own(shards: 
 
 
 def test_told_answers_are_packed_as_long_as_they_are(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.0, cm3=0.0, ask=0.0))
+    rows = rows_of(shards, Objective(text_masked=0.0, cm3_spans=0.0, answers_masked=0.0))
     for window in range(rows.per_epoch):
         plan = rows.plan(window)
-        assert not plan.forms.extra.any() and not plan.forms.moved.any()  # one answer each, so no more <break>
-        for number, places in enumerate(plan.rows):
-            ids, *_ = rows.row(window, number)
+        assert not plan.forms.extra.any() and not plan.forms.masked.any()  # one answer each, so no more <break>
+        for number, places in enumerate(plan.sequences):
+            ids, *_ = rows.sequence(window, number)
             stored = [id for place in places for id in shards.document(int(plan.documents[place])).ids]
             assert sorted(ids[ids != rows.vocab.pad].tolist()) == sorted(stored)
 
 
 def test_rows_are_functions_of_seed_and_window_whatever_was_asked_for_before(shards: Shards):
-    objective = Objective(free=0.2, cm3=0.2, holes=0.2)
+    objective = Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2)
     warm, cold = rows_of(shards, objective), rows_of(shards, objective)
     for window in range(12):
         warm.plan(window)
     places = [(0, 1), (7, 2), (11, 0)]
     for place in places:
-        for one, two in zip(warm.row(*place), cold.row(*place), strict=True):
+        for one, two in zip(warm.sequence(*place), cold.sequence(*place), strict=True):
             np.testing.assert_array_equal(one, two)
     other = rows_of(shards, objective, seed=1)
-    assert not any((warm.row(*place)[0] == other.row(*place)[0]).all() for place in places)
-
-
-def test_a_share_of_the_drawn_images_is_read_with_mistakes_and_nothing_else_changes(shards: Shards):
-    quiet, noisy = rows_of(shards), rows_of(shards, Objective(noise=0.5).plain())
-    for part in (*Steps(quiet, 4, 4)[0].parts, *Steps(noisy, 4, 4)[0].parts):
-        assert (part.read == part.ids).all()  # in evaluations too
-    noisy = rows_of(shards, replace(PLAIN, noise=0.5))
-    touched, begun = Counter[bool](), Counter[bool]()
-    for step in range(20):
-        [plain], [part], [again] = (Steps(rows, 8, 8)[step].parts for rows in (quiet, noisy, noisy))
-        assert (part.read == again.read).all()
-        for field in ("ids", "weights", "kinds", "positions"):
-            assert (getattr(part, field) == getattr(plain, field)).all()
-        codes, wrong = part.ids >= quiet.vocab.first_code, part.read != part.ids
-        assert not (wrong & ~codes).any() and (part.read[codes] >= quiet.vocab.first_code).all()
-        assert int(part.read.max()) < len(quiet.vocab)
-        for ids, mistakes in zip(part.ids.tolist(), wrong, strict=True):
-            for start, end in image_spans(ids, quiet.vocab):
-                inside = mistakes[start + 1 : end - 1].nonzero().flatten().tolist()
-                touched[bool(inside)] += 1
-                if inside:
-                    begun[inside[0] == 0 and inside[-1] < len(inside) + 2] += 1  # but for codes equal by chance
-                    assert len(inside) <= 0.75 * (end - start)
-    assert 0.3 < touched[True] / touched.total() < 0.6
-    assert 0.25 < begun[True] / begun.total() < 0.75
-
-
-def test_images_that_are_asked_about_are_read_as_they_are(shards: Shards):
-    rows = rows_of(shards, replace(PLAIN, noise=1.0))
-    ids, _, kinds, _, _ = rows.row(0, 0)
-    drawn = np.isin(kinds, DRAWN)
-    assert drawn.any() and (rows.read(0, 0, ids, kinds) != ids).any()
-    for shown in (0, KINDS.index("source codes") + 1):  # codes without weight, and those of an image to be edited
-        assert (rows.read(0, 0, ids, np.where(drawn, shown, kinds)) == ids).all()
-
-
-def test_an_image_of_which_a_mask_leaves_one_code_or_none_is_read_as_it_is(shards: Shards):
-    rows = rows_of(shards, replace(PLAIN, noise=1.0))
-    ids, _, kinds, _, _ = rows.row(0, 0)
-    for left in (1, 0):
-        few = ids.copy()
-        for start, end in image_spans(ids.tolist(), rows.vocab):
-            codes = np.arange(start, end)[ids[start:end] >= rows.vocab.first_code]
-            few[codes[left:]] = rows.vocab.mask(0)
-        assert (rows.read(0, 0, few, kinds) == few).all()
+    assert not any((warm.sequence(*place)[0] == other.sequence(*place)[0]).all() for place in places)
 
 
 def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
-    rows = rows_of(shards, Objective(free=0.0, cm3=1.0), window=COUNT)
+    rows = rows_of(shards, Objective(text_masked=0.0, cm3_spans=1.0), window=COUNT)
 
     def variants(epoch: int) -> dict[int, list[int]]:
         plan, out = rows.plan(epoch), {}
-        for number, places in enumerate(plan.rows):
-            ids, *_, positions, _ = rows.row(epoch, number)
+        for number, places in enumerate(plan.sequences):
+            ids, *_, positions, _ = rows.sequence(epoch, number)
             starts = [*np.flatnonzero(positions == 0).tolist(), rows.length]
             for i, place in enumerate(places):
                 out[int(plan.documents[place])] = ids[starts[i] : starts[i + 1]].tolist()
@@ -183,7 +134,7 @@ def test_random_spans_of_a_document_differ_between_epochs(shards: Shards):
 @settings(max_examples=15)
 @given(st.integers(0, 60), st.sampled_from([1, 2, 4]))
 def test_resuming_at_any_position_gives_the_same_steps(shards: Shards, first: int, world: int):
-    rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
+    rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2))
     rank = first % world
     steps = Steps(rows, 8, 2, rank=rank, world=world)
     position = steps[first - 1].position if first else Position()
@@ -222,7 +173,7 @@ def test_the_ranks_rows_together_are_one_ranks_rows(shards: Shards, world: int):
 
 def test_processes_that_load_ahead_give_the_same_steps(shards: Shards):
     def steps() -> Steps:
-        rows = rows_of(shards, Objective(free=0.2, cm3=0.2, holes=0.2))
+        rows = rows_of(shards, Objective(text_masked=0.2, cm3_spans=0.2, inpainting=0.2))
         return Steps(rows, 4, 3, 5, Steps(rows, 4, 3)[4].position)
 
     here, there = list(load(steps(), 25, 0)), list(load(steps(), 25, 2))
@@ -236,5 +187,5 @@ def test_micro_batches_hold_the_rows_of_the_step_in_order(shards: Shards, micro:
     step = Steps(rows, 8, micro)[0]
     assert [len(part.ids) for part in step.parts] == sizes
     assert all(torch.equal(a, b) for a, b in zip(whole_rows(step), whole_rows(Steps(rows, 8, 8)[0]), strict=True))
-    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64, torch.int64]
+    dtypes = [torch.int64, torch.float32, torch.int64, torch.int64]
     assert [array.dtype for array in step.parts[0]] == dtypes and step.parts[0].ids.shape[1] == rows.length

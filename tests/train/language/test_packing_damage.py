@@ -16,7 +16,7 @@ from documents import write_shards
 from packing import COUNT, PLAIN, epoch_of, rows_of, whole_rows
 from train.documents.shards import Shards
 from train.language.objective import Objective
-from train.language.packing import Rows, Step, Steps, load
+from train.language.packing import PackedSequences, Step, Steps, load
 
 
 def same(one: Step, two: Step) -> bool:
@@ -33,7 +33,7 @@ def test_digests_tell_other_documents_and_other_orders_apart(shards: Shards):
     assert len({*digests(0), *digests(1)}) == 20
 
 
-def order(rows: Rows, without: Sequence[int] = ()) -> list[int]:
+def order(rows: PackedSequences, without: Sequence[int] = ()) -> list[int]:
     return [int(i) for i in rows._order(0) if i not in set(without)]
 
 
@@ -46,7 +46,7 @@ def test_documents_that_are_too_long_are_left_out_and_the_others_keep_their_wind
     for window in range(short.per_epoch):
         many, few = long.plan(window), short.plan(window)
         np.testing.assert_array_equal(many.documents, few.documents)
-        assert few.skipped == len(many.documents) - sum(map(len, few.rows))
+        assert few.skipped == len(many.documents) - sum(map(len, few.sequences))
 
 
 def test_documents_of_a_bad_shard_are_left_out_and_the_others_keep_their_order(folder: Path, tmp_path: Path):
@@ -63,12 +63,16 @@ def test_documents_of_a_bad_shard_are_left_out_and_the_others_keep_their_order(f
 
 
 def test_rows_that_hold_no_document_at_all_are_refused(folder: Path, vq_folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"none of the 300 documents fits in rows of 20 tokens; the shortest has 3"):
+    with pytest.raises(
+        ValueError, match=r"none of the 300 documents fits into a sequence of 20 tokens; the shortest has 3"
+    ):
         rows_of(Shards(folder), length=20)
     asked = write_shards(tmp_path, vq_folder, [40] * 5, asked=1.0)
-    with pytest.raises(ValueError, match="none of the 5 documents fits in rows of 40 tokens; the shortest has 42"):
+    with pytest.raises(
+        ValueError, match="none of the 5 documents fits into a sequence of 40 tokens; the shortest has 42"
+    ):
         rows_of(Shards(asked), length=40)  # each answer that moves brings two tokens
-    assert len(rows_of(Shards(asked), length=42).plan(0).rows) == 5
+    assert len(rows_of(Shards(asked), length=42).plan(0).sequences) == 5
 
 
 def damaged(folder: Path, out: Path, places: Sequence[int], ids: Sequence[int]) -> Shards:
@@ -90,7 +94,7 @@ def test_a_document_with_an_id_outside_the_vocabulary_is_named_and_left_out(fold
     rows, well = rows_of(hurt), rows_of(shards)
     steps, one = Steps(rows, 8, 8), Steps(well, 8, 8)
     bad = []
-    for step in range(-(-sum(len(rows.plan(w).rows) for w in range(rows.per_epoch)) // 8)):
+    for step in range(-(-sum(len(rows.plan(w).sequences) for w in range(rows.per_epoch)) // 8)):
         made, other = steps[step], one[step]
         bad += made.bad
         assert made.digest == other.digest and made.position == other.position
@@ -107,11 +111,11 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     places = rng.choice(size, 400, replace=False)
     ids = np.where(rng.random(400) < 0.5, rng.integers(0, 64, 400), rng.integers(0, 2**16, 400))
     hurt = damaged(folder, tmp_path / "hurt", places.tolist(), ids.tolist())
-    rows = rows_of(hurt, Objective(free=0.2, cm3=0.3, holes=0.3, ask=0.5))
+    rows = rows_of(hurt, Objective(text_masked=0.2, cm3_spans=0.3, inpainting=0.3, answers_masked=0.5))
     bad = set()
     for window in range(rows.per_epoch):
-        for number in range(len(rows.plan(window).rows)):
-            row, weights, _, positions, more = rows.row(window, number)
+        for number in range(len(rows.plan(window).sequences)):
+            row, weights, _, positions, more = rows.sequence(window, number)
             bad |= {*more}
             assert row.max() < len(rows.vocab) and positions[0] == 0
             assert (np.diff(positions)[positions[1:] != 0] == 1).all() and np.isfinite(weights).all()
@@ -119,7 +123,9 @@ def test_ids_damaged_anywhere_crash_nothing_and_leave_rows_of_whole_documents(fo
     assert wrong and wrong <= bad <= {*range(100)}
 
 
-@pytest.mark.parametrize("objective", [PLAIN, Objective(holes=1.0, free=0.0, cm3=0.0), Objective(ask=0.0)])
+@pytest.mark.parametrize(
+    "objective", [PLAIN, Objective(inpainting=1.0, text_masked=0.0, cm3_spans=0.0), Objective(answers_masked=0.0)]
+)
 @pytest.mark.parametrize("asked", [0.0, 1.0])
 def test_images_without_a_beginning_or_an_end_are_left_out_or_harmless(
     vq_folder: Path, tmp_path: Path, asked: float, objective: Objective
@@ -130,7 +136,7 @@ def test_images_without_a_beginning_or_an_end_are_left_out_or_harmless(
     places = [at - 1, 40 + at, 80 + ids.index(vocab.end_image), 120 + at + 3]
     hurt = damaged(folder, tmp_path / "hurt", places, [vocab.end_image, vocab.eos, vocab.break_, vocab.image])
     rows = rows_of(hurt, objective)
-    made = [rows.row(0, number) for number in range(len(rows.plan(0).rows))]
+    made = [rows.sequence(0, number) for number in range(len(rows.plan(0).sequences))]
     assert {document for row in made for document in row[4]} <= {*range(4)}
     assert all(np.isfinite(row[1]).all() for row in made)
 
@@ -139,7 +145,7 @@ def test_a_row_whose_documents_are_all_damaged_is_padding(vq_folder: Path, tmp_p
     folder = write_shards(tmp_path / "well", vq_folder, [40] * 4, asked=0.0)
     hurt = damaged(folder, tmp_path / "hurt", [5, 45, 85, 125], [60_000] * 4)
     rows = rows_of(hurt, length=90)
-    ids, weights, kinds, positions, bad = rows.row(0, 0)
+    ids, weights, kinds, positions, bad = rows.sequence(0, 0)
     assert len(bad) == 2 and not ids.any() and not weights.any() and not kinds.any()
     assert positions.tolist() == list(range(90))
 

@@ -18,11 +18,12 @@ from train.language.config import LMConfig
 from train.language.lora import Lora
 from train.language.loss import LMLearner
 from train.language.packing import Batch
-from train.language.plan import measure, memory, plan_run
+from train.language.plan import measure, plan_run, training_memory
+from train.runtime.config import override
 from train.runtime.flops import flops_per_token, matrix_parameters, muon_flops, step_flops, utilisation
-from train.runtime.optim import Rates, optimizers
+from train.runtime.optim import LearningRates, optimizers
 
-RATES = Rates(1e-3, 1e-3, 1e-3, 1e-3)
+RATES = LearningRates(1e-3, 1e-3, 1e-3, 1e-3)
 FAMILIES = [
     {},
     {"num_key_value_heads": 4, "activation": "relu", "norm": "layernorm"},
@@ -37,12 +38,22 @@ def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder: Path) -> LMConfig:
-    return LMConfig(str(folder), preset="tiny", row=128, batch_tokens=512, steps=100, precision="fp32")
+    return override(
+        LMConfig(),
+        {
+            "data.folder": str(folder),
+            "preset": "tiny",
+            "data.seq_len": 128,
+            "batch_tokens": 512,
+            "steps": 100,
+            "precision": "fp32",
+        },
+    )
 
 
 def batch_of(rows: int, length: int) -> Batch:
     ids = torch.randint(1, 400, (rows, length), generator=torch.Generator().manual_seed(0))
-    return Batch(ids, torch.ones(rows, length), torch.ones_like(ids), torch.arange(length).expand(rows, -1), ids)
+    return Batch(ids, torch.ones(rows, length), torch.ones_like(ids), torch.arange(length).expand(rows, -1))
 
 
 def test_parameters_that_every_token_meets_are_those_of_the_linear_layers():
@@ -82,7 +93,7 @@ def test_memory_is_what_tensors_really_take(matrices: str, frozen: bool):
     model = CM3ForCausalLM(CM3Config.preset("tiny"))
     model.lm_head.requires_grad_(not frozen)
     made = optimizers(model, matrices, RATES, (0.9, 0.95), 0.0)
-    held = memory(model, made, True, 1)
+    held = training_memory(model, made, True, 1)
     LMLearner(model)(batch_of(1, 16)).total.backward()
     for one in made:
         one.step()
@@ -95,7 +106,12 @@ def test_memory_is_what_tensors_really_take(matrices: str, frozen: bool):
     assert held.weights == size(parameters)
     assert held.gradients == held.average == size([p.grad for p in parameters if p.grad is not None])
     assert held.optimizers == size(states)
-    assert memory(model, made, False, 4) == (-(-held.weights // 4), -(-held.gradients // 4), held.optimizers // 4, 0)
+    assert training_memory(model, made, False, 4) == (
+        -(-held.weights // 4),
+        -(-held.gradients // 4),
+        held.optimizers // 4,
+        0,
+    )
 
 
 def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_with_recomputing(config: LMConfig):
@@ -113,7 +129,7 @@ def test_what_is_saved_for_the_backward_pass_grows_with_the_rows_and_shrinks_wit
 @pytest.mark.parametrize("find", [False, True])
 def test_a_plan_says_what_the_run_takes(config: LMConfig, find: bool, capsys: pytest.CaptureFixture):
     figures = plan_run(config, find)
-    assert [one["micro_rows"] for one in figures["tried"]] == ([1, 2, 4] if find else [4])
+    assert [one["micro_batch_size"] for one in figures["tried"]] == ([1, 2, 4] if find else [4])
     assert figures["parameters"] == figures["trained"] > 20_000 and figures["tokens"] == 51_200
     assert figures["weights_gib"] * 2**30 == 4 * figures["parameters"] == figures["gradients_gib"] * 2**30
     assert figures["optimizers_gib"] <= 2 * figures["weights_gib"] and figures["average_gib"] == 0
@@ -121,13 +137,16 @@ def test_a_plan_says_what_the_run_takes(config: LMConfig, find: bool, capsys: py
     assert figures["hours"] == pytest.approx(figures["seconds_per_step"] * 100 / 3600)
     assert figures["tokens_per_second"] == pytest.approx(512 / figures["seconds_per_step"])
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("parameters", "rows at once", "hours", "tokens per second"))
+    assert all(word in printed for word in ("parameters", "micro-batch of", "hours", "tokens per second"))
 
 
 def test_sharded_runs_hold_a_share_on_each_device(config: LMConfig):
-    one, two = (plan_run(replace(config, processes=world, parallel="fsdp"), False) for world in (1, 2))
+    one, two = (
+        plan_run(override(config, {"distributed.processes": world, "distributed.strategy": "fsdp"}), False)
+        for world in (1, 2)
+    )
     assert two["weights_gib"] == one["weights_gib"] / 2
-    assert two["micro_rows"] == 2
+    assert two["micro_batch_size"] == 2
 
 
 def test_a_plan_with_adapters_trains_them_alone(config: LMConfig):
@@ -147,7 +166,13 @@ def test_a_plan_of_a_run_from_another_model(tiny_folder: Path, tmp_path: Path):
         writer.add(Document((Text("a red apple"), Image(torch.ones(4, 4, dtype=torch.long)))))
     writer.save(tmp_path)
     finish(tmp_path, pipeline.text_tokenizer, pipeline.vocab, pipeline.image_tokenizer)
-    figures = plan_run(LMConfig(str(tmp_path), start=str(tiny_folder), row=64, batch_tokens=128), False)
+    figures = plan_run(
+        override(
+            LMConfig(),
+            {"data.folder": str(tmp_path), "start": str(tiny_folder), "data.seq_len": 64, "batch_tokens": 128},
+        ),
+        False,
+    )
     assert figures["parameters"] == sum(p.numel() for p in pipeline.model.parameters())
 
 
@@ -156,14 +181,14 @@ def test_a_model_far_too_large_is_planned_without_being_built(config: LMConfig, 
         raise AssertionError("built")
 
     monkeypatch.setattr(plan, "learner_of", never)
-    large = replace(config, preset="cm3leon-7b", parallel="fsdp", processes=4)
+    large = override(config, {"preset": "cm3leon-7b", "distributed.strategy": "fsdp", "distributed.processes": 4})
     monkeypatch.setattr(plan, "free_memory", lambda device: 16 * 2**30)
     started = time.process_time()
     figures = plan_run(large, False)
     assert time.process_time() - started < 10  # of CPU: the machine may be busy
     assert 6e9 < figures["parameters"] < 8e9 and "hours" not in figures
     assert figures["weights_gib"] * 2**30 == figures["parameters"]  # 4 bytes on 4 devices
-    assert "not measured: weights, gradients and optimisers take" in capsys.readouterr().out
+    assert "not measured: weights, gradients and optimizer state take" in capsys.readouterr().out
 
 
 def test_adapters_of_a_large_model_take_little_more_than_its_weights(config: LMConfig, monkeypatch):
@@ -184,29 +209,35 @@ def test_rows_that_do_not_fit_are_said_and_none_at_all_is_an_error(config: LMCon
 
     monkeypatch.setattr(plan, "measure", small)
     limit = 2
-    assert [one["micro_rows"] for one in plan_run(config, True)["tried"]] == [1, 2]
-    assert "4 rows at once do not fit into memory" in capsys.readouterr().out
+    assert [one["micro_batch_size"] for one in plan_run(config, True)["tried"]] == [1, 2]
+    assert "a micro-batch of 4 sequences does not fit into memory" in capsys.readouterr().out
     limit = 0
-    with pytest.raises(ValueError, match="not even 1 rows of 128 tokens fit: set recompute=true"):
+    with pytest.raises(ValueError, match="not even 1 sequences of 128 tokens fit: set activation_checkpointing=true"):
         plan_run(config, True)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"batch_tokens": 500}, "batch_tokens is 500, but must be a multiple of row x processes"),
-        ({"row": 1024, "batch_tokens": 1024}, "row is 1024, but the model's positions are 128"),
+        ({"batch_tokens": 500}, "batch_tokens is 500, but must be a multiple of data.seq_len x processes"),
+        ({"data.seq_len": 1024, "batch_tokens": 1024}, "data.seq_len is 1024, but the model has 128 positions"),
         ({"lora": Lora(2, targets=("x",))}, "lora.targets x"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],
 )
 def test_what_would_stop_the_run_stops_its_plan(config: LMConfig, change: dict, match: str):
     with pytest.raises(ValueError, match=match):
-        plan_run(replace(config, **change), False)
+        plan_run(override(config, change), False)
 
 
 def test_a_dry_run_from_the_command_line_writes_nothing(config: LMConfig, tmp_path: Path, capsys):
-    overrides = [f"data='{config.data}'", "preset=tiny", "row=128", "batch_tokens=256", "precision=fp32"]
+    overrides = [
+        f"data.folder='{config.data.folder}'",
+        "preset=tiny",
+        "data.seq_len=128",
+        "batch_tokens=256",
+        "precision=fp32",
+    ]
     lm.main(tmp_path / "out", None, None, dry_run=True, find_batch=False, overrides=overrides)
     assert "hours" in capsys.readouterr().out and not (tmp_path / "out").exists()
 

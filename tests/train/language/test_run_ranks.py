@@ -38,18 +38,18 @@ def command(processes: int, out: Path, folder: Path, *settings: str) -> list[str
         "train.lm",
         "--out",
         str(out),
-        f"data={folder}",
+        f"data.folder={folder}",
         "preset=tiny",
-        "row=96",
+        "data.seq_len=96",
         "batch_tokens=768",
-        "warmup=2",
-        "log_every=1",
+        "optim.warmup_steps=2",
+        "log.every=1",
         "precision=fp32",
-        "prompts=[]",
-        "verify=false",
-        "decay=0.0",
+        "samples.prompts=[]",
+        "data.verify_hashes=false",
+        "optim.decay_fraction=0.0",
         f"steps={STEPS}",
-        f"processes={processes}",
+        f"distributed.processes={processes}",
         *settings,
     ]
 
@@ -88,8 +88,10 @@ def assert_same_run(out: Path, want: Path, muon: bool = False) -> None:
     assert [row["digest"] for row in two] == [row["digest"] for row in one]
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=close, abs=1e-5)
-        assert b["gradient"] == pytest.approx(a["gradient"], rel=5 * close)
-        assert b["padding"] == pytest.approx(a["padding"], abs=1e-5) and b["documents"] == a["documents"]
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=5 * close)
+        assert (
+            b["padding_fraction"] == pytest.approx(a["padding_fraction"], abs=1e-5) and b["documents"] == a["documents"]
+        )
     found = weights(out)
     for key, value in weights(want).items():
         assert (found[key] - value).norm() < far * value.norm(), key
@@ -100,7 +102,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     """One process's run with each optimiser."""
     out = {matrices: tmp_path_factory.mktemp(matrices) for matrices in ("adamw", "muon")}
     for matrices, place in out.items():
-        launch(1, place, folder, f"matrices={matrices}")
+        launch(1, place, folder, f"optim.matrix_optimizer={matrices}")
     return out
 
 
@@ -117,20 +119,35 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 def test_two_processes_train_what_one_does(
     alone: dict[str, Path], folder: Path, tmp_path: Path, matrices: str, parallel: str, micro: int
 ):
-    launch(2, tmp_path, folder, f"matrices={matrices}", f"parallel={parallel}", f"micro_rows={micro}")
+    launch(
+        2,
+        tmp_path,
+        folder,
+        f"optim.matrix_optimizer={matrices}",
+        f"distributed.strategy={parallel}",
+        f"micro_batch_size={micro}",
+    )
     assert_same_run(tmp_path, alone[matrices], matrices == "muon")
 
 
 def test_a_bridge_is_learnt_and_folded_in_as_by_one_process(folder: Path, tmp_path: Path):
-    settings = ["matrices=adamw", "bridged=true", "softmax=modality"]
+    settings = ["optim.matrix_optimizer=adamw", "head_bridge=true", "loss.softmax=modality"]
     launch(1, tmp_path / "one", folder, *settings)
     for parallel in ("ddp", "fsdp"):
-        launch(2, tmp_path / parallel, folder, *settings, f"parallel={parallel}")
+        launch(2, tmp_path / parallel, folder, *settings, f"distributed.strategy={parallel}")
         assert_same_run(tmp_path / parallel, tmp_path / "one")
 
 
 def test_parts_of_a_step_train_what_the_whole_does(alone: dict[str, Path], folder: Path, tmp_path: Path):
-    launch(1, tmp_path, folder, "matrices=adamw", "micro_rows=3", "recompute=true", "attention=sdpa")
+    launch(
+        1,
+        tmp_path,
+        folder,
+        "optim.matrix_optimizer=adamw",
+        "micro_batch_size=3",
+        "activation_checkpointing=true",
+        "attention=sdpa",
+    )
     assert_same_run(tmp_path, alone["adamw"])
 
 
@@ -138,7 +155,7 @@ def test_parts_of_a_step_train_what_the_whole_does(alone: dict[str, Path], folde
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
     alone: dict[str, Path], folder: Path, tmp_path: Path, matrices: str, first: int, then: int
 ):
-    settings = [f"matrices={matrices}", "parallel=fsdp"]
+    settings = [f"optim.matrix_optimizer={matrices}", "distributed.strategy=fsdp"]
     launch(first, tmp_path, folder, *settings, "steps=3")
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir() and weights(tmp_path)
     launch(then, tmp_path, folder, *settings)
@@ -146,11 +163,11 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(
 
 
 def test_averaged_weights_and_adapters_of_a_sharded_run_are_those_of_one_process(folder: Path, tmp_path: Path):
-    settings = ["matrices=adamw", "ema=0.8", "lora.rank=2", "evaluate_every=3"]
+    settings = ["optim.matrix_optimizer=adamw", "optim.ema_decay=0.8", "lora.rank=2", "eval.every=3"]
     launch(1, tmp_path / "one", folder, *settings)
     for parallel in ("ddp", "fsdp"):
         out = tmp_path / parallel
-        launch(2, out, folder, *settings, f"parallel={parallel}")
+        launch(2, out, folder, *settings, f"distributed.strategy={parallel}")
         assert_same_run(out, tmp_path / "one")
         one, two = (load_file(place / "adapter" / "adapter_model.safetensors") for place in (tmp_path / "one", out))
         assert one.keys() == two.keys()
@@ -159,17 +176,17 @@ def test_averaged_weights_and_adapters_of_a_sharded_run_are_those_of_one_process
 
 
 def test_two_processes_evaluate_what_one_does(folder: Path, tmp_path: Path):
-    settings = ["matrices=adamw", "evaluate_every=6", "evaluate_rows=100"]
+    settings = ["optim.matrix_optimizer=adamw", "eval.every=6", "eval.sequences=100"]
     for processes in (1, 2):
         launch(processes, tmp_path / str(processes), folder, *settings)
-    one, two = (rows(tmp_path / str(processes), "held_out")[-1]["held_out"] for processes in (1, 2))
+    one, two = (rows(tmp_path / str(processes), "held_out_loss")[-1]["held_out_loss"] for processes in (1, 2))
     assert two == pytest.approx(one, rel=2e-5)
 
 
 def test_processes_that_train_apart_agree_at_the_end_and_resume_exactly(
     alone: dict[str, Path], folder: Path, tmp_path: Path
 ):
-    settings = ["matrices=adamw", "local_sgd=2", "save_every=2"]
+    settings = ["optim.matrix_optimizer=adamw", "distributed.local_sgd_steps=2", "checkpoint.every=2"]
     launch(2, tmp_path / "whole", folder, *settings)
     launch(2, tmp_path / "parts", folder, *settings, "steps=2")
     launch(2, tmp_path / "parts", folder, *settings)
@@ -181,7 +198,7 @@ def test_processes_that_train_apart_agree_at_the_end_and_resume_exactly(
 
 
 def test_told_to_end_two_processes_save_and_go_on_to_the_same_weights(folder: Path, tmp_path: Path):
-    settings = ["matrices=adamw", "steps=60", "asynchronous=true"]
+    settings = ["optim.matrix_optimizer=adamw", "steps=60", "checkpoint.async_save=true"]
     launch(2, tmp_path / "whole", folder, *settings)
     out = tmp_path / "parts"
     run = subprocess.Popen(

@@ -22,6 +22,7 @@ from train.language.lora import Lora, add_lora, merged, save_adapter
 from train.language.packing import Batch
 from train.language.setup import attention_of, fresh_model, learner_of, loaded_model, rebuilt
 from train.runtime import config as configs
+from train.runtime.config import override
 
 LORA = Lora(rank=3, alpha=7)
 
@@ -216,14 +217,14 @@ def test_a_run_can_be_told_to_train_embeddings_with_its_adapters():
 
 @pytest.mark.parametrize("softmax", ["all", "modality"])
 def test_the_loss_has_the_softmax_that_the_settings_name(softmax: str, folder: Path, vq_folder: Path):
-    config = LMConfig(preset="tiny", row=64, softmax=softmax)
+    config = override(LMConfig(), {"preset": "tiny", "data.seq_len": 64, "loss.softmax": softmax})
     learner = learner_of(
         config, read_meta(folder), ImageTokenizer.from_pretrained(vq_folder), torch.device("cpu")
     ).learner
     vocab = Vocab.from_config(learner.model.config)
     assert learner.first_code == (0 if softmax == "all" else vocab.first_code)
     ids = torch.tensor([[vocab.bos, vocab.first_text, vocab.first_code]])
-    losses = learner(Batch(ids, torch.ones(1, 3), torch.ones(1, 3, dtype=torch.int64), torch.arange(3)[None], ids))
+    losses = learner(Batch(ids, torch.ones(1, 3), torch.ones(1, 3, dtype=torch.int64), torch.arange(3)[None]))
     logits = learner.model(input_ids=ids, use_cache=False).logits[0, :-1]
     if softmax == "modality":
         logits[0, vocab.first_code :] = logits[1, : vocab.first_code] = -torch.inf

@@ -40,7 +40,7 @@ def die(*_: Any, **__: Any) -> None:
 def test_what_a_killed_save_leaves_is_never_loaded(
     make: Callable[..., Checkpoints], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
-    make(asynchronous=False).save(1, tensor(1))
+    make(async_save=False).save(1, tensor(1))
     rename, real = os.rename, torch.save
 
     def torn(value: Any, stream: Any) -> None:
@@ -57,7 +57,7 @@ def test_what_a_killed_save_leaves_is_never_loaded(
             patch.setattr(os, "rename", lambda a, b: die() if str(a).endswith(".unfinished") else rename(a, b))
         else:
             patch.setattr(os, "rename", lambda a, b: (rename(a, b), str(a).endswith(".unfinished") and die()))
-        killed(lambda: make(asynchronous=False).save(2, tensor(2)))
+        killed(lambda: make(async_save=False).save(2, tensor(2)))
     whole = 2 if moment == "after the name" else 1
     assert len(names(tmp_path / "checkpoints")) == 2  # what was cut off lies there
     checkpoints, parts = make(), tensor(0)
@@ -99,12 +99,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("go_on", [False, True])
-def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, go_on: bool):
-    with Checkpoints(small_disk, go_on=go_on) as checkpoints:
+@pytest.mark.parametrize("ignore_save_errors", [False, True])
+def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, ignore_save_errors: bool):
+    with Checkpoints(small_disk, ignore_save_errors=ignore_save_errors) as checkpoints:
         checkpoints.save(1, tensor(1, 50_000))
         checkpoints.save(2, tensor(2, 300_000))
-        if go_on:
+        if ignore_save_errors:
             with pytest.warns(UserWarning, match="No space left on device.*the training goes on"):
                 checkpoints.save(3, tensor(3, 50_000))
         else:
@@ -122,7 +122,7 @@ def test_a_writer_that_finds_no_space_is_told_without_a_small_disk_too(
 
     monkeypatch.setattr(Writer, "write_data", full)
     with pytest.raises(OSError, match="No space left on device"):
-        make(asynchronous=False).save(1, tensor(1))
+        make(async_save=False).save(1, tensor(1))
     checkpoints = make()
     checkpoints.save(1, tensor(1))
     with pytest.warns(UserWarning, match="No space left"):  # it must not hide what ended the run

@@ -99,8 +99,8 @@ def test_a_save_holds_the_state_at_its_call(make: Callable[..., Checkpoints], mo
     assert parts["part"]["list"] == [1]
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoints], asynchronous: bool):
+@pytest.mark.parametrize("async_save", [True, False])
+def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoints], async_save: bool):
     values = {
         "int": 2**70,
         "float": 0.1,
@@ -123,7 +123,7 @@ def test_values_and_tensors_come_back_as_they_were(make: Callable[..., Checkpoin
     tracker = nn.BatchNorm1d(3)
     tracker(torch.randn(4, 3))
     parts = {"mixed": {**values, "inner": tensors}, "norm": tracker, "alone": torch.tensor([5.0]), "best": 2.5}
-    with make(asynchronous=asynchronous) as checkpoints:
+    with make(async_save=async_save) as checkpoints:
         checkpoints.save(7, parts)
         blank = {key: torch.zeros_like(value) for key, value in tensors.items()}
         fresh = nn.BatchNorm1d(3)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from train import build_instructions, image_tokenizer, lm, tokenize_emoji
+from train import build_instructions, lm, tokenize_emoji
 from train.runtime import config as configs
+from train.vq.config import ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def test_values_of_another_type_are_refused_by_name(override: str):
 
 
 def test_a_table_cannot_be_reached_through_a_value(toml):
-    with pytest.raises(ValueError, match=r"override 'steps\.one=1': steps is no table"):
+    with pytest.raises(ValueError, match=r"override 'steps\.one=1': steps is no group of settings"):
         configs.load(Run, toml("steps = 3\n"), ["steps.one=1"])
 
 
@@ -132,7 +133,7 @@ def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
 
 
 KINDS = {
-    "image_tokenizer": image_tokenizer.ImageTokenizerConfig,
+    "image_tokenizer": ImageTokenizerConfig,
     "tokenize": tokenize_emoji.TokenizeConfig,
     "lm": lm.LMConfig,
     "instruct": lm.LMConfig,

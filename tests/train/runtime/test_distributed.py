@@ -47,13 +47,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_train_what_one_does_with_twice_the_batch(images: Path, tmp_path: Path):
     shared = [
-        f"data={images}",
+        f"data.folder={images}",
         "preset=tiny",
         "steps=6",
-        "warmup=2",
-        "log_every=1",
-        "evaluate_every=3",
-        "restart_every=2",
+        "optim.warmup_steps=2",
+        "log.every=1",
+        "eval.every=3",
+        "checkpoint.every=3",
+        "codebook.restart_every=2",
         "precision=fp32",
     ]
     launch(1, tmp_path / "one", *shared, "batch_size=4")
@@ -67,22 +68,23 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(images: Path, tm
 
 def test_two_processes_train_with_every_loss_and_resume(images: Path, tmp_path: Path):
     settings = [
-        f"data={images}",
+        f"data.folder={images}",
         "preset=tiny",
-        "warmup=2",
-        "log_every=1",
-        "evaluate_every=2",
+        "optim.warmup_steps=2",
+        "log.every=1",
+        "eval.every=2",
+        "checkpoint.every=2",
         "batch_size=2",
         "precision=fp32",
-        "perceptual=0.1",
-        "align=0.3",
-        "jepa=0.3",
-        "adversarial=0.3",
-        "adversarial_from=1",
-        "adversarial_warmup=1",
-        "discriminator_ch=8",
-        "discriminator_layers=1",
-        "balance_every=2",
+        "loss.perceptual=0.1",
+        "align.weight=0.3",
+        "jepa.weight=0.3",
+        "gan.weight=0.3",
+        "gan.start_step=1",
+        "gan.warmup_steps=1",
+        "gan.channels=8",
+        "gan.layers=1",
+        "loss.balance_every=2",
     ]
     launch(2, tmp_path, *settings, "steps=2")
     launch(2, tmp_path, *settings, "steps=4")

@@ -14,16 +14,16 @@ from train.language.loss import LMLearner
 from train.runtime.optim import (
     EMA,
     GROUPS,
-    Rates,
+    LearningRates,
     SinglePrecisionMuon,
     StepSkipper,
     groups,
+    lr_factor,
     optimizers,
     orthogonal,
-    rate,
 )
 
-RATES = Rates(matrices=0.1, embedding=0.2, head=0.3, rest=0.4)
+RATES = LearningRates(matrices=0.1, embedding=0.2, head=0.3, rest=0.4)
 FAMILIES = [
     {},
     {"tie_word_embeddings": True},
@@ -121,20 +121,20 @@ def test_frozen_parameters_are_left_out_and_a_model_that_is_all_frozen_is_refuse
 
 
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(ValueError, match="matrices is 'sgd': choose auto, muon or adamw"):
+    with pytest.raises(ValueError, match="optim.matrix_optimizer is 'sgd': choose auto, muon or adamw"):
         optimizers(tiny(), "sgd", RATES, (0.9, 0.95), 0.0)
 
 
 def test_wsd_warms_up_stays_and_falls_in_a_line():
-    rates = [rate(step, 100, "wsd", 10, 0.4) for step in range(100)]
+    rates = [lr_factor(step, 100, "wsd", 10, 0.4) for step in range(100)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert set(rates[10:60]) == {1.0}
     assert rates[60:] == pytest.approx([i / 40 for i in range(40, 0, -1)])
-    assert rate(100, 100, "wsd", 10, 0.4, 0.1) == pytest.approx(0.1)
+    assert lr_factor(100, 100, "wsd", 10, 0.4, 0.1) == pytest.approx(0.1)
 
 
 def test_cosine_warms_up_and_falls_to_the_end():
-    rates = [rate(step, 110, "cosine", 10, 0.4, 0.2) for step in range(111)]
+    rates = [lr_factor(step, 110, "cosine", 10, 0.4, 0.2) for step in range(111)]
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert rates[10] == pytest.approx(1.0) and rates[60] == pytest.approx(0.6) and rates[110] == pytest.approx(0.2)
     assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
@@ -143,7 +143,7 @@ def test_cosine_warms_up_and_falls_to_the_end():
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 @pytest.mark.parametrize(("steps", "warmup", "decay"), [(1, 0, 0.5), (1, 5, 0.5), (5, 5, 1.0), (3, 0, 0.0)])
 def test_short_runs_have_rates_too(schedule: str, steps: int, warmup: int, decay: float):
-    assert all(0 < rate(step, steps, schedule, warmup, decay) <= 1 for step in range(steps))
+    assert all(0 < lr_factor(step, steps, schedule, warmup, decay) <= 1 for step in range(steps))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -1,12 +1,12 @@
-"""Measure what runs of train.lm with other shares of the objective's forms draw, caption and fill in.
+"""Compare runs of train.lm with other shares of the objective's forms: generation, captioning, inpainting.
 
-    python -m train.evaluate_objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
+    python -m train.evaluate objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
 
 The runs' seed and shards (of train.tokenize_emoji) must be the same: measured on views that none of them saw, of things
 they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
 image, in each way that a run has learnt:
 
-    left    words <break> <image> codes, those of the hole drawn: blind to what comes behind
+    left    words <break> <image> codes, those of the hole generated without the codes that follow
     cm3     words <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes: a span for each run
     holes   words <break> <image> codes and <mask:0> </image> <image> codes, those of the hole drawn
 """
@@ -36,7 +36,7 @@ from train.evaluation.judge import Judge, Reference, ranks
 from train.images.metrics import psnr
 from train.language.config import LMConfig
 from train.language.objective import Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
 from train.runtime import config as configs
 
 KINDS = {"3 of 8 rows": (slice(2, 5), slice(0, 8)), "4 x 4 square": (slice(2, 6), slice(2, 6))}  # of holes
@@ -79,14 +79,16 @@ def held_out(
 
     config: of one of the runs. documents: that the longest of them saw; views in their windows are no candidates.
     count: of things. Raises ValueError for shards whose views have other documents than PER_VIEW tells."""
-    shards, cells = Shards(config.data), Shards(config.data, "held_out")
+    shards, cells = Shards(config.data.folder), Shards(config.data.folder, "held_out")
     names = json.loads((shards.folder / "concepts.json").read_text(encoding="utf-8"))
     made = shards.meta["config"]
     asked = {"draw": 2, "ask": 2, "plain": 0, "grounds": 0, "distorted": 0, "extra": 0, "draw_moved": True}
     if other := [f"{name}={made[name]}" for name, value in asked.items() if made.get(name, value) != value]:
         wanted = f"make it with {PER_VIEW} documents of each view"
         raise ValueError(f"{shards.folder} was made with {' '.join(other)}: {wanted}")
-    rows = Rows(shards, shards.vocab(), Objective(), config.row, config.seed, config.window)
+    rows = PackedSequences(
+        shards, shards.vocab(), Objective(), config.data.seq_len, config.seed, config.data.packing_window
+    )
     windows = range(documents // rows.window + 1)
     seen = {int(i) // PER_VIEW for window in windows for i in rows.plan(window).documents}
     images: dict[str, list[range]] = {}  # of each concept, as the first documents of their views
@@ -229,12 +231,12 @@ def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) ->
 
 def measure(model: CM3, objective: Objective, groups: dict[str, list[CaptionedView]]) -> dict[str, float]:
     """All figures of one run without the judge's. objective: says what it has learnt."""
-    ways = ["left", *(["cm3"] if objective.cm3 else []), *(["holes"] if objective.holes else [])]
+    ways = ["left", *(["cm3"] if objective.cm3_spans else []), *(["holes"] if objective.inpainting else [])]
     out: dict[str, float] = {}
     for group, views in groups.items():
         rows = [with_hole(view, torch.ones(model.grid), "left", model) for view in views]
         found = {"codes after words, nats": mean_loss(model, rows, True)}
-        found |= captions(model, views, told=not objective.ask)
+        found |= captions(model, views, told=not objective.answers_masked)
         for kind, place in KINDS.items():
             hole = torch.zeros(model.grid, dtype=torch.bool)
             hole[place] = True
@@ -261,7 +263,7 @@ def main(
 ) -> None:
     try:
         found = [read_run(folder) for folder in runs]
-        if len({(config.data, config.seed, config.window) for config, _ in found}) > 1:
+        if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
             raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
         groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
         models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
@@ -274,12 +276,8 @@ def main(
         for folder, model, (config, _) in zip(runs, models, found, strict=True):
             figures[str(folder)]["view, the images themselves, top-5"] = ceiling
             for guidance in (1, 6):
-                drawn = drawings(model, groups["view"], not config.objective.ask, guidance)
+                drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
                 figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
         out.write_text(json.dumps(figures, indent=1) + "\n")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_objective: {error}") from None
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        raise SystemExit(f"evaluate objective: {error}") from None

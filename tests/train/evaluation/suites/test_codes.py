@@ -8,9 +8,18 @@ from typing import Any, cast
 import pytest
 
 from cm3 import CM3
-from train import evaluate_codes
 from train.emoji.dataset import EVERYDAY
-from train.evaluate_codes import CodesConfig, Drawings, codes_table, compare, designs_of, exact_match, held_cells, read
+from train.evaluation.suites import codes as evaluate_codes
+from train.evaluation.suites.codes import (
+    CodesConfig,
+    Drawings,
+    codes_table,
+    compare,
+    designs_of,
+    exact_match,
+    held_out_designs,
+    read,
+)
 
 TINY = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
@@ -27,8 +36,8 @@ def test_flat_and_3d_drawings_of_one_artist_are_one_design(train: Drawings):
 
 
 def test_one_design_of_each_concept_with_four_is_held_out_and_the_others_stay(train: Drawings):
-    held, designs = held_cells(train), designs_of(train)
-    assert held == held_cells(train)
+    held, designs = held_out_designs(train), designs_of(train)
+    assert held == held_out_designs(train)
     assert sorted(code for code, _ in held) == sorted(code for code, has in designs.items() if len(has) >= 4)
     assert all(design in designs[code] for code, design in held)
     assert len({design for _, design in held}) > 2  # not the same design each time
@@ -51,15 +60,15 @@ def test_a_comparison_measures_images_probes_and_captions_once(
 ):
     [row] = small(sample, vq_folder, tmp_path, steps=2)
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
-    assert row["reconstruction"]["images"] == 3 and 0 < row["reconstruction"]["code_use"] <= 1
+    assert row["reconstruction"]["images"] == 3 and 0 < row["reconstruction"]["codebook_usage"] <= 1
     probe = row["probe"]
     assert 0 < probe["concept"] <= 39 and probe["category"] <= len(EVERYDAY)
     for feature in ("bag of codes", "code vectors"):
         assert 0 <= probe[feature]["concept"]["top1"] <= probe[feature]["concept"]["top5"] <= 1
     captions = row["captions"]
     train = evaluate_codes.everyday(read(sample / "train"))
-    assert captions["documents"] + captions["held cell"]["images"] == len(train.rows)
-    for split in ("held cell", "unseen_cell"):
+    assert captions["documents"] + captions["held-out design"]["images"] == len(train.rows)
+    for split in ("held-out design", "held_out_pairs"):
         assert 0 <= captions[split]["exact"] <= 1 and captions[split]["loss"] > 0
     assert f"| {vq_folder} |" in codes_table([row])
 
@@ -85,6 +94,6 @@ def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
 ):
     named = str(vq_folder) if name == "tiny" else name
     folder = sample if data == "sample" else tmp_path
-    with pytest.raises(SystemExit, match=f"evaluate_codes: .*{match}") as error:
+    with pytest.raises(SystemExit, match=f"evaluate codes: .*{match}") as error:
         evaluate_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
     assert "\n" not in str(error.value.code)

@@ -1,10 +1,10 @@
-"""Compare what the codes of image tokenizers are worth: to the eye, to a linear probe, and to a small language model.
+"""Compare the codes of image tokenizers: reconstruction, linear probes, and a small language model.
 
-    python -m train.evaluate_codes FOLDER... --data data/emoji --out runs/compare --seed 0
+    python -m train.evaluate codes FOLDER... --data data/emoji --out runs/compare --seed 0
 
 Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
 Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
-each concept that has four or more, and captions those images ("held cell") and the official unseen cells.
+each concept that has four or more, and captions those images ("held-out design") and the held-out pairs.
 """
 
 import json
@@ -28,6 +28,7 @@ from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, cle
 from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
+from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
 from train.images.codes import encode_views
 from train.images.loader import to_pixels
@@ -36,8 +37,9 @@ from train.language.config import LMConfig
 from train.language.held_out import held_out_loss
 from train.language.loss import LMLearner
 from train.language.objective import Objective
-from train.language.packing import Rows
+from train.language.packing import PackedSequences
 from train.language.run import train as train_lm
+from train.runtime.config import override
 from train.vq.learner import evaluate
 
 DESIGNS = {style.word: style.design for style in STYLES}
@@ -99,7 +101,7 @@ def designs_of(images: Drawings) -> dict[str, set[str]]:
     return out
 
 
-def held_cells(images: Drawings) -> set[tuple[str, str]]:
+def held_out_designs(images: Drawings) -> set[tuple[str, str]]:
     """(concept, design): one design of each concept that has four or more; always the same."""
     rng = np.random.default_rng(0)
     many = {code: sorted(designs) for code, designs in sorted(designs_of(images).items()) if len(designs) >= 4}
@@ -154,7 +156,7 @@ def row_length(tokenizer: ImageTokenizer) -> int:
 
 def answer_loss(model: CM3, folder: Path) -> float:
     """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
-    rows = Rows(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
+    rows = PackedSequences(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
     learner = LMLearner(model.model)
     losses = held_out_loss(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
     model.model.eval()
@@ -170,29 +172,32 @@ def captioning(
         name: folder or name of the tokenizer.
         tokenizer: the same, loaded.
         train: everyday images of the training split.
-        unseen: those of the official unseen cells; of concepts that `train` has.
+        unseen: those of the held-out pairs, of concepts that `train` has.
         out: folder of the documents and of the language model's run.
         config: the comparison's.
     """
-    held = held_cells(train)
+    held = held_out_designs(train)
     is_held = [(row["code"], design) in held for row, design in zip(train.rows, train.designs(), strict=True)]
     seen = train.where([not kept for kept in is_held])
-    tests = {"held cell": train.where(is_held), "unseen_cell": unseen}
+    tests = {"held-out design": train.where(is_held), "held_out_pairs": unseen}
     words = [TEMPLATES["caption"]["en"], *sorted({row["name"]["en"] for row in train.rows})]
     text = TextTokenizer.train(words, 2048, min_frequency=1)  # nearly an id a word
     write_documents(tokenizer, text, seen, config.views, out / "tokens")
     row = row_length(tokenizer)
-    settings = LMConfig(
-        data=str(out / "tokens"),
-        image_tokenizer=name,
-        model={**(config.model or MODEL), "max_position_embeddings": row},
-        steps=config.steps,
-        row=row,
-        batch_tokens=max(1, config.batch_tokens // row) * row,
-        seed=config.seed,
-        save_every=500,
-        sample_every=0,
-        prompts=(),
+    settings = override(
+        LMConfig(),
+        {
+            "data.folder": str(out / "tokens"),
+            "image_tokenizer": name,
+            "model": {**(config.model or MODEL), "max_position_embeddings": row},
+            "steps": config.steps,
+            "data.seq_len": row,
+            "batch_tokens": max(1, config.batch_tokens // row) * row,
+            "seed": config.seed,
+            "checkpoint.every": 500,
+            "samples.every": 0,
+            "samples.prompts": (),
+        },
     )
     started = time.perf_counter()
     model = CM3.from_pretrained(train_lm(settings, out / "lm"))
@@ -221,7 +226,7 @@ def compare(names: list[str], data: Path, out: Path, config: CodesConfig) -> lis
     """The rows of the named tokenizers, measured where OUT/rows.jsonl lacks them."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    train, all_unseen = read(data / "train"), read(data / "unseen_cell")
+    train, all_unseen = read(data / "train"), read(data / SPLIT_FOLDERS["held_out_pairs"])
     usual, unseen = everyday(train), everyday(all_unseen)
     rows = []
     for name in names:
@@ -251,18 +256,18 @@ def codes_table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
         "| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
-        "| caption, held cell | nats | caption, unseen cell | nats |",
+        "| caption, held-out design | nats | caption, held-out pair | nats |",
         "|---" * 11 + "|",
     ]
     for row in rows:
         rec, probe = row["reconstruction"], row["probe"]
-        cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['code_use']:.1%}"]
+        cells = [row["tokenizer"], f"{rec['psnr']:.2f} dB", f"{rec['codebook_usage']:.1%}"]
         cells += [
             f"{probe[feature][kind]['top1']:.1%}"
             for kind in ("concept", "category")
             for feature in ("bag of codes", "code vectors")
         ]
-        for split in ("held cell", "unseen_cell"):
+        for split in ("held-out design", "held_out_pairs"):
             figures = row.get("captions", {}).get(split)
             cells += [f"{figures['exact']:.1%}", f"{figures['loss']:.3f}"] if figures else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -280,9 +285,5 @@ def main(
     try:
         rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_codes: {error}") from None
+        raise SystemExit(f"evaluate codes: {error}") from None
     print(codes_table(rows))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -11,8 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image import ImageTokenizer
-from train import evaluate_tokenizer as module
-from train.evaluate_tokenizer import FILES, budget, code_lengths, compare, photographs, read_drawings, tokenizer_table
+from train.evaluation.suites import tokenizer as module
+from train.evaluation.suites.tokenizer import (
+    FILES,
+    budget,
+    code_lengths,
+    compare,
+    photographs,
+    read_drawings,
+    tokenizer_table,
+)
 from train.images.metrics import frechet
 
 
@@ -102,13 +110,13 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
     for row in result["rows"]:
         assert {name: figures["images"] for name, figures in row["sets"].items()} == {
             "train": 4,
-            "unseen_cell": 3,
-            "unseen_concept": 4,
+            "held_out_pairs": 3,
+            "held_out_concepts": 4,
             "photographs": 10,
         }
-    tokenizer, webp, _ = (row["sets"]["unseen_cell"] for row in result["rows"])
-    assert tokenizer["bits_per_pixel"] == 16 * 5 / 16**2 and 0 < tokenizer["code_use"] <= 1
-    assert 0 < tokenizer["entropy_bits_per_pixel"] and webp["entropy_bits_per_pixel"] is webp["code_use"] is None
+    tokenizer, webp, _ = (row["sets"]["held_out_pairs"] for row in result["rows"])
+    assert tokenizer["bits_per_pixel"] == 16 * 5 / 16**2 and 0 < tokenizer["codebook_usage"] <= 1
+    assert 0 < tokenizer["entropy_bits_per_pixel"] and webp["entropy_bits_per_pixel"] is webp["codebook_usage"] is None
     words = tokenizer_table(result)
     assert words.count("| WebP, 16 px, 10 bytes |") == 4 and "photographs (10 images)" in words
     assert Image.open(tmp_path / "out" / "images.png").size[1] == 3 * (128 + 2)
@@ -116,6 +124,6 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
 
 @pytest.mark.parametrize(("name", "match"), [("no-such-tokenizer", "no-such-tokenizer"), ("emoji", "no shards")])
 def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(name: str, match: str, tmp_path: Path):
-    with pytest.raises(SystemExit, match=f"evaluate_tokenizer: .*{match}") as error:
+    with pytest.raises(SystemExit, match=f"evaluate tokenizer: .*{match}") as error:
         module.main([name], tmp_path, tmp_path / "out", 2)
     assert "\n" not in str(error.value.code)

@@ -12,9 +12,18 @@ from cm3.engine.options import GREEDY
 from cm3.pipeline import CM3
 from cm3.tokens.document import Image, Text
 from cm3.tokens.masking import sample_holes, unrotate
-from train.evaluate_objective import CaptionedView, Gaps, caption_prompt, filled, held_out, mean_loss, with_hole
+from train.evaluation.suites.objective import (
+    CaptionedView,
+    Gaps,
+    caption_prompt,
+    filled,
+    held_out,
+    mean_loss,
+    with_hole,
+)
 from train.language.config import LMConfig
-from train.language.objective import ASK, DRAW, HOLES, TELL, Objective, training_row
+from train.language.objective import Form, Objective, training_sequence
+from train.runtime.config import override
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +76,16 @@ def test_rows_are_those_of_training(model: CM3, view: CaptionedView):
     v, plain = model.vocab, drawing(view, model)
 
     def trained(ids: list[int], spans: list[tuple[int, int]], form: int, seed: int = 0) -> list[int]:
-        moved = len(spans) if form == ASK else 0
-        return training_row(ids, spans, form, moved, v, Objective(), (8, 8), seed).ids.tolist()
+        moved = len(spans) if form == Form.ANSWERS_MASKED else 0
+        return training_sequence(ids, spans, form, moved, v, Objective(), (8, 8), seed).ids.tolist()
 
-    assert with_hole(view, hole(), "left", model).ids == trained(plain, [], DRAW)
+    assert with_hole(view, hole(), "left", model).ids == trained(plain, [], Form.LEFT_TO_RIGHT)
     for seed in range(8):
-        assert with_hole(view, hole(seed), "holes", model).ids == trained(plain, [], HOLES, seed)
+        assert with_hole(view, hole(seed), "holes", model).ids == trained(plain, [], Form.INPAINTING, seed)
     asked, answer = (v.text_to_ids(model.text_tokenizer.encode(text)) for text in ("Caption: ", "cat"))
     stored = [v.eos, *asked, *answer, v.break_, v.image, *codes_of(view, model), v.end_image, v.eos]
     spans = [(1 + len(asked), 1 + len(asked) + len(answer))]
-    for told, form in ((True, TELL), (False, ASK)):
+    for told, form in ((True, Form.IMAGE_FIRST), (False, Form.ANSWERS_MASKED)):
         prompt = caption_prompt(view, "en", told, model)
         assert [*prompt, *answer, v.eos] == trained(stored, spans, form)
 
@@ -122,4 +131,4 @@ def test_the_table_has_a_column_a_run_and_a_row_a_figure():
 
 def test_shards_with_other_documents_of_a_view_are_refused(token_shards: Path):
     with pytest.raises(ValueError, match="was made with draw=1 ask=1: make it with 4 documents of each view"):
-        held_out(LMConfig(data=str(token_shards)), 10, 4)
+        held_out(override(LMConfig(), {"data.folder": str(token_shards)}), 10, 4)

@@ -1,8 +1,8 @@
-"""Measure whether picking the best of several drawings helps, and who picks best.
+"""Evaluate reranking: whether the best of several generated images is better, and by whose choice.
 
-    python -m train.evaluate_reranking --model emoji --scorer runs/scorer/model --out runs/rerank
+    python -m train.evaluate reranking --model emoji --scorer runs/scorer/model --out runs/rerank
 
-The concepts, prompts and judge are those of train.evaluate; the judge, EfficientNet, has no part in the scorer.
+The concepts, prompts and judge are those of the suite "concepts"; the judge, EfficientNet, has no part in the scorer.
 Compared are the first drawing, a random one, the scorer's choice, the choice of the language model itself (the
 log-probability of the words given the image: no weights more), that of both together, which is what
 CM3.generate(best_of=8) keeps, and the best there is in hindsight. OUT receives rerank.json, rerank.md (the table),
@@ -206,9 +206,5 @@ def main(
         pipeline = CM3.from_pretrained(model)
         result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, options, language, count)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_reranking: {error}") from None
+        raise SystemExit(f"evaluate reranking: {error}") from None
     print(reranking_table(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)

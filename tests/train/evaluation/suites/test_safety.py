@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkout import ROOT
 from cm3.serving.safety import BlockList
-from train.evaluate_safety import DISGUISES, past
+from train.evaluation.suites.safety import DISGUISES, past
 
 
 def test_a_disguise_that_is_seen_through_gets_nothing_past_and_another_language_everything():
@@ -24,7 +24,7 @@ def test_a_disguise_that_is_seen_through_gets_nothing_past_and_another_language_
 def test_the_command_prints_and_writes_the_shares(tmp_path: Path):
     (tmp_path / "list.txt").write_text("fruit: banana\n", encoding="utf-8")
     (tmp_path / "translations.txt").write_text("banana = موز\n", encoding="utf-8")
-    command = [sys.executable, "-m", "train.evaluate_safety", str(tmp_path / "list.txt")]
+    command = [sys.executable, "-m", "train.evaluate", "safety", str(tmp_path / "list.txt")]
     more = ["--translations", str(tmp_path / "translations.txt"), "--out", str(tmp_path / "out.json")]
     done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
-"""Measure image tokenizers beside WebP and JPEG at equal bytes: on the emoji splits, and on photographs.
+"""Evaluate image tokenizers beside WebP and JPEG at equal bytes, on the emoji splits and on photographs.
 
-    python -m train.evaluate_tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
+    python -m train.evaluate tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
 
 OUT receives tokenizers.json, tokenizers.md (the tables) and images.png. The photographs are those that scikit-image
 and scikit-learn carry inside their packages; nothing is fetched. Every image is compared at the tokenizer's own
@@ -26,6 +26,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image, to_tensor
 from train.emoji.dataset import read_split
+from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.judge import Judge
 from train.images.codecs import compress
 from train.images.codes import decode
@@ -33,7 +34,6 @@ from train.images.metrics import frechet, psnr
 from train.images.sheet import contact_sheet
 from train.images.views import PLAIN, place
 
-SPLITS = ("train", "unseen_cell", "unseen_concept")
 PHOTOGRAPHS = "photographs"
 CODECS = ("WebP", "JPEG")
 FILES = {
@@ -48,7 +48,7 @@ FILES = {
     ),
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
 }
-SHOWN = {"unseen_cell": 4, "unseen_concept": 4, PHOTOGRAPHS: 6}  # images on the sheet
+SHOWN = {"held_out_pairs": 4, "held_out_concepts": 4, PHOTOGRAPHS: 6}  # images on the sheet
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Figures:
         frechet: lite0 Frechet distance between the two sets; depends on the number of images. It is not FID.
         bits_per_pixel: as stored, each code at full length.
         entropy_bits_per_pixel: codes at the length that their frequencies in the training sample call for.
-        code_use: share of the codes that occur.
+        codebook_usage: share of the codes that occur.
     """
 
     images: int
@@ -73,7 +73,7 @@ class Figures:
     frechet: float
     bits_per_pixel: float
     entropy_bits_per_pixel: float | None = None
-    code_use: float | None = None
+    codebook_usage: float | None = None
 
 
 def read_drawings(folder: Path, sample: int) -> list[Image.Image]:
@@ -137,7 +137,7 @@ class TokenizerBench:
     """The sets of images in every resolution asked for, with their features, and what the codecs make of them."""
 
     def __init__(self, data: Path, sample: int):
-        self.drawings = {split: read_drawings(data / split, sample) for split in SPLITS}
+        self.drawings = {split: read_drawings(data / folder, sample) for split, folder in SPLIT_FOLDERS.items()}
         self.judge = Judge()
         self._sets: dict[int, dict[str, list[Image.Image]]] = {}
         self._features: dict[int, dict[str, Tensor]] = {}
@@ -167,7 +167,7 @@ class TokenizerBench:
                 **same,
                 bits_per_pixel=tokens * math.log2(tokenizer.num_codes) / size**2,
                 entropy_bits_per_pixel=lengths[codes[name]].mean().item() * tokens / size**2,
-                code_use=codes[name].unique().numel() / tokenizer.num_codes,
+                codebook_usage=codes[name].unique().numel() / tokenizer.num_codes,
             )
         return out
 
@@ -225,7 +225,7 @@ def tokenizer_table(result: dict[str, Any]) -> str:
         for row in result["rows"]:
             f = row["sets"][name]
             entropy = "" if f["entropy_bits_per_pixel"] is None else f"{f['entropy_bits_per_pixel']:.3f}"
-            use = "" if f["code_use"] is None else f"{f['code_use']:.1%}"
+            use = "" if f["codebook_usage"] is None else f"{f['codebook_usage']:.1%}"
             lines.append(
                 f"| {row['coder']} | {f['bits_per_pixel']:.3f} | {entropy} | {f['psnr']:.2f} dB "
                 f"| {f['ssim']:.3f} | {f['lite0']:.3f} | {f['frechet']:.3f} | {use} |"
@@ -262,8 +262,4 @@ def main(
     try:
         print(tokenizer_table(evaluate(names, data, out, sample)))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_tokenizer: {error}") from None
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        raise SystemExit(f"evaluate tokenizer: {error}") from None

@@ -1,10 +1,9 @@
-"""Measure ways of drawing: guidance, temperature, and contrastive decoding. train.evaluate_reranking measures the best
-of several.
+"""Evaluate decoding: guidance, temperature and contrastive decoding. "reranking" evaluates the best of several.
 
-    python -m train.evaluate_decoding --model emoji --out runs/sweep
+    python -m train.evaluate decoding --model emoji --out runs/sweep
 
-Each way draws two images of every prompt, by the concepts, prompts and judge of train.evaluate: top-1 and top-5 say
-whether the drawings show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
+Each way draws two images of every prompt, by the concepts, prompts and judge of the suite "concepts": top-1 and top-5
+say whether the images show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
 which is also given for real images of one concept in two styles. OUT receives sweep.json, sweep.md and sweep.png;
 ways that are in sweep.json already, of the same model, are not drawn again.
 """
@@ -32,7 +31,7 @@ USUAL = {"guidance": 1.0, "temperature": 0.8, "top_p": 0.9}
 
 
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
-    """Curve -> name of a point -> arguments of CM3.generate."""
+    """Return curve -> name of a point -> arguments of CM3.generate."""
     return {
         "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 1.0)},
         "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1, 1.5, 2, 3, 4, 6, 8)},
@@ -51,7 +50,11 @@ def contrastive(k: int, alpha: float) -> dict[str, Any]:
 
 
 def apart(features: torch.Tensor) -> float:
-    """Mean of 1 - cosine over pairs of neighbours. features: [2 N, F], of length 1."""
+    """Return the mean of 1 - cosine over pairs of neighbours.
+
+    Args:
+        features: [2 N, F], of length 1.
+    """
     pairs = features.view(-1, PAIR, features.shape[-1])
     return (1 - (pairs[:, 0] * pairs[:, 1]).sum(-1)).mean().item()
 
@@ -59,7 +62,7 @@ def apart(features: torch.Tensor) -> float:
 def measure(
     model: CM3, asked: JudgedPrompts, judge: Judge, reference: Reference, options: dict[str, Any]
 ) -> dict[str, float]:
-    """Top-1, top-5 and diversity of one way, and its standard error of top-5."""
+    """Return top-1, top-5 with its standard error, and diversity of one setting."""
     drawn = model.generate(asked.prompts, n=PAIR, normalise=False, **options)
     features = judge.features([one for pair in drawn for one in pair])
     concepts, styles = ([fact for fact in facts for _ in range(PAIR)] for facts in (asked.concepts, asked.styles))
@@ -155,9 +158,5 @@ def main(
     try:
         result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate_decoding: {error}") from None
+        raise SystemExit(f"evaluate decoding: {error}") from None
     print(decoding_table(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)
