@@ -75,7 +75,8 @@ class Planning:
         elif options.boxes:
             plans = yield from self.placed(each, options.boxes, SamplingConfig(temperature=options.variety), seeds)
         else:
-            plans = yield from self.plans(each, SamplingConfig(temperature=options.variety), seeds)
+            planned = yield from self.plans(each, SamplingConfig(temperature=options.variety), seeds)
+            plans = found(each, planned)
         yield Batch([], self._show, pieces=[Piece(i, str(plan)) for i, plan in enumerate(plans)])
         drawn = yield from self.images(plans, seeds, options)
         texts = [str(plan) for plan in plans]
@@ -85,10 +86,17 @@ class Planning:
             yield Batch([], self._show, pieces=[Piece(i, image) for i, image in enumerate(images)])
         return [Drawn(one, plan) for one, plan in zip(codes, plans, strict=True)]
 
-    def plans(self, prompts: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]) -> Phases[list[Plan]]:
-        """The plan of each prompt."""
-        texts = [PLANS["draw"].format(words=words.strip()) for words in prompts]
-        return self._planned(texts, prompts, sampling, seeds)
+    def plans(
+        self, prompts: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Phases[list[Plan | None]]:
+        """The plan of each prompt; None where none of TRIES texts is a plan."""
+        return self._planned([PLANS["draw"].format(words=words.strip()) for words in prompts], sampling, seeds)
+
+    def edited(self, plans: Sequence[str], instructions: Sequence[str], seed: int = 0) -> Phases[list[Plan | None]]:
+        """What each instruction makes of each plan; None as for `plans`."""
+        pairs = zip(plans, instructions, strict=True)
+        texts = [PLANS["edit"].format(plan=plan, words=words.strip()) for plan, words in pairs]
+        return self._planned(texts, GREEDY, [seed] * len(texts))
 
     def placed(
         self,
@@ -103,10 +111,10 @@ class Planning:
         image.
         """
         alone = [PLANS["draw"].format(words=name.strip()) for name, _ in boxes]
-        named = yield from self._planned(alone, [name for name, _ in boxes], GREEDY, [seeds[0]] * len(boxes))
+        named = found([name for name, _ in boxes], (yield from self._planned(alone, GREEDY, [seeds[0]] * len(boxes))))
         listed = ", ".join(name.strip() for name, _ in boxes)
         asked = [f"{listed}, {words}" if (words := prompt.strip()) else listed for prompt in prompts]
-        rest = yield from self.plans(asked, sampling, seeds)
+        rest = found(asked, (yield from self.plans(asked, sampling, seeds)))
         things = [
             replace(plan.things[0] if plan.things else Thing(name), place=place_of(box, len(boxes)))
             for plan, (name, box) in zip(named, boxes, strict=True)
@@ -114,24 +122,21 @@ class Planning:
         return [Plan.parse(str(replace(plan, things=tuple(things)))) for plan in rest]  # in order, none twice
 
     def _planned(
-        self, texts: Sequence[str], about: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]
-    ) -> Phases[list[Plan]]:
-        """The plan that follows each text. A text that is no plan is written again. about: what messages name."""
+        self, texts: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Phases[list[Plan | None]]:
+        """The plan that follows each text. What is no plan is written again."""
         plans: dict[int, Plan] = {}
         for attempt in range(TRIES):
             left = [i for i in range(len(texts)) if i not in plans]
             if not left:
                 break
             now = RETRY if attempt and sampling.temperature == 0 else sampling
-            requests = [self.prompts.after(texts[i], now, candidate_seed(seeds[i], attempt)) for i in left]
+            requests = [self.prompts.after(texts[i], now, candidate_seed(seeds[i], attempt), MAX_PLAN) for i in left]
             new = yield self._hidden(requests)
             for i, ids in zip(left, new, strict=True):
                 if plan := parsed(self.processor.text(ids)):
                     plans[i] = plan
-        missing = [words for i, words in enumerate(about) if i not in plans]
-        if missing:
-            raise ValueError(f"the model wrote no valid plan for {missing[0]!r:.80}: say it otherwise, or give a plan")
-        return [plans[i] for i in range(len(texts))]
+        return [plans.get(i) for i in range(len(texts))]
 
     def images(self, plans: Sequence[Plan], seeds: Sequence[int], options: GenerateOptions) -> Phases[list[Tensor]]:
         """Codes of best_of candidates for each plan, side by side: plain first, then in their colours."""
@@ -190,11 +195,7 @@ class Planning:
         if options.plan is not None:
             after = [Plan.parse(options.plan)] * len(sources)
         else:
-            texts = [
-                PLANS["edit"].format(plan=plan, words=words.strip())
-                for plan, words in zip(before, instructions, strict=True)
-            ]
-            after = yield from self._planned(texts, instructions, GREEDY, [options.seed] * len(texts))
+            after = found(instructions, (yield from self.edited(before, instructions, options.seed)))
         yield Batch([], show, pieces=[Piece(i, str(plan)) for i, plan in enumerate(after)])
         requests = [
             self.prompts.changed(old, str(new), source, options, options.seed)
@@ -252,6 +253,14 @@ class Planning:
 
     def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:
         return self.processor.decode(codes)
+
+
+def found(about: Sequence[str], plans: Sequence[Plan | None]) -> list[Plan]:
+    """The plans. Raises a ValueError that names what has none."""
+    for words, plan in zip(about, plans, strict=True):
+        if plan is None:
+            raise ValueError(f"the model wrote no valid plan for {words!r:.80}: say it otherwise, or give a plan")
+    return [plan for plan in plans if plan is not None]
 
 
 def parsed(text: str) -> Plan | None:

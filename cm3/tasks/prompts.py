@@ -189,7 +189,7 @@ class Prompts:
         choose = min if size == "small" else max
         return choose((self.grid, *self.vocab.grids), key=lambda grid: grid[0] * grid[1])
 
-    def after(self, words: str, sampling: SamplingConfig, seed: int, most: int = MAX_PLAN) -> Request:
+    def after(self, words: str, sampling: SamplingConfig, seed: int, most: int = MAX_TEXT) -> Request:
         """Request a text of at most so many tokens that follows a text."""
         return Request(self.ids(Document((Text(words),)), open_ids), "text", most, sampling, seed=check_seed(seed))
 

@@ -241,12 +241,12 @@ class Builder:
                 )
                 edit = self.editor.edit(before, "en", rng, kind)
                 after = edit.plan if edit else before
-            if after == before or not self.planner.allowed(after) or not self._shows(after):
+            if after == before or not self.planner.allowed(after) or not self.shows(after):
                 continue
-            pair = [self._codes_of(plan, side, boards) for plan in (before, after)]
+            pair = [self.codes_of(plan, side, boards) for plan in (before, after)]
             return Document((Text(PLANS["change"].format(before=before, after=after)), *map(_image, pair)))
 
-    def _shows(self, plan: Plan) -> bool:
+    def shows(self, plan: Plan) -> bool:
         """Whether every paint shows on its thing, in a style that has drawn it."""
         for thing in plan.things:
             one = self.editor.by_a.get(thing.name)
@@ -255,7 +255,7 @@ class Builder:
                 return False
         return True
 
-    def _codes_of(self, plan: Plan, side: int, boards: dict[str, int]) -> np.ndarray:
+    def codes_of(self, plan: Plan, side: int, boards: dict[str, int]) -> np.ndarray:
         if not side:
             return self.scene_codes(plan, boards)
         (thing,) = plan.things
