@@ -1,9 +1,9 @@
-"""Captions of images a second: one by one, in batches, and by transformers' pipeline on the same weights.
+"""Captions per second: one image at a time, in batches, and with transformers' pipeline on the same weights.
 
     python -m benchmarks.captions [--images 64] [--repeats 3] [--out benchmarks/results/captions-NAME.json]
 
-The images are those of data/sample, again from the start if they do not suffice; all ways give greedy captions, in
-turn, and say how many are the same. Prints a table, and one JSON line last.
+The images are those of data/sample, repeated if there are too few. The ways take turns; all decode greedily, and their
+captions are compared. Prints a table, and one JSON line at the end.
 """
 
 import statistics
@@ -32,23 +32,25 @@ Way = Callable[[list[Image.Image]], list[str]]
 
 
 def read(shard: Path) -> list[Image.Image]:
+    """The images of a tar file."""
     with tarfile.open(shard) as tar:
         members = [member for member in tar if member.name.endswith(".png")]
         return [open_image(tar.extractfile(member).read()) for member in members]  # pyright: ignore
 
 
 def ours(model: CM3, batch: int) -> Way:
+    """This package, with a batch size."""
     return lambda images: [text for i in range(0, len(images), batch) for text in model.caption(images[i : i + batch])]
 
 
 def theirs(pipe: Any, batch: int) -> Way:
-    """transformers' image-text-to-text pipeline, asked as the model was taught."""
+    """transformers' image-text-to-text pipeline, with the prompt that the model was trained on."""
     words = {"type": "text", "text": prompt("caption", "")}
 
     def way(images: list[Image.Image]) -> list[str]:
         chats = [[{"role": "user", "content": [words, {"type": "image", "image": image}]}] for image in images]
-        said = pipe(text=chats, batch_size=batch, return_full_text=False, generate_kwargs={"generation_mode": "text"})
-        return [str(one[0]["generated_text"]).strip() for one in said]
+        texts = pipe(text=chats, batch_size=batch, return_full_text=False, generate_kwargs={"generation_mode": "text"})
+        return [str(one[0]["generated_text"]).strip() for one in texts]
 
     return way
 
@@ -73,16 +75,16 @@ def main(
             "transformers' pipeline, batches of 32": theirs(pipe, 32),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
-        told: dict[str, list[str]] = {}
+        found: dict[str, list[str]] = {}
         for way in ways.values():
             way(chosen[:2])  # warm
         for _ in range(repeats):
             for name, way in ways.items():
                 began = time.perf_counter()
-                told[name] = way(chosen)
+                found[name] = way(chosen)
                 times[name].append(time.perf_counter() - began)
     speeds = {name: images / statistics.median(some) for name, some in times.items()}
-    same = {name: sum(a == b for a, b in zip(texts, told["one by one"], strict=True)) for name, texts in told.items()}
+    same = {name: sum(a == b for a, b in zip(texts, found["one by one"], strict=True)) for name, texts in found.items()}
     print(f"{device_name()}, {images} images, transformers {transformers.__version__}")
     print("| way | images/s | times as fast as one by one | same captions |\n|---|---|---|---|")
     for name, speed in speeds.items():

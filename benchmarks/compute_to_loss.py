@@ -1,14 +1,14 @@
-"""How much compute our recipe needs to reach the loss of the paper's recipe, at small scale.
+"""The compute that this project's recipe needs to reach the loss of the paper's recipe, at small scale.
 
     python -m benchmarks.compute_to_loss --data data/emoji-tokens --out runs/compute
 
-Both are the same width, depth, data, row length and objective (every token counts alike); the loss is the mean
-cross-entropy on the held-out split. The baseline is CM3leon's architecture (section 2.3: no biases, LayerNorm without
-parameters, learned positions, outputs from 0) with GELU and AdamW under a cosine, its rate and batch tuned here. Ours
-is run at several budgets, each with a schedule of its own, so that a point of the curve is a finished run. FLOPs are
-counted by train/plan.py, with padding and Muon's iterations.
+Both have the same width, depth, data, sequence length and objective (all tokens have equal weight). The loss is the
+mean cross-entropy on the held-out split. The baseline is CM3leon's architecture (section 2.3: no biases, LayerNorm
+without parameters, learned positions, output layers initialised to 0) with GELU, AdamW and a cosine schedule; learning
+rate and batch size are tuned here. The recipe is run at several budgets, each with its own schedule, so that a point of
+the curve is a finished run. train/plan.py counts FLOPs, with padding and Muon's iterations.
 
-Every run is a `python -m train.lm` of its own; finished ones are read back, so an interrupted benchmark goes on.
+Every run is a `python -m train.lm`. Results of finished runs are kept, so that an interrupted benchmark can be resumed.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ BASELINE = {
     "batch_tokens": 4096,
     "optim.spike_sigmas": 0.0,
 }
-# One after the other, each on top of those before it.
+# Applied one after the other, each in addition to those before it.
 CHANGES: dict[str, dict[str, Any]] = {
     "rotary positions": {"model.position": "rope"},
     "RMSNorm with scales": {"model.norm": "rmsnorm"},
@@ -75,13 +75,13 @@ BETAS = [{"optim.betas": (0.9, 0.95)}, {"optim.betas": (0.9, 0.98)}]
 
 
 class Runner:
-    """Runs train.lm once for the same settings, and remembers."""
+    """Runs train.lm, once for equal settings."""
 
     def __init__(self, data: Path, out: Path):
         self.data, self.out = data, out
 
     def __call__(self, name: str, settings: dict[str, Any], tokens: int, seed: int) -> dict[str, float]:
-        """{"loss": on the held-out split, "flops", "tokens"} of a finished run."""
+        """The held-out "loss", "flops" and "tokens" of a finished run."""
         steps = max(1, tokens // settings["batch_tokens"])
         whole = {
             "steps": steps,
@@ -111,13 +111,16 @@ class Runner:
 
 
 def toml(value: Any) -> str:
+    """A value in TOML."""
+    """A value in TOML."""
+    """A value in TOML."""
     return str(value).lower() if isinstance(value, bool) else json.dumps(value)
 
 
 def tuned(
     run: Runner, settings: dict[str, Any], tokens: int, stem: str, choices: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The settings with the choice whose loss is lowest."""
+    """The settings with the choice that gives the lowest loss."""
     losses = []
     for choice in choices:
         name = f"{stem}-" + "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in choice.items())
@@ -126,8 +129,8 @@ def tuned(
 
 
 def needed(budgets: list[float], losses: list[float], target: float) -> float | None:
-    """The budget at which a falling curve meets the target: a straight line between neighbours in the logarithm of the
-    budget; None where it never does."""
+    """The budget at which a falling curve reaches the target, interpolated linearly in the logarithm of the budget;
+    None if it does not."""
     for i in range(len(budgets)):
         if losses[i] <= target:
             if i == 0:

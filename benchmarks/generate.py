@@ -1,10 +1,11 @@
-"""How fast the engine draws and captions, beside transformers' own generate() on the same weights, on this machine.
+"""Speed of the engine against transformers' generate() on the same weights: generation and captioning.
 
     python -m benchmarks.generate [--model emoji] [--repeats 7] [--out benchmarks/results/generate-NAME.json]
 
-An image with guidance is drawn by every way in turn, so that all meet the same machine, on the embedded model and on
-random ones; medians. "roofline" is the share of the time of a step that reading the weights and the cache once would
-take at the speed at which this machine copies memory. Prints a table, and one JSON line last.
+The ways take turns, so that other load on the machine affects all of them. Each generates images with guidance, with
+the embedded model and with random ones; the times are medians. "roofline" is the share of a step's time that reading
+the weights and the cache once would take at the speed at which this machine copies memory. Prints a table, and one JSON
+line at the end.
 """
 
 import copy
@@ -19,7 +20,7 @@ from unittest.mock import patch
 import torch
 import typer
 
-import cm3.model.transformer
+import cm3.model.linear
 from benchmarks.report import device_name, finish
 from cm3 import CM3
 from cm3.engine.engine import Engine
@@ -27,7 +28,7 @@ from cm3.engine.guidance import ClassifierFree
 from cm3.engine.options import SamplingConfig
 from cm3.engine.request import Request
 from cm3.model.config import CM3Config
-from cm3.model.memory import lane_bytes
+from cm3.model.memory import sequence_bytes
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.vocab import Vocab
 
@@ -36,18 +37,23 @@ SHAPES = {  # of random models, by their millions of parameters
     "38M": dict(hidden_size=512, num_hidden_layers=10, num_attention_heads=8, intermediate_size=1408),
     "111M": dict(hidden_size=768, num_hidden_layers=14, num_attention_heads=12, intermediate_size=2048),
 }
-COPIED = 256 * 1024**2  # bytes, to measure the speed of memory
+COPIED = 256 * 1024**2  # bytes
 
 
 class Way(NamedTuple):
-    """draw: so many images. bytes: read by each step for so many, weights and cache."""
+    """One way to generate.
+
+    Attributes:
+        draw: generates a number of images.
+        bytes: that each step reads for a number of images, weights and cache.
+    """
 
     draw: Callable[[int], object]
     bytes: Callable[[int], float]
 
 
 def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Times of `repeats` calls of each, in turn, after one that warms up."""
+    """Seconds of `repeats` calls of each function. They take turns, after one call each as a warm-up."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -60,31 +66,32 @@ def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def copy_speed() -> float:
-    """Bytes read and written in a second of copying."""
+    """Bytes read and written in one second of copying."""
     source, target = torch.zeros(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
     times = seconds({"copy": lambda: target.copy_(source)}, 9)["copy"]
     return 2 * COPIED / statistics.median(times)
 
 
-def ours(model: CM3ForCausalLM, prompt: list[int], nothing: list[int], compile: bool = False) -> Way:
+def ours(model: CM3ForCausalLM, prompt: list[int], unconditional: list[int], compile: bool = False) -> Way:
+    """This package's engine."""
     engine = Engine(model, Vocab.from_config(model.config), model.config.grid, compile=compile)
 
     def draw(count: int) -> object:
         sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
         guide = ClassifierFree(image=SCALE)
         return engine.generate(
-            [Request(prompt, "image", 256, sampling, guide, [nothing], seed=seed) for seed in range(count)]
+            [Request(prompt, "image", 256, sampling, guide, [unconditional], seed=seed) for seed in range(count)]
         )
 
-    return Way(draw, read_by(model, codes_alone=True))
+    return Way(draw, bytes_read(model, codes_only=True))
 
 
-def transformers_way(model: CM3ForCausalLM, prompt: list[int], nothing: list[int], **options: Any) -> Way:
-    """generate() with its own guidance and sampling. It has no grammar: as many ids of any kind."""
+def transformers_way(model: CM3ForCausalLM, prompt: list[int], unconditional: list[int], **options: Any) -> Way:
+    """transformers' generate() with its guidance and sampling. It has no grammar, and generates ids of any kind."""
     rows, columns = model.config.grid
 
     def draw(count: int) -> object:
-        with patch.object(cm3.model.transformer, "FEW", 0):  # layers as everywhere
+        with patch.object(cm3.model.linear, "TRANSPOSED_ROWS", 0):  # with torch's own linear layers
             return generate(count)
 
     def generate(count: int) -> object:
@@ -92,7 +99,7 @@ def transformers_way(model: CM3ForCausalLM, prompt: list[int], nothing: list[int
         return cast(Any, model).generate(
             torch.tensor([prompt] * count),
             guidance_scale=SCALE,
-            negative_prompt_ids=torch.tensor([nothing] * count),
+            negative_prompt_ids=torch.tensor([unconditional] * count),
             do_sample=True,
             temperature=TEMPERATURE,
             top_p=TOP_P,
@@ -102,37 +109,40 @@ def transformers_way(model: CM3ForCausalLM, prompt: list[int], nothing: list[int
             **options,
         )
 
-    return Way(draw, read_by(model, codes_alone=False))
+    return Way(draw, bytes_read(model, codes_only=False))
 
 
-def read_by(model: CM3ForCausalLM, codes_alone: bool) -> Callable[[int], float]:
+def bytes_read(model: CM3ForCausalLM, codes_only: bool) -> Callable[[int], float]:
+    """Bytes that a step reads for a number of images. `codes_only`: whether only the logits of codes are computed."""
     config = model.config
     rows, columns = config.grid
     assert config.vocab_size is not None and config.image_vocab_size is not None
-    outside = config.vocab_size * config.hidden_size  # the embeddings, of which only some rows are read
-    head = (config.vocab_size - config.image_vocab_size if codes_alone else 0) * config.hidden_size
+    outside = config.vocab_size * config.hidden_size  # the embedding, of which a step reads a few rows
+    head = (config.vocab_size - config.image_vocab_size if codes_only else 0) * config.hidden_size
     weights = (model.num_parameters() - outside - head) * model.dtype.itemsize
-    return lambda count: weights + 2 * count * lane_bytes(config, rows * columns // 2 + 6, model.dtype)
+    return lambda count: weights + 2 * count * sequence_bytes(config, rows * columns // 2 + 6, model.dtype)
 
 
-def ways_of(model: CM3ForCausalLM, prompt: list[int], nothing: list[int]) -> dict[str, Way]:
+def ways_of(model: CM3ForCausalLM, prompt: list[int], unconditional: list[int]) -> dict[str, Way]:
+    """All ways to generate with a model."""
     narrow = copy.deepcopy(model).bfloat16()
     return {
-        "transformers": transformers_way(model, prompt, nothing),
-        "transformers, static cache": transformers_way(model, prompt, nothing, cache_implementation="static"),
-        "ours": ours(model, prompt, nothing),
-        "ours, compiled": ours(model, prompt, nothing, compile=True),
-        "transformers, bf16": transformers_way(narrow, prompt, nothing),
-        "ours, bf16": ours(narrow, prompt, nothing),
-        "ours, compiled, bf16": ours(narrow, prompt, nothing, compile=True),
+        "transformers": transformers_way(model, prompt, unconditional),
+        "transformers, static cache": transformers_way(model, prompt, unconditional, cache_implementation="static"),
+        "ours": ours(model, prompt, unconditional),
+        "ours, compiled": ours(model, prompt, unconditional, compile=True),
+        "transformers, bf16": transformers_way(narrow, prompt, unconditional),
+        "ours, bf16": ours(narrow, prompt, unconditional),
+        "ours, compiled, bf16": ours(narrow, prompt, unconditional, compile=True),
     }
 
 
 def random_model(shape: dict[str, int]) -> CM3ForCausalLM:
+    """A model with random weights."""
     torch.manual_seed(0)
     model = CM3ForCausalLM(CM3Config.preset("emoji", **shape))  # pyright: ignore[reportArgumentType]
     for parameter in model.parameters():
-        if parameter.ndim == 2:  # output layers start from 0
+        if parameter.ndim == 2:  # output layers too, which are initialised to 0
             torch.nn.init.normal_(parameter, std=0.02)
     return model.eval()
 
@@ -148,13 +158,13 @@ def main(
     print(f"{device_name()}, torch {torch.__version__}; memory is copied at {speed / 1e9:.1f} GB/s")
     pipeline = CM3.from_pretrained(model)
     prompts = pipeline.jobs.generate("a red apple").requests[0]
-    prompt, nothing = list(prompts.prompt), list(prompts.extra_prompts[0])
+    prompt, unconditional = list(prompts.prompt), list(prompts.extra_prompts[0])
     steps = pipeline.grid[0] * pipeline.grid[1]
     models = {model: pipeline.model} | {name: random_model(SHAPES[name]) for name in shapes.split(",") if name}
     rows: list[dict[str, Any]] = []
     print("| model | images | way | median s | against transformers | roofline |\n|---|---|---|---|---|---|")
     for name, one in models.items():
-        ways = ways_of(one, prompt, nothing)
+        ways = ways_of(one, prompt, unconditional)
         for count in map(int, counts.split(",")):
             times = seconds({name: partial(way.draw, count) for name, way in ways.items()}, repeats)
             for way, some in times.items():

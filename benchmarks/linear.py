@@ -1,8 +1,8 @@
-"""How fast a CPU multiplies few rows with a weight that does not stand in its caches: torch's linear() and ours.
+"""Speed of linear layers on a CPU for few rows, with weights that are not in its caches: torch's linear() and ours.
 
     python -m benchmarks.linear [--repeats 200] [--out benchmarks/results/linear-NAME.json]
 
-Prints a table, and one JSON line last.
+Prints a table, and one JSON line at the end.
 """
 
 import statistics
@@ -23,11 +23,11 @@ from cm3.model.linear import project
 
 SHAPES = ((256, 256), (704, 256), (256, 704), (1408, 512), (512, 1408), (2048, 768), (768, 2048))  # out, in
 ROWS = (1, 2, 4, 8, 16)
-BYTES = 60_000_000  # of weights in turn, more than the caches hold
+BYTES = 60_000_000  # of all weights, more than the caches hold
 
 
 def microseconds(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: list[Tensor], repeats: int) -> float:
-    """Median of one product."""
+    """Median time of one product."""
     times: list[float] = []
     for _, weight in zip(range(repeats + 10), cycle(weights), strict=False):
         started = time.perf_counter()
@@ -44,7 +44,7 @@ def main(
     print(f"{device_name()}, torch {torch.__version__}, fp32")
     print("| out x in | rows | linear() us | ours us | times as fast | ours GB/s |\n|---|---|---|---|---|---|")
     figures: list[dict[str, float]] = []
-    linear.FEW = 8  # whoever made the processor
+    linear.TRANSPOSED_ROWS = 8  # on every processor
     for outputs, inputs in SHAPES:
         size = 4 * outputs * inputs
         weights = [torch.randn(outputs, inputs) for _ in range(max(2, BYTES // size))]

@@ -1,4 +1,4 @@
-"""What every benchmark says last: the device, and its figures as one JSON line."""
+"""The end of every benchmark: the device and the results as one JSON line."""
 
 import json
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def device_name() -> str:
-    """What the figures were measured on."""
+    """The name of the GPU or CPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -19,7 +19,7 @@ def device_name() -> str:
 
 
 def finish(benchmark: str, out: Path | None, **figures: Any) -> None:
-    """Print one JSON line, and keep it as the file `out` where there is one."""
+    """Print the results as one JSON line, and write it to `out` if that is given."""
     line = json.dumps({"benchmark": benchmark, "device": device_name(), "torch": torch.__version__, **figures})
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

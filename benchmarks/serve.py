@@ -1,9 +1,9 @@
-"""The server under load: a closed loop of clients that each ask for the next image when the last has come.
+"""The server under load: clients that each request the next image when they have received the last.
 
     python -m benchmarks.serve [--clients 1,8,32] [--seconds 15] [--out benchmarks/results/serve-NAME.json]
 
-`cm3 serve` runs in a process of its own on this machine, which clients and server share. A client that is told to come
-again (429) waits for as long as it is told, which is a second. Prints a table, and one JSON line last.
+`cm3 serve` runs in its own process on the same machine as the clients. A client that is rejected with 429 waits for the
+time of Retry-After, one second. Prints a table, and one JSON line at the end.
 """
 
 import asyncio
@@ -30,13 +30,15 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Answer(NamedTuple):
+    """A response: HTTP status, and seconds until its end."""
+
     status: int
     seconds: float
 
 
 @contextmanager
 def serving(*options: str) -> Iterator[str]:
-    """The server's address, while it runs."""
+    """Run the server, and yield its address."""
     command = [sys.executable, "-m", "cm3", "serve", "--port", str(PORT), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -55,8 +57,11 @@ def serving(*options: str) -> Iterator[str]:
 
 
 async def post(body: dict[str, Any], streams: Streams | None) -> tuple[int, float, Streams | None]:
-    """The answer's status, its Retry-After, and the connection where it stays open. By hand: on the same machine an
-    HTTP library would cost more than the refusals that are to be measured."""
+    """Send a request without an HTTP library, which would take more time than the rejections that are measured.
+
+    Returns:
+        Status, Retry-After in seconds, and the connection if it stays open.
+    """
     reader, writer = streams or await asyncio.open_connection("127.0.0.1", PORT)
     content = json.dumps(body).encode()
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -72,7 +77,8 @@ async def post(body: dict[str, Any], streams: Streams | None) -> tuple[int, floa
 
 
 async def client(number: int, end: float, answers: list[Answer]) -> None:
-    await asyncio.sleep(number % 100 / 100)  # who waits as told comes again at the same moment of each second
+    """One client, until `end`."""
+    await asyncio.sleep(number % 100 / 100)  # spreads the clients, because rejected ones retry every second
     seed, streams = number * 100_000, None
     while time.perf_counter() < end:
         began = time.perf_counter()
@@ -86,6 +92,7 @@ async def client(number: int, end: float, answers: list[Answer]) -> None:
 
 
 async def load(clients: int, seconds: float) -> list[Answer]:
+    """The responses to all clients."""
     answers: list[Answer] = []
     end = time.perf_counter() + seconds
     await asyncio.gather(*(client(number, end, answers) for number in range(clients)))
@@ -93,7 +100,7 @@ async def load(clients: int, seconds: float) -> list[Answer]:
 
 
 def first_preview(address: str) -> tuple[float, float]:
-    """Seconds to the first half-done image of a stream, and to the whole."""
+    """Seconds to the first partial image of a stream, and to the finished image."""
     began, first = time.perf_counter(), 0.0
     body = {"prompt": "a red apple", "stream": True, "partial_images": 3}
     with httpx.stream("POST", f"{address}/v1/images/generations", json=body, timeout=60) as answer:
@@ -114,7 +121,7 @@ def main(
 ) -> None:
     print(device_name())
     rows: list[dict[str, float]] = []
-    print("| clients | places | images/s | p50 s | p99 s | told to come again | p99 of that, ms |")
+    print("| clients | queue | images/s | p50 s | p99 s | rejected (429) | p99 of that, ms |")
     print("|---|---|---|---|---|---|---|")
     loads = [(int(count), 64) for count in clients.split(",")] + [(overload, overload // 10)]
     for count, queue in loads:
@@ -123,17 +130,17 @@ def main(
             answers = asyncio.run(load(count, seconds))
             previews = [first_preview(address) for _ in range(7)] if count == 1 else []
         drawn = [answer.seconds for answer in answers if answer.status == 200]
-        refused = [answer.seconds for answer in answers if answer.status == 429]
+        rejected = [answer.seconds for answer in answers if answer.status == 429]
         others = [answer.status for answer in answers if answer.status not in (200, 429)]
         assert not others, f"the server answered {sorted(set(others))}"
         row = {
             "clients": count,
-            "places": queue,
+            "queue": queue,
             "images_per_second": round(len(drawn) / seconds, 2),
             "p50": round(float(np.percentile(drawn, 50)), 3),
             "p99": round(float(np.percentile(drawn, 99)), 3),
-            "refused": len(refused),
-            "refused_p99": round(float(np.percentile(refused, 99)), 4) if refused else 0.0,
+            "rejected": len(rejected),
+            "rejected_p99": round(float(np.percentile(rejected, 99)), 4) if rejected else 0.0,
         }
         if previews:
             row["first_preview"] = round(statistics.median(first for first, _ in previews), 3)
@@ -141,7 +148,7 @@ def main(
         rows.append(row)
         print(
             f"| {count} | {queue} | {row['images_per_second']:.1f} | {row['p50']:.2f} | {row['p99']:.2f} | "
-            f"{len(refused)} | {1000 * row['refused_p99']:.0f} |",
+            f"{len(rejected)} | {1000 * row['rejected_p99']:.0f} |",
             flush=True,
         )
     one = rows[0]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.tokenizer [--repeats 5] [--out benchmarks/results/tokenizer-NAME.json] [--smoke]
 
-All three have the same shape and the same random weights, and run as their libraries make them, in eval() under
-torch.inference_mode; ours as ImageTokenizer makes it (channels last). Turns alternate within a run, so that whatever
-else the machine does falls on all alike; a ratio is the median over the turns. Peak memory is of a fresh process for
-each. Prints tables, and one JSON line last. Needs diffusers.
+All three have the same shape and the same random weights, and run as their libraries create them, in eval() under
+torch.inference_mode; ours as ImageTokenizer creates it (channels last). They take turns, so that other load on the
+machine affects all of them; a ratio is the median over the turns. Peak memory is measured in a new process for each.
+Prints tables, and one JSON line at the end. Needs diffusers.
 """
 
 import multiprocessing
@@ -30,14 +30,14 @@ SMOKE = replace(PRESETS["cm3leon-f8"], resolution=32, ch=32, ch_mult=(1, 2), att
 
 
 class Coder(NamedTuple):
-    """One library's tokenizer: pixels [B, 3, H, W] -> codes [B, h, w], and back where it can."""
+    """One library's tokenizer: pixels [B, 3, H, W] to codes [B, h, w], and back if it can."""
 
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor] | None
 
 
 def model(config: VQConfig) -> VQModel:
-    """Random weights that use the whole codebook and keep the signal's size."""
+    """A model with random weights that use the whole codebook and keep the signal's size."""
     torch.manual_seed(0)
     vq = VQModel(config)
     for name, weight in vq.named_parameters():
@@ -120,7 +120,7 @@ def inputs(config: VQConfig, batch: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def peak_megabytes(library: str, config: VQConfig, job: str, batch: int, dtype: torch.dtype) -> float:
-    """What one call needs beyond the model and its inputs; to be called in a process of its own."""
+    """Memory that one call needs beyond the model and its inputs. Call it in a new process."""
     coder = LIBRARIES[library](model(config), the_device(), dtype)
     pixels, codes = inputs(config, batch)
     work = (lambda: coder.encode(pixels)) if job == "encode" else (lambda: coder.decode(codes))  # type: ignore[misc]
@@ -129,7 +129,7 @@ def peak_megabytes(library: str, config: VQConfig, job: str, batch: int, dtype: 
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is in use now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
     before = _peak_kilobytes()
     work()
     return (_peak_kilobytes() - before) / 2**10
@@ -142,7 +142,7 @@ def _peak_kilobytes() -> int:
 
 @torch.inference_mode()
 def compare(name: str, config: VQConfig, batch: int, precision: str, repeats: int, memory: bool) -> list[dict]:
-    """One row for each job and library: images/s, ours to theirs, peak memory, agreement with us in fp32."""
+    """A row for each job and library: images/s, ratio to ours, peak memory, agreement with ours in fp32."""
     dtype, device = DTYPES[precision], the_device()
     vq = model(config)
     coders = {
@@ -166,7 +166,7 @@ def compare(name: str, config: VQConfig, batch: int, precision: str, repeats: in
         }
         works = {library: work for library, work in works.items() if work[0]}
         times: dict[str, list[float]] = {library: [] for library in works}
-        for _ in range(repeats):  # the calls above have warmed up
+        for _ in range(repeats):  # the calls above were the warm-up
             for library, (run, what) in works.items():
                 times[library].append(seconds(lambda run=run, what=what: run(what)))  # type: ignore[misc]
         for library in works:

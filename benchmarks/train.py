@@ -1,11 +1,11 @@
-"""How fast the language model trains: the loop beside bare passes on the same rows, padding, waiting, MFU.
+"""Training speed of the language model: the whole loop against bare passes on the same batches; padding, waiting, MFU.
 
     python -m benchmarks.train --data data/emoji-tokens --result benchmarks/results/train-cpu-2-cores.json
     python -m benchmarks.train --data data/emoji-tokens --preset cm3leon-350m --seq-len 4096 --batch-tokens 131072 \
         --micro 4
 
-The bare figure is `python -m train.lm --dry-run`: forward and backward passes of the same model on the run's first
-rows, and its optimisers' step. What the loop takes longer than those two together is its overhead.
+The bare passes are those of `python -m train.lm --dry-run`: forward and backward passes of the same model on the run's
+first batches, and the optimizers' step. The loop's overhead is the time that it takes beyond those.
 """
 
 import json
@@ -22,17 +22,20 @@ from benchmarks.report import finish
 
 
 def lm(*arguments: str) -> str:
+    """The output of train.lm."""
+    """The output of train.lm."""
+    """The output of train.lm."""
     command = [sys.executable, "-m", "train.lm", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def bare(overrides: list[str]) -> dict[str, Any]:
-    """Figures of a dry run."""
+    """The results of a dry run."""
     return json.loads(lm("--dry-run", *overrides).splitlines()[-1])
 
 
 def loop(overrides: list[str], steps: int) -> dict[str, float]:
-    """Means over a run's log lines, the first, in which everything is warmed up, left out."""
+    """Medians over a run's log lines without the first, which is the warm-up."""
     every = max(1, steps // 6)
     with tempfile.TemporaryDirectory() as folder:
         lm(

@@ -49,7 +49,7 @@ from cm3.hf.model_folder import (
     write_checksums,
     write_folder,
 )
-from cm3.hf.remote_code import carry
+from cm3.hf.remote_code import add_code
 from cm3.keywords import keywords
 from cm3.model.scorer import Scorer
 from cm3.model.transformer import CM3ForCausalLM
@@ -182,7 +182,7 @@ class CM3:
             if self.scorer:
                 self.scorer.save_pretrained(fresh / "scorer")
             self.known_words.save(fresh)
-            carry(fresh, self.image_tokenizer.size[0])
+            add_code(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:

@@ -1,4 +1,4 @@
-"""A page to draw, edit, fill in, describe, ask and write, on this machine only unless asked otherwise.
+"""A web page for every task of the model, on this machine only unless told otherwise.
 
 python -m demo.app [--model emoji] [--port 7860] [--mcp] [--host 0.0.0.0 --password ...] [--share --password ...]
 """
@@ -15,25 +15,25 @@ import gradio as gr
 from cm3.engine.thread import EngineThread, reserve_threads
 from cm3.pipeline import CM3
 from cm3.serving.access import is_local
-from demo.doors import doors
+from demo.access import access_control
 from demo.page import CSS, build
 from demo.uploads import MAX_BYTES
 
 USER = "cm3"
-LEAST_PASSWORD = 8  # characters
+MIN_PASSWORD_LENGTH = 8  # characters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji", help="an embedded model, a model folder, or a hub id")
-    parser.add_argument("--port", type=int, help="the first free one from 7860 on if not given")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; others than this machine's want one")
-    parser.add_argument("--share", action="store_true", help="a public address by gradio's servers")
-    parser.add_argument("--password", help=f"that visitors give, as user {USER}")
-    parser.add_argument("--mcp", action="store_true", help="serve the page's work as MCP tools too")
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; others need --password")
+    parser.add_argument("--share", action="store_true", help="get a public address from gradio's servers")
+    parser.add_argument("--password", help=f"for visitors, as user {USER}")
+    parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools too")
     options = parser.parse_args()
     try:
-        checked(options)
+        check_options(options)
         threads = reserve_threads()
         model = CM3.from_pretrained(options.model)
         with EngineThread(model.engine, threads):
@@ -49,12 +49,12 @@ def main() -> None:
         raise SystemExit(f"demo: {' '.join(str(error).split())}") from None
 
 
-def checked(options: argparse.Namespace) -> None:
-    """Errors: ValueError for a page that anybody could use, and for MCP without its package."""
-    if (options.share or not is_local(options.host)) and len(options.password or "") < LEAST_PASSWORD:
+def check_options(options: argparse.Namespace) -> None:
+    """Raise a ValueError for a page that anybody could use, and for MCP without its package."""
+    if (options.share or not is_local(options.host)) and len(options.password or "") < MIN_PASSWORD_LENGTH:
         raise ValueError(
             f"others can reach the page with --share or --host {options.host}: give --password, at least "
-            f"{LEAST_PASSWORD} characters"
+            f"{MIN_PASSWORD_LENGTH} characters"
         )
     if options.mcp and find_spec("mcp") is None:
         raise ValueError("--mcp needs a package: pip install mcp")
@@ -63,7 +63,7 @@ def checked(options: argparse.Namespace) -> None:
 def serve(
     page: gr.Blocks, port: int | None = None, host: str = "127.0.0.1", share: bool = False, **options: Any
 ) -> tuple[Any, str, str]:
-    """Serve the page; as gr.Blocks.launch. What goes wrong inside is told to no visitor."""
+    """Serve the page. Further arguments go to gr.Blocks.launch. Visitors do not see internal errors."""
     return page.launch(
         server_name=host,
         server_port=port,
@@ -71,7 +71,7 @@ def serve(
         show_error=False,
         css=CSS,
         max_file_size=MAX_BYTES,
-        app_kwargs={"lifespan": doors(any_host=share or not is_local(host))},
+        app_kwargs={"lifespan": access_control(any_host=share or not is_local(host))},
         **options,
     )
 

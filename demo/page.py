@@ -1,4 +1,4 @@
-"""The page in two languages: the English one, and its mirror image in Arabic at /ar."""
+"""The page in two languages: English at /, Arabic from right to left at /ar."""
 
 import io
 import json
@@ -13,20 +13,21 @@ from PIL import Image
 
 from cm3.pipeline import CM3
 from demo import parts
+from demo.stubs import remove_generated_stubs
 from demo.tabs import ask, describe, draw, edit, fill, look, write
 from demo.uploads import NOT_UPLOADED, Page, uploaded
 from demo.words import Say
 
 TITLE = "CM3leon"
-KEPT_SECONDS = 3600  # files of finished images; drawn on the way, they leave none
-LANES, WAITING = 8, 64  # pieces of work under way, and waiting
+KEPT_SECONDS = 3600  # for the files of finished images; partial images are never files
+MAX_RUNNING, MAX_WAITING = 8, 64  # requests of one kind
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train" / "shard-00000.tar"
-EXAMPLES = 8  # images
+MAX_EXAMPLES = 8  # images
 TABS = {
     **{"draw": draw, "edit": edit, "fill": fill, "describe": describe},
     **{"ask": ask, "write": write, "look": look},
 }
-PLACES = len(TABS) - 1  # where an image goes: all tabs but the first, to the editor by way of a state
+NUM_TARGETS = len(TABS) - 1  # where a chosen image goes: all tabs but the first, to "fill" through a state
 CSS = """
 .whole-image img, .preview img { width: 100%; height: 100%; object-fit: contain; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
@@ -45,7 +46,7 @@ CSS = """
 
 @cache
 def example_images() -> list[Image.Image]:
-    """Some of the sample data's; none in a checkout without it."""
+    """Some images of the sample data set; none if the checkout has no sample."""
     if not SAMPLE.is_file():
         return []
     with tarfile.open(SAMPLE) as shard:
@@ -53,71 +54,73 @@ def example_images() -> list[Image.Image]:
         stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
         facts = {stem: json.loads(shard.extractfile(f"{stem}.json").read()) for stem in stems}  # pyright: ignore
         plain = [stem for stem in stems if facts[stem].get("group") in ("animals-nature", "food-drink")]
-        taken = plain[:: max(1, len(plain) // EXAMPLES)][:EXAMPLES]
-        return [Image.open(io.BytesIO(shard.extractfile(f"{stem}.png").read())).copy() for stem in taken]  # pyright: ignore
+        chosen = plain[:: max(1, len(plain) // MAX_EXAMPLES)][:MAX_EXAMPLES]
+        return [Image.open(io.BytesIO(shard.extractfile(f"{stem}.png").read())).copy() for stem in chosen]  # pyright: ignore
 
 
 def build(model: CM3) -> gr.Blocks:
-    """Both pages; nothing is served yet."""
+    """Build both pages, without serving them."""
+    remove_generated_stubs()
     with Page(title=TITLE, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
         Navbar(main_page_name="English")
         fill_page(model, Say("en"))
     with page.route("العربية", "ar"):
         Navbar(main_page_name="English")
         fill_page(model, Say("ar"))
-    page.queue(max_size=WAITING, default_concurrency_limit=LANES)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
     return page
 
 
 def fill_page(model: CM3, say: Say) -> None:
+    """Add the tabs, the example images and their connections to the page of one language."""
     with gr.Column(elem_classes=["page", say.language]):
-        taken = gr.State()  # an image that was clicked and is not yet in the editor
+        pending = gr.State()  # an image that was clicked and is not yet in the editor
         gr.Markdown(say("about"))
         with gr.Tabs() as tabs:
-            made: dict[str, parts.Tab] = {}
+            tabs_by_name: dict[str, parts.Tab] = {}
             items: dict[str, gr.Tab] = {}
-            for name, room in TABS.items():
+            for name, tab in TABS.items():
                 with gr.Tab(say(name), id=name) as items[name]:
-                    made[name] = room.build(model, say)
-        places = [*(made[name].source for name in TABS if name not in ("draw", "fill")), taken]
+                    tabs_by_name[name] = tab.build(model, say)
+        targets = [*(tabs_by_name[name].source for name in TABS if name not in ("draw", "fill")), pending]
         with gr.Row(elem_classes="use"):
             gr.Markdown(say("use"))
             buttons = {
                 name: gr.Button(say(name), size="sm", elem_classes=f"use-{name}") for name in TABS if name != "draw"
             }
-        shown = [*made["draw"].galleries]
+        galleries = [*tabs_by_name["draw"].galleries]
         if images := example_images():
             with gr.Row(elem_classes="examples-row"):
-                shown.append(
+                galleries.append(
                     parts.gallery(
                         say("example_images"),
                         value=images,
-                        columns=EXAMPLES,
+                        columns=MAX_EXAMPLES,
                         height=130,
                         allow_preview=False,
                         elem_classes="example-images",
                     )
                 )
-        for one in shown:
-            one.select(clicked, None, places, api_visibility="private", show_progress="hidden")
-        for one in made.values():
+        for one in galleries:
+            one.select(clicked, None, targets, api_visibility="private", show_progress="hidden")
+        for one in tabs_by_name.values():
             if one.use is not None:
-                one.use.click(lambda image: (image,) * PLACES, one.result, places, api_visibility="private")
+                one.use.click(lambda image: (image,) * NUM_TARGETS, one.result, targets, api_visibility="private")
         for name, button in buttons.items():
             button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, api_visibility="private")
-        # The editor takes an image only while it is seen.
-        items["fill"].select(handed_over, taken, [made["fill"].source, taken], api_visibility="private")
+        # The editor accepts an image only while it is visible.
+        items["fill"].select(hand_over, pending, [tabs_by_name["fill"].source, pending], api_visibility="private")
 
 
 def clicked(event: gr.SelectData) -> tuple[str, ...]:
-    """An image that was clicked goes to all tabs. What was clicked is what the request says: it is looked at."""
+    """The path of a clicked image, for every target. The request names the path, so that it has to be checked."""
     try:
         path = event.value["image"]["path"]
     except (KeyError, TypeError):
         raise gr.Error(NOT_UPLOADED, print_exception=False) from None
-    return (str(uploaded(path)),) * PLACES
+    return (str(uploaded(path)),) * NUM_TARGETS
 
 
-def handed_over(image: Any) -> Any:
-    """A clicked image goes to the editor once, and what was painted there stays else."""
+def hand_over(image: Any) -> Any:
+    """Give a clicked image to the editor once. Without one, the editor keeps its content."""
     return gr.skip() if image is None else (image, None)

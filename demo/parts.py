@@ -1,4 +1,4 @@
-"""Parts of several tabs: images in and out, sliders, seeds, stop buttons, and a user's mistakes as messages."""
+"""Parts that several tabs use: inputs, outputs, sliders, seeds, stop buttons, and messages for mistakes."""
 
 import html
 import random
@@ -14,39 +14,49 @@ import gradio as gr
 from PIL import Image
 
 from cm3.engine.options import Options, about
-from cm3.serving.admission import Ticket, TooLate
+from cm3.serving.admission import Ticket, TimedOut
 from cm3.tasks.job import Piece
 from demo.uploads import UploadedImage
 from demo.words import Say
 
-HEIGHT = 340  # of an image that is worked on, in pixels
+HEIGHT = 340  # of an image, in pixels
 MAX_TEXT = 500  # characters
-MAX_SECONDS = 60.0  # of one piece of work
+MAX_SECONDS = 60.0  # of one request
 MAX_SEED = 2**31
 
 
 def mistake(say: Say, key: str, **values: object) -> NoReturn:
+    """Show the page's message for a mistake."""
     raise gr.Error(say(key, **values), print_exception=False)
 
 
 @contextmanager
 def friendly(say: Say) -> Iterator[None]:
-    """What the pipeline refuses becomes a message on the page."""
+    """Turn the errors of the pipeline into messages on the page."""
     try:
         yield
-    except TooLate:
+    except TimedOut:
         mistake(say, "too_slow", n=int(MAX_SECONDS))
     except (ValueError, TypeError) as error:
         raise gr.Error(say("failed", error=error), print_exception=False) from error
 
 
 def timed(pieces: Generator[Piece]) -> Generator[Piece]:
-    """They, for at most MAX_SECONDS; the model stops working when whoever reads them stops."""
+    """Yield the pieces for at most MAX_SECONDS. Closing the generator stops the model."""
     return Ticket(MAX_SECONDS).watch(pieces)
 
 
 def checked_text(say: Say, text: str | None, empty: str = "") -> str:
-    """The text. empty: key of the message for none; "" = there may be none."""
+    """Check a text and return it.
+
+    Args:
+        say: the texts of the page.
+        text: the text.
+        empty: key of the message if it is empty; "" allows that.
+
+    Raises:
+        gr.Error: the text is empty or too long.
+    """
     if len(text or "") > MAX_TEXT:
         mistake(say, "too_long", n=MAX_TEXT)
     if empty and not (text or "").strip():
@@ -55,19 +65,27 @@ def checked_text(say: Say, text: str | None, empty: str = "") -> str:
 
 
 def chosen(say: Say, image: Image.Image | None) -> Image.Image:
+    """The image, or a message if there is none."""
     if image is None:
         mistake(say, "no_image")
     return image
 
 
 def seed_of(dice: bool, seed: float | None) -> int:
+    """A random seed with `dice`, the given seed without."""
     return random.randrange(MAX_SEED) if dice else int(seed or 0)
 
 
 @dataclass(frozen=True)
 class Tab:
-    """What other tabs have to do with one: where an image may be put, what it made and the button to take that
-    elsewhere, and galleries to take from."""
+    """The parts of a tab that the other tabs use.
+
+    Attributes:
+        source: the input that takes an image.
+        result: the image that the tab makes.
+        use: the button that takes the result to the other tabs.
+        galleries: galleries whose images can be taken.
+    """
 
     source: Any = None
     result: gr.Image | None = None
@@ -76,6 +94,8 @@ class Tab:
 
 
 class Clock:
+    """Measures seconds."""
+
     def __init__(self) -> None:
         self.start = time.monotonic()
 
@@ -85,24 +105,25 @@ class Clock:
 
 
 def tag(image: Image.Image) -> str:
-    """An <img> that holds the image itself: what is drawn on the way leaves no file."""
+    """An <img> with the image inside, so that a partial image is never a file."""
     data = BytesIO()
     image.save(data, "PNG", compress_level=1)
     return f'<img alt="" src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
 
 
 def sheet(images: Iterable[Image.Image]) -> str:
+    """Images in a grid, as HTML."""
     return f'<div class="sheet">{"".join(map(tag, images))}</div>'
 
 
 def paragraphs(items: Iterable[str | Image.Image]) -> str:
-    """Texts and images in their order."""
+    """Texts and images in their order, as HTML."""
     parts = (tag(item) if isinstance(item, Image.Image) else f"<p>{html.escape(item)}</p>" for item in items)
     return f'<div class="document">{"".join(parts)}</div>'
 
 
 def image_input(label: str) -> UploadedImage:
-    """The image as it is: the pipeline crops and scales it."""
+    """An input for an image. The pipeline crops and scales it."""
     return UploadedImage(
         label=label,
         type="pil",
@@ -118,7 +139,7 @@ def image_output(label: str) -> gr.Image:
 
 
 def words_input(label: str, button: str, name: str, value: str = "", info: str | None = None) -> gr.Textbox:
-    """Words with the button that sends them. name: its class on the page."""
+    """A text field with the button that sends it. `name` is part of its CSS class."""
     return gr.Textbox(
         value, label=label, info=info, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words"
     )
@@ -137,10 +158,10 @@ def slider(say: Say, options: type[Options], name: str, value: float | None = No
     """A slider with the default and the range of an option.
 
     Args:
-        say: the page's words; they have the option's name, and may have `name_info`.
+        say: the texts of the page. They have the option's name, and may have `name_info`.
         options: the options class.
         name: of its field.
-        value: the default, if not the option's own.
+        value: replaces the option's default.
     """
     low, high, step = about(options, name).slider or (0, 1, 0.05)
     info = say(f"{name}_info") if say.has(f"{name}_info") else None
@@ -150,7 +171,7 @@ def slider(say: Say, options: type[Options], name: str, value: float | None = No
 
 
 def seed_inputs(say: Say) -> tuple[gr.Checkbox, gr.Number]:
-    """Whether a seed is drawn, and the one that counts if not."""
+    """A checkbox for a random seed, and the seed that is used without it."""
     dice = gr.Checkbox(True, label=say("dice"))
     return dice, gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label=say("seed"), info=say("seed_info"))
 
@@ -173,7 +194,18 @@ def connect(
     stop: gr.Button | None = None,
     status: Any = None,
 ) -> None:
-    """work runs at the trigger until it is done or stop is pressed. name: of the endpoint; the English page has it."""
+    """Run a function when an event occurs.
+
+    Args:
+        say: the texts of the page.
+        trigger: the event.
+        work: the function.
+        inputs: its inputs.
+        outputs: what it returns.
+        name: of the API endpoint, which the English page has.
+        stop: a button that cancels it.
+        status: shows that it was cancelled.
+    """
     event = trigger(
         work,
         list(inputs),

@@ -1,11 +1,9 @@
-"""Images that visitors send: they come from the folder of uploads and are small enough before they are decoded,
-whatever a request says.
+"""Images that visitors upload. Each must be in gradio's upload folder, and its size is checked before it is decoded.
 
-gradio checks the path of a file only where the request calls it one; what a request says here is believed nowhere.
+gradio checks the path of a file only if the request marks it as a file. The components here check every path.
 """
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,19 +19,23 @@ from tokenizer_image.pixels import MAX_PIXELS, open_image
 
 MAX_LAYERS = 8
 MAX_BYTES = 20_000_000  # of an upload
-MAX_PAINTINGS = 32  # that were sent and are not yet asked about
-NOT_UPLOADED = "This image was not uploaded here: upload it, or click a drawing."
-UNREADABLE = "This request cannot be read: use the fields as the page shows them."
+MAX_PAINTINGS = 32  # received paintings that wait for their request
+NOT_UPLOADED = "This image was not uploaded here: upload it, or click an image."
+UNREADABLE = "This request cannot be read: use the fields of the page."
 
 log = logging.getLogger("demo")
 
 
 def uploaded(path: str | None) -> Path:
-    """The file, which lies in the folder of uploads. Errors: gr.Error, which names no path."""
+    """The file at a path in the upload folder.
+
+    Raises:
+        gr.Error: it is not there, or is outside the folder. The message does not name the path.
+    """
     folder = Path(get_upload_folder()).resolve()
     try:
         file = Path(path or "").resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, links that go round
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
         file = folder
     if folder not in file.parents or not file.is_file():
         raise gr.Error(NOT_UPLOADED, print_exception=False)
@@ -41,20 +43,25 @@ def uploaded(path: str | None) -> Path:
 
 
 def opened(source: Path | bytes | None) -> Image.Image:
-    """The image, with its transparency. Errors: gr.Error, which names no path."""
+    """Decode an image, with its transparency.
+
+    Raises:
+        gr.Error: it is no image, or too large. The message does not name the path.
+    """
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
-        return open_image(data, MAX_PIXELS, ground=None)  # pyright: ignore[reportArgumentType]  # None is refused there
+        return open_image(data, MAX_PIXELS, ground=None)  # pyright: ignore[reportArgumentType]  # open_image refuses None
     except (OSError, ValueError, TypeError) as error:
-        said = str(error).removesuffix(", or raise max_pixels")  # which a visitor cannot
-        raise gr.Error(said, print_exception=False) from error
+        message = str(error).removesuffix(", or raise max_pixels")  # a visitor cannot do that
+        raise gr.Error(message, print_exception=False) from error
 
 
 class Page(gr.Blocks):
-    """Blocks that tell in one line what is wrong with a request; the log has its kind, and nothing that was sent."""
+    """Blocks that answer an invalid request with a one-line error. The log names the kind of error and nothing that was
+    sent."""
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """What the page's functions get. Errors: gr.Error for whatever a request may have wrong."""
+        """The inputs of the page's functions. Raises a gr.Error for every mistake in a request."""
         try:
             return await super().preprocess_data(*args, **kwargs)
         except gr.Error as error:
@@ -62,18 +69,18 @@ class Page(gr.Blocks):
             raise
         except Exception as error:
             log.info("refused: %s", type(error).__name__)
-            told = NOT_UPLOADED if isinstance(error, InvalidPathError) else UNREADABLE
-            raise gr.Error(told, print_exception=False) from None
+            message = NOT_UPLOADED if isinstance(error, InvalidPathError) else UNREADABLE
+            raise gr.Error(message, print_exception=False) from None
 
 
 class UploadedImage(gr.Image):
-    """An image that a visitor chose, as a PIL image."""
+    """An uploaded image, as a PIL image."""
 
     def get_block_name(self) -> str:
-        return "image"  # the page draws it as gradio's own
+        return "image"  # the browser shows it as gradio's own component
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        """Nothing is fetched from elsewhere for a visitor, and nothing is copied."""
+        """The path itself: no URL is fetched, and no file is copied."""
         return str(uploaded(url_or_file_path))
 
     def preprocess(self, payload: ImageData | None) -> Image.Image | None:
@@ -81,7 +88,7 @@ class UploadedImage(gr.Image):
 
 
 class UploadedFiles(gr.File):
-    """Files that a visitor chose, as paths in the folder of uploads."""
+    """Uploaded files, as paths in the upload folder."""
 
     def get_block_name(self) -> str:
         return "file"
@@ -91,7 +98,7 @@ class UploadedFiles(gr.File):
 
 
 class PaintedImage(gr.ImageMask):
-    """An image and what a visitor painted on it: {"background": image, "layers": [paint ...], "composite": None}."""
+    """An uploaded image with layers of paint: {"background": image, "layers": [image ...], "composite": None}."""
 
     def get_block_name(self) -> str:
         return "imageeditor"
@@ -101,7 +108,7 @@ class PaintedImage(gr.ImageMask):
 
     @server
     def accept_blobs(self, data: AcceptBlobs) -> None:
-        """The page sends the parts of a painting one by one: here no more and no larger ones than it needs."""
+        """Receive the parts of a painting, which the browser sends one by one, within limits of number and size."""
         index = str(data.data["index"] or 0)
         if index != "null" and not (index.isdecimal() and int(index) < MAX_LAYERS):
             raise gr.Error(f"at most {MAX_LAYERS} layers of paint", print_exception=False)
@@ -122,14 +129,10 @@ class PaintedImage(gr.ImageMask):
         layers = sent.layers or []
         if len(layers) > MAX_LAYERS:
             raise gr.Error(f"{len(layers)} layers of paint: at most {MAX_LAYERS}", print_exception=False)
-        images = [None if part is None else self.part(part) for part in (sent.background, *layers)]
-        painted = {"background": images[0], "layers": [p for p in images[1:] if p is not None], "composite": None}
-        return cast(EditorValue, painted)
+        images = [None if part is None else self._open_part(part) for part in (sent.background, *layers)]
+        painting = {"background": images[0], "layers": [p for p in images[1:] if p is not None], "composite": None}
+        return cast(EditorValue, painting)
 
-    def part(self, part: FileData | bytes) -> Image.Image:
+    def _open_part(self, part: FileData | bytes) -> Image.Image:
         image = opened(part if isinstance(part, bytes | bytearray) else uploaded(part.path))
         return image.convert("RGBA")
-
-
-with suppress(OSError):  # gradio writes one for each component, and type checkers would read it in place of this file
-    Path(__file__).with_suffix(".pyi").unlink(missing_ok=True)

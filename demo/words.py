@@ -1,4 +1,4 @@
-"""All that the page says, in English and in Arabic."""
+"""The texts of the page, in English and in Arabic."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from cm3.engine.options import Language
 
 WORDS = {  # key: English, Arabic
     "about": (
-        "### CM3leon\nOne small transformer draws images, changes them, describes them and answers questions about "
-        "them, in English and Arabic. It has seen emoji art only.",
+        "### CM3leon\nOne small transformer generates, edits and describes images and answers questions about them, "
+        "in English and Arabic. It was trained on emoji art only.",
         "### CM3leon\nمحوّل صغير واحد يرسم الصور ويغيّرها ويصفها ويجيب عن أسئلة عنها، بالعربية والإنجليزية. لم ير سوى "
         "رسوم الإيموجي.",
     ),
@@ -27,71 +27,71 @@ WORDS = {  # key: English, Arabic
     "images": ("Images", "صور"),
     "n": ("How many", "كم صورة"),
     "prompt": ("What to draw", "ماذا أرسم؟"),
-    "negative": ("What to keep away from", "ما الذي أبتعد عنه؟"),
+    "negative": ("Negative prompt", "ما الذي أبتعد عنه؟"),
     "best_of": ("Best of", "الأفضل من"),
     "best_of_info": (
-        "Draw so many for each image, keep what fits the words best",
+        "Generate so many candidates for each image and keep the best",
         "ارسم هذا العدد لكل صورة واحتفظ بأقربها إلى الكلمات",
     ),
     "guidance": ("Guidance", "التوجيه"),
     "guidance_info": ("How much the text counts; 1 = off", "مقدار تأثير النص؛ 1 = بلا توجيه"),
     "falling": ("Guidance falls from row to row", "يقل التوجيه صفا بعد صف"),
-    "normalise": ("Put the words as the model reads them best", "صغ الكلمات كما يقرؤها النموذج أحسن قراءة"),
+    "normalise": ("Normalise the prompt", "صغ الكلمات كما يقرؤها النموذج أحسن قراءة"),
     "temperature": ("Temperature", "درجة العشوائية"),
-    "temperature_info": ("0 = the likeliest", "0 = الأرجح"),
+    "temperature_info": ("0 = always the likeliest token", "0 = الأرجح"),
     "top_p": ("Top-p", "Top-p"),
     "seed": ("Seed", "البذرة"),
-    "seed_info": ("The same seed, the same image", "البذرة نفسها تعطي الصورة نفسها"),
-    "dice": ("A new seed each time", "بذرة جديدة كل مرة"),
-    "boxes": ("Place things: draw boxes with the mouse", "ضع الأشياء: ارسم مربعات بالفأرة"),
+    "seed_info": ("The same seed gives the same image", "البذرة نفسها تعطي الصورة نفسها"),
+    "dice": ("Random seed", "بذرة جديدة كل مرة"),
+    "boxes": ("Place objects: draw boxes with the mouse", "ضع الأشياء: ارسم مربعات بالفأرة"),
     "boxes_info": (
-        "Drag on the square, then say what stands in the box.",
+        "Drag on the square, then name the object in the box.",
         "اسحب فوق المربع، ثم اكتب ما بداخله.",
     ),
-    "box_name": ("what stands here", "ماذا هنا؟"),
+    "box_name": ("name of the object", "ماذا هنا؟"),
     "clear": ("Clear", "امسح"),
     "structure": ("Follow an image", "اتبع صورة"),
-    "structure_kind": ("What of it", "ماذا منها"),
+    "structure_kind": ("What to follow", "ماذا منها"),
     "edges": ("edges", "حواف"),
     "segments": ("areas of colour", "مساحات اللون"),
-    "history": ("What you drew", "ما رسمته"),
+    "history": ("Your images", "ما رسمته"),
     "use": ("Use this image in", "استعمل هذه الصورة في"),
     "use_result": ("Take the result to all tabs", "خذ النتيجة إلى كل الصفحات"),
     "source": ("Image", "الصورة"),
     "seen": ("What the model sees", "ما يراه النموذج"),
     "edited": ("Before and after", "قبل وبعد"),
     "instruction": ("What to change", "ماذا أغيّر؟"),
-    "image_guidance": ("Guidance by the image", "التوجيه بالصورة"),
-    "image_guidance_info": ("How much stays as it is", "مقدار ما يبقى كما هو"),
-    "text_guidance": ("Guidance by the words", "التوجيه بالكلمات"),
+    "image_guidance": ("Image guidance", "التوجيه بالصورة"),
+    "image_guidance_info": ("How much of the image is kept", "مقدار ما يبقى كما هو"),
+    "text_guidance": ("Text guidance", "التوجيه بالكلمات"),
     "text_guidance_info": ("How much the instruction counts", "مقدار تأثير التعليمات"),
-    "painting": ("Image: paint over what is to be redrawn", "الصورة: لوّن ما تريد إعادة رسمه"),
+    "painting": ("Image: paint over the part to replace", "الصورة: لوّن ما تريد إعادة رسمه"),
     "filled": ("Filled in", "بعد الملء"),
     "shows": ("What the image shows (may be empty)", "ماذا تُظهر الصورة (قد يكون فارغا)"),
     "files": ("Images, one or several", "صورة أو عدة صور"),
     "language": ("Language", "اللغة"),
     "both": ("English and Arabic", "العربية والإنجليزية"),
-    "long": ("At length", "بإسهاب"),
-    "long_info": ("Say also where, and on what", "اذكر أيضا المكان والخلفية"),
+    "long": ("Long", "بإسهاب"),
+    "long_info": ("Say also where things are, and on which background", "اذكر أيضا المكان والخلفية"),
     "description": ("Description", "الوصف"),
     "question": ("Question", "السؤال"),
     "chat": ("Questions and answers", "أسئلة وأجوبة"),
     "start": ("Start of the document", "بداية المستند"),
     "start_info": (
-        "Write ___ where the model is to fill in words. Without, it goes on with text and images.",
+        "Write ___ where the model shall fill in words. Without ___, it continues with text and images.",
         "اكتب ___ حيث يملأ النموذج الكلمات. ومن دونها يواصل بالنص والصور.",
     ),
-    "then_image": ("An image behind it (may be empty)", "صورة بعدها (قد تكون فارغة)"),
+    "then_image": ("An image after the text (may be empty)", "صورة بعدها (قد تكون فارغة)"),
     "document": ("The document", "المستند"),
-    "go_on": ("Go on", "تابع"),
+    "go_on": ("Continue", "تابع"),
     "codes": ("The codes that the model reads", "الرموز التي يقرؤها النموذج"),
-    "score": ("How likely the model finds each token: dark = surprised", "مدى توقع النموذج لكل رمز: الداكن = مفاجأة"),
+    "score": ("Probability of each token: dark = unlikely", "مدى توقع النموذج لكل رمز: الداكن = مفاجأة"),
     "words": ("Words for the image", "كلمات للصورة"),
     "no_image": (
-        "Choose an image first: upload one, or click a drawing.",
+        "Choose an image first: upload one, or click an image.",
         "اختر صورة أولا: ارفع واحدة أو انقر رسما.",
     ),
-    "no_paint": ("Paint over what is to be redrawn first.", "لوّن أولا ما تريد إعادة رسمه."),
+    "no_paint": ("Paint over the part to replace first.", "لوّن أولا ما تريد إعادة رسمه."),
     "no_prompt": ("The prompt is empty: say what to draw.", "الطلب فارغ: قل ماذا أرسم."),
     "no_instruction": ("The instruction is empty: say what to change.", "التعليمات فارغة: قل ماذا أغيّر."),
     "no_question": ("The question is empty: ask something.", "السؤال فارغ: اسأل شيئا."),
@@ -99,10 +99,10 @@ WORDS = {  # key: English, Arabic
     "too_long": ("At most {n} characters.", "{n} حرف على الأكثر."),
     "too_many": ("At most {n} images at once.", "{n} صورة على الأكثر في المرة."),
     "too_slow": ("This took longer than {n} seconds and was stopped.", "استغرق هذا أكثر من {n} ثانية فأوقف."),
-    "box_unnamed": ("Say what stands in each box.", "اكتب ما بداخل كل مربع."),
+    "box_unnamed": ("Name the object in each box.", "اكتب ما بداخل كل مربع."),
     "failed": ("{error}", "تعذّر ذلك: {error}"),
     "unknown": (
-        "The model has never read: {words}. Its drawing will be of something else.",
+        "The model was not trained on: {words}. The image will show something else.",
         "لم يقرأ النموذج قط: {words}. سيرسم شيئا آخر.",
     ),
     "drawn": ("{n} images in {seconds:.1f} s, seed {seed}.", "{n} صور في {seconds:.1f} ث، البذرة {seed}."),
@@ -126,12 +126,12 @@ LANGUAGES: tuple[Language, ...] = ("en", "ar")
 
 @dataclass(frozen=True)
 class Say:
-    """The words of one language: say("draw"), say("too_long", n=500)."""
+    """The texts in one language: say("draw"), say("too_long", n=500)."""
 
     language: str
 
     def has(self, key: str) -> bool:
-        """Whether the page says something under this key."""
+        """Whether there is a text with this key."""
         return key in WORDS
 
     def __call__(self, key: str, **values: object) -> str:

@@ -1,5 +1,5 @@
-"""Write a caption beside each image of a folder, as trainers of other models read them: cat.png, cat.txt.
-A text that is there stays.
+"""Write a caption beside each image of a folder, as trainers of other models expect: cat.png, cat.txt.
+Existing texts are kept.
 
 python examples/caption_folder.py my_images --question "What colour is it?"
 """
@@ -14,20 +14,20 @@ BATCH = 16
 
 def main(folder: Path, language: str, question: str) -> None:
     model = CM3.from_pretrained("emoji")
-    wanted: dict[Path, Path] = {}  # text file -> its image
+    image_of: dict[Path, Path] = {}  # text file to image
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")):
-        place = path.with_suffix(".txt")
-        if place.exists() or place in wanted:
-            print(f"{path}: left out, {place.name} is there already or is another image's")
+        text_file = path.with_suffix(".txt")
+        if text_file.exists() or text_file in image_of:
+            print(f"{path}: skipped, {text_file.name} exists or belongs to another image")
         else:
-            wanted[place] = path
-    places = list(wanted)
-    for start in range(0, len(places), BATCH):
-        some = places[start : start + BATCH]
-        images = [str(wanted[place]) for place in some]
+            image_of[text_file] = path
+    text_files = list(image_of)
+    for start in range(0, len(text_files), BATCH):
+        batch = text_files[start : start + BATCH]
+        images = [str(image_of[text_file]) for text_file in batch]
         texts = model.answer(images, question) if question else model.caption(images, language=language)
-        for place, image, text in zip(some, images, texts, strict=True):
-            place.write_text(text + "\n", encoding="utf-8")
+        for text_file, image, text in zip(batch, images, texts, strict=True):
+            text_file.write_text(text + "\n", encoding="utf-8")
             print(f"{image}: {text}")
 
 

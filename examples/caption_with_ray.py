@@ -1,10 +1,10 @@
-"""Caption a webdataset on many machines with Ray Data, and go on where a run was stopped.
+"""Caption a webdataset on several machines with Ray Data. A stopped run can be resumed.
 
 pip install "ray[data]" webdataset
 python examples/caption_with_ray.py shards/ --out captions --workers 2
 
-OUT gets Parquet files of __key__, text and error. A key that stands there already is not captioned again; a worker that
-dies is started anew, and its batch done again. On a cluster, give --out and the shards a place that all machines see.
+OUT gets Parquet files with __key__, text and error. Keys that are there already are skipped. A worker that dies is
+restarted, and its batch repeated. On a cluster, --out and the shards must be on storage that all machines share.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 class Captioner:
-    """A model in a process of its own: batches of bytes to texts."""
+    """A model in its own process, which captions batches of image files."""
 
     def __init__(self, model: str, language: str, threads: int) -> None:
         import torch
@@ -37,10 +37,10 @@ class Captioner:
             try:
                 images.append(open_image(bytes(data)))
                 errors.append("")
-            except (ValueError, OSError) as error:  # a bad image is told of, the others go on
+            except (ValueError, OSError) as error:  # the error becomes a column, and the run continues
                 errors.append(str(error))
-        told = iter(self.model.caption(images, language=self.language))
-        texts = ["" if error else next(told) for error in errors]
+        captions = iter(self.model.caption(images, language=self.language))
+        texts = ["" if error else next(captions) for error in errors]
         return {"__key__": batch["__key__"], "text": np.array(texts, object), "error": np.array(errors, object)}
 
 
@@ -50,18 +50,18 @@ def done(out: Path) -> set[str]:
 
 
 def image_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A webdataset sample's key and image."""
+    """Key and image of a webdataset sample."""
     found = next((row[suffix] for suffix in SUFFIXES if row.get(suffix) is not None), b"")
     return {"__key__": row["__key__"], "image": found}
 
 
 def main(shards: Path, out: Path, model: str, language: str, workers: int, batch: int) -> int:
-    """Returns how many were captioned now."""
+    """Caption the shards, and return how many captions are new."""
     out.mkdir(parents=True, exist_ok=True)
     known = done(out)
     samples = ray.data.read_webdataset([str(path) for path in sorted(shards.glob("*.tar"))], decoder=None)
     left = samples.map(image_of).filter(lambda row: row["__key__"] not in known)
-    cores = max(0.1, (ray.cluster_resources()["CPU"] - 1) / workers)  # of each; one is left to read and write
+    cores = max(0.1, (ray.cluster_resources()["CPU"] - 1) / workers)  # per worker; one core reads and writes
     captioned = left.map_batches(
         Captioner,
         fn_constructor_args=(model, language, max(1, int(cores))),

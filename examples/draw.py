@@ -1,4 +1,4 @@
-"""Draw what the words say, and keep the drawing that fits them best.
+"""Generate an image from a prompt, the best of four candidates.
 
 python examples/draw.py "a red apple" --out apple.png
 """
@@ -11,7 +11,7 @@ from cm3 import CM3
 def main(prompt: str, out: str, seed: int) -> None:
     model = CM3.from_pretrained("emoji")
     [image] = model.generate(prompt, n=1, best_of=4, seed=seed)
-    print(f"it sees: {model.caption(image)}, {model.caption(image, language='ar')}")
+    print(f"caption: {model.caption(image)}, {model.caption(image, language='ar')}")
     image.resize((256, 256)).save(out)
 
 

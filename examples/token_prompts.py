@@ -1,9 +1,9 @@
-"""Images as prompts of token ids, for engines that take ids: vLLM, or anything that runs a transformers model.
+"""Images as prompts of token ids, for engines that accept ids: vLLM, or any that runs a transformers model.
 
 python examples/token_prompts.py my_images --out prompts.jsonl --question "What colour is it?"
 
-A line for each image: its name, prompt_token_ids, and the ids that an answer may consist of, as ranges. How vLLM
-takes them: docs/transformers.md.
+Each line has the name of an image, its prompt_token_ids, and the range of ids that an answer may have.
+docs/transformers.md shows how to use them with vLLM.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def main(folder: Path, out: Path, model: str, language: Language, question: str)
     answer = {"first_text": vocab.first_text, "first_code": vocab.first_code, "ends": list(vocab.ends)}
     with out.open("w", encoding="utf-8") as lines:
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
-            asked = CaptionOptions(language=language)
-            job = cm3.jobs.answer(path, question) if question else cm3.jobs.caption(path, asked)
+            options = CaptionOptions(language=language)
+            job = cm3.jobs.answer(path, question) if question else cm3.jobs.caption(path, options)
             [request] = job.requests
             row = {"file_name": path.name, "prompt_token_ids": request.prompt, **answer}
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The image tokenizer alone: an image as codes, back again, and how far the two are apart.
+"""The image tokenizer alone: encode an image as codes, and decode the codes to an image.
 
 python examples/tokenizer.py image.png --out again.png
 """

@@ -1,9 +1,9 @@
-"""Teach the embedded model your own images with adapters (LoRA), then draw with it.
+"""Fine-tune the embedded model on your images with LoRA, then generate an image.
 
 python examples/train_on_your_images.py my_images --out runs/mine --steps 500 --draw "a cat"
 
-my_images holds cat.jpg with its words in cat.txt, and so on; train.prepare takes many other sources. The three steps
-are what `python -m train.prepare`, `python -m train.lm` and `cm3 generate` do.
+my_images has cat.jpg with its caption in cat.txt, and so on; train.prepare reads many other sources. The three steps
+are those of `python -m train.prepare`, `python -m train.lm` and `cm3 generate`.
 """
 
 import argparse

@@ -158,7 +158,7 @@ def train_opened(config: ScorerTrainingConfig, out: Path, accelerator: Accelerat
             codes = spoiled(pairs.codes[rows].long(), config.wrong, chance)
             with autocast(config.precision, device):
                 texts = by_length(scorer, [pairs.texts[i] for i in rows]).float()
-                images = scorer.encode_cells(thinned(scorer.cells(codes), config.drop, chance)).float()
+                images = scorer.encode_patches(thinned(scorer.patches(codes), config.drop, chance)).float()
             loss = contrast(texts, images, scorer.scale(), [pairs.concepts[i] for i in rows], config.same)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.clip)

@@ -1,9 +1,9 @@
-"""Captions and answers for many image files: where they are found, and what is asked of each.
+"""Captions and answers for many image files.
 
-    sources -> images (several are decoded at once) -> batches through the engine -> texts, in the order of the files
+    sources -> images, decoded in parallel -> batches through the engine -> texts, in the order of the files
 
-A text stands in a file beside its image, as kohya's scripts and TagGUI have it, or all in one table: JSON lines as
-datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet: sinks.py and tables.py.
+The texts go into a file beside each image, as kohya's scripts and TagGUI expect (sinks.py), or into one table: JSON
+lines as datasets' ImageFolder reads them (metadata.jsonl: file_name, text), CSV, or Parquet (tables.py).
 """
 
 import glob
@@ -17,29 +17,37 @@ from typing import TYPE_CHECKING, TextIO
 
 from PIL import Image as PIL_Image
 
-from cm3.captioning.sinks import Sink, Told, is_text
+from cm3.captioning.sinks import Result, Sink, is_text
 from cm3.engine.options import Query
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-WRITE_FAILURES = 3  # in a row end the run: a full disk would have everything captioned in vain
+MAX_WRITE_FAILURES = 3  # consecutive; the run stops then, because on a full disk all captions would be lost
 
 
-# which images
-
-
-def is_many(source: str) -> bool:
-    """Whether a source of the command line may stand for more than one image."""
+def may_be_several(source: str) -> bool:
+    """Whether a source of the command line can stand for more than one image."""
     if Path(source).exists():
         return Path(source).is_dir()
     return source == "-" or source.startswith("@") or glob.has_magic(source)
 
 
 def find(sources: Sequence[str], recursive: bool, lines: TextIO) -> Iterator[Path]:
-    """The images of files, folders, patterns ("in/*.png"), lists ("@list.txt") and lines ("-"), in the order of their
-    names, each once. Errors: ValueError for a source that names nothing."""
+    """Find the image files of sources.
+
+    Args:
+        sources: files, folders, patterns ("in/*.png"), lists ("@list.txt"), or "-" for `lines`.
+        recursive: whether to search the folders inside folders.
+        lines: names of files, one a line.
+
+    Yields:
+        Each file once, in the order of the sources, and of the names within each.
+
+    Raises:
+        ValueError: a source has no images.
+    """
     seen: set[Path] = set()
     for source in sources:
         found = False
@@ -57,7 +65,9 @@ def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
         return (Path(line) for line in _lines(lines))
     if listed := list_of(source):
         try:
-            with listed.open(encoding="utf-8", errors="surrogateescape") as file:  # names need not be in UTF-8
+            with listed.open(
+                encoding="utf-8", errors="surrogateescape"
+            ) as file:  # names may be in another encoding than UTF-8
                 return [Path(line) for line in _lines(file)]
         except OSError as error:
             raise ValueError(f"{listed}: no list of images can be read ({error})") from error
@@ -71,13 +81,14 @@ def _found(source: str, recursive: bool, lines: TextIO) -> Iterable[Path]:
 
 
 def list_of(source: str) -> Path | None:
-    """The file that "@list.txt" stands for; None for other sources."""
+    """The file of a source "@list.txt"; None for other sources."""
     return Path(source[1:]) if source.startswith("@") and not Path(source).exists() else None
 
 
-def read_by(sources: Iterable[str], model: str) -> frozenset[Path]:
-    """The real paths of files that a run reads, and of folders with nothing else in them: named images, lists, and a
-    model folder's files. Images in folders are known by what they hold."""
+def input_files(sources: Iterable[str], model: str) -> frozenset[Path]:
+    """Real paths of the files that a run reads, so that it does not overwrite them: images named one by one, lists, and
+    the files and folders of the model. Images in folders are left out; `check_replaceable` recognises images by their
+    content."""
     files = [path for path in (list_of(source) or Path(source) for source in sources) if path.is_file()]
     if (folder := Path(model)).is_dir():
         files += (path for path in folder.iterdir() if path.is_file() or (path / "config.json").is_file())
@@ -88,13 +99,20 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
 
 
-# the work
-
-
 @dataclass(frozen=True)
-class Asks:
-    """What each image is asked: captions in these languages, and these questions; prefix and suffix go around a
-    caption, as trigger words do."""
+class Tasks:
+    """What is generated for each image.
+
+    Attributes:
+        languages: of the captions.
+        questions: to answer.
+        long: whether captions are long.
+        prefix: text before each caption, such as a trigger word.
+        suffix: text after each caption.
+
+    Raises:
+        ValueError: there is neither language nor question, a question is empty, or a text is not UTF-8.
+    """
 
     languages: tuple[str, ...] = ("en",)
     questions: tuple[str, ...] = ()
@@ -106,7 +124,7 @@ class Asks:
         for name in ("languages", "questions"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         if not self.languages and not self.questions:
-            raise ValueError("nothing is asked: give a language or a question")
+            raise ValueError("there is nothing to generate: give a language or a question")
         if not all(question.strip() for question in self.questions):
             raise ValueError("the question is empty: say something")
         for words in (self.prefix, self.suffix, *self.questions):
@@ -115,104 +133,108 @@ class Asks:
 
     @property
     def columns(self) -> list[str]:
-        """The first caption is "text", others "text_ar"; an answer stands under its question."""
+        """The columns: "text" for the first caption, "text_ar" and so on for others, the question for an answer."""
         captions = [f"text_{language}" if i else "text" for i, language in enumerate(self.languages)]
         return [*captions, *self.questions]
 
-    def tell(self, model: "CM3", images: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
-        """The texts of each image, by column."""
+    def run(self, model: "CM3", images: Sequence[PIL_Image.Image]) -> list[dict[str, str]]:
+        """Generate the texts of each image, by column."""
         queries = [Query(language=language, long=self.long) for language in self.languages]
         queries += [Query(question) for question in self.questions]
-        job = model.jobs.tell([(image, one) for image in images for one in queries])
-        said = (" ".join(text.split()) for text in model.run(job))  # each is a line
-        told: list[dict[str, str]] = []
+        job = model.jobs.tell([(image, query) for image in images for query in queries])
+        texts = (" ".join(text.split()) for text in model.run(job))  # one line each
+        results: list[dict[str, str]] = []
         for _ in images:
-            texts = [f"{self.prefix}{next(said)}{self.suffix}" for _ in self.languages]
-            told.append(dict(zip(self.columns, [*texts, *(next(said) for _ in self.questions)], strict=True)))
-        return told
+            captions = [f"{self.prefix}{next(texts)}{self.suffix}" for _ in self.languages]
+            answers = [next(texts) for _ in self.questions]
+            results.append(dict(zip(self.columns, [*captions, *answers], strict=True)))
+        return results
 
 
 def caption_files(
     model: "CM3",
     paths: Iterable[Path],
     sink: Sink,
-    asks: Asks,
+    tasks: Tasks,
     batch: int = 32,
     workers: int = 2,
     skipped: Callable[[Path], None] = lambda _: None,
-) -> Generator[Told]:
-    """Each image's texts as soon as they are written.
+) -> Generator[Result]:
+    """Generate the texts of image files and write them.
 
     Args:
-        model: what writes them.
-        paths: image files; taken two batches ahead.
-        sink: where the texts go.
-        asks: what each image is asked.
-        batch: images at once.
-        workers: threads that open images, a batch ahead.
-        skipped: called with each file that has its text.
+        model: generates the texts.
+        paths: image files; read two batches ahead.
+        sink: writes the texts.
+        tasks: what is generated for each image.
+        batch: images of one batch.
+        workers: threads that decode images, a batch ahead.
+        skipped: called with each file that already has its text.
 
-    A file that is no image, or whose text cannot be written, is told with its error, and the others go on.
+    Yields:
+        The result of each file, as soon as it is written. For a file that is no image, or whose text cannot be written,
+        the result has the error, and the run continues.
 
     Raises:
-        OSError: the texts of WRITE_FAILURES files in a row could not be written.
+        OSError: the texts of MAX_WRITE_FAILURES consecutive files could not be written.
     """
     from tokenizer_image.pixels import open_image
 
-    def opened(path: Path) -> PIL_Image.Image | str:
+    def decode(path: Path) -> PIL_Image.Image | str:
         try:
             return open_image(str(path), model.processor.max_pixels, least=model.processor.least)
         except (ValueError, OSError) as error:
             return str(error)
 
-    def wanted() -> Iterator[tuple[Path, str]]:
-        """Files without a text, with why none can be written, where that is known before it is made."""
+    def pending() -> Iterator[tuple[Path, str]]:
+        """Files without a text, each with the error if it is already known that none can be written."""
         for path in paths:
             try:
                 has, error = sink.has(path), ""
             except (ValueError, OSError) as problem:
-                has, error = False, unwritten(problem)
+                has, error = False, write_error(problem)
             if has:
                 skipped(path)
             else:
                 yield path, error
 
-    failures = 0  # in a row
+    failures = 0  # consecutive
 
-    def written(told: Told) -> Told:
+    def write(result: Result) -> Result:
         nonlocal failures
         try:
-            sink.add(told)
+            sink.add(result)
         except ValueError as error:
-            return Told(told.path, {}, unwritten(error))
+            return Result(result.path, {}, write_error(error))
         except OSError as error:
             failures += 1
-            if failures == WRITE_FAILURES:
+            if failures == MAX_WRITE_FAILURES:
                 raise OSError(
-                    f"{told.path}: {unwritten(error)}, nor could the {failures - 1} before it: the run stops; make "
-                    "room, and the same command goes on"
+                    f"{result.path}: {write_error(error)}, nor could the {failures - 1} before it: the run stops; make "
+                    "room, and run the same command again"
                 ) from error
-            return Told(told.path, {}, unwritten(error))
+            return Result(result.path, {}, write_error(error))
         failures = 0
-        return told
+        return result
 
     with ThreadPoolExecutor(workers) as pool:
-        source = wanted()
+        source = pending()
         ahead: list[tuple[Path, Future[PIL_Image.Image | str] | str]] = []
         try:
             while True:
                 for path, error in islice(source, 2 * batch - len(ahead)):
-                    ahead.append((path, error or pool.submit(opened, path)))
-                now, ahead = ahead[:batch], ahead[batch:]
-                if not now:
+                    ahead.append((path, error or pool.submit(decode, path)))
+                current, ahead = ahead[:batch], ahead[batch:]
+                if not current:
                     return
-                results = [(path, one if isinstance(one, str) else one.result()) for path, one in now]
-                texts = iter(asks.tell(model, [one for _, one in results if not isinstance(one, str)]))
-                for path, one in results:
-                    yield Told(path, {}, one) if isinstance(one, str) else written(Told(path, next(texts)))
+                opened = [(path, one if isinstance(one, str) else one.result()) for path, one in current]
+                texts = iter(tasks.run(model, [one for _, one in opened if not isinstance(one, str)]))
+                for path, one in opened:
+                    yield Result(path, {}, one) if isinstance(one, str) else write(Result(path, next(texts)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def unwritten(error: ValueError | OSError) -> str:
+def write_error(error: ValueError | OSError) -> str:
+    """The error of a text that could not be written."""
     return f"its text cannot be written ({getattr(error, 'strerror', None) or error})"

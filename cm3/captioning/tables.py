@@ -1,5 +1,7 @@
-"""Captions in one table: JSON lines, CSV or Parquet. Rows are on disk as soon as they are added, and a later run goes
-on after them. Memory holds the names of the images, never their texts.
+"""Sinks that write captions into one table: JSON lines, CSV or Parquet.
+
+Rows are on disk as soon as they are added, and a later run continues after them. Memory holds the names of the images,
+not their texts.
 """
 
 import csv
@@ -12,18 +14,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cm3.captioning.sinks import Existing, Told, check_replaceable, is_text
+from cm3.captioning.sinks import Existing, Result, check_replaceable, is_text
 from cm3.files import check_writable, followed, whole
 
 TABLES = (".jsonl", ".csv", ".parquet")
-ROWS = 1000  # of a Parquet row group
+ROW_GROUP = 1000  # rows
 
 
 class WholeLines:
-    """A file's lines as text, up to one that was cut off; place: how many bytes of the file they are."""
+    """An iterator of a file's lines as text. It stops at a line that was cut off.
+
+    Attributes:
+        position: bytes of the lines so far.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.place = file, 0
+        self.file, self.position = file, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -32,17 +38,23 @@ class WholeLines:
         line = self.file.readline()
         if not line.endswith(b"\n"):
             raise StopIteration
-        text = line.decode("utf-8-sig" if self.place == 0 else "utf-8")
-        self.place += len(line)
+        text = line.decode("utf-8-sig" if self.position == 0 else "utf-8")
+        self.position += len(line)
         return text
 
 
 class Table:
-    """JSON lines or CSV: a line for each image, appended as it comes. A last line that was cut off is dropped.
+    """JSON lines or CSV, one line for each image, appended as it is ready. A last line that was cut off is dropped.
+
+    Args:
+        path: the file.
+        columns: names of the texts.
+        existing: "skip" keeps the rows of the file, "overwrite" replaces it.
+        reads: as for TextFiles.
 
     Raises:
-        ValueError: a file that is no such table or has other columns, or is read by the run; a place that cannot be
-            written; texts to be joined with others.
+        ValueError: the file is no such table, has other columns, is read by the run or cannot be written; or texts
+            shall be appended or prepended to others.
     """
 
     def __init__(
@@ -51,10 +63,10 @@ class Table:
         if existing in ("append", "prepend"):
             raise ValueError(f"--existing {existing} joins texts in files beside the images, not in a table")
         self.path, self.existing = path, existing
-        self.names = ["file_name", *columns]  # in the file's own order
-        self.done: set[str] = set()  # file_name of the rows
-        self.end = 0  # bytes of the file that stay
-        self.cut = False  # whether there are more
+        self.names = ["file_name", *columns]  # columns, in the order of the file
+        self.done: set[str] = set()  # file_name of the rows in the file
+        self.end = 0  # bytes of the whole lines in the file
+        self.cut = False  # whether more bytes follow
         self.file: FileIO | None = None
         check_writable(path)
         if path.exists():
@@ -68,32 +80,33 @@ class Table:
         return self.path.suffix.lower() == ".csv"
 
     def _read(self) -> None:
-        """Note which rows there are."""
+        """Read which rows the file has."""
         try:
             with self.path.open("rb") as file:
                 lines = WholeLines(file)
                 for row in self._csv_rows(lines) if self.is_csv else json_rows(lines):
                     check_columns(self.path, row, self.names)
                     self.done.add(row["file_name"])
-                    self.end = lines.place
+                    self.end = lines.position
                 self.cut = self.end < file.seek(0, os.SEEK_END)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
             raise unreadable(self.path, error) from error
-        if self.cut and not self.end:  # our own first line is never cut off: it is written whole
+        if self.cut and not self.end:  # the first line is always written whole
             raise unreadable(self.path, "no line of it is whole")
 
     def _csv_rows(self, lines: WholeLines) -> Iterator[dict[str, str]]:
         reader = csv.reader(lines, strict=True)
         header = next(reader, self.names)
         check_columns(self.path, dict.fromkeys(header, ""), self.names)
-        self.names, self.end = header, lines.place
+        self.names, self.end = header, lines.position
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 raise csv.Error(f"line {reader.line_num} has {len(cells)} cells, the first {len(header)}")
             yield dict(zip(header, cells, strict=True))
 
     def name(self, path: Path) -> str:
-        """As ImageFolder wants it: from the folder of the table. Raises ValueError for a name that is no text."""
+        """The path of an image from the table's folder, as ImageFolder expects it. Raises a ValueError if it is not
+        UTF-8."""
         name = Path(os.path.relpath(path, self.path.parent)).as_posix()
         if not is_text(name):
             raise ValueError(
@@ -105,8 +118,8 @@ class Table:
         name = self.name(path)
         return self.existing == "skip" and name in self.done
 
-    def add(self, told: Told) -> None:
-        row = {"file_name": self.name(told.path), **told.texts}
+    def add(self, result: Result) -> None:
+        row = {"file_name": self.name(result.path), **result.texts}
         if self.file is None:
             self._start(self._line(row))
         else:
@@ -114,7 +127,7 @@ class Table:
         self.done.add(row["file_name"])
 
     def _start(self, line: bytes) -> None:
-        """The first line, behind what stays of the file, or in a new one; then the file is open for more."""
+        """Write the first line, after the whole lines of the file or to a new file, and keep the file open."""
         path = followed(self.path)
         if self.end:
             with FileIO(path, "ab") as file:
@@ -140,11 +153,15 @@ class Table:
 
 
 class ParquetTable:
-    """One Parquet file, written when the run ends. Until then rows stand in JSON lines beside it, in a hidden file:
-    where the run is killed, the next one finds them there.
+    """A Parquet file, written at the end of the run.
+
+    Until then the rows are in a hidden file of JSON lines beside it. If the run is killed, the next run finds them.
+
+    Args:
+        path, columns, existing, reads: as for Table.
 
     Raises:
-        ValueError: as a Table does; pyarrow is missing.
+        ValueError: as Table; or pyarrow is missing.
     """
 
     def __init__(
@@ -173,8 +190,8 @@ class ParquetTable:
     def has(self, path: Path) -> bool:
         return self.journal.has(path) or self.journal.name(path) in self.done
 
-    def add(self, told: Told) -> None:
-        self.journal.add(told)
+    def add(self, result: Result) -> None:
+        self.journal.add(result)
 
     def close(self) -> None:
         self.journal.close()
@@ -184,30 +201,30 @@ class ParquetTable:
             self._write()
         except (OSError, import_module("pyarrow").ArrowException) as error:
             raise OSError(
-                f"{self.path}: cannot be written ({error}); its rows stand in {self.journal.path}, and the same "
-                "command goes on from there"
+                f"{self.path}: cannot be written ({error}); its rows are in {self.journal.path}, and the same "
+                "command continues from there"
             ) from error
         self.journal.path.unlink()
 
     def _write(self) -> None:
-        """What the file has, then the rows of the journal, group by group."""
+        """Write the rows of the old file, then those of the journal, in row groups."""
         arrow: Any = import_module("pyarrow")
         schema = arrow.schema([(name, arrow.string()) for name in self.names])
         with whole(followed(self.path)) as part, parquet().ParquetWriter(part, schema) as writer:
             if self.kept:
                 with parquet().ParquetFile(self.path) as file:
-                    for batch in file.iter_batches(ROWS):
+                    for batch in file.iter_batches(ROW_GROUP):
                         writer.write_table(arrow.Table.from_batches([batch]).select(self.names).cast(schema))
             with self.journal.path.open("rb") as file:
                 rows = (row for row in json_rows(WholeLines(file)) if row["file_name"] not in self.done)
-                while some := list(islice(rows, ROWS)):
+                while some := list(islice(rows, ROW_GROUP)):
                     writer.write_table(arrow.Table.from_pylist(some, schema))
 
 
 def open_table(
     path: Path, columns: Sequence[str], existing: Existing, reads: frozenset[Path] = frozenset()
 ) -> Table | ParquetTable:
-    """The table of a file's ending. Raises ValueError for an ending that is none of TABLES, and as the tables do."""
+    """Open a table of the kind that the file's ending names. Raises a ValueError for other endings."""
     kind = path.suffix.lower()
     if kind not in TABLES:
         raise ValueError(f"{path}: the name of a table must end with one of {', '.join(TABLES)}")
@@ -219,7 +236,7 @@ def json_rows(lines: WholeLines) -> Iterator[dict[str, str]]:
 
 
 def check_columns(path: Path, row: object, names: Sequence[str]) -> None:
-    """Raises ValueError for a row of other columns than these, or of a file_name that is no text."""
+    """Raise a ValueError for a row with other columns than these, or with a file_name that is no text."""
     has = list(cast(dict[str, str], row)) if isinstance(row, dict) else [repr(row)]
     if set(has) != set(names):
         raise ValueError(f"{path} has the columns {', '.join(has):.80}, not {', '.join(names)}: name another")
@@ -229,11 +246,12 @@ def check_columns(path: Path, row: object, names: Sequence[str]) -> None:
 
 
 def unreadable(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path}: no such table can be read ({why}): mend it, or name another")
+    """The error for a file that is no such table."""
+    return ValueError(f"{path}: no such table can be read ({why}): repair it, or name another")
 
 
 def append(file: FileIO, data: bytes) -> None:
-    """All of it or nothing: what was written of it when the disk is full is taken back."""
+    """Append data completely or not at all: if the disk is full, the file is cut back."""
     start = file.seek(0, os.SEEK_END)
     try:
         left = memoryview(data)
@@ -245,7 +263,7 @@ def append(file: FileIO, data: bytes) -> None:
 
 
 def parquet() -> Any:
-    """pyarrow's; an extra of its own, which few need."""
+    """The module pyarrow.parquet. Raises a ValueError if pyarrow, an optional dependency, is missing."""
     try:
         return import_module("pyarrow.parquet")
     except ImportError as error:

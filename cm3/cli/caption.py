@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cm3.captioning.run import Asks, caption_files, find, is_many, read_by
-from cm3.captioning.sinks import Beside, Existing, Nowhere, Sink
+from cm3.captioning.run import Tasks, caption_files, find, input_files, may_be_several
+from cm3.captioning.sinks import Existing, NoSink, Sink, TextFiles
 from cm3.captioning.tables import open_table
 from cm3.checks import check_choice
 from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load, option_of
@@ -63,12 +63,12 @@ def caption(
     continues after a stop. A file that is no image is named and counted, and the exit code is 1."""
     for one in language or ():
         check_choice("--lang", one, get_args(Language))
-    asks = Asks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
-    many = any(map(is_many, sources))
+    asks = Tasks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
+    many = any(map(may_be_several, sources))
     if not many:
         check_images(*sources)
     ending = extension or (".txt" if many and out is None else None)
-    sink = sink_of(asks, out, ending, existing, read_by(sources, model))
+    sink = sink_of(asks, out, ending, existing, input_files(sources, model))
     paths = find(sources, recursive, sys.stdin)
     total = None
     if "-" not in sources:
@@ -84,18 +84,18 @@ def caption(
 
 
 def sink_of(
-    asks: Asks, out: Path | None, extension: str | None, existing: Existing, reads: frozenset[Path] = frozenset()
+    asks: Tasks, out: Path | None, extension: str | None, existing: Existing, reads: frozenset[Path] = frozenset()
 ) -> Sink:
     if out is not None and extension is not None:
         raise ValueError("--out writes one table, --extension a file beside each image: give one of them")
     if out is not None:
         return open_table(out, asks.columns, existing, reads)
     if extension is None:
-        return Nowhere()
+        return NoSink()
     ending = extension if extension.startswith(".") else f".{extension}"
     if "/" in ending or ending == ".":
         raise ValueError(f"--extension is {extension!r}, but must be the ending of a name, such as .txt")
-    return Beside(ending, existing, reads)
+    return TextFiles(ending, existing, reads)
 
 
 def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
@@ -112,7 +112,7 @@ def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
 
 
 def run(
-    cm3: "CM3", paths: Any, sink: Sink, asks: Asks, sizes: tuple[int, int], total: int | None, show: Any
+    cm3: "CM3", paths: Any, sink: Sink, asks: Tasks, sizes: tuple[int, int], total: int | None, show: Any
 ) -> tuple[int, int, int]:
     """Caption, and return how many images were written, failed and skipped. Written texts stay, whatever ends the
     run."""

@@ -81,7 +81,7 @@ def info(
 ) -> None:
     """Show what a model is: sizes, vocabulary, images; and the image tokenizers that can be trained or imported."""
     from cm3.hf.model_folder import check_files, device_of, find_model, read_config, weight_shapes
-    from cm3.model.memory import free_bytes, memory, room
+    from cm3.model.memory import free_bytes, memory, padded_length
     from cm3.tasks.prompts import MAX_TEXT
     from cm3.tokens.vocab import Vocab
 
@@ -106,9 +106,9 @@ def info(
     table.add_row("documents", vocab.form)
     table.add_row("scorer, for --best-of", scorer_of(folder / "scorer"))
     table.add_row("precision, device", f"{dtype}, {device}".replace("torch.", ""))
-    lanes, prompt = 2 * batch, MAX_TEXT + 3
-    slots = room(prompt + rows * columns + 2)
-    sizes = memory(config, parameters, lanes, slots, lanes * prompt, dtype)
+    sequences, prompt = 2 * batch, MAX_TEXT + 3
+    length = padded_length(prompt + rows * columns + 2)
+    sizes = memory(config, parameters, sequences, length, sequences * prompt, dtype)
     free = free_bytes(device)
     table.add_row(
         f"memory to draw {batch}, guided",

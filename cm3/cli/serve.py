@@ -50,9 +50,10 @@ def serve(
         import uvicorn
 
         from cm3.engine.thread import reserve_threads
-        from cm3.serving.admission import Limits, give_memory_back
+        from cm3.serving.admission import Limits
         from cm3.serving.app import make_app
         from cm3.serving.connection import settings
+        from cm3.serving.memory import return_freed_memory
         from cm3.serving.safety import BlockList, NudityFilter, Safety
     except ImportError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
@@ -62,7 +63,7 @@ def serve(
         raise ValueError(f"--no-nudity needs nudenet: pip install 'cm3leon[nudenet]' ({error})") from error
     safety = Safety([] if block_list is None else [BlockList.read(block_list)], seen)
     threads = reserve_threads()
-    give_memory_back()
+    return_freed_memory()
     pipeline = load(model, max_pixels, device, compile)
     limits = Limits(body, images, queue, seconds, max_pixels, arrival)
     app = make_app(pipeline, Path(model).name, limits, safety, keys, threads)

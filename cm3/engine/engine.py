@@ -1,18 +1,15 @@
-"""The generation loop: requests join a running batch, are drawn side by side, and leave it when they are done.
+"""The generation loop: requests join a running batch, are generated side by side, and leave it when they are done.
 
-It sees ids only. Each request has one lane of the batch, and one or two more for its further prompts if it is guided;
-lanes are of unequal length. Equal prompts are read once.
+The engine works on ids only. Each request has one sequence in the batch, and with guidance one or two more for its
+extra prompts. Sequences have different lengths. Equal prompts are read once.
 
-    lane 0  request 0          <eos> a cat <break> <image> | c1 c2 c3 ...
-    lane 1  request 0  other   <eos> <mask:0> <break> <image> | c1 c2 c3 ...
-    lane 2  request 1          <eos> Caption: <mask:0> <break> <image> c1 .. </image> <infill:0> | a dog
+    sequence 0  request 0                <eos> a cat <break> <image> | c1 c2 c3 ...
+    sequence 1  request 0, extra prompt  <eos> <mask:0> <break> <image> | c1 c2 c3 ...
+    sequence 2  request 1                <eos> Caption: <mask:0> <break> <image> c1 .. </image> <infill:0> | a dog
 
-A request's ids depend on its seed, not on the requests beside it nor on when they came. generate_naive is the oracle:
-no cache, no batch, one id after the other.
+A request's ids depend on its seed, not on the other requests in the batch nor on when it joined. `generate_naive` is
+the oracle: no cache, no batch, one id after the other.
 """
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import math
 from collections import deque
@@ -23,35 +20,48 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cm3.engine.request import Request, Row, choose
+from cm3.engine.active import ActiveRequest, sample_next
+from cm3.engine.request import Request
 from cm3.model.finite import first_not_finite
-from cm3.model.kv_cache import SlotCache
+from cm3.model.kv_cache import KVCache
 from cm3.model.linear import Linear, project
-from cm3.model.memory import lane_bytes, lanes_that_fit, room
+from cm3.model.memory import max_sequences_in_memory, padded_length, sequence_bytes
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.grammar import Legal
 from cm3.tokens.vocab import Vocab
 
-MOST_LANES = 192  # MAX_IMAGES rows of three
-PREFILL_TOKENS = 16384  # read at once, padding included
+MAX_SEQUENCES = 192  # MAX_IMAGES requests with three sequences each
+PREFILL_TOKENS = 16384  # tokens of one prefill, padding included
 ANY_MASK = ("sdpa", "eager")  # attention that takes a mask for each of several new ids
 
 
 class Streams(Protocol):
-    """What an engine may have in its place: see Engine.stream."""
+    """What may serve an engine's `stream` in its place."""
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]: ...
 
 
 class Engine:
-    """A model at work on a queue of requests.
+    """A model and its queue of requests.
 
-    submit() takes a request, step() gives each running row its next ids, cancel() forgets one; stream() and generate()
-    do all of it for several. Several threads may call it: their requests share the batch, and whoever waits takes the
-    steps, or an EngineThread for all.
+    `stream` and `generate` do everything for several requests. They use `submit`, which queues a request, `step`, which
+    generates the next ids of every running request, and `cancel`. Several threads may call them: their requests share
+    the batch, and the thread that waits runs the steps, or an EngineThread for all.
 
-    max_lanes: rows wait until there are lanes for them, or memory. compile: make one function of a decoding step with
-    torch.compile, for any number of lanes: it takes a C++ compiler, and seconds at the first request.
+    Args:
+        model: the language model.
+        vocab: its vocabulary.
+        grid: rows and columns of an image.
+        max_sequences: size of the batch. Requests wait until there is room in the batch and in memory.
+        compile: compile a decoding step with torch.compile, for any batch size. It needs a C++ compiler, and takes
+            seconds at the first request.
+
+    Attributes:
+        active: by number, the requests that were submitted and not fetched to their end.
+        waiting: those of them that wait.
+        running: those of them that are in the batch, in the order of their sequences.
+        cache: keys and values of the batch; None while nothing runs.
+        thread: serves `stream`, if there is one (thread.py).
     """
 
     def __init__(
@@ -59,57 +69,76 @@ class Engine:
         model: CM3ForCausalLM,
         vocab: Vocab,
         grid: tuple[int, int],
-        max_lanes: int = MOST_LANES,
+        max_sequences: int = MAX_SEQUENCES,
         compile: bool = False,
     ) -> None:
-        self.model, self.vocab, self.codes, self.max_lanes = model, vocab, grid[0] * grid[1], max_lanes
-        self.compiled: Any = torch.compile(model.model, dynamic=True) if compile else None
-        self.rows: dict[int, Row] = {}  # by their numbers, until all that they wrote is fetched
-        self.waiting: deque[Row] = deque()
-        self.running: list[Row] = []  # in the order of their lanes
-        self.cache: SlotCache | None = None  # while there are running rows
+        self.model, self.vocab, self.codes, self.max_sequences = model, vocab, grid[0] * grid[1], max_sequences
+        self.compiled: Any = None
+        if compile:
+            self.compiled = torch.compile(model.model, dynamic=True)  # pyright: ignore[reportUnknownMemberType]
+        self.active: dict[int, ActiveRequest] = {}
+        self.waiting: deque[ActiveRequest] = deque()
+        self.running: list[ActiveRequest] = []
+        self.cache: KVCache | None = None
         self.submitted = 0
         self.lock = RLock()
-        self.thread: Streams | None = None  # that takes the steps for all (thread.py)
+        self.thread: Streams | None = None
 
     def submit(self, request: Request) -> int:
-        """A number for the request, which joins at the next step. Errors: ValueError for one that is too long, spells
-        no document, or does not lead to what its mode wants; the others go on."""
+        """Queue a request and return its number. It joins the batch at the next step.
+
+        Raises:
+            ValueError: the request is too long, its prompt is no beginning of a document, or cannot be continued in its
+                mode. Other requests go on.
+        """
         with self.lock:
-            row = Row(self.submitted, request, self.vocab, self.codes, self.model.config.max_position_embeddings)
-            if len(row.prompts) > self.max_lanes:
-                raise ValueError(f"a request of {len(row.prompts)} lanes, but the engine has {self.max_lanes}")
+            limit = self.model.config.max_position_embeddings
+            one = ActiveRequest(self.submitted, request, self.vocab, self.codes, limit)
+            if len(one.prompts) > self.max_sequences:
+                raise ValueError(
+                    f"a request of {len(one.prompts)} sequences, but the engine's batch has {self.max_sequences}"
+                )
             self.submitted += 1
-            self.rows[row.number] = row
-            if not row.done:
-                self.waiting.append(row)
-            return row.number
+            self.active[one.number] = one
+            if not one.done:
+                self.waiting.append(one)
+            return one.number
 
     def cancel(self, number: int) -> None:
-        """Forget a request, whatever has become of it."""
+        """Remove a request, if it is there."""
         with self.lock:
-            row = self.rows.pop(number, None)
-            if row in self.waiting:
-                self.waiting.remove(row)
-            elif row in self.running:
-                self._keep([other for other in self.running if other is not row])
+            one = self.active.pop(number, None)
+            if one in self.waiting:
+                self.waiting.remove(one)
+            elif one in self.running:
+                self._keep([other for other in self.running if other is not one])
 
     def step(self) -> list[tuple[int, int]]:
-        """(number of the request, id) for all that is new; none = nothing is left to do.
+        """Generate until there are new ids.
 
-        Errors: FloatingPointError for a model that gives no numbers, MemoryError where one lane is too large, and what
-        torch says of a device; the rows that ran are lost then, those that wait are not."""
+        Returns:
+            (number of the request, id) for each new id. Empty if nothing is left to do.
+
+        Raises:
+            FloatingPointError: the model gives logits that are not finite.
+            MemoryError: one request is too large for the memory.
+            RuntimeError: what torch reports of a device. The running requests are lost then; the waiting ones are not.
+        """
         with self.lock:
-            new = self.fetch(list(self.rows))
+            new = self.fetch(list(self.active))
             while not new and (self.running or self.waiting):
                 self.advance()
-                new = self.fetch(list(self.rows))
+                new = self.fetch(list(self.active))
             return new
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
-        """Each new id as soon as it is known: (place of the request, id). Who stops listening cancels the rest.
+        """Yield each new id as soon as it is there, as (index of the request, id). Closing the generator cancels what
+        is left.
 
-        Errors: as submit, before anything is drawn, and as step."""
+        Raises:
+            ValueError: as `submit`, before anything is generated.
+            FloatingPointError, MemoryError, RuntimeError: as `step`.
+        """
         if self.thread is not None:
             yield from self.thread.stream(requests)
             return
@@ -119,7 +148,7 @@ class Engine:
                 for request in requests:
                     numbers.append(self.submit(request))
             first = numbers[0] if numbers else 0
-            while any(number in self.rows for number in numbers):
+            while any(number in self.active for number in numbers):
                 with self.lock:
                     new = self.fetch(numbers)
                     if not new:
@@ -130,178 +159,180 @@ class Engine:
                 self.cancel(number)
 
     def generate(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The new ids of each request, in order: without the stop of "text" and of a mask; with <break> and <image>
-        where the prompt lacked them, and with </image> and the closing <eos>."""
+        """The new ids of each request: with <break> and <image> where the prompt lacked them, and with </image> and the
+        closing <eos>; without the id that ends mode "text" or the span of a mask."""
         new: list[list[int]] = [[] for _ in requests]
-        for place, id in self.stream(requests):
-            new[place].append(id)
+        for index, id in self.stream(requests):
+            new[index].append(id)
         return new
 
     def fetch(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
-        """What these rows wrote since they were asked last."""
-        rows = [self.rows[number] for number in numbers if number in self.rows]
-        new = [(row.number, id) for row in rows for id in row.fetch()]
-        failures = [row.failure for row in rows if row.failure is not None]
-        for row in rows:
-            if row.done or row.failure is not None:
-                del self.rows[row.number]
+        """The ids of these requests that are new since the last call. Requests that have ended are removed, and the
+        error of one that failed is raised."""
+        requests = [self.active[number] for number in numbers if number in self.active]
+        new = [(one.number, id) for one in requests for id in one.fetch()]
+        failures = [one.failure for one in requests if one.failure is not None]
+        for one in requests:
+            if one.done or one.failure is not None:
+                del self.active[one.number]
         if failures:
             raise failures[0]
         return new
 
     def advance(self) -> None:
-        """The next id of all rows that are ready, with those that join."""
+        """Sample the next id of every request that is ready, after a decode of the running and a prefill of the joining
+        requests."""
         try:
             with torch.inference_mode():
                 states = [self._decode()] if self.running else []
                 joined = self._join()
                 if joined:
                     states.append(self._prefill(joined))
-                ready = [row for row in self.running if row.ready]
+                ready = [one for one in self.running if one.ready]
                 if ready:
-                    hidden = states[0] if len(states) == 1 else torch.cat(states)  # [L, D], lane by lane
-                    lanes = [lane for row in ready for lane in row.lanes]
-                    self._draw(hidden if len(lanes) == len(hidden) else hidden[lanes], ready)
-                self._keep([row for row in self.running if not row.done])
+                    hidden = states[0] if len(states) == 1 else torch.cat(states)  # [sequences, D]
+                    sequences = [i for one in ready for i in one.sequences]
+                    self._sample(hidden if len(sequences) == len(hidden) else hidden[sequences], ready)
+                self._keep([one for one in self.running if not one.done])
         except BaseException as error:  # Ctrl-C too
-            for row in self.running:
-                row.failure = error
+            for one in self.running:
+                one.failure = error
             self.running, self.cache = [], None
             if not isinstance(error, Exception):
                 raise
 
-    def _decode(self) -> Tensor:  # -> [L, D]
-        """Read what the running rows have written: as many ids as each of them has."""
+    def _decode(self) -> Tensor:  # -> [B, D] of B sequences
+        """Read as many new ids as every running request has."""
         device = self.model.device
         attention = str(self.model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
-        lengths = [len(prompt) + row.seen for row in self.running for prompt in row.prompts]
-        count = min(len(row.unread) for row in self.running) if attention in ANY_MASK else 1
-        ids = torch.tensor([x for row in self.running for x in [row.read(count)] * len(row.prompts)], device=device)
+        lengths = [len(prompt) + one.num_read for one in self.running for prompt in one.prompts]
+        count = min(len(one.unread) for one in self.running) if attention in ANY_MASK else 1
+        ids = torch.tensor([x for one in self.running for x in [one.read(count)] * len(one.prompts)], device=device)
         starts = torch.tensor(lengths, device=device)
-        positions = starts[:, None] + torch.arange(count, device=device)  # [L, T]
-        seen = max(lengths) + count
+        positions = starts[:, None] + torch.arange(count, device=device)  # [B, T]
+        length = max(lengths) + count
         assert self.cache is not None
-        self.cache.decode(positions, seen)
-        slots = torch.arange(seen, device=device)
+        self.cache.decode(positions, length)
+        keys = torch.arange(length, device=device)
         if attention not in ANY_MASK:
-            mask = (slots <= positions).long()  # [L, S]: with one id for each lane there is no more to say
-        elif count == 1 and min(lengths) == max(lengths) and self.compiled is None:  # one form of call for one function
+            mask = (keys <= positions).long()  # [B, S]: enough for one id of each sequence
+        elif count == 1 and min(lengths) == max(lengths) and self.compiled is None:  # compiled: always the same form
             mask = None
         else:
-            mask = (slots <= positions[:, :, None])[:, None]  # [L, 1, T, S]
+            mask = (keys <= positions[:, :, None])[:, None]  # [B, 1, T, S]
             if attention == "eager":
                 mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, -torch.inf)
-        return self._read(ids, positions, mask, self.compiled)[:, -1]
+        return self._forward(ids, positions, mask, self.compiled)[:, -1]
 
-    def _prefill(self, rows: Sequence[Row]) -> Tensor:  # -> [their lanes, D]
-        """Read the prompts of rows that join, each once, and copy what was made of it to the lanes that share it."""
+    def _prefill(self, requests: Sequence[ActiveRequest]) -> Tensor:  # -> [B, D] of their B sequences
+        """Read the prompts of requests that join. Equal prompts are read once, and their keys and values copied."""
         device = self.model.device
-        lanes = [(lane, tuple(prompt)) for row in rows for lane, prompt in zip(row.lanes, row.prompts, strict=True)]
-        first: dict[tuple[int, ...], int] = {}  # the lane that reads each
-        for lane, prompt in lanes:
-            first.setdefault(prompt, lane)
+        prompts = [(i, tuple(prompt)) for one in requests for i, prompt in zip(one.sequences, one.prompts, strict=True)]
+        first: dict[tuple[int, ...], int] = {}  # the sequence that reads each prompt
+        for i, prompt in prompts:
+            first.setdefault(prompt, i)
         longest = max(map(len, first))
         ids = torch.tensor([[*prompt, *[self.vocab.pad] * (longest - len(prompt))] for prompt in first], device=device)
         assert self.cache is not None
         self.cache.prefill(torch.tensor(list(first.values()), device=device), longest)
-        hidden = self._read(ids, torch.arange(longest, device=device)[None], None)
+        hidden = self._forward(ids, torch.arange(longest, device=device)[None], None)
         ends = torch.tensor([len(prompt) - 1 for prompt in first], device=device)
         last = hidden[torch.arange(len(first), device=device), ends]  # [distinct prompts, D]
-        copies = [(lane, first[prompt]) for lane, prompt in lanes if first[prompt] != lane]
+        copies = [(i, first[prompt]) for i, prompt in prompts if first[prompt] != i]
         if copies:
-            to, of = torch.tensor(copies, device=device).T
-            self.cache.copy(to, of, longest)
+            to, source = torch.tensor(copies, device=device).T
+            self.cache.copy(to, source, longest)
         order = {prompt: i for i, prompt in enumerate(first)}
-        return last[[order[prompt] for _, prompt in lanes]]
+        return last[[order[prompt] for _, prompt in prompts]]
 
-    def _read(
+    def _forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, compiled: Any = None
-    ) -> Tensor:  # [L, T] -> [L, T, D]
+    ) -> Tensor:  # [B, T] -> [B, T, D]
         model = self.model.model if compiled is None else compiled
         return model(
             input_ids=ids, attention_mask=mask, position_ids=positions, cache=self.cache, use_cache=True
         ).last_hidden_state
 
-    def _draw(self, hidden: Tensor, rows: Sequence[Row]) -> None:  # [their lanes, D]
-        """The next id of each row. Where all draw an image code, the head is asked for these alone."""
-        head, legal = self.model.lm_head, [row.grammar.legal() for row in rows]
+    def _sample(self, hidden: Tensor, requests: Sequence[ActiveRequest]) -> None:  # [their sequences, D]
+        """Sample the next id of each request. If all need an image code, only the logits of codes are computed."""
+        head, legal = self.model.lm_head, [one.grammar.legal() for one in requests]
         codes = set(legal) == {Legal(codes=True)} and type(head) is Linear and type(head.weight) is nn.Parameter
         logits = project(hidden, head.weight[self.vocab.first_code : len(self.vocab)]) if codes else head(hidden)
-        # The sum is ten times as fast as a look at each, and never finite beside one that is not.
+        # The sum is ten times as fast as a test of each logit, and never finite if one of them is not.
         if not math.isfinite(logits.sum(dtype=torch.float32).item()) and not bool(logits.isfinite().all()):
-            row = rows[0]
-            raise FloatingPointError(first_not_finite(self.model, row.prompts[0] + row.new))
-        for row, id in zip(rows, choose(logits, rows, legal, self.vocab, codes), strict=True):
-            row.take(id)
+            raise FloatingPointError(first_not_finite(self.model, requests[0].prompts[0] + requests[0].answer))
+        for one, id in zip(requests, sample_next(logits, requests, legal, self.vocab, codes), strict=True):
+            one.take(id)
 
-    def _join(self) -> list[Row]:
-        """Give lanes to rows that wait, in their order, while there are lanes and memory."""
-        config, dtype, joined = self.model.config, self.model.dtype, list[Row]()
-        lanes = sum(len(row.lanes) for row in self.running)
-        slots = 0 if self.cache is None else self.cache.slots
-        fits = self.max_lanes
+    def _join(self) -> list[ActiveRequest]:
+        """Move waiting requests into the batch, in their order, while there is room in the batch and in memory."""
+        config, dtype, joined = self.model.config, self.model.dtype, list[ActiveRequest]()
+        sequences = sum(len(one.sequences) for one in self.running)
+        length = 0 if self.cache is None else self.cache.length
+        fit = self.max_sequences
         while self.waiting:
-            row = self.waiting[0]
-            wanted = max(slots, room(row.longest))
-            if self.cache is None or wanted > slots or lanes + len(row.prompts) > self.cache.lanes:  # room is taken
-                fits = min(self.max_lanes, lanes_that_fit(config, wanted, dtype, self.model.device))
-            longest = max(len(prompt) for other in (*joined, row) for prompt in other.prompts)
-            reads = longest * (sum(len(other.prompts) for other in joined) + len(row.prompts))
-            if lanes + len(row.prompts) > fits and not (joined or self.running):
-                size = lane_bytes(config, wanted, dtype) * len(row.prompts)
+            one = self.waiting[0]
+            count, new_length = len(one.prompts), max(length, padded_length(one.max_length))
+            if self.cache is None or new_length > length or sequences + count > self.cache.sequences:  # memory is taken
+                fit = min(self.max_sequences, max_sequences_in_memory(config, new_length, dtype, self.model.device))
+            longest = max(len(prompt) for other in (*joined, one) for prompt in other.prompts)
+            tokens = longest * (sum(len(other.prompts) for other in joined) + count)
+            if sequences + count > fit and not (joined or self.running):
+                size = sequence_bytes(config, new_length, dtype) * count
                 self.waiting.popleft().failure = MemoryError(
-                    f"keys and values of {wanted} tokens for {len(row.prompts)} prompts take {size / 1e6:,.0f} MB, "
+                    f"keys and values of {new_length} tokens for {count} prompts take {size / 1e6:,.0f} MB, "
                     "which are not free: ask for fewer tokens, or load the model with dtype=torch.bfloat16"
                 )
                 continue
-            if lanes + len(row.prompts) > fits or (joined and reads > PREFILL_TOKENS):
+            if sequences + count > fit or (joined and tokens > PREFILL_TOKENS):
                 break
-            row.lanes = list(range(lanes, lanes + len(row.prompts)))
-            lanes, slots = lanes + len(row.prompts), wanted
+            one.sequences = list(range(sequences, sequences + count))
+            sequences, length = sequences + count, new_length
             joined.append(self.waiting.popleft())
         if joined:
             self.running += joined
             if self.cache is None:
-                self.cache = SlotCache(self.model.config, lanes, slots)
-            elif lanes > self.cache.lanes or slots > self.cache.slots:
-                self.cache.resize(max(lanes, self.cache.lanes), slots)
+                self.cache = KVCache(self.model.config, sequences, length)
+            elif sequences > self.cache.sequences or length > self.cache.length:
+                self.cache.resize(max(sequences, self.cache.sequences), length)
         return joined
 
     @torch.inference_mode()
-    def _keep(self, rows: list[Row]) -> None:
-        """These go on, the other running rows leave: their lanes are closed up."""
-        if len(rows) == len(self.running):
+    def _keep(self, requests: list[ActiveRequest]) -> None:
+        """Remove all other running requests from the batch, and close the gaps that their sequences leave."""
+        if len(requests) == len(self.running):
             return
-        kept = [lane for row in rows for lane in row.lanes]
-        moved = [(to, of) for to, of in enumerate(kept) if to != of]
-        self.running = rows
-        if not rows:
+        kept = [i for one in requests for i in one.sequences]
+        moved = [(to, source) for to, source in enumerate(kept) if to != source]
+        self.running = requests
+        if not requests:
             self.cache = None
         elif moved and self.cache is not None:
-            longest = max(len(prompt) + row.seen for row in rows for prompt in row.prompts)
-            to, of = torch.tensor(moved, device=self.model.device).T
-            self.cache.copy(to, of, longest)
-        lane = 0
-        for row in rows:
-            row.lanes = list(range(lane, lane + len(row.prompts)))
-            lane += len(row.prompts)
+            longest = max(len(prompt) + one.num_read for one in requests for prompt in one.prompts)
+            to, source = torch.tensor(moved, device=self.model.device).T
+            self.cache.copy(to, source, longest)
+        start = 0
+        for one in requests:
+            one.sequences = list(range(start, start + len(one.prompts)))
+            start += len(one.prompts)
 
 
 @torch.inference_mode()
 def generate_naive(
     model: CM3ForCausalLM, vocab: Vocab, requests: Sequence[Request], grid: tuple[int, int]
 ) -> list[list[int]]:
-    """As Engine.generate, one request after the other, the whole sequence through the model for each id."""
+    """The same ids as Engine.generate, without cache and batch: the whole sequence goes through the model for each
+    id."""
     limit = model.config.max_position_embeddings
-    rows = [Row(i, request, vocab, grid[0] * grid[1], limit) for i, request in enumerate(requests)]
-    for row in rows:
-        while not row.done:
-            lanes = [
+    active = [ActiveRequest(i, request, vocab, grid[0] * grid[1], limit) for i, request in enumerate(requests)]
+    for one in active:
+        while not one.done:
+            logits = [
                 model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
-                for prompt in row.prompts
+                for prompt in one.prompts
             ]
-            row.take(choose(torch.stack(lanes), [row], [row.grammar.legal()], vocab)[0])
-            read = row.read(len(row.unread))
-            for prompt in row.prompts:
-                prompt += read
-    return [row.new for row in rows]
+            one.take(sample_next(torch.stack(logits), [one], [one.grammar.legal()], vocab)[0])
+            new = one.read(len(one.unread))
+            for prompt in one.prompts:
+                prompt += new
+    return [one.answer for one in active]

@@ -1,11 +1,8 @@
-"""From logits [B, V] to ids [B]: temperature, top-k, top-p, greedy. Pure functions; -inf stands for "never".
+"""Sampling: from logits [B, V] to ids [B], with temperature, top-k, top-p, or greedily. Pure functions.
 
-Each row has its own settings and its own generator, from which every draw takes one number: what a row gets does not
-depend on the rows beside it.
+A logit of -inf forbids an id. Each row has its own settings and its own random numbers, one for each id, so that its
+result does not depend on the other rows.
 """
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false
 
 import math
 from collections.abc import Sequence
@@ -17,89 +14,98 @@ from torch import Tensor
 
 from cm3.engine.options import SamplingConfig
 
-FEW = 128  # ids that top-p looks at before it sorts all
-CLOSE = 1e-6  # sums of probabilities in single precision are not told apart below
-TINY = 1e-20  # below this temperature the division would overflow: it is greedy there, as it is in the limit
+NUM_LIKELIEST = 128  # ids that top-p sorts first; if they do not suffice, it sorts all
+TOLERANCE = 1e-6  # rounding error of sums of probabilities in single precision
+MIN_TEMPERATURE = 1e-20  # below, the division could overflow: sampling is greedy, as in the limit
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """A generator on the CPU in which every bit of a seed from 0 to 2^63 - 1 counts.
+    """A CPU generator that depends on every bit of a seed from 0 to 2^63 - 1.
 
-    torch itself fills the 624 words of the Mersenne Twister from the lower 32 bits alone. Seeds below 2^32 are torch's
-    own; of larger ones numpy's SeedSequence makes the words.
+    torch fills the 624 words of the Mersenne Twister from the lower 32 bits of a seed only. Seeds below 2^32 give
+    torch's own generator. For larger seeds, numpy's SeedSequence makes the words.
     """
     generator = torch.Generator().manual_seed(seed)
     if seed >= 2**32:
         state = generator.get_state()
         words = np.random.SeedSequence(seed).generate_state(624)
-        state.view(torch.int64)[3 : 3 + 624] = torch.from_numpy(words.astype(np.int64))  # after seed, flags and place
+        state.view(torch.int64)[3 : 3 + 624] = torch.tensor(words.astype(np.int64))  # after the seed and flags
         generator.set_state(state)
     return generator
 
 
 class Uniforms:
-    """Numbers from 0 to 1, one after the other, each as generator_of(seed) gives it; several are made at once."""
+    """An iterator of the uniform random numbers, from 0 to 1, of generator_of(seed). It makes several at once."""
 
     def __init__(self, seed: int) -> None:
         self.generator = generator_of(seed)
-        self.numbers: list[float] = []  # the next last
+        self.numbers: list[float] = []  # in reverse order
 
     def __next__(self) -> float:
         if not self.numbers:
-            self.numbers = torch.rand(64, generator=self.generator, dtype=torch.float64).tolist()[::-1]
+            numbers = torch.rand(64, generator=self.generator, dtype=torch.float64)
+            self.numbers = numbers.tolist()[::-1]  # pyright: ignore[reportUnknownMemberType]
         return self.numbers.pop()
 
 
 def greedy(logits: Tensor) -> Tensor:  # [B, V] -> [B]
-    """The likeliest id; the first of equals."""
+    """The likeliest id; the first of several."""
     return logits.argmax(-1)
 
 
 def temperature(logits: Tensor, value: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
-    """Divide by the temperature, which must be above 0."""
+    """Divide by the temperature of each row, which must be above 0."""
     return logits / value[:, None]
 
 
 def top_k(logits: Tensor, k: Tensor) -> Tensor:  # [B, V], [B] -> [B, V]
-    """Keep each row's k largest and those equal to the k-th; 0 keeps all."""
+    """Keep the k largest logits of each row, and those equal to the k-th. 0 keeps all."""
     size = logits.shape[-1]
     kept = torch.where(k == 0, size, k.clamp(max=size))  # [B]
-    largest = logits.topk(int(kept.max()), dim=-1).values  # [B, max k], from the largest down
+    largest = logits.topk(int(kept.max()), dim=-1).values  # [B, max k], descending
     kth = largest.gather(-1, kept[:, None] - 1)  # [B, 1]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 class Kept(NamedTuple):
-    """Some ids of each row, rising, and their logits, [B, K] each; -inf for those that are dropped."""
+    """Some ids of each row.
+
+    Attributes:
+        ids: [B, K], ascending.
+        logits: [B, K]; -inf for ids that are dropped.
+    """
 
     ids: Tensor
     logits: Tensor
 
 
 def top_p(logits: Tensor, p: Tensor) -> Kept:  # [B, V], [B]
-    """Keep each row's smallest set of likeliest ids whose probabilities sum to p or more; at least one."""
-    if logits.device.type == "cpu" and (few := likeliest_reach(logits, p)):
-        return few
+    """Keep the smallest set of likeliest ids of each row whose probabilities sum to p or more; at least one."""
+    if logits.device.type == "cpu" and (kept := _top_p_of_likeliest(logits, p)):
+        return kept
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.double().softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
+    before = probabilities.cumsum(-1) - probabilities  # of all likelier ids
     drop = (before >= p[:, None]) & (p[:, None] < 1)
     drop[:, 0] = False
     ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
     return Kept(ids, logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf))
 
 
-def likeliest_reach(logits: Tensor, p: Tensor) -> Kept | None:  # [B, V], [B]
-    """top_p without sorting all: None where the FEW likeliest do not reach p, where equals stand at the border, or
-    where it is nearer than rounding tells."""
-    if logits.shape[-1] <= FEW or bool((p >= 1).any()):
+def _top_p_of_likeliest(logits: Tensor, p: Tensor) -> Kept | None:  # [B, V], [B]
+    """top_p without sorting all ids.
+
+    None if the likeliest ids do not sum to p, if the last that is kept and the next are equally likely, or if rounding
+    could decide which is the last.
+    """
+    if logits.shape[-1] <= NUM_LIKELIEST or bool((p >= 1).any()):
         return None
-    ordered, ids = logits.topk(FEW, dim=-1)
-    weights = (logits - ordered[:, :1]).exp().sum(-1, keepdim=True)  # of all, [B, 1]
+    ordered, ids = logits.topk(NUM_LIKELIEST, dim=-1)
+    weights = (logits - ordered[:, :1]).exp().sum(-1, keepdim=True)  # sum over all ids, [B, 1]
     probabilities = (ordered - ordered[:, :1]).exp().double() / weights
     before = probabilities.cumsum(-1) - probabilities
     kept = (before < p[:, None]).sum(-1, keepdim=True).clamp(min=1)  # [B, 1]
-    if int(kept.max()) == FEW or bool(((before - p[:, None]).abs() < CLOSE).any()):
+    if int(kept.max()) == NUM_LIKELIEST or bool(((before - p[:, None]).abs() < TOLERANCE).any()):
         return None
     last, next_ = ordered.gather(-1, kept - 1), ordered.gather(-1, kept)
     if not bool((next_ < last).all()):
@@ -109,15 +115,15 @@ def likeliest_reach(logits: Tensor, p: Tensor) -> Kept | None:  # [B, V], [B]
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:  # [B, V], [B] -> [B]
-    """One id of each row with its softmax probability, by inverting the cumulative sum at a uniform number."""
+    """Draw one id of each row from its softmax, by inverting the cumulative sum at a uniform random number."""
     total = logits.double().softmax(-1).cumsum(-1)  # [B, V]
     point = uniform[:, None] * total[:, -1:]
     return torch.searchsorted(total, point, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
 def sample(logits: Tensor, configs: Sequence[SamplingConfig], uniforms: Sequence[Uniforms]) -> Tensor:  # [B, V] -> [B]
-    """Temperature, then top-k, then top-p, then one draw; greedy where the temperature is 0."""
-    rows = [i for i, config in enumerate(configs) if config.temperature > TINY]
+    """Apply temperature, top-k and top-p, and draw one id of each row. Rows with temperature 0 are greedy."""
+    rows = [i for i, config in enumerate(configs) if config.temperature > MIN_TEMPERATURE]
     ids = greedy(logits) if len(rows) < len(configs) else logits.new_empty(len(configs), dtype=torch.long)
     if not rows:
         return ids

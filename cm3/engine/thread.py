@@ -1,7 +1,7 @@
-"""One thread that takes all steps of an engine, for a server: who asks only waits for what is written.
+"""One thread that runs all steps of an engine, for a server. The threads of the requests only wait for new ids.
 
-Where every asking thread takes steps itself, each has torch's helpers of its own, and all of them contend for the
-interpreter's lock with the thread that answers the network.
+If each of them ran steps, each would have its own pool of torch's threads, and all of them would contend for the
+interpreter's lock with the thread that serves the network.
 """
 
 from collections.abc import Generator, Sequence
@@ -13,45 +13,58 @@ import torch
 from cm3.engine.engine import Engine
 from cm3.engine.request import Request
 
-ENDED = "the engine has been stopped"
-New = list[tuple[int, int]]  # (place of the request, id)
+STOPPED = "the engine has been stopped"
+NewIds = list[tuple[int, int]]  # (index of the request, id)
 
 
 def reserve_threads() -> int:
-    """Let this thread and those to come have one of torch's threads each. Returns how many there were, for
-    EngineThread. Call it before the model is loaded."""
+    """Let this thread, and those that start later, use one of torch's threads each.
+
+    Call it before the model is loaded.
+
+    Returns:
+        How many there were, for EngineThread.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     return threads
 
 
-class Listener:
-    """What one caller asked for, and the box where what is written of it arrives: new ids, and whether those are the
-    last; or an error."""
+class Subscription:
+    """The requests of one caller, and the queue through which their ids arrive.
+
+    Attributes:
+        numbers: of the requests, once they are submitted.
+        updates: new ids and whether they are the last, or an error.
+    """
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = list(requests)
-        self.numbers: list[int] = []  # of the requests, once they are submitted
-        self.box: SimpleQueue[tuple[New, bool] | BaseException] = SimpleQueue()
+        self.numbers: list[int] = []
+        self.updates: SimpleQueue[tuple[NewIds, bool] | BaseException] = SimpleQueue()
 
 
 class EngineThread:
-    """While it is entered, the engine's `stream` and `generate` are served by it.
+    """A context manager in which a thread of its own serves the engine's `stream` and `generate`.
 
-    with EngineThread(model.engine):
-        ...
+        with EngineThread(model.engine):
+            ...
 
-    threads: of torch's, for the steps; None = as torch has it. All other threads should have one (reserve_threads):
-    where they have helpers too, these outnumber the cores, and OpenMP's go to sleep after every operation. An image
-    drawn alone then takes twice as long.
+    Leaving it raises a RuntimeError in the threads that still wait.
+
+    Args:
+        engine: the engine.
+        threads: number of torch's threads for the steps; None for torch's default. All other threads should have one
+            (reserve_threads). Otherwise there are more threads than cores, OpenMP's go to sleep after every operation,
+            and generating one image takes twice as long.
     """
 
     def __init__(self, engine: Engine, threads: int | None = None) -> None:
         self.engine, self.threads = engine, threads
-        # One that comes again has stopped listening; None = the end.
-        self.inbox: SimpleQueue[Listener | None] = SimpleQueue()
-        self.listeners: list[Listener] = []
-        self.ended, self.begun = False, Event()
+        # A subscription that comes a second time is to be cancelled. None stops the thread.
+        self.inbox: SimpleQueue[Subscription | None] = SimpleQueue()
+        self.subscriptions: list[Subscription] = []
+        self.stopped, self.started = False, Event()
         self.thread = Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def __enter__(self) -> "EngineThread":
@@ -60,96 +73,95 @@ class EngineThread:
         self.engine.thread = self
         others = torch.get_num_threads()
         self.thread.start()
-        self.begun.wait()
+        self.started.wait()
         torch.set_num_threads(others)  # for this thread and those to come; the engine's keeps its own
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What is under way ends with a RuntimeError for those who wait for it."""
         self.engine.thread = None
-        self.ended = True  # before what is left is read: who comes later sees it
+        self.stopped = True  # before the inbox is emptied, so that a later caller sees it
         self.inbox.put(None)
         self.thread.join()
-        self._take_back(self.listeners + self._unread(), RuntimeError(ENDED))
+        self._remove(self.subscriptions + self._left_in_inbox(), RuntimeError(STOPPED))
 
     def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int]]:
         """As Engine.stream."""
-        listener, last = Listener(requests), not requests
+        subscription, last = Subscription(requests), not requests
         try:
             if not last:
-                self.inbox.put(listener)
-                if self.ended and not self.thread.is_alive():
-                    raise RuntimeError(ENDED)
+                self.inbox.put(subscription)
+                if self.stopped and not self.thread.is_alive():
+                    raise RuntimeError(STOPPED)
             while not last:
-                said = listener.box.get()
-                if isinstance(said, BaseException):
+                update = subscription.updates.get()
+                if isinstance(update, BaseException):
                     last = True
-                    raise said
-                new, last = said
+                    raise update
+                new, last = update
                 yield from new
         finally:
             if not last:
-                self.inbox.put(listener)
+                self.inbox.put(subscription)
 
     def _work(self) -> None:
         engine = self.engine
         if self.threads is not None:
-            torch.get_num_threads()  # a thread takes over the process's number once: now, and not later
+            torch.get_num_threads()  # the first call in a thread takes over the process's number
             torch.set_num_threads(self.threads)
-        self.begun.set()
+        self.started.set()
         while True:
             try:
-                listener = self.inbox.get(block=not self.listeners)
+                subscription = self.inbox.get(block=not self.subscriptions)
             except Empty:
                 with engine.lock:
-                    if not any(self._deliver(one) for one in list(self.listeners)):
+                    if not any(self._deliver(one) for one in list(self.subscriptions)):
                         engine.advance()
                 continue
-            if listener is None:
+            if subscription is None:
                 break
             with engine.lock:
-                self._take(listener)
+                self._receive(subscription)
 
-    def _unread(self) -> list[Listener]:
-        """Those that came behind the end."""
-        left: list[Listener] = []
+    def _left_in_inbox(self) -> list[Subscription]:
+        """Subscriptions that came after the stop."""
+        left: list[Subscription] = []
         while not self.inbox.empty():
-            if (listener := self.inbox.get()) is not None:
-                left.append(listener)
+            if (subscription := self.inbox.get()) is not None:
+                left.append(subscription)
         return left
 
-    def _take(self, listener: Listener) -> None:
-        """A new one, or one that has stopped listening."""
-        if listener.numbers:
-            self._take_back([listener])
+    def _receive(self, subscription: Subscription) -> None:
+        """Submit a new subscription, or cancel one that comes a second time."""
+        if subscription.numbers:
+            self._remove([subscription])
             return
         try:
-            for request in listener.requests:
-                listener.numbers.append(self.engine.submit(request))
-            self.listeners.append(listener)
+            for request in subscription.requests:
+                subscription.numbers.append(self.engine.submit(request))
+            self.subscriptions.append(subscription)
         except Exception as error:
-            self._take_back([listener], error)
+            self._remove([subscription], error)
 
-    def _take_back(self, listeners: Sequence[Listener], error: Exception | None = None) -> None:
-        for listener in listeners:
-            for number in listener.numbers:
+    def _remove(self, subscriptions: Sequence[Subscription], error: Exception | None = None) -> None:
+        for subscription in subscriptions:
+            for number in subscription.numbers:
                 self.engine.cancel(number)
             if error is not None:
-                listener.box.put(error)
-        self.listeners = [listener for listener in self.listeners if listener not in listeners]
+                subscription.updates.put(error)
+        self.subscriptions = [subscription for subscription in self.subscriptions if subscription not in subscriptions]
 
-    def _deliver(self, listener: Listener) -> bool:
-        """Give the caller what is new; whether there was anything."""
+    def _deliver(self, subscription: Subscription) -> bool:
+        """Send the new ids to the caller. Returns whether there were any."""
         try:
-            new = self.engine.fetch(listener.numbers)
+            new = self.engine.fetch(subscription.numbers)
         except BaseException as error:
-            self._take_back([listener])
-            listener.box.put(error)
+            self._remove([subscription])
+            subscription.updates.put(error)
             return True
-        last = not any(number in self.engine.rows for number in listener.numbers)
+        last = not any(number in self.engine.active for number in subscription.numbers)
         if last:
-            self.listeners.remove(listener)
+            self.subscriptions.remove(subscription)
         if new or last:
-            first = listener.numbers[0]
-            listener.box.put(([(number - first, id) for number, id in new], last))
+            first = subscription.numbers[0]
+            subscription.updates.put(([(number - first, id) for number, id in new], last))
         return bool(new) or last

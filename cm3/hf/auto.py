@@ -3,8 +3,8 @@
     import cm3.hf.auto
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-Without it, or without this package, `trust_remote_code=True` opens a saved folder by the code in it (remote_code.py).
-`import cm3` does not register, because the Auto classes take seconds to import.
+Without this import, or without this package, `trust_remote_code=True` loads a saved folder with the code in it
+(remote_code.py). `import cm3` does not register, because importing the Auto classes takes seconds.
 """
 
 # transformers' Auto classes have no types.

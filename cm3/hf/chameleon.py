@@ -1,8 +1,8 @@
-"""Chameleon's names for what ours has: weights, ids and configuration (arXiv 2405.09818; Anole, arXiv 2407.06135).
+"""Weights, ids and configuration of Chameleon (arXiv 2405.09818; Anole, arXiv 2407.06135) and their names here.
 
-One table of weights, read in every direction. Ids: Chameleon mixes text, image codes and special tokens; here they are
-sorted (tokens/vocab.py). The rows of embedding and head are put into that order, and Chameleon's reserved tokens lend
-theirs to the special tokens that it does not have, so that no row is new and none is lost.
+One table of weights serves all directions. Chameleon's ids mix text, image codes and special tokens; here they are
+sorted (tokens/vocab.py). The rows of embedding and output layer are reordered. Special tokens that Chameleon lacks get
+the rows of its reserved tokens, so that no row is added or lost.
 
     ours                  pad    eos   bos  image           end_image  end_turn         placeholder
     theirs                <pad>  </s>  <s>  <racm3:break>   <eoss>     <reserved08706>  <image> or <reserved08707>
@@ -17,15 +17,21 @@ from cm3.model.config import CM3Config
 from cm3.tokens.vocab import Vocab
 
 MODEL_TYPE = "chameleon"
-ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # a row for each id
+ROWS = ("model.embed_tokens.weight", "lm_head.weight")  # have a row for each id
 
-# How a tensor of Meta's lies in the parts of a model-parallel checkpoint: joined along a dimension, or in each part.
+# Marks a tensor that each part of a model-parallel checkpoint has. Others are divided along a dimension.
 EACH = -1
 
 
 class Key(NamedTuple):
-    """ours: in this package and in transformers, {} = the layer. meta: in Meta's files. dim: that parts are joined
-    along, or EACH. heads: "q" or "k" for what rotary positions permute, of so many heads."""
+    """A weight.
+
+    Attributes:
+        ours: its name in this package and in transformers, with {} for the layer.
+        meta: its name in Meta's files.
+        dim: the dimension along which the parts of a checkpoint are joined, or EACH.
+        heads: "q" or "k" for weights whose order depends on rotary positions.
+    """
 
     ours: str
     meta: str
@@ -52,7 +58,7 @@ KEYS = (
     Key("model.layers.{}.mlp.down_proj.weight", "layers.{}.feed_forward.w2.weight", 1),
 )
 
-NAMED = {  # special token of ours -> its names there, the first that is found
+NAMED = {  # special token here: its names in Chameleon, of which the first that exists counts
     "pad": ("<pad>",),
     "eos": ("</s>",),
     "begin": ("<s>",),
@@ -64,15 +70,15 @@ NAMED = {  # special token of ours -> its names there, the first that is found
 RESERVED = re.compile(r"<reserved\d+>")
 CODE = re.compile(r"IMGIMG([A-J]+)Z")
 
-# Why relatives of Chameleon do not go through this table.
+# Why related models cannot be converted.
 RELATIVES = {
-    "emu3": "its images have a token at the end of each row and are of a video tokenizer",
-    "janus": "its image codes pass through layers of their own on both sides, and it sees images by SigLIP",
+    "emu3": "its images have a token at the end of each row and come from a video tokenizer",
+    "janus": "its image codes have further layers for input and output, and it reads images with SigLIP",
 }
 
 
 def weights(layers: int, tied: bool = False) -> list[Key]:
-    """Every weight of a model."""
+    """All weights of a model."""
     found = [
         Key(key.ours.format(i), key.meta.format(i), key.dim, key.heads)
         for key in KEYS
@@ -82,8 +88,14 @@ def weights(layers: int, tied: bool = False) -> list[Key]:
 
 
 class Order(NamedTuple):
-    """rows: of each id of ours the id there, -1 where it has none. num_text, num_codes: of ours. words: the text tokens
-    by id, counted from 0."""
+    """The order of ids.
+
+    Attributes:
+        rows: for each id here Chameleon's id, or -1.
+        num_text: number of text ids.
+        num_codes: number of image codes.
+        words: text tokens and their ids, from 0.
+    """
 
     rows: list[int]
     num_text: int
@@ -92,9 +104,15 @@ class Order(NamedTuple):
 
 
 def order_of(names: Mapping[str, int], num_special: int = 64) -> Order:
-    """Where Chameleon's ids go. names: its vocabulary, name -> id.
+    """The order of ids for Chameleon's vocabulary.
 
-    Errors: ValueError for a vocabulary without Chameleon's special tokens, or whose image codes have gaps."""
+    Args:
+        names: Chameleon's vocabulary, name to id.
+        num_special: number of special ids.
+
+    Raises:
+        ValueError: the vocabulary lacks Chameleon's special tokens, or its image codes have gaps.
+    """
     codes = {number: id for name, id in names.items() if (number := code_of(name)) is not None}
     if not codes or set(codes) != set(range(len(codes))):
         raise ValueError(
@@ -115,17 +133,17 @@ def order_of(names: Mapping[str, int], num_special: int = 64) -> Order:
     taken |= set(special.values())
     text = sorted((id, name) for name, id in names.items() if id not in taken)
     rows = [*special.values(), *(id for id, _ in text), *(codes[number] for number in range(len(codes)))]
-    return Order(rows, len(text), len(codes), {name: place for place, (_, name) in enumerate(text)})
+    return Order(rows, len(text), len(codes), {name: i for i, (_, name) in enumerate(text)})
 
 
 def code_of(name: str) -> int | None:
-    """The image code that a name stands for."""
+    """The image code of a name; None for other names."""
     found = CODE.fullmatch(name)
     return int("".join(str(ord(letter) - ord("A")) for letter in found[1])) if found else None
 
 
 def config_from(values: Mapping[str, Any], order: Order, grid: tuple[int, int]) -> CM3Config:
-    """Ours from transformers' ChameleonConfig, as its config.json has it. Errors: ValueError for what ours lacks."""
+    """The configuration from transformers' ChameleonConfig. Raises a ValueError for values that CM3Config lacks."""
     for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if values.get(name, wanted) != wanted:
             raise ValueError(f"{name} is {values[name]!r}, but only {wanted!r} can be converted")
@@ -141,7 +159,7 @@ def config_from(values: Mapping[str, Any], order: Order, grid: tuple[int, int]) 
         num_key_value_heads=values.get("num_key_value_heads"),
         max_position_embeddings=values["max_position_embeddings"],
         norm_eps=values.get("rms_norm_eps", 1e-5),
-        qk_norm_eps=1e-5,  # in Chameleon's code, whatever rms_norm_eps is
+        qk_norm_eps=1e-5,  # fixed in Chameleon's code
         rope_theta=float(rope["rope_theta"]),
         qk_norm_type="layernorm",
         swin_norm=bool(values.get("swin_norm")),
@@ -155,9 +173,17 @@ def config_from(values: Mapping[str, Any], order: Order, grid: tuple[int, int]) 
 
 
 def config_to(config: CM3Config, names: Mapping[str, int], vq: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """transformers' config.json from ours. names: Chameleon's vocabulary. vq: its vq_config.
+    """transformers' config.json.
 
-    Errors: ValueError for a shape that Chameleon does not have."""
+    Args:
+        config: of the model.
+        names: Chameleon's vocabulary.
+        vq: the image tokenizer's vq_config.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: Chameleon does not have this architecture.
+    """
     for name, wanted in (
         ("norm", "rmsnorm"),
         ("activation", "swiglu"),

@@ -1,21 +1,17 @@
-"""Chameleon's and Anole's model folders -> ours, and back to transformers' layout.
+"""Converts model folders of Chameleon and Anole to this package's layout, and back to transformers' layout.
 
-    cm3 convert FROM TO [--image-tokenizer vqgan.ckpt]        from transformers' layout, or from Meta's own
-    cm3 convert OURS TO --to chameleon                        what came from there, after training
+    cm3 convert FROM TO [--image-tokenizer vqgan.ckpt]        from transformers' layout, or from Meta's
+    cm3 convert OURS TO --to chameleon                        back, for example after training
 
-A tensor at a time goes from file to file: no more than one of them and its copy is in memory. safetensors stay as they
-are divided; of Meta's pickles each is read by torch with weights_only. What a folder of theirs holds beside the weights
-is kept in source/, so that the way back needs nothing else.
+Tensors are converted one at a time, so that memory holds one of them and its copy. The number of safetensors files
+stays the same. Meta's pickles are read by torch with weights_only. The other files of the source are kept in source/,
+so that converting back needs nothing else.
 """
-
-# torch, safetensors and transformers are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 import re
 import shutil
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +20,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cm3.hf.chameleon import EACH, MODEL_TYPE, RELATIVES, ROWS, Key, Order, config_from, config_to, order_of, weights
+from cm3.hf.chameleon import EACH, MODEL_TYPE, RELATIVES, Key, Order, config_from, config_to, order_of, weights
 from cm3.hf.model_folder import INDEX, WEIGHTS, check_files, read_config, write_checksums, write_folder
-from cm3.hf.remote_code import carry
+from cm3.hf.remote_code import add_code
+from cm3.hf.stored_tensors import Stored, reordered, stored, write_shards
 from cm3.model.config import CM3Config
 from cm3.tokens.encoding import roles
 from cm3.tokens.text_tokenizer import FILE, TextTokenizer
@@ -38,71 +35,32 @@ from tokenizer_image.convert import convert as convert_image_tokenizer
 from tokenizer_image.tokenizer import embedded as embedded_tokenizers
 
 SOURCE, VOCABULARY = "source", "vocabulary.json"
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 VQ = "model.vqmodel."
-BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")  # of a folder, what source/ keeps
+KEPT = ("*.json", "*.jinja", "*.model", "*.txt")  # files of the source that source/ keeps
 MAX_GIGABYTES = 200.0  # of a pickle
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor to be written. shape, dtype: known before it is read."""
+class SourceModel:
+    """A model of Chameleon's family.
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
-def write_safetensors(path: Path, tensors: Sequence[Stored]) -> None:
-    """The file, a tensor at a time. (safetensors' own writer wants all of them in memory; its format is a length, a
-    table and the bytes: huggingface.co/docs/safetensors.) Errors: ValueError for a type that models are not kept in."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for one in tensors:
-        if one.dtype not in TYPES:
-            raise ValueError(f"{one.name} is of type {str(one.dtype).removeprefix('torch.')}: give fp32, fp16 or bf16")
-        start, end = end, end + torch.Size(one.shape).numel() * one.dtype.itemsize
-        table[one.name] = {"dtype": TYPES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
-    header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for one in tensors:
-            tensor = one.read().contiguous()
-            assert (tensor.shape, tensor.dtype) == (one.shape, one.dtype), f"{one.name}: {tensor.shape}, {tensor.dtype}"
-            file.flush()
-            tensor.flatten().view(torch.uint8).numpy().tofile(file)
-
-
-def write_shards(folder: Path, shards: Sequence[Sequence[Stored]]) -> None:
-    """model.safetensors, or several files and their index."""
-    if len(shards) == 1:
-        write_safetensors(folder / WEIGHTS, shards[0])
-        return
-    places: dict[str, str] = {}
-    for number, tensors in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(folder / name, tensors)
-        places |= {one.name: name for one in tensors}
-    size = sum(torch.Size(one.shape).numel() * one.dtype.itemsize for tensors in shards for one in tensors)
-    index = {"metadata": {"total_size": size}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of theirs. config: as transformers' config.json has it. names: the vocabulary. tokenizer: its file.
-    shards: the weights, in our names, as they are divided. beside: the folder with what source/ keeps."""
+    Attributes:
+        config: as in transformers' config.json.
+        names: the vocabulary, name to id.
+        tokenizer: the tokenizer's file.
+        shards: the weights with this package's names, for each file.
+        folder: has the files that source/ keeps.
+    """
 
     config: dict[str, Any]
     names: dict[str, int]
     tokenizer: Path
     shards: list[list[Stored]]
-    beside: Path
+    folder: Path
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises a ValueError if it is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -112,8 +70,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], values)
 
 
-def of_transformers(folder: Path) -> Model:
-    """Errors: ValueError for another architecture, a vocabulary that is not Chameleon's, or missing weights."""
+def read_transformers(folder: Path) -> SourceModel:
+    """Read a folder in transformers' layout.
+
+    Raises:
+        ValueError: the architecture or the vocabulary is not Chameleon's, or weights are missing.
+    """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind != MODEL_TYPE:
@@ -137,16 +99,12 @@ def of_transformers(folder: Path) -> Model:
     if lost := sorted(wanted - {one.name for shard in shards for one in shard}):
         raise ValueError(f"{folder}: the weights lack {', '.join(lost[:3])}")
     tokenizer = folder / FILE
-    return Model(config, config["vocabulary_map"], tokenizer, [shard for shard in shards if shard], folder)
+    return SourceModel(config, config["vocabulary_map"], tokenizer, [shard for shard in shards if shard], folder)
 
 
-def stored(name: str, shape: list[int], dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> Stored:
-    return Stored(name, tuple(shape), dtype, lambda: tensors[name])
-
-
-def of_meta(folder: Path) -> Model:
-    """A folder with params.json and consolidated*.pth, and the tokenizers in tokenizer/ two levels up, as Meta and
-    Anole give them (models/7b), or beside. Errors: as of_transformers."""
+def read_meta(folder: Path) -> SourceModel:
+    """Read a folder in Meta's layout: params.json and consolidated*.pth, and the tokenizers in tokenizer/ two levels
+    up, as Meta and Anole publish them (models/7b), or in the same folder. Raises as `read_transformers`."""
     params = read_json(folder / "params.json")
     if (folder / "consolidate_params.json").is_file():
         params |= read_json(folder / "consolidate_params.json")
@@ -174,23 +132,30 @@ def of_meta(folder: Path) -> Model:
         "swin_norm": params.get("swin_norm", False),
     }
     count = {"q": heads, "k": groups}
-    shard = [of_parts(key, parts, count.get(key.heads, 0), params["dim"] // heads) for key in keys]
-    return Model(config, names, tokenizer, [shard], beside)
+    shard = [joined(key, parts, count.get(key.heads, 0), params["dim"] // heads) for key in keys]
+    return SourceModel(config, names, tokenizer, [shard], beside)
 
 
-def of_parts(key: Key, parts: Sequence[Mapping[str, Tensor]], heads: int, size: int) -> Stored:
-    """A tensor from the parts of a model-parallel checkpoint. heads: in all; size: of a head."""
+def joined(key: Key, parts: Sequence[Mapping[str, Tensor]], heads: int, size: int) -> Stored:
+    """Join a tensor from the parts of a model-parallel checkpoint.
+
+    Args:
+        key: the tensor.
+        parts: the parts of the checkpoint.
+        heads: number of heads.
+        size: of a head.
+    """
 
     def read() -> Tensor:
         found = [part[key.meta] for part in parts]
         if key.dim == EACH and not key.heads:
             return found[0] if len(found) == 1 else torch.stack(found).float().mean(0).to(found[0].dtype)
-        if key.dim == EACH:  # a norm of heads: each part has one for all of its heads
+        if key.dim == EACH:  # a norm of heads: each part has one for all its heads
             return torch.stack([halves(one, size) for one in found]).repeat_interleave(heads // len(found), 0)
         whole = found[0] if len(found) == 1 else torch.cat(found, key.dim)
         return halves(whole.view(heads, size, -1), size, 1).reshape(whole.shape) if key.heads else whole
 
-    with torch.device("meta"):  # the shape without the work
+    with torch.device("meta"):  # computes the shape only
         shapes = [torch.empty(part[key.meta].shape) for part in parts]
     if key.dim == EACH:
         shape = (heads, size) if key.heads else tuple(shapes[0].shape)
@@ -200,38 +165,24 @@ def of_parts(key: Key, parts: Sequence[Mapping[str, Tensor]], heads: int, size: 
 
 
 def halves(values: Tensor, size: int, dim: int = 0) -> Tensor:
-    """From rotary pairs side by side, as Meta has them, to first halves before second ones, as transformers has."""
+    """Reorder rotary pairs from Meta's order, (x1, y1, x2, y2), to transformers', (x1, x2, y1, y2)."""
     shape = values.shape
     pairs = values.reshape(*shape[:dim], size // 2, 2, *shape[dim + 1 :])
     return pairs.transpose(dim, dim + 1).reshape(shape)
 
 
-def reordered(one: Stored, rows: Sequence[int], count: int) -> Stored:
-    """The tensor with row rows[i] as its i-th, zeros where that is -1. count: of rows that it must have."""
-    if one.name not in ROWS:
-        return one
-    if one.shape[0] != count:
-        raise ValueError(f"{one.name} has {one.shape[0]} rows, but the vocabulary has {count}")
-    places = torch.tensor(rows)
-
-    def read() -> Tensor:
-        moved = one.read()[places.clamp(min=0)]
-        return moved.masked_fill_((places < 0)[:, None], 0)
-
-    return Stored(one.name, (len(rows), *one.shape[1:]), one.dtype, read)
-
-
 def text_tokenizer(path: Path, order: Order) -> TextTokenizer:
-    """Their tokenizer with text alone, counted from 0. Errors: ValueError for a file that is none, or is another's."""
+    """The text tokenizer, with ids from 0. Raises a ValueError if the file is no tokenizer of this model."""
     content = read_json(path)
-    words = content.get("model", {}).get("vocab")
+    words: dict[str, int] | None = content.get("model", {}).get("vocab")
     if not isinstance(words, dict):
         raise ValueError(f"{path} has no table of tokens: Chameleon's tokenizer has one")
     known = {*words, *(token["content"] for token in content.get("added_tokens", ()))}
     if lost := sorted(order.words.keys() - known)[:3]:
         raise ValueError(f"{path} does not belong to the model: it lacks {', '.join(map(repr, lost))}")
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in content["model"].get("merges", ())]
-    model = {
+    pairs: list[str | list[str]] = content["model"].get("merges", [])
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in pairs]
+    model: dict[str, Any] = {
         **content["model"],
         "vocab": {word: order.words[word] for word in words if word in order.words},
         "merges": [pair for pair in merges if {*pair, "".join(pair)} <= order.words.keys()],
@@ -249,23 +200,27 @@ def text_tokenizer(path: Path, order: Order) -> TextTokenizer:
 
 
 def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) -> None:
-    """Write `out`, a folder that CM3.from_pretrained loads.
+    """Convert a model to a folder that CM3.from_pretrained loads.
 
-    source: a folder of transformers, or of Meta's layout. image_tokenizer: one of ours by name or folder, or a
-    checkpoint that tokenizer_image.convert reads, such as Meta's vqgan.ckpt; None = the one in the source, which
-    transformers' layout keeps without a decoder.
+    Args:
+        source: a folder in transformers' or Meta's layout.
+        out: the folder to write. If there is an error, nothing is written.
+        image_tokenizer: an image tokenizer's name or folder, or a checkpoint that tokenizer_image.convert reads, such
+            as Meta's vqgan.ckpt; None for the one in the source, which in transformers' layout has no decoder.
 
-    Errors: ValueError for what is missing, damaged or of another model; nothing is left of `out` then."""
+    Raises:
+        ValueError: files are missing, damaged or of another model.
+    """
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give the one with config.json, or with params.json")
     inside = sorted(source.glob("models/*/params.json"))
     source = inside[0].parent if len(inside) == 1 else source
     meta = (source / "params.json").is_file()
-    model = of_meta(source) if meta else of_transformers(source)
+    model = read_meta(source) if meta else read_transformers(source)
     order = order_of(model.names)
     text = text_tokenizer(model.tokenizer, order)
-    if image_tokenizer is None and meta and (model.beside / "vqgan.ckpt").is_file():
-        image_tokenizer = model.beside / "vqgan.ckpt"
+    if image_tokenizer is None and meta and (model.folder / "vqgan.ckpt").is_file():
+        image_tokenizer = model.folder / "vqgan.ckpt"
     with write_folder(out) as fresh:
         image = ready_image_tokenizer(image_tokenizer or source, side_of(model), fresh / "image_tokenizer")
         if image.num_codes != order.num_codes:
@@ -276,7 +231,7 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
         config.architectures = ["CM3ForCausalLM"]
         count = max(model.names.values()) + 1
         write_shards(fresh, [[reordered(one, order.rows, count) for one in shard] for shard in model.shards])
-        config.save_pretrained(fresh)
+        config.save_pretrained(fresh)  # pyright: ignore[reportUnknownMemberType]
         vocab = Vocab.from_config(config)
         save_flat(text, vocab, config.max_position_embeddings, fresh)
         role = roles(vocab)
@@ -286,14 +241,14 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
             "pad_token_id": role["pad_token"],
         }
         (fresh / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-        keep_beside(model.beside, fresh / SOURCE, model.names)
-        carry(fresh, image.size[0])
+        keep_files(model.folder, fresh / SOURCE, model.names)
+        add_code(fresh, image.size[0])
         write_checksums(fresh)
 
 
 def ready_image_tokenizer(given: str | Path, side: int | None, out: Path) -> ImageTokenizer:
-    """Write it to `out`. side: of its images in pixels, where a checkpoint does not tell. Errors: ValueError, as
-    tokenizer_image has them."""
+    """Write the image tokenizer to `out`. `side` is that of its images in pixels, if a checkpoint does not have it.
+    Raises a ValueError as tokenizer_image does."""
     config = Path(given) / "config.json"
     if str(given) not in embedded_tokenizers() and not (config.is_file() and "n_embed" in read_json(config)):
         return convert_image_tokenizer(given, out, resolution=side)
@@ -302,34 +257,42 @@ def ready_image_tokenizer(given: str | Path, side: int | None, out: Path) -> Ima
     return tokenizer
 
 
-def side_of(model: Model) -> int | None:
-    """Of images, in pixels: as transformers' configuration says, or Meta's vqgan.yaml."""
+def side_of(model: SourceModel) -> int | None:
+    """Side of the images in pixels, from transformers' configuration or Meta's vqgan.yaml; None if unknown."""
     if "resolution" in model.config.get("vq_config", {}):
         return model.config["vq_config"]["resolution"]
-    described = model.beside / "vqgan.yaml"
+    described = model.folder / "vqgan.yaml"
     found = re.search(r"^\s*resolution:\s*(\d+)", described.read_text(), re.M) if described.is_file() else None
     return int(found[1]) if found else None
 
 
-def keep_beside(folder: Path, out: Path, names: Mapping[str, int]) -> None:
+def keep_files(folder: Path, out: Path, names: Mapping[str, int]) -> None:
+    """Copy the files that converting back needs."""
     out.mkdir()
     (out / VOCABULARY).write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    for path in {path for pattern in BESIDE for path in folder.glob(pattern)}:
+    for path in {path for pattern in KEPT for path in folder.glob(pattern)}:
         if path.is_file() and not path.name.endswith(".index.json"):
             shutil.copy2(path, out / path.name)
 
 
 def convert_back(source: Path, out: Path, like: Path | None = None) -> None:
-    """Write `out`, a folder that transformers' ChameleonForConditionalGeneration loads, from one that `convert` wrote,
-    or from a model that was trained from it. like: the folder that `convert` wrote, where `source` is another. Errors:
-    ValueError for any other folder."""
+    """Convert a model to a folder that transformers' ChameleonForConditionalGeneration loads.
+
+    Args:
+        source: a folder that `convert` wrote, or a model that was trained from it.
+        out: the folder to write.
+        like: the folder that `convert` wrote, if `source` is another.
+
+    Raises:
+        ValueError: neither folder comes from `convert`.
+    """
     check_files(source)
     config: CM3Config = read_config(source)
     kept = (like or source) / SOURCE
     if not (kept / VOCABULARY).is_file():
         raise ValueError(
-            f"{like or source} has no {SOURCE}/{VOCABULARY}, by which a model goes back to Chameleon: was it trained "
-            "from a converted one, then say which with --like"
+            f"{like or source} has no {SOURCE}/{VOCABULARY}, which is needed to convert back: if the model was trained "
+            "from a converted one, name that with --like"
         )
     names = cast(dict[str, int], read_json(kept / VOCABULARY))
     order = order_of(names, config.num_special_tokens)
@@ -358,7 +321,7 @@ def convert_back(source: Path, out: Path, like: Path | None = None) -> None:
 
 
 def encoder_of(image: ImageTokenizer) -> Iterable[Stored]:
-    """The image tokenizer as transformers keeps it, without its decoder."""
+    """The image tokenizer's tensors without its decoder, as in transformers' layout."""
     for name, tensor in image.model.state_dict().items():
         if not name.startswith("decoder."):
             value = tensor.detach().cpu()
@@ -366,7 +329,7 @@ def encoder_of(image: ImageTokenizer) -> Iterable[Stored]:
 
 
 def vq_config(image: ImageTokenizer) -> dict[str, Any]:
-    """transformers' ChameleonVQVAEConfig."""
+    """The image tokenizer's configuration as transformers' ChameleonVQVAEConfig."""
     config = image.model.config
     return {
         "embed_dim": config.embed_dim,

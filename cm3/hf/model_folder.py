@@ -1,9 +1,9 @@
-"""Model folders: where they are found, whether they are whole, the weights in them, and how they are written.
+"""Model folders: finding, checking, loading and writing them.
 
-A folder holds config.json, model.safetensors, tokenizer.json (text) and image_tokenizer/, or in its place the field
-"image_tokenizer" of config.json naming one that tokenizer_image embeds. scorer/ re-ranks drawings, where there is one.
-checksums.json is checked if present, and says what is fetched from the hub. Nothing in a folder is believed before it
-is looked at: what config.json claims is compared with the header of the weights before memory is taken for it.
+A folder has config.json, model.safetensors, tokenizer.json (text) and image_tokenizer/; in place of the last, the field
+"image_tokenizer" of config.json can name an embedded one. scorer/ is optional and is for reranking. checksums.json is
+checked if it is there, and lists the files that are fetched from the hub. A folder is not trusted: the sizes in
+config.json are compared with the header of the weights before memory is allocated.
 """
 
 # huggingface_hub and transformers are typed in part only.
@@ -49,26 +49,26 @@ OURS = (
     "tokenizer_image*.py",
     "*.safetensors",
     INDEX,
-    "image_tokenizer",  # with all that lies in it
+    "image_tokenizer",  # with everything in it
     "scorer",
     KNOWN_WORDS,
     KNOWN_NAMES,
 )
 UNFINISHED, OLD = ".unfinished", ".old"
-ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # no code from elsewhere
-ASKED_FOR = ("attn_implementation", "_attn_implementation")
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # kernels that fetch no code
+ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation")
 LIMITS = {"num_hidden_layers": 1_000}
-LARGEST = 2**31  # of any other whole number
+MAX_INTEGER = 2**31  # in other fields
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """ "auto" is a GPU if there is one. Errors: ValueError for a device that torch does not know or does not find."""
+    """The device of a name; "auto" is a GPU if there is one. Raises a ValueError for a device that cannot be used."""
     if not isinstance(name, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"device must be a string or a torch.device, but is {name!r:.60}")
     found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        torch.empty(1, device=found).cpu()  # of "meta" nothing can be copied
-    except Exception as error:  # torch raises almost anything
+        torch.empty(1, device=found).cpu()  # fails for "meta"
+    except Exception as error:  # torch raises many kinds of errors
         reason = str(error).splitlines()[0]
         raise ValueError(
             f'device is {str(name)!r}, which cannot be used ({reason:.80}): give "cpu" or "auto"'
@@ -77,13 +77,17 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of an embedded model, of a local one, or of one fetched from the hub."""
+    """The folder of a model: an embedded one, a local one, or one that is fetched from the hub.
+
+    Raises:
+        ValueError: there is no such model.
+    """
     embedded = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
     if str(name) in embedded:
         return EMBEDDED / name
     if name and Path(name).is_dir():
         return Path(name)
-    if name and (left := left_of(Path(name))) is not None:
+    if name and (left := left_by_killed_run(Path(name))) is not None:
         return left
     none = f"there is no model {str(name)!r}: it is neither embedded ({', '.join(embedded) or 'none is'}) nor a folder"
     if "/" not in str(name):
@@ -91,38 +95,45 @@ def find_model(name: str | Path) -> Path:
     try:
         return fetch(str(name))
     except (OSError, HFValidationError) as error:
-        raise ValueError(f"{none}, and the hub does not give it ({error})") from error
+        raise ValueError(f"{none}, and it cannot be fetched from the hub ({error})") from error
 
 
 def fetch(name: str) -> Path:
-    """The files of a model in a repository of the hub, on this machine: those that checksums.json lists, or all that a
-    model folder may hold where there is no such list."""
+    """Fetch a model from a repository of the hub: the files that checksums.json lists, or without it all files that a
+    model folder may have."""
     folder = Path(snapshot_download(name, allow_patterns=[CHECKSUMS, "config.json"]))
     listed = [CHECKSUMS, *map(escape, read_checksums(folder))]
     patterns = listed if (folder / CHECKSUMS).is_file() else [*OURS, *(f"{one}/*" for one in OURS)]
-    # The snapshot's folder has the commit's name: what is listed and what is fetched are of one commit.
+    # The snapshot's folder is named after the commit: the list and the files come from one commit.
     return Path(snapshot_download(name, revision=folder.name, allow_patterns=patterns))
 
 
 def upload(folder: Path, name: str, private: bool | None, token: str | bool | None) -> str:
-    """Write a model folder to a repository of the hub, which is made where there is none. Returns its address.
-    Errors: ValueError for what is no name of a repository, OSError where the hub refuses."""
+    """Upload a model folder to a repository of the hub, which is created if needed.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ValueError: the name is no repository's.
+        OSError: the hub refuses.
+    """
     hub = HfApi(token=token)
     address = hub.create_repo(name, private=private, exist_ok=True)
     hub.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Upload the model")
     return str(address)
 
 
-def left_of(folder: Path) -> Path | None:
-    """The whole folder that a write_folder left aside that was killed in the moment between two renames."""
+def left_by_killed_run(folder: Path) -> Path | None:
+    """The old folder, if write_folder was killed between its two renames; None otherwise."""
     old = folder.with_name(folder.name + OLD)
     return old if not folder.exists() and old.is_dir() else None
 
 
 @contextmanager
 def write_folder(folder: Path) -> Generator[Path, None, None]:
-    """A new folder to write a model into, which takes this one's place when it is whole: who is killed leaves the old
-    model or the new one. What else lies in the folder stays. Errors: ValueError for the current folder."""
+    """A new folder to write a model into, which replaces this one at the end. A run that is killed leaves the old model
+    or the new one. Files that are not the model's are kept. Raises a ValueError for the current folder."""
     folder = Path(os.path.realpath(folder))
     if Path.cwd() == folder or folder in Path.cwd().parents:
         raise ValueError(f"{folder} is the current folder, or holds it: save into a folder of its own")
@@ -134,7 +145,7 @@ def write_folder(folder: Path) -> Generator[Path, None, None]:
     fresh.mkdir()
     yield fresh
     make_readable(*fresh.rglob("*.safetensors"))
-    before = folder if folder.exists() else left_of(folder)
+    before = folder if folder.exists() else left_by_killed_run(folder)
     for path in before.iterdir() if before else ():
         if not is_ours(path):
             if path.is_dir() and not path.is_symlink():
@@ -153,7 +164,7 @@ def is_ours(path: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Whether a model folder is whole and, where it has checksums, unchanged. Errors: ValueError naming the file."""
+    """Raise a ValueError that names the file if a model folder is incomplete, or differs from its checksums."""
     checksums = read_checksums(folder)
     for name in ("config.json", "tokenizer.json", *checksums):
         if not (folder / name).is_file():
@@ -164,8 +175,8 @@ def check_files(folder: Path) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name; {} where the folder has no checksums. Errors: ValueError for what is no such list, or
-    names what lies elsewhere."""
+    """The SHA-256 of each file name; {} if the folder has no checksums. Raises a ValueError for another content, or for
+    a name outside the folder."""
     path = folder / CHECKSUMS
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -180,7 +191,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file that the model is loaded from, and of no other."""
+    """Write the SHA-256 of the files that the model is loaded from."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     ours = [path.relative_to(folder) for path in files if path != folder / CHECKSUMS]
     names = [name.as_posix() for name in ours if is_ours(folder / name.parts[0])]
@@ -189,7 +200,7 @@ def write_checksums(folder: Path) -> None:
 
 @contextmanager
 def no_bar() -> Generator[None, None, None]:
-    """transformers shows no progress bar: reading and writing weights takes a moment."""
+    """Switch off transformers' progress bar for weights."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -200,10 +211,15 @@ def no_bar() -> Generator[None, None, None]:
 
 
 def read_config(folder: Path, attention: bool = False) -> CM3Config:
-    """config.json, as far as it can be true. attention: the caller says which implementation is taken.
+    """Read and check config.json.
 
-    Errors: ValueError for what is no configuration of this model, asks for code from elsewhere, or has sizes that no
-    model has."""
+    Args:
+        folder: the model folder.
+        attention: whether the caller chooses the attention implementation.
+
+    Raises:
+        ValueError: it is no configuration of this model, asks for other code, or has impossible sizes.
+    """
     path = folder / "config.json"
     broken = f"{path} is damaged or belongs to another model"
     try:
@@ -213,7 +229,7 @@ def read_config(folder: Path, attention: bool = False) -> CM3Config:
         assert kind == CM3Config.model_type, f"model_type is {kind!r:.60}, but must be {CM3Config.model_type!r}"
     except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise ValueError(f"{broken} ({error}): fetch it again") from error
-    for name in ASKED_FOR:
+    for name in ATTENTION_FIELDS:
         if not attention and (asked := values.get(name)) is not None and asked not in ATTENTION:
             raise ValueError(
                 f"{path} asks for the attention kernel {asked!r:.60}, which may be anyone's code: "
@@ -222,27 +238,28 @@ def read_config(folder: Path, attention: bool = False) -> CM3Config:
     if values.get("quantization_config") is not None:
         raise ValueError(f"{path} has a quantization_config: quantised weights are not read; save the model without")
     for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LIMITS.get(name, LARGEST):
-            raise ValueError(f"{broken} ({name} is {value}, at most {LIMITS.get(name, LARGEST):,}): fetch it again")
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LIMITS.get(name, MAX_INTEGER):
+            raise ValueError(f"{broken} ({name} is {value}, at most {LIMITS.get(name, MAX_INTEGER):,}): fetch it again")
     try:
-        return CM3Config.from_dict({name: value for name, value in values.items() if name not in ASKED_FOR})
-    except Exception as error:  # a broken file makes transformers raise almost anything
+        return CM3Config.from_dict({name: value for name, value in values.items() if name not in ATTENTION_FIELDS})
+    except Exception as error:  # transformers raises many kinds of errors
         raise ValueError(f"{broken} ({first_line(error)}): fetch it again") from error
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """Of every tensor of a model folder, from the headers of its files. Errors: ValueError."""
+    """The shape of every tensor, from the headers of the files. Raises a ValueError for damaged files."""
     index = folder / INDEX
     return SafetensorsWeights(shards_of(index) if index.is_file() else [folder / WEIGHTS]).shapes()
 
 
 def load_transformer(folder: Path, options: dict[str, Any]) -> "CM3ForCausalLM":
-    """The weights of a model folder, none missing, each a number. Errors: ValueError."""
-    from cm3.model.transformer import CM3ForCausalLM  # takes seconds, and `cm3 info` looks at the files alone
+    """Load the language model of a folder. Raises a ValueError if weights are missing, do not fit or are not finite."""
+    from cm3.model.transformer import CM3ForCausalLM  # takes seconds, and `cm3 info` needs the files only
 
     config = read_config(folder, "attn_implementation" in options)
     shapes = weight_shapes(folder)
@@ -266,15 +283,21 @@ def load_transformer(folder: Path, options: dict[str, Any]) -> "CM3ForCausalLM":
 
 
 def check_finite(model: nn.Module, what: str) -> None:
-    """Errors: ValueError for weights that are no numbers."""
+    """Raise a ValueError if weights are not finite."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float32).item()):
-            raise ValueError(f"{what}: {name} holds what is no number (nan or infinity): the training went wrong")
+            raise ValueError(f"{what}: {name} has values that are not finite: the training went wrong")
 
 
 def image_tokenizer_name(folder: Path, config: CM3Config, given: str | Path | None = None) -> str:
-    """Where a model folder's image tokenizer is found: the caller's, its own, or the embedded one that config.json
-    names; nothing else, so that a folder can make nobody read other folders, or fetch anything. Errors: ValueError."""
+    """Name or folder of a model's image tokenizer: `given`, the folder's own, or the embedded one that config.json
+    names.
+
+    Nothing else is possible, so that a model folder cannot make the caller read other folders or fetch anything.
+
+    Raises:
+        ValueError: there is none.
+    """
     own, named = folder / "image_tokenizer", getattr(config, "image_tokenizer", None)
     if given is not None:
         return str(given)
@@ -289,8 +312,8 @@ def image_tokenizer_name(folder: Path, config: CM3Config, given: str | Path | No
 
 
 def load_image_tokenizer(folder: Path, config: CM3Config, given: str | Path | None = None) -> ImageTokenizer:
-    """The one that image_tokenizer_name finds. Errors: ValueError, also where it is not the one that the model was
-    trained with."""
+    """Load the model's image tokenizer (image_tokenizer_name). Raises a ValueError if the model was trained with
+    another one."""
     name = image_tokenizer_name(folder, config, given)
     tokenizer = ImageTokenizer.from_pretrained(name)
     if getattr(config, "image_tokenizer_fingerprint", None) not in (None, tokenizer.fingerprint()):

@@ -1,4 +1,4 @@
-"""The model with its image tokenizer, as transformers' multimodal models are: pixels in, text and images out.
+"""The model with its image tokenizer, like transformers' multimodal models: pixels in, text and images out.
 
     model = AutoModelForMultimodalLM.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
@@ -6,10 +6,10 @@
     ids = model.generate(**inputs, generation_mode="image", do_sample=True)
     images = processor.post_process_multimodal_output(model.decode_image_tokens(ids), generation_mode="image")
 
-It has transformers' generate() with its options; the grammar stands in as a LogitsProcessor. Conventions: models/janus
-and models/chameleon of transformers. CM3 (pipeline.py) is faster, and knows the tasks.
+It uses transformers' generate() with its options. The grammar is a LogitsProcessor. Conventions: models/janus and
+models/chameleon of transformers. CM3 (pipeline.py) is faster, and has the tasks.
 
-Letters in shapes: B rows, T tokens, V vocabulary, h x w codes of an image.
+Shapes: B sequences, T tokens, V vocabulary, h x w codes of an image.
 """
 
 # transformers leaves much without types
@@ -34,20 +34,27 @@ from tokenizer_image.checkpoint import make_readable
 
 IMAGE_TOKENIZER = "image_tokenizer"  # folder inside a model folder
 MODES: dict[str, Mode] = {"text": "text", "image": "image", "interleaved": "document"}
-MOST_TEXT = 64  # new tokens where a call does not say
+DEFAULT_NEW_TOKENS = 64
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
-    """Lets only what may come next through (tokens/grammar.py), row by row; after the end <eos>.
+    """Allows only the ids that may come next (tokens/grammar.py), and <eos> after the end of a sequence.
 
-    vocab: the layout. mode: as Grammar has it. codes: of an image. room: new ids at most. The first call must see the
-    prompt; rows may be left-padded, multiplied and reordered, as beam search does."""
+    The first call must have the prompts. Later calls may have left-padded, multiplied and reordered sequences, as beam
+    search does.
+
+    Args:
+        vocab: the vocabulary.
+        mode: as for Grammar.
+        codes: number of codes of an image.
+        room: new ids at most.
+    """
 
     def __init__(self, vocab: Vocab, mode: Mode, codes: int, room: int) -> None:
         self.vocab, self.codes, self.room = vocab, codes, room
         self.mode: Mode = mode
-        self.prompt: int | None = None  # length, padding included
-        self.states: dict[tuple[int, ...], Grammar] = {}  # of the rows of the last call
+        self.prompt: int | None = None  # its length, padding included
+        self.states: dict[tuple[int, ...], Grammar] = {}  # by the ids of each sequence of the last call
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
         self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
@@ -63,7 +70,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(~legal.to(scores.device), -torch.inf)
 
     def state(self, row: tuple[int, ...]) -> Grammar:
-        """After all of a row."""
+        """The grammar after all ids of a sequence."""
         assert self.prompt is not None
         before = self.states.get(row[:-1])
         if before is not None and len(row) > self.prompt:
@@ -76,14 +83,18 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
 
 def followed(grammar: Grammar, id: int) -> Grammar:
-    """After one more id; what follows the end is padding."""
+    """Advance a grammar by an id. After the end, ids are padding."""
     if not grammar.done:
         grammar.advance(id)
     return grammar
 
 
 class CM3ForConditionalGeneration(CM3ForCausalLM):
-    """Ids and pixels to logits. from_pretrained brings the image tokenizer of the folder; vqmodel is None without."""
+    """Ids and pixels to logits.
+
+    Attributes:
+        vqmodel: the image tokenizer's model, which from_pretrained loads; None for a model made otherwise.
+    """
 
     input_modalities = ["image", "text"]
     output_modalities = ["image", "text"]
@@ -95,20 +106,20 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in transformers. Errors: ValueError for a folder without an image tokenizer."""
+        """As in transformers. Raises a ValueError for a folder without an image tokenizer."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         name = str(pretrained_model_name_or_path)
         folder = Path(name) if Path(name).is_dir() else hub_folder(name, kwargs)
         from cm3.hf.model_folder import (
-            load_image_tokenizer,  # whose import may be what imports this module (registration)
+            load_image_tokenizer,  # not at the top: importing it may import this module
         )
 
         model.vqmodel = load_image_tokenizer(folder, model.config).model.to(model.device)
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """The language model as CM3ForCausalLM reads it, and the image tokenizer in a folder beside."""
+        """Save the language model, as CM3ForCausalLM loads it, and the image tokenizer in a folder inside."""
         vqmodel, self.vqmodel = self.vqmodel, None
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -120,48 +131,53 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
 
     @property
     def tokenizer(self) -> ImageTokenizer:
-        """The image tokenizer. Errors: ValueError without one."""
+        """The image tokenizer. Raises a ValueError if there is none."""
         if self.vqmodel is None:
             raise ValueError("this model was made without an image tokenizer: use from_pretrained")
         return ImageTokenizer(self.vqmodel)
 
     def get_image_tokens(self, pixel_values: Tensor) -> Tensor:  # [B, 3, H, W] in [-1, 1] -> [B, h*w]
-        """Ids of the images' codes."""
+        """The ids of images' codes."""
         codes = self.tokenizer.encode_pixels(pixel_values.float())  # [B, h, w]
         return self.vocab.code_to_id(codes.flatten(1)).to(self.device)
 
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:  # [B, T] -> [B, 3, H, W] in [-1, 1]
-        """The last image in each row of ids; other ids, such as the prompt's, are passed over. Errors: ValueError for
-        a row without a whole image."""
+        """Decode the last image of each sequence. Other ids, such as the prompt's, are ignored. Raises a ValueError for
+        a sequence without a complete image."""
         rows, columns = self.config.grid
         grids: list[list[int]] = []
         for row in cast(list[list[int]], image_tokens.tolist()):
             codes = last_codes(row, self.vocab)
             if len(codes) != rows * columns:
-                raise ValueError(f"an image has {rows * columns} codes, but the row's last has {len(codes)}")
+                raise ValueError(
+                    f"an image has {rows * columns} codes, but the last one of a sequence has {len(codes)}"
+                )
             grids.append(codes)
         return self.decode_codes(torch.tensor(grids).view(-1, rows, columns))
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:  # [B, h, w] -> [B, 3, H, W] in [-1, 1]
+        """Decode codes to pixels."""
         return self.tokenizer.model.decode(codes.to(self.device))
 
     def with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:  # [B, T], [N, 3, H, W] -> [B, T]
-        """The ids with the images' codes in place of <placeholder>. Errors: ValueError where they do not fit."""
-        places = input_ids == self.vocab.placeholder
+        """Replace <placeholder> by the images' codes. Raises a ValueError if their numbers differ."""
+        is_placeholder = input_ids == self.vocab.placeholder
         if pixel_values is None:
-            if places.any():
-                raise ValueError("the ids have places for images, but there are no pixel_values")
+            if is_placeholder.any():
+                raise ValueError("the ids have placeholders for images, but there are no pixel_values")
             return input_ids
         codes = self.get_image_tokens(pixel_values).flatten()
-        if len(codes) != int(places.sum()):
-            raise ValueError(f"the ids have places for {int(places.sum())} codes, but the images have {len(codes)}")
-        return input_ids.masked_scatter(places, codes.to(input_ids.device))
+        if len(codes) != int(is_placeholder.sum()):
+            raise ValueError(
+                f"the ids have placeholders for {int(is_placeholder.sum())} codes, but the images have {len(codes)}"
+            )
+        return input_ids.masked_scatter(is_placeholder, codes.to(input_ids.device))
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # all others by name
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the rest by name
         self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithPast:
-        """As CM3ForCausalLM; pixel_values, [N, 3, H, W] in [-1, 1], stand where the ids have <placeholder>."""
+        """As CM3ForCausalLM. The codes of pixel_values, [N, 3, H, W] in [-1, 1], replace <placeholder> in the ids."""
         if input_ids is not None:
             input_ids = self.with_images(input_ids, pixel_values)
         return super().forward(input_ids=input_ids, **kwargs)
@@ -174,26 +190,37 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' generate(). generation_mode: "text", "image" or "interleaved" lets only that through; None =
-        nothing is held back. An image takes the tokens that it needs, whatever max_new_tokens says; guidance_scale
-        compares with a prompt that says nothing, or with negative_prompt_ids. Errors: ValueError for another mode, or a
-        prompt that such a mode cannot follow."""
+        """transformers' generate().
+
+        An image takes the tokens that it needs, whatever max_new_tokens is. guidance_scale uses the unconditional
+        prompt, or negative_prompt_ids.
+
+        Args:
+            inputs: ids of the prompts, also as `input_ids`.
+            *args: further arguments of generate().
+            generation_mode: what may be generated: "text", "image" or "interleaved"; None for anything.
+            pixel_values: images of the prompts, [N, 3, H, W] in [-1, 1].
+            **kwargs: further options of generate().
+
+        Raises:
+            ValueError: the mode is unknown, or the prompt cannot be continued in it.
+        """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if ids is None:
             raise ValueError("give input_ids, as the processor makes them")
         ids = self.with_images(ids, pixel_values)
         if generation_mode is not None:
-            kwargs = self.steered(ids, generation_mode, kwargs)
+            kwargs = self.options_of_mode(ids, generation_mode, kwargs)
         return cast(Any, super()).generate(ids, *args, **kwargs)
 
-    def steered(self, ids: Tensor, generation_mode: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Options of generate() for a mode."""
+    def options_of_mode(self, ids: Tensor, generation_mode: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The options of generate() for a mode."""
         if generation_mode not in MODES:
             raise ValueError(f"generation_mode must be one of {', '.join(MODES)}, but is {generation_mode!r}")
         rows, columns = self.config.grid
-        room = kwargs.get("max_new_tokens") or MOST_TEXT
+        room = kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS
         if generation_mode == "image":
-            room = rows * columns + 4  # <break> <image> before, </image> <eos> behind
+            room = rows * columns + 4  # <break> <image> before, </image> <eos> after
         elif generation_mode == "interleaved" and not kwargs.get("max_new_tokens"):
             room = self.config.max_position_embeddings - ids.shape[1]
         grammar = GrammarLogitsProcessor(self.vocab, MODES[generation_mode], rows * columns, room)
@@ -215,16 +242,16 @@ class NoText:
     """The text tokenizer of documents without text."""
 
     def encode(self, text: str) -> list[int]:
-        raise AssertionError(f"no text was to be written, but {text!r}")
+        raise AssertionError(f"no text expected, but {text!r}")
 
     def decode(self, ids: list[int]) -> str:
-        raise AssertionError(f"no text was to be read, but {ids}")
+        raise AssertionError(f"no text expected, but {ids}")
 
 
 NO_TEXT = NoText()
 
 
 def hub_folder(name: str, options: dict[str, Any]) -> Path:
-    """Where the image tokenizer of a repository of the hub lies on this machine."""
+    """Download the image tokenizer of a repository of the hub, and return its folder."""
     kept = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
     return Path(snapshot_download(name, allow_patterns=[f"{IMAGE_TOKENIZER}/*"], **kept))

@@ -1,7 +1,7 @@
-"""The processor as transformers has them: what people give to ids and pixels, ids to what people get.
+"""The processor of transformers: texts and images to ids and pixels, and ids to texts and images.
 
-The ids come from tokens/encoding.py, never from a rendered text, so that a text which spells a special token stays
-text. Each code of an image is <placeholder> until the model (modeling.py) has looked at its pixels.
+The ids come from tokens/encoding.py and not from a rendered template, so that a text that spells a special token stays
+text. Each code of an image is <placeholder> until the model (modeling.py) encodes its pixels.
 """
 
 # transformers leaves much without types, and its processors differ in what they take
@@ -25,18 +25,21 @@ from tokenizer_image.pixels import MAX_PIXELS, open_image, to_pil, to_tensor
 
 IMAGE, WORDING = "image", "text"  # kinds of content in a message
 
-# As transformers' templates do, for people to read: the ids of a chat are made by apply_chat_template.
+# Renders a chat for people. The ids of a chat come from apply_chat_template.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<picture>{% elif item['type'] == 'text' %}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<image>{% elif item['type'] == 'text' %}"
     "{{ item['text'] }}{% endif %}{% endfor %}{% endif %}{% if not loop.last %}\n{% endif %}{% endfor %}"
 )
 
 
 class CM3ImageProcessor(BaseImageProcessor):
-    """Images to pixel_values as the image tokenizer wants them: the middle square, side `resolution`, [-1, 1].
+    """Turns images into pixel_values for the image tokenizer: the middle square, scaled, in [-1, 1].
 
-    max_pixels: of an image, at most."""
+    Args:
+        resolution: side of the square, in pixels.
+        max_pixels: of an image, at most.
+    """
 
     model_input_names = ["pixel_values"]
 
@@ -45,8 +48,8 @@ class CM3ImageProcessor(BaseImageProcessor):
         self.resolution, self.max_pixels = resolution, max_pixels
 
     def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
-        """One image or a list of them, as tokenizer_image.pixels.open_image takes them -> pixel_values [N, 3, H, W].
-        Errors: as open_image."""
+        """One image or a list of images to pixel_values, [N, 3, H, W]. Takes and raises what open_image does
+        (tokenizer_image/pixels.py)."""
         several = images if isinstance(images, list | tuple) else [images]
         size = self.resolution, self.resolution
         opened = (open_image(image, self.max_pixels, least=2 * self.resolution) for image in several)
@@ -54,12 +57,12 @@ class CM3ImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def postprocess(self, pixel_values: Tensor, **kwargs: Any) -> list[PIL_Image.Image]:
-        """[N, 3, H, W] in [-1, 1] -> images."""
+        """[N, 3, H, W] in [-1, 1] to images."""
         return [to_pil(pixels) for pixels in pixel_values.detach().float().cpu()]
 
 
-class CountedFromZero:
-    """The tokenizer of a model folder (tokens/tokenizer_json.py) as tokens/encoding.py uses one."""
+class TextIds:
+    """The tokenizer of a model folder (tokens/tokenizer_json.py) with ids from 0, as tokens/encoding.py needs it."""
 
     def __init__(self, tokenizer: TokenizersBackend, vocab: Vocab) -> None:
         self.tokenizer, self.vocab = tokenizer, vocab
@@ -72,10 +75,16 @@ class CountedFromZero:
 
 
 class CM3Processor(ProcessorMixin):
-    """Text and images to a model's inputs, and its outputs to text and images.
+    """Turns texts and images into a model's inputs, and its outputs into texts and images.
 
-    vocabulary: special, text and image ids of the model. grid: rows and columns of an image. form: of its documents,
-    one of config.FORMS. Errors: ValueError for what spells no document."""
+    Args:
+        image_processor: for images.
+        tokenizer: for texts.
+        vocabulary: numbers of special, text and image ids of the model.
+        grid: rows and columns of an image.
+        form: of the documents, one of config.FORMS.
+        chat_template: renders a chat for people.
+    """
 
     def __init__(
         self,
@@ -96,8 +105,8 @@ class CM3Processor(ProcessorMixin):
         return Vocab(special, text, codes, self.form)
 
     @property
-    def text(self) -> "CountedFromZero":
-        return CountedFromZero(self.tokenizer, self.vocab)
+    def text(self) -> "TextIds":
+        return TextIds(self.tokenizer, self.vocab)
 
     def __call__(
         self,
@@ -110,10 +119,21 @@ class CM3Processor(ProcessorMixin):
     ) -> BatchFeature:
         """Prompts for generate() with the same generation_mode, left-padded.
 
-        images: one image, a list with one for each text, or a list of lists. text: one or several; the image stands
-        behind it, as these models were taught, or before it where they take turns. Returns input_ids and attention_mask
-        [B, T], and pixel_values [N, 3, H, W] with images. Errors: ValueError for unequal numbers, or a mode that
-        there is not."""
+        An image follows its text, as the models were trained, or precedes it in the form "chameleon".
+
+        Args:
+            images: one image, a list with one for each text, or a list of lists.
+            text: one text or several.
+            generation_mode: "text", "image" or "interleaved".
+            return_tensors: as in transformers.
+            **kwargs: ignored.
+
+        Returns:
+            input_ids and attention_mask, [B, T], and with images pixel_values, [N, 3, H, W].
+
+        Raises:
+            ValueError: the numbers of texts and images differ, or the mode is unknown.
+        """
         texts = [text] if isinstance(text, str) or text is None else list(text)
         groups = grouped(images, len(texts))
         rows = [
@@ -123,6 +143,7 @@ class CM3Processor(ProcessorMixin):
         return self.batch(rows, [image for some in groups for image in some], return_tensors)
 
     def parts(self, words: str | None, images: int) -> list[Item]:
+        """The items of a prompt: the text, and as many images whose codes are not known yet."""
         said: list[Item] = [Text(words)] if words else []
         shown: list[Item] = [self.unseen()] * images
         return [*said, *shown] if self.vocab.has_masks else [*shown, *said]
@@ -132,7 +153,7 @@ class CM3Processor(ProcessorMixin):
         return Image(torch.zeros(tuple(self.grid), dtype=torch.long))
 
     def prompt(self, items: list[Item], generation_mode: str) -> list[int]:
-        """Ids to write on from, with <placeholder> for each code."""
+        """The ids of a prompt, with <placeholder> for each code."""
         vocab, document = self.vocab, Document(tuple(items))
         if generation_mode == "image":
             ids = draw_ids(document, vocab, self.text)
@@ -140,7 +161,7 @@ class CM3Processor(ProcessorMixin):
             ids = reply_ids(document, vocab, self.text)
         elif generation_mode == "text":
             shown = [i for i, item in enumerate(items) if isinstance(item, Image)]
-            if vocab.has_masks and shown:  # the answer stands before the image that it is about (CM3leon 4)
+            if vocab.has_masks and shown:  # the answer precedes the image that it is about (CM3leon 4)
                 items = [*items[: shown[0]], Mask(), *items[shown[0] :]]
             ids = (prompt_ids if vocab.has_masks and shown else reply_ids)(Document(tuple(items)), vocab, self.text)
         else:
@@ -148,6 +169,7 @@ class CM3Processor(ProcessorMixin):
         return [vocab.placeholder if vocab.is_code(id) else id for id in ids]
 
     def batch(self, rows: list[list[int]], images: list[Any], return_tensors: str | None) -> BatchFeature:
+        """Left-pad the ids, and add the pixels."""
         longest = max(map(len, rows))
         data: dict[str, Any] = {
             "input_ids": [[self.vocab.pad] * (longest - len(row)) + row for row in rows],
@@ -167,12 +189,24 @@ class CM3Processor(ProcessorMixin):
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Messages, [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}], or
-        a list of such lists. With tokenize the inputs of a task: what is said of an image is a question, or an edit in
-        mode "image"; an image alone is to be described; text alone is a drawing's prompt. Without, a text to read.
+        """A chat as the model's inputs with `tokenize`, as text for people without.
 
-        These models were taught single turns: a conversation is one message of the user's, and may have an assistant's
-        text behind it, which the model then writes on."""
+        Text about an image is a question, or an instruction in mode "image". An image alone is captioned. Text alone is
+        a prompt for generation. The models were trained on single turns: a chat is one message of the user, and the
+        beginning of the assistant's text if there is one, which the model continues.
+
+        Args:
+            conversation: messages, [{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text",
+                "text": ...}]}], or a list of such lists.
+            chat_template: as in transformers.
+            tokenize: see above.
+            generation_mode: as for the processor itself.
+            return_tensors: as in transformers.
+            **kwargs: as in transformers.
+
+        Raises:
+            ValueError: the chat has other messages, or content that is neither text nor image.
+        """
         if not tokenize:
             return super().apply_chat_template(conversation, chat_template, tokenize=False, **kwargs)
         several = [conversation] if isinstance(conversation[0], dict) else conversation
@@ -187,7 +221,7 @@ class CM3Processor(ProcessorMixin):
         return self.batch(rows, images, return_tensors)
 
     def wording(self, words: str, shown: bool, generation_mode: str) -> str:
-        """The words of the task that a message asks for."""
+        """The prompt of the task that a message asks for."""
         if not shown or generation_mode == "interleaved":
             return words
         task = "edit" if generation_mode == "image" else "answer" if words.strip() else "caption"
@@ -196,7 +230,7 @@ class CM3Processor(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
-        """The text in each row of ids, [B, T]: codes and, where they are to be skipped, special tokens are left out."""
+        """The text in each sequence of ids, [B, T], without image codes, and by default without special tokens."""
         rows = cast(list[list[int]], torch.as_tensor(generated_outputs).tolist())
         kept = [[id for id in row if not skip_special_tokens or self.vocab.is_text(id)] for row in rows]
         return [self.tokenizer.decode(row) for row in kept]
@@ -208,8 +242,21 @@ class CM3Processor(ProcessorMixin):
         generation_mode: str | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """Of the model's ids, [B, T] or [T], prompt included: the texts of "text"; for "interleaved" lists of texts and
-        of codes, [h, w], in order. Of decode_image_tokens' pixels, [B, 3, H, W]: the images of "image"."""
+        """The model's outputs as texts and images.
+
+        Args:
+            generated_outputs: for "text" and "interleaved", the model's ids, [B, T] or [T], prompt included; for
+                "image", the pixels of decode_image_tokens, [B, 3, H, W].
+            skip_special_tokens: whether texts are without special tokens.
+            generation_mode: "text", "image" or "interleaved".
+            **kwargs: ignored.
+
+        Returns:
+            For "text" the texts; for "image" the images; for "interleaved" lists of texts and codes, [h, w], in order.
+
+        Raises:
+            ValueError: the mode is unknown.
+        """
         if generation_mode == "image":
             pixels = generated_outputs if generated_outputs.ndim == 4 else generated_outputs[None]
             return self.image_processor.postprocess(pixels)
@@ -222,7 +269,7 @@ class CM3Processor(ProcessorMixin):
         return [self.items(row) for row in cast(list[list[int]], ids.tolist())]
 
     def items(self, row: list[int]) -> list[str | Tensor]:
-        """The texts, and the codes of the images, [h, w], of a document."""
+        """The texts and the images' codes, [h, w], of a document."""
         found: list[str | Tensor] = []
         for ids, is_image in split(row, self.vocab):
             if is_image:
@@ -233,7 +280,7 @@ class CM3Processor(ProcessorMixin):
 
 
 def grouped(images: Any, rows: int) -> list[list[Any]]:
-    """The images of each row. Errors: ValueError for unequal numbers."""
+    """The images of each text. Raises a ValueError if their numbers differ."""
     if images is None:
         return [[] for _ in range(rows)]
     if not isinstance(images, list | tuple):
@@ -246,18 +293,20 @@ def grouped(images: Any, rows: int) -> list[list[Any]]:
 
 
 def read_messages(messages: Sequence[Any]) -> tuple[str, list[Any], str]:
-    """Words and images of the user's message, and the beginning of the assistant's. Errors: ValueError for others."""
+    """Text and images of the user's message, and the beginning of the assistant's. Raises a ValueError for other
+    messages."""
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["user", "assistant"]):
-        raise ValueError(f"a conversation of {', '.join(roles)}: these models were taught one message of a user")
+        raise ValueError(f"a conversation of {', '.join(roles)}: the models were trained on one message of a user")
     words, images = read_content(messages[0]["content"])
     begun, drawn = read_content(messages[1]["content"]) if len(messages) == 2 else ("", [])
     if drawn:
-        raise ValueError("an image of the assistant's cannot be written on: give text")
+        raise ValueError("an image of the assistant cannot be continued: give text")
     return words, images, begun
 
 
 def read_content(content: Any) -> tuple[str, list[Any]]:
+    """Text and images of a message. Raises a ValueError for other content."""
     if isinstance(content, str):
         return content, []
     words: list[str] = []

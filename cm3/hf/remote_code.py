@@ -1,13 +1,10 @@
-"""What a model folder carries so that transformers opens it without this package (trust_remote_code=True): the code of
-the model, of the image tokenizer and of the processor, and the entries that lead to it.
+"""Copies code into a model folder, so that transformers loads it without this package (trust_remote_code=True).
 
-The code is this package's own, copied file by file with its imports rewritten, for transformers takes modules from one
-flat folder: cm3/tokens/grammar.py becomes cm3_tokens_grammar.py, and `from cm3.tokens.vocab import` becomes `from
+The folder gets the code of the model, the image tokenizer and the processor, and the entries that refer to it. The
+code is this package's own, file by file, with its imports rewritten, because transformers reads modules from one flat
+folder: cm3/tokens/grammar.py becomes cm3_tokens_grammar.py, and `from cm3.tokens.vocab import` becomes `from
 .cm3_tokens_vocab import`. Nothing here runs code of a folder.
 """
-
-# transformers types its configurations in part only.
-# pyright: reportUnknownMemberType=false
 
 import ast
 import json
@@ -27,7 +24,7 @@ ENTRIES = {  # Auto class -> module and class
     "AutoProcessor": "cm3.hf.processing.CM3Processor",
     "AutoImageProcessor": "cm3.hf.processing.CM3ImageProcessor",
 }
-# As transformers names the files of a model.
+# Names that transformers gives to such files.
 NAMES = {
     "cm3.model.config": "configuration_cm3",
     "cm3.model.transformer": "modeling_cm3",
@@ -40,17 +37,19 @@ PROCESSOR, TEMPLATE = "processor_config.json", "chat_template.jinja"
 
 
 def flat_name(module: str) -> str:
+    """The name of a module's file in a model folder, without its ending."""
     return NAMES.get(module, module.replace(".", "_"))
 
 
 def source_of(module: str) -> str:
+    """The source code of a module."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def imported(source: str) -> set[str]:
-    """Modules of the packages that a source imports. Each of these imports is `from module import names`."""
+    """The modules of the packages that a source imports. Such imports have to be `from module import names`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
@@ -61,7 +60,7 @@ def imported(source: str) -> set[str]:
 
 
 def code() -> dict[str, str]:
-    """File name -> content of all that the entries need."""
+    """The files that the entries need, by name."""
     waiting = {entry.rpartition(".")[0] for entry in ENTRIES.values()}
     files: dict[str, str] = {}
     while waiting:
@@ -78,14 +77,20 @@ def code() -> dict[str, str]:
 
 
 def auto_map(*classes: str) -> dict[str, dict[str, str]]:
-    """The entry of a configuration that leads to the code."""
+    """The entry of a configuration that refers to the code of these Auto classes."""
     entries = {name: ENTRIES[name].rpartition(".") for name in classes}
     return {"auto_map": {name: f"{flat_name(module)}.{kind}" for name, (module, _, kind) in entries.items()}}
 
 
 def write_processor(folder: Path, config: CM3Config, resolution: int, code: bool = False) -> None:
-    """What AutoProcessor reads. resolution: side of the images that the image tokenizer sees, in pixels. code:
-    whether the folder carries it."""
+    """Write the files that AutoProcessor reads.
+
+    Args:
+        folder: the model folder.
+        config: of the model.
+        resolution: side of the image tokenizer's images, in pixels.
+        code: whether the folder has the code.
+    """
     image = {"image_processor_type": "CM3ImageProcessor", "resolution": resolution}
     processor = {
         "processor_class": "CM3Processor",
@@ -99,12 +104,13 @@ def write_processor(folder: Path, config: CM3Config, resolution: int, code: bool
     (folder / TEMPLATE).write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def carry(folder: Path, resolution: int) -> None:
-    """Make a folder with config.json open without this package. resolution: as write_processor has it."""
+def add_code(folder: Path, resolution: int) -> None:
+    """Add the code to a folder with config.json. `resolution` is as for write_processor."""
     for name, content in code().items():
         (folder / name).write_text(content, encoding="utf-8")
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    write_processor(folder, CM3Config.from_dict(values), resolution, code=True)
+    config = CM3Config.from_dict(values)  # pyright: ignore[reportUnknownMemberType]
+    write_processor(folder, config, resolution, code=True)
     models = auto_map(*(name for name in ENTRIES if "Processor" not in name))
     path.write_text(json.dumps({**values, **models}, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,9 @@
-"""The model's configuration and the named sizes.
+"""The model's configuration and presets.
 
-Two families from one config: `cm3leon-*` as in the paper (learned positions, LayerNorm without parameters, ReLU,
-no biases; CM3leon 2.3) and the Chameleon-like one (RMSNorm, RoPE, SwiGLU, QK-norm), which the small presets use.
-The vocabulary is flat: special ids | text ids | image codes; its layout stands here, its arithmetic in tokens/vocab.py.
+One configuration covers two families: `cm3leon-*` as in the paper (learned positions, LayerNorm without parameters,
+ReLU, no biases; CM3leon 2.3), and the Chameleon-like family (RMSNorm, RoPE, SwiGLU, QK-norm) of the small presets. The
+vocabulary is flat: special ids | text ids | image codes. This module has their numbers, tokens/vocab.py the arithmetic.
 """
-
-# transformers types its configurations in part only.
-# pyright: reportUnknownMemberType=false
 
 from typing import Any, cast
 
@@ -26,32 +23,44 @@ MAX_GRIDS = 24  # besides the usual one: 64 special tokens in all
 class CM3Config(PreTrainedConfig):
     """Configuration of CM3ForCausalLM.
 
-    hidden_size: width D of the residual stream.
-    num_hidden_layers, num_attention_heads: depth, and heads of hidden_size / num_attention_heads each.
-    num_key_value_heads: heads of keys and values; None = as many as heads (grouped-query attention if fewer).
-    intermediate_size: width of the feed-forward layer; None = 4 D (gelu, relu, relu2) or 8/3 D up to a multiple of 64.
-    max_position_embeddings: longest sequence, in tokens.
-    norm: "rmsnorm" (learned scale) or "layernorm" (no learned parameters).
-    norm_eps: epsilon of every norm.
-    activation: "swiglu", "gelu", "relu" or "relu2" (squared ReLU).
-    position: "rope" or "learned" (absolute).
-    rope_theta: base of the rotary frequencies. rope_parameters: the same as transformers has it, {"rope_type":
-        "default", "rope_theta": ...}; it wins.
-    qk_norm: normalise queries and keys per head.
-    qk_norm_type: "rmsnorm" (one learned scale for all heads) or "layernorm" (weight and bias per head, Chameleon).
-    qk_norm_eps: epsilon of these; None = norm_eps.
-    swin_norm: normalise what attention and feed-forward layer give, not what they take (Swin v2; Chameleon 34B, 2.3).
-    tie_word_embeddings: the head shares the input embedding's weights.
-    embedding_size: width of the input embedding and of the head, with a matrix between each and the residual stream
-        (factorised embeddings, ALBERT, Lan et al. 2019, section 3.1); None = hidden_size, without matrices.
-    init_std, init_position_std: standard deviation of weights and of learned positions.
-    init_truncation: cut the normal at this many sigmas; 0 = not at all.
-    num_special_tokens, text_vocab_size, image_vocab_size: the three parts of the vocabulary, in this order.
-    image_grid: rows and columns of codes in an image, where a call does not say otherwise.
-    image_grids: others that the model draws and sees, at most MAX_GRIDS.
-    document_form: how documents are spelled (tokens/encoding.py): "cm3", with masks; "plan", the same, and
-        images are drawn from plans (tokens/plan.py); or "chameleon", in turns.
-    vocab_size: their sum; derived. More are rows without a meaning, as resize_token_embeddings adds them.
+    Attributes:
+        hidden_size: width D of the residual stream.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of heads, each of size hidden_size / num_attention_heads.
+        num_key_value_heads: heads of keys and values, fewer for grouped-query attention; None for as many as heads.
+        intermediate_size: width of the feed-forward layer; None for 4 D (gelu, relu, relu2), or for 8/3 D rounded up to
+            a multiple of 64 (swiglu).
+        max_position_embeddings: longest sequence, in tokens.
+        norm: "rmsnorm" (learned scale) or "layernorm" (no learned parameters).
+        norm_eps: epsilon of every norm.
+        activation: "swiglu", "gelu", "relu" or "relu2" (squared ReLU).
+        position: "rope" or "learned" (absolute).
+        rope_theta: base of the rotary frequencies.
+        rope_parameters: the same in transformers' form, {"rope_type": "default", "rope_theta": ...}. It takes
+            precedence.
+        qk_norm: whether queries and keys are normalised, for each head.
+        qk_norm_type: "rmsnorm" (one learned scale for all heads) or "layernorm" (weight and bias per head, Chameleon).
+        qk_norm_eps: epsilon of these norms; None for norm_eps.
+        swin_norm: whether the outputs of attention and feed-forward layers are normalised, instead of their inputs
+            (Swin v2; Chameleon 34B, 2.3).
+        tie_word_embeddings: whether the output layer shares the input embedding's weights.
+        embedding_size: width of the input embedding and of the output layer, with a matrix between each and the
+            residual stream (factorised embeddings, ALBERT, Lan et al. 2019, section 3.1); None for hidden_size, without
+            matrices.
+        init_std: standard deviation of initial weights.
+        init_position_std: standard deviation of initial learned positions.
+        init_truncation: number of standard deviations at which initial weights are truncated; 0 for no truncation.
+        num_special_tokens: size of the first part of the vocabulary.
+        text_vocab_size: size of the second part.
+        image_vocab_size: size of the third part: number of image codes.
+        image_grid: rows and columns of codes in an image, by default.
+        image_grids: other grids of images, at most MAX_GRIDS.
+        document_form: form of the documents (tokens/encoding.py): "cm3", with masks; "plan", the same, with images that
+            are generated from plans (tokens/plan.py); or "chameleon", in turns.
+        vocab_size: the sum of the three parts. More are rows without a meaning, as resize_token_embeddings adds them.
+
+    Raises:
+        ValueError: a value is outside its limits, or values do not fit together.
     """
 
     model_type = "cm3"
@@ -125,13 +134,15 @@ class CM3Config(PreTrainedConfig):
         )
         rope = {"rope_type": "default", "rope_theta": self.rope_theta} | (self.rope_parameters or {})
         self.rope_parameters, self.rope_theta = rope, cast(float, rope["rope_theta"])
-        if self.qk_norm and self.qk_norm_type == "layernorm":  # a row for each head, which no plan divides
+        if (
+            self.qk_norm and self.qk_norm_type == "layernorm"
+        ):  # one row for each head, which no tensor-parallel plan can shard
             plan = type(self).base_model_tp_plan or {}
             kept = {name: style for name, style in plan.items() if ".self_attn." not in name}
             vars(self)["base_model_tp_plan"] = kept
         if self.vocab_size is None:
             self.vocab_size = self.num_special_tokens + self.text_vocab_size + self.image_vocab_size
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._check()
 
     def _check(self) -> None:
@@ -209,7 +220,7 @@ class CM3Config(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "CM3Config":
-        """The named size with some fields replaced. Errors: ValueError for an unknown name or field."""
+        """A preset with some fields replaced. Raises a ValueError for an unknown name or field."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
@@ -240,7 +251,7 @@ _CM3LEON = dict(
     image_grid=(32, 32),
 )
 
-# Heads, tying and the activation of cm3leon-* are not stated in the paper: OPT's are taken.
+# The paper does not state heads, tying and the activation of cm3leon-*. These are OPT's.
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=704),
     # Images of 16 x 16 codes; deeper than "emoji", and its embeddings are tied.

@@ -1,28 +1,28 @@
-"""Where a model stops giving numbers."""
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+"""Finds the layer at which a model's values stop being finite."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @torch.inference_mode()
 def first_not_finite(model: nn.Module, ids: Sequence[int]) -> str:
-    """What to say of a model whose logits after these ids hold NaN or infinity: its first layer that gives such."""
+    """The error message for a model that gives NaN or infinity after these ids. It names the first such layer."""
     found: list[str] = []
 
-    def look(name: str, _: nn.Module, __: Any, out: Any) -> None:
+    def check(name: str, _: nn.Module, __: Any, out: Any) -> None:
         if isinstance(out, torch.Tensor) and out.is_floating_point() and not found and not bool(out.isfinite().all()):
             found.append(name)
 
-    hooks = [
-        module.register_forward_hook(partial(look, name))
-        for name, module in model.named_modules()
+    # torch types these methods in part only.
+    modules: list[tuple[str, Any]] = list(cast(Any, model).named_modules())
+    hooks: list[RemovableHandle] = [
+        module.register_forward_hook(partial(check, name))
+        for name, module in modules
         if not any(True for _ in module.children())
     ]
     try:

@@ -1,7 +1,4 @@
-"""How many bytes a model needs to run a batch, and how many are free: reckoned before a run, from the config alone."""
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+"""Estimates of the memory that a model needs for a batch, from its configuration alone, and the memory that is free."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,40 +7,57 @@ import torch
 
 from cm3.model.config import CM3Config
 
-SPARE = 0.9  # of what is free; the rest is for what is not reckoned
-SCORES = 4 + 4 + 8 + 8  # bytes of each logit while an id is drawn from it: as it is, guided, twice in double precision
-SLOTS = 32  # room is taken in multiples of it
+USABLE = 0.9  # share of the free memory that is used; the rest is for what the estimate leaves out
+SAMPLING_BYTES = 4 + 4 + 8 + 8  # of a logit while an id is sampled: single precision, guided, twice double precision
+BLOCK = 32  # the cache's length is a multiple of it
 
 
 class Memory(NamedTuple):
-    """Bytes. weights: of the model. cache: keys and values. activations: of one call and of the logits, at most."""
+    """Bytes.
+
+    Attributes:
+        weights: of the model.
+        cache: keys and values.
+        activations: of one forward pass and of its logits, at most.
+    """
 
     weights: int
     cache: int
     activations: int
 
 
-def room(tokens: int) -> int:
-    """Slots that are taken for a lane of so many tokens."""
-    return -(-tokens // SLOTS) * SLOTS
+def padded_length(tokens: int) -> int:
+    """Length of the cache for sequences of so many tokens."""
+    return -(-tokens // BLOCK) * BLOCK
 
 
-def lane_bytes(config: CM3Config, slots: int, dtype: torch.dtype) -> int:
-    """Keys and values of one lane with room for so many tokens."""
+def sequence_bytes(config: CM3Config, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one sequence with room for `length` tokens."""
     assert config.num_key_value_heads is not None
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * dtype.itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * dtype.itemsize
 
 
-def memory(config: CM3Config, parameters: int, lanes: int, slots: int, tokens: int, dtype: torch.dtype) -> Memory:
-    """Of a model with so many parameters. lanes, slots: of the cache. tokens: read in one call, at most."""
+def memory(config: CM3Config, parameters: int, sequences: int, length: int, tokens: int, dtype: torch.dtype) -> Memory:
+    """Estimate the memory of a model with a batch.
+
+    Args:
+        config: of the model.
+        parameters: number of its parameters.
+        sequences: of the batch.
+        length: tokens of a sequence in the cache.
+        tokens: of one forward pass, at most.
+        dtype: of parameters, keys and values.
+    """
     assert config.vocab_size is not None and config.intermediate_size is not None
     token = (6 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
-    drawing = lanes * config.vocab_size * SCORES
-    return Memory(parameters * dtype.itemsize, lanes * lane_bytes(config, slots, dtype), tokens * token + drawing)
+    sampling = sequences * config.vocab_size * SAMPLING_BYTES
+    return Memory(
+        parameters * dtype.itemsize, sequences * sequence_bytes(config, length, dtype), tokens * token + sampling
+    )
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What may be taken on the device; None = not known."""
+    """Free memory of the device; None if it is not known."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
@@ -55,7 +69,7 @@ def free_bytes(device: torch.device) -> int | None:
     return None if available is None else int(available.split()[1]) * 1024
 
 
-def lanes_that_fit(config: CM3Config, slots: int, dtype: torch.dtype, device: torch.device) -> float:
-    """How many lanes there is room for; infinite where what is free is not known."""
+def max_sequences_in_memory(config: CM3Config, length: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Number of sequences whose keys and values fit into the free memory; infinite if that is not known."""
     free = free_bytes(device)
-    return float("inf") if free is None else SPARE * free / lane_bytes(config, slots, dtype)
+    return float("inf") if free is None else USABLE * free / sequence_bytes(config, length, dtype)

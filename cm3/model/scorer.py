@@ -1,17 +1,14 @@
-"""How well images, as image codes, fit a text: two small encoders with one space (CLIP, Radford et al. 2021).
+"""The scorer: how well images, as codes, fit a text. Two small encoders share one space (CLIP, Radford et al. 2021).
 
     scorer = Scorer.from_pretrained("runs/scorer/model")
     scorer.check(text_tokenizer.fingerprint(), image_tokenizer.fingerprint())
-    scorer.score([text_tokenizer.encode("a red apple")], codes)  # codes [N, h, w] -> [N], the higher the better
+    scorer.score([text_tokenizer.encode("a red apple")], codes)  # codes [N, h, w] -> [N], higher is better
 
-A folder holds config.json and model.safetensors in halves; what is computed is float32. `python -m train.scorer`
-trains one.
+A folder has config.json and model.safetensors. Weights are stored in half and computed in single precision. `python -m
+train.scorer` trains a scorer.
 
-Letters in shapes: N rows, T tokens, L cells of an image, E size of an embedding, D width, P size of the shared space.
+Shapes: N texts or images, T tokens, L patches of an image, E size of an embedding, D width, P size of the shared space.
 """
-
-# torch and safetensors are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
 from collections.abc import Sequence
@@ -22,7 +19,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -31,20 +28,27 @@ MAX_SCALE = 100.0  # of the similarities in the loss (CLIP 2.5)
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Shape of a Scorer, and the tokenizers it understands.
+    """Configuration of a Scorer.
 
-    text_vocab_size, image_vocab_size: ids of the text tokenizer, codes of the image tokenizer.
-    image_grid: (h, w) codes of an image.
-    embedding_size: of text ids and codes alike, before they are widened.
-    hidden_size: width of both towers.
-    image_layers, text_layers: blocks of each tower.
-    heads: of attention.
-    intermediate_size: of the feed-forward layers.
-    space: size of the vectors that are compared.
-    merge: cells of merge x merge codes go through the image tower as one.
-    max_text: tokens of a text that are read; what follows is cut off.
-    text_tokenizer, image_tokenizer: fingerprints of those whose ids and codes it was trained on.
-    trained_for: the model that it was trained for, where another was trained on from that one; "" = this one.
+    Attributes:
+        text_vocab_size: number of text ids.
+        image_vocab_size: number of image codes.
+        image_grid: rows and columns of codes in an image.
+        embedding_size: size of the embeddings of text ids and codes.
+        hidden_size: width of both towers.
+        image_layers: blocks of the image tower.
+        text_layers: blocks of the text tower.
+        heads: attention heads.
+        intermediate_size: width of the feed-forward layers.
+        space: size of the vectors that are compared.
+        merge: patches of merge x merge codes are one position of the image tower.
+        max_text: tokens of a text that are read; the rest is cut off.
+        text_tokenizer: fingerprint of the text tokenizer that it was trained with.
+        image_tokenizer: fingerprint of the image tokenizer that it was trained with.
+        trained_for: the model that it was trained for, if that is another one, which this model was trained from.
+
+    Raises:
+        ValueError: sizes do not fit together.
     """
 
     text_vocab_size: int = 4096
@@ -72,14 +76,19 @@ class ScorerConfig:
 
 
 class Texts(NamedTuple):
-    """Texts of one length: ids [N, T], and which of them are no padding, [N, T]."""
+    """Padded texts.
+
+    Attributes:
+        ids: [N, T].
+        real: [N, T], False for padding.
+    """
 
     ids: Tensor
     real: Tensor
 
 
 def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:
-    """Texts side by side, each cut off after `longest` ids. Errors: ValueError for an empty one."""
+    """A batch of texts, each cut off after `longest` ids. Raises a ValueError for an empty text."""
     if not all(texts):
         raise ValueError("a text to score is empty: say what the image should show")
     rows = [torch.tensor(text[:longest]) for text in texts]
@@ -88,7 +97,7 @@ def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:
 
 
 class TowerBlock(nn.Module):
-    """Pre-norm attention, in both directions, and feed-forward."""
+    """Pre-norm block with bidirectional attention and a feed-forward layer."""
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__()
@@ -101,14 +110,14 @@ class TowerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # x [N, T, D], mask [N, 1, 1, T] or [1, 1, 1, 1] -> x's shape
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [N, H, T, T]; few places: no kernel is faster
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [N, H, T, T]; too short for a kernel
         weights = scores.masked_fill(~mask, -1e4).softmax(-1).to(v.dtype)
         x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.feed_norm(x))))
 
 
 class Tower(nn.Module):
-    """Blocks, the mean of what they make of each place, and its direction in the shared space."""
+    """An encoder: blocks, the mean over all positions, and a projection to a unit vector of the shared space."""
 
     def __init__(self, config: ScorerConfig, layers: int) -> None:
         super().__init__()
@@ -125,7 +134,7 @@ class Tower(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Texts and images to unit vectors that lie near each other where they fit."""
+    """Encodes texts and images as unit vectors, which are near each other if text and image fit."""
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__()
@@ -150,17 +159,17 @@ class Scorer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Errors: ValueError for a folder that holds no scorer, or a damaged one."""
+        """Load a scorer. Raises a ValueError if the folder has none, or if it is damaged."""
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is no scorer: {name} is missing; train one with python -m train.scorer")
         try:
-            with torch.random.fork_rng(devices=()):
+            with torch.random.fork_rng(devices=()):  # pyright: ignore[reportUnknownMemberType]
                 scorer = cls(ScorerConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
             weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
             if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-                raise ValueError(f"{bad[0]} holds what is no number")
+                raise ValueError(f"{bad[0]} has values that are not finite")
             scorer.load_state_dict(weights)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
@@ -168,14 +177,15 @@ class Scorer(nn.Module):
         return scorer.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Save configuration and weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
         weights = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
-        (folder / WEIGHTS).write_bytes(save(weights))  # save_file makes a file that nobody else may read
+        (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make a file that only its owner may read
 
     def check(self, text: str, image: str) -> None:
-        """Whether it understands the tokenizers with these fingerprints. Errors: ValueError."""
+        """Raise a ValueError unless the scorer was trained with the tokenizers of these fingerprints."""
         for what, mine, given in (
             ("text", self.config.text_tokenizer, text),
             ("image", self.config.image_tokenizer, image),
@@ -188,31 +198,31 @@ class Scorer(nn.Module):
 
     @torch.inference_mode()
     def score(self, texts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
-        """Cosine of each image with its text, [N].
+        """Cosine similarity of each image with its text, [N].
 
         Args:
-            texts: ids of the text tokenizer, from 0: of N texts, or of one that all images are compared with.
+            texts: ids of the text tokenizer, from 0, of N texts, or of one text for all images.
             codes: [N, h, w].
 
         Raises:
-            ValueError: another number of texts, an empty one, or images of another grid.
+            ValueError: the number of texts does not fit, a text is empty, or the images have another grid.
         """
         if len(texts) not in (1, len(codes)):
             raise ValueError(f"{len(texts)} texts and {len(codes)} images to score: give one text, or as many")
         return (self.encode_texts(texts) * self.encode_codes(codes)).sum(-1)
 
     def encode_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Ids of N texts -> [N, P]; errors as for `score`."""
+        """Encode N texts, [N, P]. Raises as `score`."""
         ids, real = (array.to(self.places.device) for array in padded(texts, self.config.max_text))
         x = self.widen_text(self.embed_text(ids)) + self.places[: ids.shape[1]]  # [N, T, D]
         return self.text_tower(x, real)
 
     def encode_codes(self, codes: Tensor) -> Tensor:
-        """[N, h, w] -> [N, P]; errors as for `score`."""
-        return self.encode_cells(self.cells(codes))
+        """Encode images, [N, h, w] -> [N, P]. Raises as `score`."""
+        return self.encode_patches(self.patches(codes))
 
-    def cells(self, codes: Tensor) -> Tensor:
-        """[N, h, w] -> [N, L, D]: what the image tower reads, in any order or number."""
+    def patches(self, codes: Tensor) -> Tensor:
+        """The inputs of the image tower, [N, h, w] -> [N, L, D], one for each patch, in any order."""
         if tuple(codes.shape[1:]) != self.config.image_grid:
             raise ValueError(f"images of {tuple(codes.shape[1:])} codes: the scorer's have {self.config.image_grid}")
         side = self.config.merge
@@ -220,9 +230,10 @@ class Scorer(nn.Module):
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [N, h/s, w/s, s, s, E]
         return (self.widen_codes(x.flatten(3)) + self.rows + self.columns).flatten(1, 2)
 
-    def encode_cells(self, x: Tensor) -> Tensor:  # [N, L, D] -> [N, P]
+    def encode_patches(self, x: Tensor) -> Tensor:  # [N, L, D] -> [N, P]
+        """Encode patches."""
         return self.image_tower(x, torch.ones(1, 1, dtype=torch.bool, device=x.device))
 
     def scale(self) -> Tensor:
-        """What similarities are multiplied by in the loss, []."""
+        """The factor of the similarities in the loss, a scalar tensor."""
         return self.log_scale.exp().clamp(max=MAX_SCALE)

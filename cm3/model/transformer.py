@@ -1,10 +1,10 @@
 """The decoder-only transformer, as a transformers model: CM3Model (ids -> hidden), CM3ForCausalLM (ids -> logits).
 
-Pre-norm blocks without biases or dropout. The config chooses norm, position, activation and QK-norm, so that one
-file holds CM3leon (2.3) and the Chameleon-like family, whose parameter names are Llama's. Output layers (attention
-out, feed-forward down) start from 0: each block starts as the identity.
+Pre-norm blocks without biases or dropout. The configuration chooses norm, position, activation and QK-norm, so that one
+file covers CM3leon (2.3) and the Chameleon-like family, whose parameter names are Llama's. Output layers (of attention
+and feed-forward) are initialised to 0, so that each block starts as the identity.
 
-Letters in shapes: B batch, T tokens of this call, S tokens seen (cache + this call), D width, H heads,
+Shapes: B batch size, T tokens of this call, S tokens that attention sees (cache and this call), D width, H heads,
 G key/value heads, K head size, F feed-forward width, V vocabulary, E width of the embeddings (D, if not factorised).
 """
 
@@ -30,6 +30,8 @@ from cm3.model.linear import Linear
 
 
 class RMSNorm(nn.Module):
+    """RMSNorm with a learned scale."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -51,7 +53,7 @@ class PlainLayerNorm(nn.Module):
 
 
 class HeadLayerNorm(nn.Module):
-    """LayerNorm of each head with a weight and a bias of its own (Chameleon's QK-norm)."""
+    """LayerNorm with a weight and a bias for each head (Chameleon's QK-norm)."""
 
     def __init__(self, heads: int, size: int, eps: float) -> None:
         super().__init__()
@@ -64,11 +66,11 @@ class HeadLayerNorm(nn.Module):
 
 
 class OutputLinear(Linear):
-    """A layer that writes to the residual stream: it starts from 0."""
+    """A layer that adds to the residual stream, initialised to 0."""
 
 
 class WidthLinear(Linear):
-    """A layer between the embeddings' width and the residual stream's; at the start it keeps the size of vectors."""
+    """A layer between the widths of embeddings and residual stream, initialised to keep the size of vectors."""
 
 
 class LearnedPositions(nn.Embedding):
@@ -76,7 +78,7 @@ class LearnedPositions(nn.Embedding):
 
 
 class Rotary(nn.Module):
-    """Rotary position: cosine and sine of each position's angles, for the two halves of a head."""
+    """Rotary position embedding: cosine and sine of each position's angles, for the two halves of a head."""
 
     inv_freq: Tensor  # [K/2]
 
@@ -96,13 +98,15 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, T, heads, K] -> same
-    """Turn each pair (x_i, x_{i+K/2}) by its position's angle."""
+    """Rotate each pair (x_i, x_{i+K/2}) by its position's angle."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # under autocast x is narrower than the embeddings
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Attention(nn.Module):
+    """Causal self-attention."""
+
     is_causal = True  # read by the attention functions of transformers
 
     def __init__(self, config: CM3Config, layer_idx: int) -> None:
@@ -130,7 +134,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or G, T, K]
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
-        name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # has no other name
+        name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
         attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         out, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
@@ -139,7 +143,7 @@ class Attention(nn.Module):
 def eager_attention(
     module: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, for those who want the weights. mask: added to the scores, [B, 1, T, S]."""
+    """Attention in plain operations, which returns the weights too. `mask` is added to the scores, [B, 1, T, S]."""
     k = k.repeat_interleave(module.num_key_value_groups, dim=1)  # [B, H, S, K]
     v = v.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = q @ k.transpose(2, 3) * scaling  # [B, H, T, S]
@@ -150,6 +154,7 @@ def eager_attention(
 
 
 def head_norm(config: CM3Config, heads: int) -> nn.Module:
+    """The norm of queries or keys."""
     if not config.qk_norm:
         return nn.Identity()
     eps = config.norm_eps if config.qk_norm_eps is None else config.qk_norm_eps
@@ -159,12 +164,13 @@ def head_norm(config: CM3Config, heads: int) -> nn.Module:
 
 
 def layer_norm(config: CM3Config) -> nn.Module:
+    """The norm of the residual stream."""
     kind = RMSNorm if config.norm == "rmsnorm" else PlainLayerNorm
     return kind(config.hidden_size, config.norm_eps)
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward layer."""
 
     def __init__(self, config: CM3Config) -> None:
         super().__init__()
@@ -178,7 +184,7 @@ class GatedMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """GELU, ReLU or squared ReLU between two layers."""
+    """Feed-forward layer with GELU, ReLU or squared ReLU."""
 
     def __init__(self, config: CM3Config) -> None:
         super().__init__()
@@ -195,6 +201,8 @@ class MLP(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
+    """Attention and feed-forward layer."""
+
     def __init__(self, config: CM3Config, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer_idx)
@@ -214,6 +222,8 @@ class Block(GradientCheckpointingLayer):
 
 
 class CM3PreTrainedModel(PreTrainedModel):
+    """Initialisation, and what transformers has to know about the models."""
+
     config: CM3Config  # pyright: ignore[reportIncompatibleVariableOverride]
     config_class = CM3Config
     base_model_prefix = "model"
@@ -229,12 +239,12 @@ class CM3PreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """peft reads it by this name, of which transformers warns."""
+        """peft reads it by this name, which transformers has deprecated."""
         return self.is_activation_checkpointing
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights, cut at init_truncation sigmas if it is set; 0 in the output layers (CM3leon 2.3)."""
+        """Initialise with normal weights, truncated if init_truncation is set, and 0 in output layers (CM3leon 2.3)."""
         std, cut = self.config.init_std, float(self.config.init_truncation)
         if isinstance(module, OutputLinear):
             init.zeros_(module.weight)
@@ -253,6 +263,7 @@ class CM3PreTrainedModel(PreTrainedModel):
 
 
 def random_(weight: Tensor, std: float, cut: float) -> None:
+    """Fill with normal numbers, truncated at `cut` standard deviations if it is not 0."""
     if cut:
         init.trunc_normal_(weight, std=std, a=-cut * std, b=cut * std)
     else:
@@ -260,7 +271,7 @@ def random_(weight: Tensor, std: float, cut: float) -> None:
 
 
 class CM3Model(CM3PreTrainedModel):
-    """Ids to hidden states."""
+    """The transformer without its output layer: ids to hidden states."""
 
     def __init__(self, config: CM3Config) -> None:
         super().__init__(config)
@@ -290,8 +301,11 @@ class CM3Model(CM3PreTrainedModel):
         past_key_values: Cache | None = None,  # the cache under its old name
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states after the last norm, [B, T, E]. Without position_ids the positions count on from the
-        cache, as everywhere in transformers (its generate() passes them for padded rows)."""
+        """Hidden states after the last norm, [B, T, E].
+
+        Without position_ids, positions continue from the cache, as everywhere in transformers (its generate() passes
+        them for padded rows).
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_in(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)  # [B, T, D]
@@ -306,12 +320,12 @@ class CM3Model(CM3PreTrainedModel):
             x = x + self.embed_positions(position_ids)
         rotary = None if self.rotary is None else self.rotary(position_ids)
         for block in self.layers:
-            x = block(x, mask, rotary, cache=cache, **kwargs)  # by name: activation checkpointing takes it away
+            x = block(x, mask, rotary, cache=cache, **kwargs)  # by name: activation checkpointing removes it
         return BaseModelOutputWithPast(last_hidden_state=self.embed_out(self.norm(x)), cache=cache)
 
 
 class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
-    """Ids to logits. `model.model` and `model.lm_head` can be called apart, for a loss in chunks."""
+    """The language model: ids to logits. For a loss in chunks, call `model.model` and `model.lm_head` apart."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -339,7 +353,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,  # the cache under its old name, which peft and older callers use
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V], of the last logits_to_keep positions if it is not 0; with labels also the mean loss."""
+        """Logits [B, T, V], of the last logits_to_keep positions if that is not 0; with labels also the mean loss."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -1,7 +1,8 @@
-"""Who may ask a server: those with a key, or, where there are no keys, this machine's own programs and pages.
+"""Access to a server: with an API key; without keys, for this machine's own programs and pages only.
 
-A web page from elsewhere that is open in a browser on this machine can send requests to 127.0.0.1 too, or bring a name
-of its own that leads there (DNS rebinding). Browsers say where a request comes from (Origin) and whom it asks (Host).
+A page of another site that is open in a browser on this machine can send requests to 127.0.0.1 too, directly or under a
+name of its own that resolves to it (DNS rebinding). Browsers send where a request comes from (Origin) and which server
+it is for (Host), so that such requests can be told apart.
 """
 
 import hashlib
@@ -14,14 +15,22 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-LEAST_KEY = 16  # characters
-HOW = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-FOREIGN_HOST = "this server answers under 127.0.0.1 and localhost only"
-FOREIGN_PAGE = "requests from other pages are refused"
+MIN_KEY_LENGTH = 16  # characters
+HOW_TO_MAKE_ONE = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+WRONG_HOST = "this server answers under 127.0.0.1 and localhost only"
+WRONG_ORIGIN = "requests from pages of other sites are refused"
 
 
 class Keys:
-    """API keys, kept as digests; none = everybody may come. Errors: TypeError, ValueError for keys that are no good."""
+    """API keys, stored as digests. False if there are none.
+
+    Args:
+        keys: each of at least 16 printable ASCII characters without blanks.
+
+    Raises:
+        TypeError: `keys` is one string.
+        ValueError: a key is not valid.
+    """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         if isinstance(keys, str):
@@ -33,13 +42,16 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
-    def open(self, authorization: str) -> bool:
-        """Whether a header's value, "Bearer KEY", has one of them. The time does not tell how much of it was right:
-        digests are compared, all of equal length, and always with every key."""
-        scheme, _, said = authorization.partition(" ")
-        came = digest(said.strip().encode("latin-1"))
-        right = [secrets.compare_digest(came, one) for one in self.digests]
-        return any(right) and scheme.lower() == "bearer"
+    def accepts(self, authorization: str) -> bool:
+        """Whether the value of an Authorization header, "Bearer KEY", has one of the keys.
+
+        The time taken does not depend on how much of the key is right: digests of equal length are compared, always
+        with every key.
+        """
+        scheme, _, sent = authorization.partition(" ")
+        sent_digest = digest(sent.strip().encode("latin-1"))
+        matches = [secrets.compare_digest(sent_digest, one) for one in self.digests]
+        return any(matches) and scheme.lower() == "bearer"
 
 
 def digest(key: bytes) -> bytes:
@@ -47,20 +59,21 @@ def digest(key: bytes) -> bytes:
 
 
 def check_key(name: str, key: str) -> None:
-    """Errors: ValueError, which does not repeat the key."""
+    """Raise a ValueError for a key that is not valid. The message does not repeat the key."""
     if any(character.isspace() for character in key):
         raise ValueError(f"{name} has a blank inside: one key a line, and # before a comment")
     if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"{name} has characters that a header cannot carry; {HOW}")
-    if len(key) < LEAST_KEY:
-        raise ValueError(f"{name} has {len(key)} characters, but needs at least {LEAST_KEY}: {HOW}")
+        raise ValueError(f"{name} has characters that a header cannot carry; {HOW_TO_MAKE_ONE}")
+    if len(key) < MIN_KEY_LENGTH:
+        raise ValueError(f"{name} has {len(key)} characters, but needs at least {MIN_KEY_LENGTH}: {HOW_TO_MAKE_ONE}")
 
 
 def read_keys(path: Path) -> list[str]:
-    """API keys of a file, one a line. Empty lines and those that begin with # are skipped.
+    """Read API keys from a file, one a line. Empty lines and lines that begin with # are skipped.
 
     Raises:
-        ValueError: a file that is no text or has no keys, or a line that is no key; names the line, not what it says.
+        ValueError: the file is no text or has no keys, or a line is no valid key. The message names the line and does
+            not repeat it.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -71,45 +84,45 @@ def read_keys(path: Path) -> list[str]:
     for number, key in keys:
         check_key(f"{path}, line {number}: the key", key)
     if not keys:
-        raise ValueError(f"{path}: there are no keys: write one a line; {HOW}")
+        raise ValueError(f"{path}: there are no keys: write one a line; {HOW_TO_MAKE_ONE}")
     return [key for _, key in keys]
 
 
 def is_local(host: str) -> bool:
-    """Whether a name or an address is this machine's own, whoever asks."""
+    """Whether a host name or an address is localhost or a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def foreign(scope: Scope, any_host: bool = False) -> str | None:
-    """Why a request is refused that a browser may have sent for a page from elsewhere; None for all others.
+def cross_site_reason(scope: Scope, any_host: bool = False) -> str | None:
+    """Why a request is refused that a browser may have sent for a page of another site; None for every other request.
 
     Args:
         scope: of a request or a websocket.
-        any_host: whether the server is reached under names that are not this machine's; keys or a password guard it
-            then.
+        any_host: whether the server is reached under other names than this machine's own. Keys or a password have to
+            protect it then.
     """
     headers = Headers(scope=scope)
     host, origin = headers.get("host", ""), headers.get("origin")
     if not any_host and not is_local(host_of(f"//{host}")):
-        return FOREIGN_HOST
+        return WRONG_HOST
     if origin is not None and (not host or netloc_of(origin) != host.lower()):
-        return FOREIGN_PAGE
+        return WRONG_ORIGIN
     return None
 
 
 def host_of(url: str) -> str:
-    """Without the port, in lower case; "" where there is none."""
+    """The host name of a URL without the port, in lower case; "" if there is none."""
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # brackets that do not close
+    except ValueError:  # unbalanced brackets
         return ""
 
 
 def netloc_of(url: str) -> str:
-    """With the port, in lower case; "" where there is none."""
+    """The host name of a URL with the port, in lower case; "" if there is none."""
     try:
         return urlsplit(url).netloc.lower()
     except ValueError:

@@ -1,13 +1,11 @@
-"""Admission of requests to the model, their time limits, and their end.
+"""Admission of requests, their time limits, and their end.
 
-Each request has a thread that takes its ids from the engine, whose batch all requests share. At each id the thread
-checks whether its time is over or its client has hung up. Leaving the stream of ids frees the request's places in the
-batch.
+Each request runs in a thread that takes its ids from the engine, whose batch all requests share. At each id the thread
+checks whether the request has timed out or its client has disconnected. Leaving the stream of ids removes the request's
+sequences from the batch.
 """
 
 import asyncio
-import ctypes
-import sys
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
@@ -18,21 +16,8 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
-CONNECTION = "connection"  # in the state of a request: what `cut` ends it with
-M_MMAP_THRESHOLD, LARGE = -3, 4 * 2**20  # of malloc.h; bytes
-DECODING = 2  # images at once: a file of a few kilobytes becomes one of 16 MB
-
-
-def give_memory_back() -> None:
-    """Let this process give large pieces of memory, such as images, back to the system once they are free.
-
-    glibc keeps them otherwise: once it has freed one, it takes others of that size from the heaps of the threads, which
-    shrink only from their ends. 24 images of 4 million pixels at once left a server 890 MB larger. Does nothing where
-    the C library has no such setting.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE)
+CONNECTION = "connection"  # key in a request's state: the connection, whose `abort` closes it
+POLL = 0.2  # seconds between two looks at whether the client has disconnected
 
 
 @dataclass(frozen=True)
@@ -42,8 +27,9 @@ class Limits:
     Attributes:
         body: bytes of a request.
         images: images of one request, sent or asked for.
-        queue: images and answers under way or waiting, of all requests; more are rejected with status 429.
-        seconds: for a request, with its waiting; and again for its answer to be received.
+        queue: images and texts of all requests that are in progress or waiting; more are rejected with status 429.
+        seconds: from the start of a request to the end of its generation, waiting included; and again for the client to
+            receive the response.
         pixels: of an image that is sent.
         arrival: seconds in which a request has to arrive.
     """
@@ -56,100 +42,108 @@ class Limits:
     arrival: float = 30.0
 
 
-class Busy(Exception):
-    """The queue is full."""
+class QueueFull(Exception):
+    """The queue has no room for the request."""
 
 
-class TooLate(Exception):
-    """The time is over."""
+class TimedOut(Exception):
+    """The request has timed out."""
 
 
-class Gone(Exception):
-    """The client has hung up, or the server is shutting down."""
+class Disconnected(Exception):
+    """The client has disconnected, or the server is shutting down."""
 
 
 class Ticket:
-    """A request that was admitted.
+    """An admitted request: its deadline, and whether it was cancelled.
 
     Args:
-        seconds: that it may take.
+        seconds: until the deadline.
+
+    Attributes:
+        cancelled: set when the client has disconnected, the request has ended or the server is shutting down.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-        self.gone = Event()
+        self.deadline = time.monotonic() + seconds
+        self.cancelled = Event()
 
     def check(self) -> None:
-        """Raise Gone or TooLate where the request has to end."""
-        if self.gone.is_set():
-            raise Gone
-        if not self.left():
-            raise TooLate
+        """Raise Disconnected or TimedOut if the request has to end."""
+        if self.cancelled.is_set():
+            raise Disconnected
+        if not self.seconds_left():
+            raise TimedOut
 
-    def left(self) -> float:
-        """The seconds that are left, at least 0."""
-        return max(0.0, self.end - time.monotonic())
+    def seconds_left(self) -> float:
+        """Seconds until the deadline, at least 0."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def watch(self, items: Generator[T]) -> Generator[T]:
-        """Pass items on, and check the ticket at each. The generator that gives them is closed at the end."""
+        """Yield the items, and `check` at each. The generator that gives them is closed at the end."""
         with closing(items):
             for item in items:
                 self.check()
                 yield item
 
 
-class Desk:
-    """Admits requests, and runs them in threads."""
+class Admission:
+    """Admits requests while the queue has room, and runs them in threads."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.taken, self.lock = 0, Lock()
-        self.tickets: set[Ticket] = set()
-        self.threads = CapacityLimiter(limits.queue)
+        self.admitted = 0  # images and texts in progress or waiting
+        self._lock = Lock()
+        self._tickets: set[Ticket] = set()
+        self._threads = CapacityLimiter(limits.queue)
 
     def has_room(self, count: int = 1) -> bool:
-        """Whether so many more images or answers are admitted."""
-        return self.taken + count <= self.limits.queue
+        """Whether `count` more images or texts would be admitted."""
+        return self.admitted + count <= self.limits.queue
 
     @contextmanager
     def admit(self, count: int) -> Generator[Ticket]:
-        """Admit so many images or answers, or raise Busy."""
+        """Admit a request for `count` images or texts, and cancel its ticket at the end.
+
+        Raises:
+            QueueFull: there is no room for so many.
+        """
         ticket = Ticket(self.limits.seconds)
-        with self.lock:
+        with self._lock:
             if not self.has_room(count):
-                raise Busy
-            self.taken += count
-            self.tickets.add(ticket)
+                raise QueueFull
+            self.admitted += count
+            self._tickets.add(ticket)
         try:
             yield ticket
         finally:
-            ticket.gone.set()  # whatever of it still runs is to end
-            with self.lock:
-                self.taken -= count
-                self.tickets.discard(ticket)
+            ticket.cancelled.set()
+            with self._lock:
+                self.admitted -= count
+                self._tickets.discard(ticket)
 
-    async def run(self, ticket: Ticket, gone: Callable[[], Awaitable[bool]], work: Callable[[], T]) -> T:
-        """Run work() in a thread.
+    async def run(self, ticket: Ticket, is_disconnected: Callable[[], Awaitable[bool]], work: Callable[[], T]) -> T:
+        """Run work() in a thread and return its result. Its errors are raised here.
 
         Args:
-            ticket: which work() checks.
-            gone: whether the client has hung up.
-            work: the work; its errors are raised here.
+            ticket: work() has to check it. It is cancelled when the client disconnects.
+            is_disconnected: whether the client has disconnected.
+            work: the function to run.
         """
 
-        async def listen() -> None:
-            while not await gone():
-                await asyncio.sleep(0.2)
-            ticket.gone.set()
+        async def cancel_on_disconnect() -> None:
+            while not await is_disconnected():
+                await asyncio.sleep(POLL)
+            ticket.cancelled.set()
 
-        listening = asyncio.ensure_future(listen())
+        watching = asyncio.ensure_future(cancel_on_disconnect())
         try:
-            return await to_thread.run_sync(work, limiter=self.threads)
+            return await to_thread.run_sync(work, limiter=self._threads)
         finally:
-            listening.cancel()
+            watching.cancel()
 
     def stop(self) -> None:
-        """End all requests."""
-        with self.lock:
-            for ticket in self.tickets:
-                ticket.gone.set()
+        """Cancel all requests."""
+        with self._lock:
+            for ticket in self._tickets:
+                ticket.cancelled.set()

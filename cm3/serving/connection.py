@@ -1,7 +1,7 @@
-"""Connections that end: uvicorn waits without limit for a client that sends half a request, or takes no answer.
+"""Time limits for connections.
 
-It has a limit for the time between two requests only. Here a request has to arrive, and an answer has to be taken,
-within a time; else the connection is cut, and what waits to be sent is thrown away.
+uvicorn limits the time between two requests only. It waits without limit for a client that sends half a request or does
+not read its response. Here both have a limit; after that the connection is aborted, and unsent data is discarded.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from cm3.serving.admission import CONNECTION, Limits
 
 
 class Timer:
-    """Calls a function when its time is over, unless it was stopped before."""
+    """Calls a function after some seconds, unless it is stopped before."""
 
-    def __init__(self, seconds: float, late: Callable[[], object]) -> None:
-        self.seconds, self.late = seconds, late
+    def __init__(self, seconds: float, callback: Callable[[], object]) -> None:
+        self.seconds, self.callback = seconds, callback
         self.handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """From now; nothing where it runs already."""
+        """Start to count, unless it counts already."""
         if self.handle is None:
-            self.handle = asyncio.get_running_loop().call_later(self.seconds, self.late)
+            self.handle = asyncio.get_running_loop().call_later(self.seconds, self.callback)
 
     def stop(self) -> None:
         if self.handle is not None:
@@ -34,59 +34,68 @@ class Timer:
 
 
 def connection_class(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's protocol of HTTP with the limits' times."""
+    """uvicorn's HTTP protocol with time limits.
+
+    Args:
+        limits: `arrival` for a request to arrive, `seconds` for a response to be read.
+    """
 
     class Connection(AutoHTTPProtocol):
-        """One client's. What serves its requests says when it has one (`serving`): until then the head of one is
-        awaited. Of the body BodyLimit takes care."""
+        """One client's connection.
+
+        Until ConnectionLimits enters `serving`, the head of a request is awaited, with a limit. BodyLimit limits the
+        time for the body.
+        """
 
         def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
             make = cast(Callable[..., None], super().__init__)
             make(config, server_state, {**app_state, CONNECTION: self}, _loop)
-            self.serves = 0  # requests
-            self.coming, self.taking = Timer(limits.arrival, self.cut), Timer(limits.seconds, self.cut)
+            self.requests = 0  # in progress
+            self.arrival = Timer(limits.arrival, self.abort)
+            self.reading = Timer(limits.seconds, self.abort)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.wire = cast(asyncio.Transport, transport)
-            self.wire.set_write_buffer_limits(0)  # so that pause_writing tells of every byte that is not taken
-            self.coming.start()
+            self.transport_to_abort = cast(asyncio.Transport, transport)
+            self.transport_to_abort.set_write_buffer_limits(0)  # pause_writing is called for every unsent byte
+            self.arrival.start()
             super().connection_made(transport)
 
         def data_received(self, data: bytes) -> None:
-            if not self.serves:
-                self.coming.start()
+            if not self.requests:
+                self.arrival.start()
             super().data_received(data)
 
         def pause_writing(self) -> None:
-            self.taking.start()
+            self.reading.start()
             super().pause_writing()
 
         def resume_writing(self) -> None:
-            self.taking.stop()
+            self.reading.stop()
             super().resume_writing()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.coming.stop()
-            self.taking.stop()
+            self.arrival.stop()
+            self.reading.stop()
             super().connection_lost(exc)
 
         @contextmanager
         def serving(self) -> Generator[None]:
-            self.serves += 1
-            self.coming.stop()
+            """While a request is in progress."""
+            self.requests += 1
+            self.arrival.stop()
             try:
                 yield
             finally:
-                self.serves -= 1
+                self.requests -= 1
 
-        def cut(self) -> None:
-            self.wire.abort()
+        def abort(self) -> None:
+            self.transport_to_abort.abort()
 
     return Connection
 
 
-class Connected:
-    """Tells the connection that it has a request."""
+class ConnectionLimits:
+    """Tells a connection when a request is in progress."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -99,10 +108,10 @@ class Connected:
 
 
 def settings(app: ASGIApp, limits: Limits) -> dict[str, Any]:
-    """For uvicorn.run and uvicorn.Config: the application, and connections that end."""
+    """Arguments of uvicorn.run and uvicorn.Config: the application, with time limits for connections."""
     return {
-        "app": Connected(app),
+        "app": ConnectionLimits(app),
         "http": connection_class(limits),
-        "ws": "none",  # nothing here speaks it, and its connections would be beyond these limits
+        "ws": "none",  # no route uses websockets, and these limits do not cover them
         "timeout_graceful_shutdown": round(limits.seconds),
     }

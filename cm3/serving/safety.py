@@ -1,9 +1,9 @@
-"""What may be drawn and shown: filters of prompts and of images, as plug-ins of the server. None are on by default.
+"""Safety filters of prompts and images, as plug-ins of the server. None is on by default.
 
     safety = Safety(prompts=[BlockList.read("blocked.txt")], images=[my_classifier])
 
-A prompt filter has `refuses(text)`, an image filter `refuses(image)`; either gives the category for which it
-refuses, or None. A refusal names the category alone: neither logs nor answers repeat what people wrote.
+A prompt filter has `refuses(text)`, an image filter `refuses(image)`. Both return the category for which they refuse,
+or None. Logs and responses name the category alone and do not repeat the prompt.
 """
 
 import re
@@ -28,7 +28,12 @@ class ImageFilter(Protocol):
 
 
 class Refusal(ValueError):
-    """A filter said no. category: for what."""
+    """A filter refused a prompt or an image.
+
+    Args:
+        what: "prompt" or "image".
+        category: the filter's category.
+    """
 
     def __init__(self, what: str, category: str) -> None:
         super().__init__(f"the {what} is refused: {category}")
@@ -37,27 +42,27 @@ class Refusal(ValueError):
 
 @dataclass(frozen=True)
 class Safety:
-    """The filters of a service, asked one after the other."""
+    """The filters of a server, applied in order."""
 
     prompts: Sequence[PromptFilter] = ()
     images: Sequence[ImageFilter] = ()
 
     def check_prompt(self, *texts: str) -> None:
-        """Errors: Refusal. Texts are looked at one by one and all together."""
+        """Raise a Refusal if a filter refuses one of the texts, or all of them joined."""
         for text in (*texts, " ".join(texts)):
             for one in self.prompts:
                 if (category := one.refuses(text)) is not None:
                     raise Refusal("prompt", category)
 
     def check_images(self, images: Iterable[Image.Image]) -> None:
-        """Errors: Refusal."""
+        """Raise a Refusal if a filter refuses one of the images."""
         for image in images:
             for one in self.images:
                 if (category := one.refuses(image)) is not None:
                     raise Refusal("image", category)
 
 
-# Letters of other alphabets, digits and signs that are taken for Latin ones
+# Homoglyphs of Latin letters: letters of other alphabets, digits and signs.
 LOOK_ALIKE = str.maketrans(
     "авекмнорстухіјѕԁһɡοαενικρτυχ0134578@$!|€i",
     "abekmhopctyxljsdhgoaevlkptuxoleastbasllel",
@@ -65,11 +70,18 @@ LOOK_ALIKE = str.maketrans(
 
 
 class BlockList:
-    """Refuses prompts with any of the terms, by category, however they are spelled: case, accents, letters that look
-    alike, digits for letters, letters drawn out or set apart, invisible characters, Arabic vowel signs and articles.
-    It knows no translation: list a term in each language. Whole words only, so that "Scunthorpe" passes.
+    """A prompt filter that refuses listed terms.
 
-    Errors: ValueError for a term without letters."""
+    It recognises a term despite case, accents, homoglyphs, digits for letters, repeated or separated letters, invisible
+    characters, Arabic vowel signs and articles. It does not translate: list a term in each language. It matches whole
+    words, so that "Scunthorpe" passes.
+
+    Args:
+        terms: the terms of each category.
+
+    Raises:
+        ValueError: a term has no letters.
+    """
 
     def __init__(self, terms: Mapping[str, Iterable[str]]) -> None:
         self.terms: dict[tuple[str, ...], str] = {}
@@ -83,7 +95,7 @@ class BlockList:
 
     @classmethod
     def read(cls, path: str | Path) -> "BlockList":
-        """A line is "category: term", or a term alone; lines that begin with # say something to people."""
+        """Read a file with a term on each line, as "category: term" or "term". Lines that begin with # are comments."""
         terms: dict[str, list[str]] = {}
         for line in Path(path).read_text(encoding="utf-8").splitlines():
             if line.strip() and not line.startswith("#"):
@@ -99,26 +111,26 @@ class BlockList:
             for length in range(1, self.longest + 1):
                 if (category := self.terms.get(tuple(words[start : start + length]))) is not None:
                     return category
-        for letters in set_apart(words):
+        for letters in joined_letters(words):
             for term, category in self.terms.items():
                 if "".join(term) in letters:
                     return category
         return None
 
 
-JOINS = re.compile(r"[-‐-―._*'’~+]")  # what may stand inside a word
-UNSEEN = ("Mn", "Me", "Cf", "Cc")  # accents and vowel signs, what has no width
+JOINS = re.compile(r"[-‐-―._*'’~+]")  # may stand inside a word
+REMOVED = ("Mn", "Me", "Cf", "Cc")  # accents, vowel signs and characters without width
 WORD = re.compile(r"(?:[@$!|€]*[^\W_])+[@$€]*")
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text without what tricks of spelling change."""
-    text = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) not in UNSEEN)
+    """The words of a text, each in its `plain` spelling."""
+    text = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) not in REMOVED)
     return [plain(word) for word in WORD.findall(text.casefold().translate(ARABIC))]
 
 
 def plain(word: str) -> str:
-    """With Latin letters for what looks like them, no letter twice in a row, no plural, no Arabic article."""
+    """A word with Latin letters in place of homoglyphs, without repeated letters, plural s and Arabic article."""
     if any(char.isalpha() for char in word):
         word = word.translate(LOOK_ALIKE)
     word = re.sub(r"(.)\1+", r"\1", word)
@@ -126,24 +138,32 @@ def plain(word: str) -> str:
     return word.removeprefix(ARTICLE) if len(word) > len(ARTICLE) + 1 else word
 
 
-def set_apart(words: Sequence[str]) -> list[str]:
-    """Letters that stand alone, three or more in a row, put together."""
+def joined_letters(words: Sequence[str]) -> list[str]:
+    """Runs of three or more single letters, each joined to one word."""
     runs = "".join(word if len(word) == 1 else " " for word in words).split()
     return [re.sub(r"(.)\1+", r"\1", run) for run in runs if len(run) > 2]
 
 
 class NudeDetector(Protocol):
-    """What NudityFilter asks of NudeNet: pixels [H, W, 3] uint8, blue first -> class and score of each part seen."""
+    """NudeNet's interface: pixels [H, W, 3], uint8 and BGR, to the class and score of each detection."""
 
     def detect(self, image_path: Any) -> list[dict[str, Any]]: ...
 
 
 class NudityFilter:
-    """Refuses images in which NudeNet (extra `nudenet`: a detector of 320 pixels that comes with its package, for
-    photographs; of its licence see docs/server.md) finds exposed private parts or breasts.
+    """An image filter that refuses images in which NudeNet finds exposed private parts or breasts.
 
-    threshold: of the detector's confidence, above 0 and below 1. detector: another with NudeNet's `detect`.
-    Errors: ImportError without the extra; ValueError for a threshold outside its limits."""
+    NudeNet (extra `nudenet`) is a detector for photographs; its package has the model for 320 pixels. docs/server.md
+    says what is known of its licence.
+
+    Args:
+        threshold: confidence from which a detection counts, above 0 and below 1.
+        detector: another detector with NudeNet's interface.
+
+    Raises:
+        ImportError: NudeNet is not installed.
+        ValueError: the threshold is outside its limits.
+    """
 
     CATEGORY = "nudity"
     EXPOSED = {
@@ -160,7 +180,7 @@ class NudityFilter:
         self.threshold, self.detector = threshold, detector
 
     def refuses(self, image: Image.Image) -> str | None:
-        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])  # as OpenCV has them: BGR
+        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])  # BGR, as in OpenCV
         found = self.detector.detect(pixels)
-        sure = {one["class"] for one in found if one["score"] >= self.threshold}
-        return self.CATEGORY if sure & self.EXPOSED else None
+        detected = {one["class"] for one in found if one["score"] >= self.threshold}
+        return self.CATEGORY if detected & self.EXPOSED else None

@@ -1,6 +1,6 @@
-"""Requests and answers of the server: OpenAI's images and chat, as far as the model supports them.
+"""Requests and responses of the server: OpenAI's images and chat, as far as the model supports them.
 
-Unknown fields are ignored, because OpenAI's clients send many; known ones are checked.
+Unknown fields are ignored, because OpenAI's clients send many. Known ones are checked.
 """
 
 import base64
@@ -17,20 +17,20 @@ from tokenizer_image.pixels import open_image
 MAX_PROMPT = 2000  # characters
 MAX_MESSAGES = 64
 MAX_PARTS = 64  # of a message
-MAX_SIDE = 1024  # pixels of an image that is given back
+MAX_SIDE = 1024  # pixels of an image in a response
 
-TEMPERATURE = 2  # at most, as OpenAI has it
-GUIDANCE = 100  # at most
+MAX_TEMPERATURE = 2  # as in OpenAI's interface
+MAX_GUIDANCE = 100
 
 
 def of_option(options: type[Options], name: str, default: Any = ..., most: float | None = None) -> Any:
-    """A schema's field with the default, limits and help text of an option.
+    """A field of a schema with the default, limits and help text of an option.
 
     Args:
         options: the options class.
-        name: of its field.
-        default: if not the option's own.
-        most: a lower limit than the option's own.
+        name: the option's name.
+        default: replaces the option's default.
+        most: replaces the option's upper limit.
     """
     facts = about(options, name)
     default = getattr(options, name) if default is ... else default
@@ -43,8 +43,8 @@ Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
 
 
 class Generation(BaseModel):
-    """POST /v1/images/generations. Besides OpenAI's: best_of, seed, guidance, temperature,
-    negative_prompt, normalise."""
+    """The body of POST /v1/images/generations. Not OpenAI's: best_of, seed, guidance, temperature, negative_prompt and
+    normalise."""
 
     prompt: Prompt
     model: str | None = None
@@ -56,15 +56,15 @@ class Generation(BaseModel):
     stream: bool = False
     partial_images: int = Field(0, ge=0, le=3)
     seed: Seed | None = None
-    guidance: float | None = of_option(GenerateOptions, "guidance", None, GUIDANCE)
-    temperature: float | None = of_option(GenerateOptions, "temperature", None, TEMPERATURE)
+    guidance: float | None = of_option(GenerateOptions, "guidance", None, MAX_GUIDANCE)
+    temperature: float | None = of_option(GenerateOptions, "temperature", None, MAX_TEMPERATURE)
     negative_prompt: str | None = Field(
         None, max_length=MAX_PROMPT, description=about(GenerateOptions, "negative_prompt").help
     )
     normalise: bool = of_option(GenerateOptions, "normalise")
 
     def options(self) -> dict[str, Any]:
-        """What was given of the options of generation, besides the seed."""
+        """The options of generation that were given, without the seed."""
         names = {"n", "best_of", "guidance", "temperature", "negative_prompt", "normalise"}
         return self.model_dump(include=names, exclude_none=True)
 
@@ -94,7 +94,7 @@ class ImagePart(BaseModel):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-# Tagged, so that what is wrong is said of what was sent. Lists without a length make an error of each wrong item.
+# Tagged, so that an error names the form that was sent. Without max_length every wrong item would be an error.
 Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=MAX_PARTS), Tag("parts")],
     Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
@@ -107,20 +107,20 @@ class Message(BaseModel):
 
 
 class Chat(BaseModel):
-    """POST /v1/chat/completions. A question about an image, or with "image" among the modalities an image: drawn
-    from the words, or the given one changed. Besides OpenAI's: seed up to 2^63, and normalise."""
+    """The body of POST /v1/chat/completions: a question about an image; or, with "image" among the modalities, an image
+    to generate or edit. Not OpenAI's: normalise, and seeds up to 2^63."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
     stream: bool = False
-    temperature: float | None = of_option(GenerateOptions, "temperature", None, TEMPERATURE)
+    temperature: float | None = of_option(GenerateOptions, "temperature", None, MAX_TEMPERATURE)
     seed: Seed | None = None
     n: Literal[1] = 1
     modalities: list[Literal["text", "image"]] = Field(["text"], max_length=2)
     normalise: bool = of_option(GenerateOptions, "normalise")
 
     def options(self) -> dict[str, Any]:
-        """The temperature and the seed, where they were given."""
+        """The temperature and the seed, if they were given."""
         return self.model_dump(include={"temperature", "seed"}, exclude_none=True)
 
 
@@ -136,7 +136,7 @@ class Models(BaseModel):
     data: list[ModelCard]
 
 
-class Trouble(BaseModel):
+class ErrorDetail(BaseModel):
     message: str
     type: str
     code: str | None = None
@@ -144,25 +144,25 @@ class Trouble(BaseModel):
 
 
 class Error(BaseModel):
-    """The form of every error. It repeats nothing that was sent."""
+    """The body of every error response. It repeats nothing that was sent."""
 
-    error: Trouble
+    error: ErrorDetail
 
 
 def completion(id: str, created: int, model: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A complete answer of chat."""
+    """A complete chat response."""
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
     return {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
 
 
-def piece(id: str, created: int, model: str, delta: dict[str, Any], end: bool = False) -> dict[str, Any]:
-    """A part of a streamed answer."""
+def chunk(id: str, created: int, model: str, delta: dict[str, Any], end: bool = False) -> dict[str, Any]:
+    """One chunk of a streamed chat response."""
     choice = {"index": 0, "delta": delta, "finish_reason": "stop" if end else None}
     return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
 
 
-def png(image: PIL_Image.Image, size: str) -> str:
-    """An image as base64 of a PNG file. size: "auto" for the image's own."""
+def encode_png(image: PIL_Image.Image, size: str) -> str:
+    """An image as a PNG file in base64, scaled to `size` ("WIDTHxHEIGHT") unless that is "auto"."""
     if size != "auto":
         width, height = map(int, size.split("x"))
         image = image.resize((width, height), PIL_Image.Resampling.LANCZOS)
@@ -172,12 +172,17 @@ def png(image: PIL_Image.Image, size: str) -> str:
 
 
 def check_size(size: str) -> None:
+    """Raise a ValueError for a size over the limit."""
     if size != "auto" and max(map(int, size.split("x"))) > MAX_SIDE:
         raise ValueError(f"size: a side has at most {MAX_SIDE} pixels")
 
 
-def opened(content: bytes, pixels: int) -> PIL_Image.Image:
-    """Open an image. Raises a ValueError for something else, or for more pixels than allowed."""
+def decode_upload(content: bytes, pixels: int) -> PIL_Image.Image:
+    """Decode an image that was sent, with its transparency.
+
+    Raises:
+        ValueError: it is no image, or has more than `pixels` pixels. The message does not repeat the content.
+    """
     try:
         return open_image(content, pixels, None)
     except ValueError as error:
@@ -185,31 +190,39 @@ def opened(content: bytes, pixels: int) -> PIL_Image.Image:
         raise ValueError(f"an image has more than {pixels:,} pixels" if large else "no image can be read") from error
 
 
-def check_url(url: str) -> None:
-    """Raise a ValueError for what is no data URL."""
+def check_data_url(url: str) -> None:
+    """Raise a ValueError for a URL that is no data URL of an image."""
     head, comma, _ = url[:100].partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise ValueError("image_url: only data URLs are taken, data:image/png;base64,...: nothing is fetched")
+        raise ValueError("image_url: only data URLs are accepted, data:image/png;base64,...: nothing is fetched")
 
 
-def content_of(url: str) -> bytes:
-    """The file in a data URL. Raises a ValueError for what is no base64."""
+def data_url_content(url: str) -> bytes:
+    """The file in a data URL. Raises a ValueError if it is not valid base64."""
     try:
         return base64.b64decode(url.partition(",")[2], validate=True)
-    except ValueError as error:  # binascii.Error, or letters that are none of ASCII
-        raise ValueError("image_url: no base64 stands behind the comma") from error
+    except ValueError as error:  # binascii.Error, or letters outside ASCII
+        raise ValueError("image_url: the content after the comma is not valid base64") from error
 
 
-def event(kind: str, **content: Any) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
-
-
-def data(content: dict[str, Any]) -> str:
+def event(content: dict[str, Any]) -> str:
+    """A server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-class Asked(NamedTuple):
-    """The words of the last message, the data URL of the conversation's last image, and what was said before of it."""
+def named_event(kind: str, **content: Any) -> str:
+    """A server-sent event with a name."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
+
+
+class Turn(NamedTuple):
+    """The last turn of a conversation.
+
+    Attributes:
+        words: of the last message.
+        url: the data URL of the conversation's last image, or None.
+        history: earlier questions about that image, with their answers.
+    """
 
     words: str
     url: str | None
@@ -217,46 +230,47 @@ class Asked(NamedTuple):
 
 
 def text_of(content: str | list[TextPart | ImagePart]) -> str:
+    """The text parts of a message, joined."""
     words = (
         [content] if isinstance(content, str) else [part.text for part in content if not isinstance(part, ImagePart)]
     )
     return " ".join(words).strip()
 
 
-def urls_of(said: Message) -> list[str]:
-    """The URLs of a message's images. Raises a ValueError for one that is no data URL."""
-    parts = [] if isinstance(said.content, str) else said.content
+def urls_of(message: Message) -> list[str]:
+    """The URLs of a message's images. Raises a ValueError for a URL that is no data URL."""
+    parts = [] if isinstance(message.content, str) else message.content
     urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     for url in urls:
-        check_url(url)
+        check_data_url(url)
     return urls
 
 
-def asked(chat: Chat, images: int) -> Asked:
-    """What a conversation asks for; no image is decoded.
+def read_conversation(chat: Chat, max_images: int) -> Turn:
+    """The last turn of a conversation. No image is decoded.
 
     Args:
         chat: the conversation.
-        images: how many it may have.
+        max_images: how many images it may have.
 
     Raises:
-        ValueError: a conversation that asks for nothing, or has too many images.
+        ValueError: the last message is not the user's, has no text or too much, or there are too many images.
     """
     if chat.messages[-1].role != "user":
         raise ValueError("messages: the last must be the user's")
-    shown = [urls_of(said) for said in chat.messages]
-    if (count := sum(map(len, shown))) > images:
-        raise ValueError(f"messages: {count} images, but at most {images} are taken: leave out the older ones")
+    urls_by_message = [urls_of(message) for message in chat.messages]
+    if (count := sum(map(len, urls_by_message))) > max_images:
+        raise ValueError(f"messages: {count} images, but at most {max_images} are accepted: leave out the older ones")
     url, history = None, list[tuple[str, str]]()
-    for urls, said, reply in zip(shown, chat.messages, [*chat.messages[1:], None], strict=True):
+    for urls, message, reply in zip(urls_by_message, chat.messages, [*chat.messages[1:], None], strict=True):
         if urls:
             url = urls[-1]
             history.clear()  # it was about another image
-        if reply is not None and (said.role, reply.role) == ("user", "assistant"):
-            history.append((text_of(said.content)[:MAX_PROMPT], text_of(reply.content)[:MAX_PROMPT]))
+        if reply is not None and (message.role, reply.role) == ("user", "assistant"):
+            history.append((text_of(message.content)[:MAX_PROMPT], text_of(reply.content)[:MAX_PROMPT]))
     text = text_of(chat.messages[-1].content)
     if not text:
-        raise ValueError("messages: the last says nothing")
+        raise ValueError("messages: the last one has no text")
     if len(text) > MAX_PROMPT:
-        raise ValueError(f"messages: the last has more than {MAX_PROMPT:,} characters")
-    return Asked(text, url, [turn for turn in history if all(turn)])
+        raise ValueError(f"messages: the last one has more than {MAX_PROMPT:,} characters")
+    return Turn(text, url, [turn for turn in history if all(turn)])

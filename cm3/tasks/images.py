@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cm3.engine.request import Request
 from cm3.tokens.document import Image
-from cm3.tokens.encoding import grid_behind
+from cm3.tokens.encoding import last_grid
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Grid, Vocab
 from tokenizer_image import ImageTokenizer
@@ -79,7 +79,7 @@ class Processor:
 
     def drawn(self, requests: Sequence[Request], new: Sequence[list[int]]) -> list[Tensor]:
         """The codes, [h, w], of the image that each request drew, from its new ids."""
-        grids = [grid_behind(request.prompt, self.vocab) for request in requests]
+        grids = [last_grid(request.prompt, self.vocab) for request in requests]
         return [self.codes(ids, grid) for ids, grid in zip(new, grids, strict=True)]
 
     def text(self, ids: list[int]) -> str:

@@ -18,7 +18,7 @@ from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.engine.options import EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
 from cm3.tokens.alphabet import Alphabet, alphabets
-from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_alone, without_text
+from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_only, without_text
 from cm3.tokens.encoding import (
     draw_ids,
     next_span_ids,
@@ -80,7 +80,7 @@ class Prompts:
 
     def ids(self, document: Document, to: Callable[[Document, Vocab, TextTokenizer], list[int]]) -> list[int]:
         """The ids of a document by one of the functions of tokens/encoding.py."""
-        most = self.context * self.text_tokenizer.longest  # characters: each has a byte or more
+        most = self.context * self.text_tokenizer.max_bytes  # characters: each has a byte or more
         length = sum(len(item.text) for item in document if isinstance(item, Text))
         if length > most:  # before it is tokenised, which takes time and memory
             raise ValueError(
@@ -105,7 +105,7 @@ class Prompts:
 
     def textless(self, document: Document) -> Document:
         """The document without its text."""
-        return without_text(document) if self.vocab.has_masks else images_alone(document)
+        return without_text(document) if self.vocab.has_masks else images_only(document)
 
     def image(
         self,
@@ -253,7 +253,7 @@ class Prompts:
         """
         first, kept = [known] if known else [], list[tuple[str, str]]()
         ids = self.question_ids(words, image, first, behind)
-        limit = self.context * self.text_tokenizer.longest  # characters, before they are tokenised
+        limit = self.context * self.text_tokenizer.max_bytes  # characters, before they are tokenised
         for turn in reversed(before[-MOST_BEFORE:] if self.vocab.has_masks else before):
             kept = [turn, *kept]
             if len(words) + sum(len(text) for one in kept for text in one) > limit:

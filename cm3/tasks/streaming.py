@@ -7,7 +7,7 @@ from PIL import Image as PIL_Image
 
 from cm3.tasks.images import Processor
 from cm3.tasks.job import Batch, Piece
-from cm3.tokens.encoding import grid_behind
+from cm3.tokens.encoding import last_grid
 from cm3.tokens.vocab import Grid
 
 
@@ -49,7 +49,7 @@ class Writer:
         self.several = request.mode == "document"
         self.index = index - self.several  # each piece of a document adds one
         self.kind = ""
-        self.usual = grid_behind(request.prompt, processor.vocab) or processor.grid
+        self.usual = last_grid(request.prompt, processor.vocab) or processor.grid
         self.next_grid: Grid | None = None
         self._begin()
 

@@ -1,11 +1,8 @@
-"""Which text ids a text of one language may go on with: those whose letters belong to it.
+"""Which text ids may follow in a text of one language: those whose letters belong to its script.
 
-A byte-level tokenizer has ids for parts of characters: an id is legal where some character that it may become is. Names
-in quotes stay free, for they may be of another language.
+A byte-level tokenizer has ids for parts of characters. Such an id is legal if it can become a legal character. Text in
+quotes is free, because a name there may be of another language.
 """
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false
 
 import math
 import unicodedata
@@ -18,15 +15,15 @@ from torch import Tensor
 
 from cm3.tokens.text_tokenizer import TextTokenizer
 
-SCRIPTS = {"en": "LATIN", "ar": "ARABIC"}  # what the names of a language's letters begin with, in Unicode
-# Punctuation, figures, signs, emoji and what chooses their looks
+SCRIPTS = {"en": "LATIN", "ar": "ARABIC"}  # the beginning of the Unicode names of a language's letters
+# punctuation, digits, symbols, emoji and variation selectors
 COMMON = (range(9, 0x300), range(0x2000, 0x2C00), range(0xFE0E, 0xFE10), range(0x1F000, 0x20000))
 ACCENTS = range(0x300, 0x370)
 QUOTES = {'"': '"', "“": "”", "«": "»"}
 
 
 def byte_of() -> dict[str, int]:
-    """Character in the name of an id -> the byte that it stands for (GPT-2's table)."""
+    """The byte that each character in the name of an id stands for (GPT-2's table)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -36,18 +33,18 @@ def byte_of() -> dict[str, int]:
 
 @lru_cache(4096)
 def belongs(char: str, script: str) -> bool:
-    """Whether a text of this script may hold the character: its letters and marks, and what is of no script."""
+    """Whether a text of this script may have the character: its letters and marks, and characters of no script."""
     if unicodedata.name(char, "").startswith(script):
         return True
     letters = [part for part in unicodedata.normalize("NFKD", char) if part.isalpha()]
     if letters:
         return all(unicodedata.name(letter, "").startswith(script) for letter in letters)
-    return any(ord(char) in places for places in (*COMMON, *((ACCENTS,) if script == "LATIN" else ())))
+    return any(ord(char) in points for points in (*COMMON, *((ACCENTS,) if script == "LATIN" else ())))
 
 
 @lru_cache(4096)
 def may_become(begun: bytes, script: str) -> bool:
-    """Whether a character that begins with these bytes may stand in a text of the script."""
+    """Whether a character that begins with these bytes may be in a text of the script."""
     first = begun[0]
     if first > 0xF0:  # planes without characters
         return False
@@ -55,20 +52,30 @@ def may_become(begun: bytes, script: str) -> bool:
     left, low = length - len(begun), first & (0xFF >> (length + 1))
     for byte in begun[1:]:
         low = low << 6 | byte & 0x3F
-    shortest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]  # what needs so many bytes; UTF-8 has no longer forms
-    places = range(max(low << 6 * left, shortest), min((low + 1) << 6 * left, 0x110000))
-    return any(belongs(chr(place), script) for place in places if not 0xD800 <= place < 0xE000)
+    shortest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]  # the first code point of so many bytes
+    points = range(max(low << 6 * left, shortest), min((low + 1) << 6 * left, 0x110000))
+    return any(belongs(chr(point), script) for point in points if not 0xD800 <= point < 0xE000)
 
 
 class Written(NamedTuple):
-    """Where a text stands. closing: the mark that ends the open quotes, "" outside. begun: bytes of a character."""
+    """The state of a text.
+
+    Attributes:
+        closing: the mark that ends the open quotes; "" outside of quotes.
+        begun: bytes of a character that is not complete.
+    """
 
     closing: str = ""
     begun: bytes = b""
 
 
 class Alphabet:
-    """A language's letters in a tokenizer's ids. language: key of SCRIPTS."""
+    """The legal ids of a language.
+
+    Args:
+        tokenizer: a byte-level tokenizer.
+        language: a key of SCRIPTS.
+    """
 
     def __init__(self, tokenizer: TextTokenizer, language: str) -> None:
         self.script = SCRIPTS[language]
@@ -79,7 +86,7 @@ class Alphabet:
         self.masks: dict[Written, Tensor] = {}
 
     def follow(self, written: Written, id: int) -> Written | None:
-        """Where the text stands after the id, from 0; None = the id is not legal there."""
+        """The state after an id, counted from 0; None if the id is not legal."""
         closing, data = written.closing, written.begun + self.bytes[id]
         while data:
             length = character(data)
@@ -96,7 +103,7 @@ class Alphabet:
         return Written(closing)
 
     def legal(self, written: Written) -> Tensor:  # bool [text ids]
-        """True where an id may follow. It is kept: not to be written to."""
+        """True where an id may follow. The tensor is cached; do not write to it."""
         if written not in self.masks:
             legal = [id for id in self.bytes if self.follow(written, id) is not None]
             self.masks[written] = torch.zeros(self.size, dtype=torch.bool).index_fill_(0, torch.tensor(legal), True)
@@ -104,7 +111,7 @@ class Alphabet:
 
 
 def character(data: bytes) -> int:
-    """How many of the bytes are the first character; 0 where it is not whole, or none begins."""
+    """Number of bytes of the first character; 0 if it is not complete, or if the bytes are not UTF-8."""
     for length in range(1, min(4, len(data)) + 1):
         try:
             data[:length].decode()
@@ -115,7 +122,7 @@ def character(data: bytes) -> int:
 
 
 def begins_character(data: bytes) -> bool:
-    """Whether further bytes make it one."""
+    """Whether further bytes can complete a character."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -124,5 +131,5 @@ def begins_character(data: bytes) -> bool:
 
 
 def alphabets(tokenizer: TextTokenizer) -> dict[str, Alphabet]:
-    """Of each language; none where the tokenizer's ids are not bytes of the text."""
-    return {language: Alphabet(tokenizer, language) for language in SCRIPTS if tokenizer.longest < math.inf}
+    """The alphabet of each language; none if the tokenizer's ids are not bytes of the text."""
+    return {language: Alphabet(tokenizer, language) for language in SCRIPTS if tokenizer.max_bytes < math.inf}

@@ -1,13 +1,10 @@
-"""Documents: text and images in any order, as Python and as JSON; encoding.py makes ids of them.
+"""Documents: text and images in any order, as Python objects and as JSON. encoding.py encodes them as ids.
 
-Document((Text("a red apple"), Image(codes)))                            an image with its words
-Document((Text("Caption: "), Mask(), Image(codes)))                      a gap that the model is to fill with text
-Document((Text("Caption: "), Answer("a red apple"), Image(codes)))       the same, to learn from
-Document((Text("a red apple"), Image(codes with HOLE in some cells)))    codes that are to be drawn
+Document((Text("a red apple"), Image(codes)))                            an image with its text
+Document((Text("Caption: "), Mask(), Image(codes)))                      a mask that the model fills with text
+Document((Text("Caption: "), Answer("a red apple"), Image(codes)))       the same, for training
+Document((Text("a red apple"), Image(codes with some HOLEs)))         codes to generate
 """
-
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +16,13 @@ from torch import Tensor
 from cm3.checks import check_text
 from cm3.tokens.vocab import MAX_MASKS
 
-HOLE = -1  # in place of a code: to be drawn
-Span = tuple[int, int]  # of ids: from start, up to and without end
+HOLE = -1  # in place of a code that is to be generated
+Span = tuple[int, int]  # start and end of a range of ids, end excluded
 
 
 @dataclass(frozen=True)
 class Text:
-    """Errors: TypeError for what is no string."""
+    """A text. Raises a TypeError unless it is a string."""
 
     text: str
 
@@ -35,14 +32,20 @@ class Text:
 
 @dataclass(frozen=True)
 class Answer(Text):
-    """Text that the model has to give; it is tokenised apart from the text beside it."""
+    """A text that the model learns to generate. It is tokenised apart from the text beside it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """codes: [h, w] integers, row by row from the top, HOLE where one is missing; anything torch.as_tensor takes.
+    """An image as codes.
 
-    Errors: ValueError for what is no grid of whole numbers."""
+    Args:
+        codes: [h, w] integers, row by row from the top, with HOLE for missing codes; anything that torch.as_tensor
+            takes.
+
+    Raises:
+        ValueError: the codes are no grid of whole numbers.
+    """
 
     codes: Tensor
 
@@ -59,22 +62,24 @@ class Image:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
         return self.codes.shape[0], self.codes.shape[1]
 
     @property
     def holes(self) -> bool:
+        """Whether codes are missing."""
         return bool((self.codes == HOLE).any())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and torch.equal(self.codes, other.codes)
 
     def __hash__(self) -> int:
-        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))
+        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A gap that the model fills in."""
+    """Stands for text that the model fills in."""
 
 
 Item = Text | Image | Mask
@@ -82,10 +87,17 @@ Item = Text | Image | Mask
 
 @dataclass(frozen=True)
 class Document(Sequence[Item]):
+    """A sequence of texts, images and masks.
+
+    Raises:
+        TypeError: the items are not iterable.
+        ValueError: an item is of another type, or there are more than 16 masks.
+    """
+
     items: tuple[Item, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # likewise
+        if not isinstance(self.items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # from callers without types
             raise TypeError(f"a document holds a tuple of Text, Image and Mask, but got {self.items!r:.60}")
         items = tuple(self.items)
         for item in items:
@@ -110,28 +122,30 @@ class Document(Sequence[Item]):
 
     @classmethod
     def from_json(cls, data: list[dict[str, Any]]) -> "Document":
-        """The document that to_json wrote. Errors: ValueError naming the item that is wrong."""
+        """The document that to_json wrote. Raises a ValueError that names the item that is wrong."""
         if not isinstance(data, list):  # pyright: ignore[reportUnnecessaryIsInstance]  # read from a file
             raise ValueError(f"a document is a list of items, but got {type(data).__name__}")
         return cls(tuple(item_from_json(item) for item in data))
 
 
 def item_to_json(item: Item) -> dict[str, Any]:
+    """One item as JSON."""
     if isinstance(item, Text):
         return {"answer" if isinstance(item, Answer) else "text": item.text}
     if isinstance(item, Image):
-        return {"image": item.codes.tolist()}
+        return {"image": item.codes.tolist()}  # pyright: ignore[reportUnknownMemberType]
     return {"mask": True}
 
 
 def item_from_json(item: Any) -> Item:
+    """The item that item_to_json wrote. Raises a ValueError for anything else."""
     match item:
         case {"text": str(text), **rest} if not rest:
             return Text(text)
         case {"answer": str(text), **rest} if not rest:
             return Answer(text)
         case {"image": list(), **rest} if not rest:
-            return Image(item["image"])  # __post_init__ makes the tensor
+            return Image(item["image"])  # Image makes a tensor of it
         case {"mask": True, **rest} if not rest:
             return Mask()
         case _:
@@ -142,21 +156,24 @@ def item_from_json(item: Any) -> Item:
 
 
 def check_document(document: Any) -> None:
+    """Raise a TypeError for anything but a Document."""
     if not isinstance(document, Document):
         raise TypeError(f'a document is wanted, such as Document((Text("a cat"),)), but got {document!r:.60}')
 
 
 def has_mask(document: Document) -> bool:
+    """Whether a document has a Mask."""
     return any(isinstance(item, Mask) for item in document)
 
 
-def images_alone(document: Document) -> Document:
+def images_only(document: Document) -> Document:
+    """The images of a document, without texts and masks."""
     return Document(tuple(item for item in document if isinstance(item, Image)))
 
 
 def without_text(document: Document) -> Document:
-    """Its images, with a mask for each run of text: the condition that guidance leaves out (CM3leon 3.1). A document
-    without text gets one mask before its first image."""
+    """The document with a mask in place of each run of text, as the unconditional prompt of guidance (CM3leon 3.1). A
+    document without text gets one mask before its first image."""
     items: list[Item] = []
     for item in document:
         kept = item if isinstance(item, Image) else Mask()

@@ -1,31 +1,28 @@
-"""Documents as ids, and ids as documents: the one spelling of the token stream.
+"""Encoding of documents as ids, and decoding of ids to documents.
 
     Document((Text("a red apple"), Image(codes)))
         <eos> a red apple <break> <image> c_1 .. c_hw </image> <eos>
     Document((Text("Caption: "), Mask(), Image(codes)))                                   as a prompt
-        <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model writes on from here
-    Document((Text("a red apple"), Image(codes with HOLE in some cells)))                 as a prompt for an image
-        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           the same image, now whole
-    Document((Text("Caption: "), Answer("a red apple"), Image(codes)))                    to learn from
-        <eos> Caption: a red apple <break> <image> c_1 .. c_hw </image> <eos>             and where the answer stands
+        <eos> Caption: <mask:0> <break> <image> c_1 .. c_hw </image> <infill:0>           the model continues from here
+    Document((Text("a red apple"), Image(codes with some HOLEs)))                         as a prompt for an image
+        <eos> a red apple <break> <image> c_1 <mask:0> .. c_hw </image> <image>           then the whole image
+    Document((Text("Caption: "), Answer("a red apple"), Image(codes)))                    for training
+        <eos> Caption: a red apple <break> <image> c_1 .. c_hw </image> <eos>             and the span of the answer
 
-<break> stands where text and image meet; neighbours of one kind join without it. A mask belongs to the text beside
-it, and stands as text of its own between images. Text is always text: its tokenizer knows no special tokens.
+<break> is between text and image; texts, or images, that follow each other have none. A mask counts as text. A string
+never becomes a special token, because the text tokenizer has none.
 
-That is the form "cm3". In the form "chameleon" (Chameleon, arXiv 2405.09818; Anole) there are no masks and no <break>;
-what people say ends with <end_turn>, and the model's reply follows:
+That is the form "cm3". In the form "chameleon" (Chameleon, arXiv 2405.09818; Anole) there are no masks and no <break>.
+The user's turn ends with <end_turn>, and the model's reply follows:
 
     Document((Text("a red apple"), Image(codes)))
         <bos> a red apple <image> c_1 .. c_hw </image> <eos>
     reply_ids(Document((Image(codes), Text("What is this?"))))                            as a prompt
-        <bos> <image> c_1 .. c_hw </image> What is this? <end_turn>                       the model writes on from here
+        <bos> <image> c_1 .. c_hw </image> What is this? <end_turn>                       the model continues from here
 
-Special tokens are laid and read here, in masking.py (which moves spans) and in grammar.py (what may follow), nowhere
-else.
+Special tokens are written and read only here, in masking.py (which moves spans), and in document_state.py and
+grammar.py (which id may follow).
 """
-
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, cast
@@ -37,7 +34,7 @@ from cm3.tokens.vocab import Grid, Vocab
 
 
 class Tokenizer(Protocol):
-    """What a document asks of a text tokenizer: ids from 0, and no special tokens added or understood."""
+    """What is needed of a text tokenizer: ids from 0, without special tokens."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -45,20 +42,25 @@ class Tokenizer(Protocol):
 
 
 class Encoded(NamedTuple):
-    """ids: `<eos> ... <eos>`. spans: where in them each answer stands."""
+    """An encoded document.
+
+    Attributes:
+        ids: `<eos> ... <eos>`.
+        spans: the range of each answer in the ids.
+    """
 
     ids: list[int]
     spans: list[Span]
 
 
 def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """What opens a document and the items, without a close."""
+    """The ids of a document without its end."""
     if has_mask(document) and not vocab.has_masks:
-        raise ValueError("this model was taught no masks: leave them out, and let it write on")
+        raise ValueError("this model was trained without masks: leave them out, and let it continue")
     ids, spans = [vocab.bos], list[Span]()
     masks = 0
     previous: type | None = None  # Text (a mask counts as text) or Image
-    run = ""  # neighbouring texts are tokenised as one
+    run = ""  # adjacent texts are tokenised together
     for item in document:
         if isinstance(item, Text) and not item.text:
             continue
@@ -86,20 +88,20 @@ def _body(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
 
 
 def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """Of a text alone."""
+    """The ids of a text."""
     return vocab.text_to_ids(tokenizer.encode(text))
 
 
 def image_ids(image: Image, vocab: Vocab) -> list[int]:
-    """`<image> c_1 .. c_hw </image>`, <mask:0> in place of each code that is missing. Errors: ValueError for a code
-    that the vocabulary does not have."""
-    codes = cast(list[int], image.codes.flatten().tolist())
+    """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code. Raises a ValueError for a code that
+    the vocabulary does not have."""
+    codes = cast(list[int], image.codes.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
     inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
     return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 
 
 def roles(vocab: Vocab) -> dict[str, int]:
-    """Special tokens by the names that transformers has for them."""
+    """Special tokens by their names in transformers."""
     return {
         "bos_token": vocab.bos,
         "eos_token": vocab.eos,
@@ -111,19 +113,19 @@ def roles(vocab: Vocab) -> dict[str, int]:
 
 
 def opening_ids(vocab: Vocab, grid: Grid | None = None) -> list[int]:
-    """What stands before an image's first code. grid: None = the usual one."""
+    """The ids before an image's first code. `grid`: None for the usual one."""
     return [vocab.image, *(vocab.grid_ids(grid) if grid else ())]
 
 
-def grid_behind(ids: Sequence[int], vocab: Vocab) -> Grid | None:
-    """The grid of the last image that the ids open, None where it is the usual one."""
+def last_grid(ids: Sequence[int], vocab: Vocab) -> Grid | None:
+    """The grid of the last image in the ids; None if it is the usual one."""
     last = max((i for i, id in enumerate(ids) if id == vocab.image), default=len(ids)) + 1
     return vocab.grid(ids[last]) if last < len(ids) and vocab.is_grid(ids[last]) else None
 
 
 def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """The document as training reads it, `<eos> items <eos>`, and where its answers stand. Errors: ValueError for a
-    Mask (use prompt_ids), or a code that the vocabulary does not have."""
+    """Encode a document for training: `<eos> items <eos>`, and the spans of its answers. Raises a ValueError for a Mask
+    (use prompt_ids), or for a code that the vocabulary does not have."""
     if has_mask(document):
         raise ValueError("a document with a Mask is not finished: use prompt_ids")
     ids, spans = _body(document, vocab, tokenizer)
@@ -131,8 +133,8 @@ def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
 
 
 def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The finished document: <eos> items <eos>. Errors: ValueError for a Mask (use prompt_ids), an image with holes,
-    or a code that the vocabulary does not have."""
+    """Encode a finished document: `<eos> items <eos>`. Raises a ValueError for a Mask (use prompt_ids), an image with
+    holes, or a code that the vocabulary does not have."""
     ids = encode(document, vocab, tokenizer).ids
     if any(isinstance(item, Image) and item.holes for item in document):
         raise ValueError("a document with holes in an image is not finished")
@@ -140,52 +142,52 @@ def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
 
 
 def open_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The document without its close, to be written on."""
+    """Encode a document without its end, so that it can be continued."""
     return _body(document, vocab, tokenizer).ids
 
 
 def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What the model writes on from: with masks up to and with <infill:0>; without, the open document."""
+    """Encode a prompt. With masks it ends with <infill:0>; without, it is the document without its end."""
     ids = open_ids(document, vocab, tokenizer)
     return [*ids, vocab.infill(0)] if has_mask(document) else ids
 
 
 def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
-    """A prompt for an image after the document: ... <break> <image>, or ... <end_turn> <image>. grid: its rows and
-    columns, None = the usual ones."""
+    """Encode a prompt for an image after the document: ... <break> <image>, or ... <end_turn> <image>. `grid`: rows and
+    columns of the image, None for the usual ones."""
     ids = reply_ids(document, vocab, tokenizer)
     turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
     return [*ids, *turn, *opening_ids(vocab, grid)]
 
 
 def nothing(vocab: Vocab) -> Document:
-    """What stands in place of a whole condition in guidance."""
+    """The document of the unconditional prompt of guidance."""
     return Document((Mask(),)) if vocab.has_masks else Document()
 
 
 def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """The document to be written on, after <end_turn> where people and model take turns."""
+    """Encode a document that the model continues, with <end_turn> at its end in the form "chameleon"."""
     ids = open_ids(document, vocab, tokenizer)
     return [*ids, vocab.end_turn] if len(ids) > 1 and not vocab.has_masks else ids
 
 
 def last_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What the model writes after a prompt that asks for one text: the text and the close."""
+    """What the model generates after a prompt for one text: the text and <eos>."""
     return [*text_ids(text, vocab, tokenizer), vocab.eos]
 
 
 def next_span_ids(k: int, vocab: Vocab) -> list[int]:
-    """What ends the text for mask k - 1 of a prompt and begins that for mask k."""
+    """What ends the span of mask k - 1 and begins that of mask k."""
     return [vocab.infill(k)]
 
 
-def next_turn_ids(reply: str, said: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What follows a document to be written on in a conversation: the reply, and what is said to it."""
-    return [*text_ids(reply, vocab, tokenizer), *text_ids(said, vocab, tokenizer), vocab.end_turn]
+def next_turn_ids(reply: str, question: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """What follows a prompt in a conversation: the reply, and the user's next turn."""
+    return [*text_ids(reply, vocab, tokenizer), *text_ids(question, vocab, tokenizer), vocab.end_turn]
 
 
 class Part(NamedTuple):
-    """A run of text, or an image with its <image> and </image>, at ids[start:end]."""
+    """A run of text, or an image from <image> to </image>, at ids[start:end]."""
 
     is_image: bool
     start: int
@@ -193,7 +195,7 @@ class Part(NamedTuple):
 
 
 def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
-    """What a finished document consists of, without what opens, closes and stands between; a mask counts as text."""
+    """The texts and images of a finished document. A mask counts as text."""
     found: list[Part] = []
     start, between = None, (vocab.bos, vocab.break_, *vocab.ends)
     for i, id in enumerate(ids):
@@ -209,7 +211,7 @@ def parts(ids: Sequence[int], vocab: Vocab) -> list[Part]:
 
 
 def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
-    """The runs of text, and the codes of each image, of ids that end at the first close after the opening."""
+    """The ids of each run of text and of each image, and whether it is an image, up to the first <eos> or <pad>."""
     start = 1 if ids and ids[0] == vocab.bos else next((i for i, id in enumerate(ids) if id != vocab.pad), len(ids))
     end = next((i for i in range(start + 1, len(ids)) if ids[i] in (vocab.eos, vocab.pad)), len(ids))
     found = parts(ids[start:end], vocab)
@@ -218,7 +220,7 @@ def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
 
 
 def image_spans(ids: list[int], vocab: Vocab) -> list[Span]:
-    """Where the images stand, from <image> to </image>, in a document that may be rotated. Errors: ValueError for an
+    """The ranges of the images, from <image> to </image>, in a document that may be rotated. Raises a ValueError for an
     image without its end."""
     spans: list[Span] = []
     for _ in range(ids.count(vocab.image)):
@@ -228,40 +230,52 @@ def image_spans(ids: list[int], vocab: Vocab) -> list[Span]:
 
 
 def before_last(ids: Sequence[int], vocab: Vocab) -> int:
-    """How many ids stand before the last document where several follow on each other, `<eos> one <eos> other <eos>`:
-    all up to the end of the last but one. 0 where there is one."""
+    """Number of ids before the last of several documents, `<eos> one <eos> other <eos>`; 0 if there is only one."""
     return max((i + 1 for i in range(1, len(ids) - 1) if ids[i] == vocab.eos), default=0)
 
 
 def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
-    """The codes of the last image, from 0; of ids without an image's bounds all codes."""
+    """The codes of the last image, from 0; all codes if there is no <image>."""
     starts = [i for i, id in enumerate(ids) if id == vocab.image]
     return [vocab.id_to_code(id) for id in ids[starts[-1] if starts else 0 :] if vocab.is_code(id)]
 
 
 def hidden(image: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
-    """An image's ids, from <image> to </image>, with <mask:0> for each code where holes says so."""
-    gone = iter(holes)
-    return [vocab.mask(0) if vocab.is_code(id) and next(gone) else id for id in image]
+    """The ids of an image, with <mask:0> in place of each code where `holes` is True."""
+    is_hole = iter(holes)
+    return [vocab.mask(0) if vocab.is_code(id) and next(is_hole) else id for id in image]
 
 
 def join(pieces: Iterable[list[int]], vocab: Vocab) -> Encoded:
-    """`<eos> pieces <eos>`, each the ids of a part, with <break> between all but two images; and where each lies."""
-    ids, places = [vocab.bos], list[Span]()
+    """Join the ids of texts and images: `<eos> pieces <eos>`, with <break> between all but two images. The spans are
+    the ranges of the pieces."""
+    ids, ranges = [vocab.bos], list[Span]()
     for piece in pieces:
         if vocab.has_masks and len(ids) > 1 and (ids[-1] != vocab.end_image or piece[0] != vocab.image):
             ids.append(vocab.break_)
-        places.append((len(ids), len(ids) + len(piece)))
+        ranges.append((len(ids), len(ids) + len(piece)))
         ids += piece
-    return Encoded([*ids, vocab.eos], places)
+    return Encoded([*ids, vocab.eos], ranges)
 
 
 def from_ids(
     ids: Sequence[int], vocab: Vocab, tokenizer: Tokenizer, grid: tuple[int, int], spans: Sequence[Span] = ()
 ) -> Document:
-    """The document that the ids spell. Spans moved by CM3's rotation go back to their masks; a mask whose span is
-    missing stays a Mask, in an image a HOLE. grid: the usual rows and columns of an image. spans: of answers, as
-    encode gives them, in ids that are not rotated. Errors: ValueError for ids that spell no document."""
+    """Decode ids to a document.
+
+    Spans that CM3's rotation has moved go back to their masks. A mask without a span stays a Mask, or a HOLE in an
+    image.
+
+    Args:
+        ids: the ids.
+        vocab: the vocabulary.
+        tokenizer: the text tokenizer.
+        grid: the usual rows and columns of an image.
+        spans: of answers, as `encode` returns them, if the ids are not rotated.
+
+    Raises:
+        ValueError: the ids spell no document.
+    """
     merged, borders = merge_infills(ids, vocab), borders_of(spans)
     items: list[Item] = []
     text: list[int] = []
@@ -273,9 +287,9 @@ def from_ids(
             items.append(kind(tokenizer.decode(vocab.ids_to_text(text))))
             text.clear()
 
-    for place, id in enumerate(merged):
-        if place in borders:
-            close_text(Answer if borders[place] else Text)
+    for i, id in enumerate(merged):
+        if i in borders:
+            close_text(Answer if borders[i] else Text)
         if codes is not None:
             if vocab.is_code(id) or vocab.is_mask(id):
                 codes.append(vocab.id_to_code(id) if vocab.is_code(id) else HOLE)
@@ -298,7 +312,7 @@ def from_ids(
             elif id == vocab.image:
                 codes = []
         else:
-            raise ValueError(f"{vocab.name(id)} has no place outside an image")
+            raise ValueError(f"{vocab.name(id)} cannot stand outside an image")
     if codes is not None:
         raise ValueError(f"the last image is not closed: it has {len(codes)} of {grid[0] * grid[1]} codes")
     close_text()
@@ -306,26 +320,32 @@ def from_ids(
 
 
 def in_turns(ids: list[int], answers: Sequence[Span], vocab: Vocab) -> Encoded:
-    """A document in which people and model take turns as prompts have them: <end_turn> before each answer, or, where
-    none is marked, before an image that is the last part of several."""
+    """Add the <end_turn> of prompts to an encoded document of the form "chameleon": before each answer, or, without
+    answers, before the image that is the last of several parts.
+
+    Args:
+        ids: the document.
+        answers: the spans of its answers.
+        vocab: the vocabulary.
+    """
     found = parts(ids, vocab)
-    drawn = [found[-1].start] if len(found) > 1 and found[-1].is_image else []
-    cuts = [start for start, _ in answers] or drawn
-    laid, places, before = list[int](), list[Span](), 0
+    last_image = [found[-1].start] if len(found) > 1 and found[-1].is_image else []
+    cuts = [start for start, _ in answers] or last_image
+    with_turns, moved, before = list[int](), list[Span](), 0
     for count, cut in enumerate(cuts, 1):
-        laid += [*ids[before:cut], vocab.end_turn]
-        places += [(start + count, end + count) for start, end in answers[count - 1 : count]]
+        with_turns += [*ids[before:cut], vocab.end_turn]
+        moved += [(start + count, end + count) for start, end in answers[count - 1 : count]]
         before = cut
-    return Encoded([*laid, *ids[before:]], places)
+    return Encoded([*with_turns, *ids[before:]], moved)
 
 
 def borders_of(spans: Sequence[Span]) -> dict[int, bool]:
-    """Where answers start or end, and whether one ends there."""
+    """Positions at which answers start or end, and whether one ends there."""
     return {start: False for start, _ in spans} | {end: True for _, end in spans}
 
 
 def merge_infills(ids: Sequence[int], vocab: Vocab) -> list[int]:
-    """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
+    """Undo CM3's rotation: move each span back to its mask. A mask without a span stays."""
     body, spans = split_infills(ids, vocab)
     merged: list[int] = []
     for id in body:
@@ -334,7 +354,7 @@ def merge_infills(ids: Sequence[int], vocab: Vocab) -> list[int]:
 
 
 def split_infills(ids: Sequence[int], vocab: Vocab) -> tuple[list[int], dict[int, list[int]]]:
-    """Rotated ids to the body, and the moved span of each mask number. A closing <eos> stays with the body."""
+    """Split rotated ids into the body, with the closing <eos>, and the span of each mask number."""
     first = next((i for i, id in enumerate(ids) if vocab.is_infill(id)), len(ids))
     body, span = list(ids[:first]), list[int]()
     spans: dict[int, list[int]] = {}

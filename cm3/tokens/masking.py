@@ -1,16 +1,13 @@
-"""The CM3 objective as pure functions on lists of ids: sample spans, rotate them to the end, un-rotate.
+"""The CM3 objective as pure functions on lists of ids: sample spans, rotate them to the end, and undo the rotation.
 
     <eos> a  red  apple <break> <image> c1 c2 </image> <eos>
              ^^^^^^^^^^ a span
     <eos> a <mask:0> <break> <image> c1 c2 </image> <infill:0> red apple <eos>
             ^ no loss
 
-Spans are pairs (start, end), end excluded, in order and apart. Tensors come in and go out as tensors.
+Spans are pairs (start, end), end excluded, sorted and disjoint. A tensor as argument gives a tensor.
 Source: CM3 (arXiv 2201.07520), section 2; CM3leon, section 2.2.
 """
-
-# torch leaves tolist() without a type
-# pyright: reportUnknownMemberType=false
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,15 +25,23 @@ POISSON_MEAN = 1.0
 
 
 class Rotated(NamedTuple):
-    """ids: the rotated sequence. loss_mask: 1 where the id is a target of the loss, 0 at every <mask:*>."""
+    """A rotated document.
+
+    Attributes:
+        ids: the rotated sequence.
+        loss_mask: 0 at every <mask:*>, 1 at every other id, which is a target of the loss.
+    """
 
     ids: list[int]
     loss_mask: list[int]
 
 
 def segments(ids: Sequence[int], vocab: Vocab, allowed: Callable[[int], bool]) -> list[Span]:
-    """Longest runs of ids that `allowed` takes and that a span may not leave. Special ids end a run, so that no span
-    crosses <break>, <image>, </image> or <eos>; so does a change between text and codes."""
+    """The longest runs of ids that a span may lie in: ids for which `allowed` is true.
+
+    Special ids end a run, and so does a change between text and codes. So no span crosses <break>, <image>, </image> or
+    <eos>.
+    """
     runs: list[Span] = []
     start, kind = 0, ""
     for i, id in enumerate(ids):
@@ -51,28 +56,32 @@ def segments(ids: Sequence[int], vocab: Vocab, allowed: Callable[[int], bool]) -
 
 
 def text_segments(ids: Sequence[int], vocab: Vocab) -> list[Span]:
-    """Where spans of text alone may lie."""
+    """The runs in which spans of text may lie."""
     return segments(ids, vocab, vocab.is_text)
 
 
 def all_segments(ids: Sequence[int], vocab: Vocab) -> list[Span]:
-    """Where spans of text or of image codes may lie."""
+    """The runs in which spans of text or of image codes may lie."""
     return segments(ids, vocab, lambda id: True)
 
 
 def span_count(u: float) -> int:
-    """How many spans a document has: clamp(Poisson(1), 1, 16) from a uniform number in [0, 1) (CM3, section 2)."""
+    """Number of spans of a document: clamp(Poisson(1), 1, 16), from a uniform number in [0, 1) (CM3, section 2)."""
     return min(max(_poisson(u), 1), MAX_MASKS)
 
 
 def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator) -> list[Span]:
-    """`count` spans, each from two Uniform draws over the allowed positions laid end to end. A span is cut to the
-    segment its first end lies in; one that meets an earlier span is drawn anew, up to 4 `count` draws in all, so that
-    there may be fewer. No allowed position gives no span.
+    """Sample `count` spans.
 
-    In one segment of s positions a single span is n long with probability 1 / s for n = 1, else 2 (s - n + 1) / s^2.
-    Of several segments each holds it as often as its share of the positions says; a second draw behind the segment
-    means to its end, one before it to its start. (CM3 knows one segment; CM3leon says only that none is left.)"""
+    The ends of a span are two uniform draws over the allowed positions of all segments. The span is cut to the segment
+    that the first draw is in. A span that overlaps an earlier one is drawn again, with 4 `count` draws in all, so that
+    there may be fewer spans. Without allowed positions there is none.
+
+    In one segment of s positions, a single span has length n with probability 1 / s for n = 1, else 2 (s - n + 1) /
+    s^2. Of several segments, each has the span with the probability of its share of the positions. If the second draw
+    is after the segment, the span goes to its end; if before, to its start. (CM3 has one segment; CM3leon says only
+    that no span leaves a segment.)
+    """
     size = sum(end - start for start, end in allowed)
     if not size:
         return []
@@ -89,10 +98,16 @@ def sample_spans(allowed: Sequence[Span], count: int, generator: torch.Generator
 
 
 def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  # -> [h, w] bool
-    """Where an image is to be redrawn: a rectangle, all but a rectangle, one side, or a brush stroke, as often the one
-    as the other; at least one cell.
+    """Sample the holes of an image for inpainting: a rectangle, all but a rectangle, one side, or a brush stroke, with
+    equal probability. At least one grid position is a hole.
 
-    grid: (h, w), rows and columns of codes."""
+    Args:
+        grid: (h, w), rows and columns of codes.
+        generator: random numbers.
+
+    Returns:
+        [h, w], True for a hole.
+    """
     h, w = grid
     kind, *draws = uniform(8, generator)
     holes = torch.zeros(h, w, dtype=torch.bool)
@@ -107,7 +122,7 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
         else:
             holes[:, : 1 + int(draws[1] * (w - 1))] = True
         return holes.flip(0, 1) if draws[2] < 0.5 else holes
-    # A stroke: a random walk of a brush one or two cells wide.
+    # A stroke: a random walk of a brush that is one or two grid positions wide.
     row, column, thick = int(draws[0] * h), int(draws[1] * w), 1 + int(draws[2] * 2)
     for turn in uniform(h + w, generator):
         holes[row : row + thick, column : column + thick] = True
@@ -117,8 +132,9 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
 
 
 def uniform(count: int, generator: torch.Generator) -> list[float]:
-    """Numbers in [0, 1)."""
-    return cast(list[float], torch.rand(count, generator=generator, dtype=torch.float64).tolist())
+    """Uniform random numbers in [0, 1)."""
+    numbers = torch.rand(count, generator=generator, dtype=torch.float64)
+    return cast(list[float], numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _poisson(u: float) -> int:
@@ -133,7 +149,7 @@ def _poisson(u: float) -> int:
 
 
 def _within(allowed: Sequence[Span], a: int, b: int) -> Span:
-    """From a-th to b-th allowed position, either way round, cut to the segment that holds the a-th."""
+    """The span between the a-th and the b-th allowed position, cut to the segment of the a-th."""
     for start, end in allowed:
         size = end - start
         if a < size:
@@ -146,9 +162,12 @@ def _within(allowed: Sequence[Span], a: int, b: int) -> Span:
 def rotate(ids: Ids, spans: Sequence[Span], vocab: Vocab) -> tuple[Ids, Ids]:
     """Move each span to the end of the document, before its closing <eos>, and leave <mask:k> in its place.
 
-    Returns the ids and the loss mask (0 at each <mask:*>, 1 elsewhere). No spans: the ids as they are."""
+    Returns:
+        The ids and the loss mask (0 at each <mask:*>, 1 elsewhere). Without spans the ids are unchanged.
+    """
     if isinstance(ids, Tensor):
-        rotated, loss_mask = _rotate(cast(list[int], ids.tolist()), spans, vocab)
+        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
+        rotated, loss_mask = _rotate(values, spans, vocab)
         return ids.new_tensor(rotated), ids.new_tensor(loss_mask)
     return _rotate(ids, spans, vocab)
 
@@ -177,7 +196,8 @@ def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
 
 
 def unrotate(ids: Ids, vocab: Vocab) -> Ids:
-    """The document whose rotation this is: each moved span goes back to its mask. A mask without a span stays."""
+    """Undo the rotation: move each span back to its mask. A mask without a span stays."""
     if isinstance(ids, Tensor):
-        return ids.new_tensor(merge_infills(cast(list[int], ids.tolist()), vocab))
+        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
+        return ids.new_tensor(merge_infills(values, vocab))
     return merge_infills(ids, vocab)

@@ -1,11 +1,8 @@
-"""Byte-level BPE through `tokenizers`: train, load, encode, decode.
+"""The text tokenizer: byte-level BPE with the library `tokenizers`.
 
-It knows no special tokens, so text that spells `<break>` or `<image>` is text. Ids start from 0; vocab.py moves
-them to their place.
+It has no special tokens, so that text that spells `<break>` or `<image>` stays text. Its ids count from 0; vocab.py
+shifts them to their place in the vocabulary.
 """
-
-# tokenizers has no types.
-# pyright: reportUnknownMemberType=false
 
 import hashlib
 import math
@@ -16,13 +13,13 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FILE = "tokenizer.json"
-# Words with the blank before them, numbers, other signs, blanks. A letter keeps its marks and joiners: the byte-level
-# pattern of GPT-2 cuts Indic and Thai words at each combining mark.
+# Words with the space before them, numbers, other characters, spaces. Letters keep their marks and joiners; GPT-2's
+# pattern cuts Indic and Thai words at each combining mark.
 LETTERS = r" ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 
 
 class TextTokenizer:
-    """Text <-> ids of a byte-level BPE; every string can be encoded, and decoded to itself."""
+    """Byte-level BPE. Every string can be encoded, and is decoded to itself."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -31,16 +28,16 @@ class TextTokenizer:
     def train(
         cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2, pattern: str | None = None
     ) -> "TextTokenizer":
-        """Learn the merges. The same texts in the same order give the same tokenizer.
+        """Train a tokenizer. The same texts in the same order give the same tokenizer.
 
         Args:
-            texts: to learn from.
-            vocab_size: at most so many ids, at least the 256 bytes.
-            min_frequency: of a merge.
-            pattern: what is kept together before merges, such as LETTERS; None = GPT-2's.
+            texts: the training texts.
+            vocab_size: number of ids at most; at least 256, one for each byte.
+            min_frequency: how often a pair has to occur to be merged.
+            pattern: regular expression of the pieces that merges do not cross, such as LETTERS; None for GPT-2's.
 
         Raises:
-            ValueError: too small a vocabulary.
+            ValueError: the vocabulary is too small.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab_size < len(alphabet):
@@ -60,7 +57,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextTokenizer":
-        """Read tokenizer.json. Errors: ValueError for a missing or unreadable file."""
+        """Read tokenizer.json. Raises a ValueError if it is missing or not readable."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"no {FILE} in {folder}: a model folder must hold the text tokenizer")
@@ -70,47 +67,50 @@ class TextTokenizer:
             raise ValueError(f"{path} is not a tokenizer ({error}): fetch the model again") from error
 
     def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(Path(folder) / FILE))
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with the ids."""
+        """Twelve hexadecimal digits that identify the tokenizer."""
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     @cached_property
-    def longest(self) -> float:
-        """Bytes of text that one id stands for at most. Infinite where nothing bounds them: only a byte-level BPE that
-        reads the text as it is keeps every byte of it."""
-        vocab = self.tokenizer.get_vocab()  # each character of a name is one byte
+    def max_bytes(self) -> float:
+        """Bytes of text that one id stands for, at most.
+
+        Infinite unless the tokenizer is a byte-level BPE that does not change the text.
+        """
+        vocab = self.tokenizer.get_vocab()  # each character of an id's name is one byte
         plain = (
             isinstance(self.tokenizer.model, models.BPE)
             and _in_bytes(self.tokenizer.pre_tokenizer)
             and vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
             and not self.tokenizer.get_added_tokens_decoder()
             and self.tokenizer.normalizer is None
-            and self.tokenizer.truncation is None
+            and self.tokenizer.truncation is None  # pyright: ignore[reportUnknownMemberType]
         )
         return max(map(len, vocab)) if plain else math.inf
 
     def encode(self, text: str) -> list[int]:
-        """Ids from 0. A lone surrogate, which no encoding can hold, becomes U+FFFD."""
+        """Encode a text, with ids from 0. A lone surrogate, which UTF-8 cannot encode, becomes U+FFFD."""
         return self.tokenizer.encode(well_formed(text), add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Bytes that are no UTF-8 become U+FFFD."""
+        """Decode ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _in_bytes(part: object) -> bool:
-    """Whether a pre-tokenizer turns text into bytes and leaves nothing out: GPT-2's, alone or behind a split."""
+    """Whether a pre-tokenizer turns text into bytes without loss: GPT-2's, alone or after a split."""
     if isinstance(part, pre_tokenizers.Sequence):
         return all(isinstance(one, pre_tokenizers.Split | pre_tokenizers.ByteLevel) for one in part)  # pyright: ignore
     return isinstance(part, pre_tokenizers.ByteLevel)
 
 
 def well_formed(text: str) -> str:
-    """The text with each lone surrogate replaced by U+FFFD (a pair becomes its character)."""
+    """Replace each lone surrogate by U+FFFD, and each pair of surrogates by its character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

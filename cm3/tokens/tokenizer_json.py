@@ -1,15 +1,12 @@
-"""The text tokenizer of a model folder: tokenizer.json over the whole vocabulary, as every other tool reads it.
+"""tokenizer.json of a model folder: the whole vocabulary, so that other tools can read it.
 
-Special tokens, text and image codes stand there at the model's ids (vocab.py), so that AutoTokenizer, vLLM and
-`tokenizers` itself give the ids that the model wants. Only text can be spelled: the other names are in the vocabulary,
-but no merge leads to them, and tokenizer_config.json asks for split_special_tokens.
+Special tokens, text and image codes have the model's ids there (vocab.py), so that AutoTokenizer, vLLM and `tokenizers`
+give the ids that the model needs. No string is encoded as a special token or an image code: no merge leads to their
+names, and tokenizer_config.json sets split_special_tokens.
 
-Inside the package a TextTokenizer counts from 0 and knows text alone. Folders whose tokenizer.json does so too are read
-as well.
+Inside the package, a TextTokenizer has text ids only, from 0. Folders whose tokenizer.json is like that can be read
+too.
 """
-
-# tokenizers has no types.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 import json
 from pathlib import Path
@@ -22,15 +19,16 @@ from cm3.tokens.text_tokenizer import FILE, TextTokenizer
 from cm3.tokens.vocab import Vocab
 
 CONFIG = "tokenizer_config.json"
-TABLES = ("BPE", "WordPiece", "WordLevel")  # models of `tokenizers` that keep a table from token to id
+TABLES = ("BPE", "WordPiece", "WordLevel")  # models of `tokenizers` with a table from token to id
 
 
 def code_name(code: int) -> str:
+    """The name of an image code."""
     return f"<code:{code}>"
 
 
 def names(vocab: Vocab, taken: set[str]) -> dict[str, int]:
-    """Name -> id of all that is no text; in further brackets where a text token has the name already."""
+    """The names and ids of special tokens and image codes. A name that a text token has gets further brackets."""
     wanted = {vocab.name(id): id for id in range(vocab.num_special)}
     wanted |= {code_name(code): vocab.code_to_id(code) for code in range(vocab.num_codes)}
     free: dict[str, int] = {}
@@ -41,13 +39,13 @@ def names(vocab: Vocab, taken: set[str]) -> dict[str, int]:
     return free
 
 
-def flattened(text: TextTokenizer, vocab: Vocab) -> Tokenizer:
-    """The tokenizer over the whole vocabulary. Errors: ValueError for a kind of model that has no table of tokens."""
+def whole_vocabulary(text: TextTokenizer, vocab: Vocab) -> Tokenizer:
+    """The tokenizer of the whole vocabulary. Raises a ValueError if the tokenizer's model has no table of tokens."""
     content: dict[str, Any] = json.loads(text.tokenizer.to_str())
     model = content["model"]
     if model.get("type") not in TABLES:
         raise ValueError(
-            f"a tokenizer of type {model.get('type')} cannot be numbered anew: one of {', '.join(TABLES)} is needed"
+            f"a tokenizer of type {model.get('type')} cannot be renumbered: one of {', '.join(TABLES)} is needed"
         )
     words = {word: vocab.text_to_ids(int(id)) for word, id in model["vocab"].items()}
     for token in content["added_tokens"]:
@@ -58,12 +56,12 @@ def flattened(text: TextTokenizer, vocab: Vocab) -> Tokenizer:
 
 
 def without_processor(content: dict[str, Any]) -> dict[str, Any]:
-    """What lays special tokens around a text names them by ids that are others now; encoding.py lays them."""
+    """Without the post-processor, which adds special tokens by their old ids. encoding.py adds them."""
     return {**content, "post_processor": None}
 
 
-def text_alone(flat: Tokenizer, vocab: Vocab) -> TextTokenizer:
-    """The inverse of flattened."""
+def text_only(flat: Tokenizer, vocab: Vocab) -> TextTokenizer:
+    """The inverse of whole_vocabulary."""
     content: dict[str, Any] = json.loads(flat.to_str())
     added = [token for token in content["added_tokens"] if vocab.is_text(token["id"])]
     for token in added:
@@ -74,8 +72,8 @@ def text_alone(flat: Tokenizer, vocab: Vocab) -> TextTokenizer:
 
 
 def save_flat(text: TextTokenizer, vocab: Vocab, context: int, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json. context: tokens that the model holds."""
-    flat = flattened(text, vocab)
+    """Write tokenizer.json and tokenizer_config.json. `context`: tokens that the model can read."""
+    flat = whole_vocabulary(text, vocab)
     flat.save(str(folder / FILE))
     name = {id: flat.id_to_token(id) for id in range(vocab.num_special)}
     config = {
@@ -92,7 +90,7 @@ def save_flat(text: TextTokenizer, vocab: Vocab, context: int, folder: Path) -> 
 
 
 def load_text(folder: str | Path, vocab: Vocab) -> TextTokenizer:
-    """The text tokenizer of a model folder. Errors: ValueError for a missing or unreadable file."""
+    """The text tokenizer of a model folder. Raises a ValueError if its file is missing or not readable."""
     text = TextTokenizer.load(folder)
     first = text.tokenizer.id_to_token(vocab.first_code)
-    return text_alone(text.tokenizer, vocab) if first is not None and first.strip("<>") == "code:0" else text
+    return text_only(text.tokenizer, vocab) if first is not None and first.strip("<>") == "code:0" else text

@@ -1,15 +1,15 @@
-"""One flat id space: special | text | image codes.
+"""The vocabulary: one flat range of ids, special | text | image codes.
 
      0     1     2       3       4        5 .. 20      21 .. 36
     <pad> <eos> <break> <image> </image> <mask:0..15> <infill:0..15>
      37    38         39            40 ..     .. 63      64 ..      64+text ..
     <bos> <end_turn> <placeholder> <grid:h x w> unused | text ids | image codes
 
-Three forms of documents share it (encoding.py): in "cm3" and "plan" <eos> opens and closes, <break> stands between text
-and image, and masks are filled; in "chameleon" <bos> opens, nothing stands between, and <end_turn> ends what people
-say.
-An image of another than the model's usual grid has its <grid> behind <image>.
-Nothing here reads text: a string that spells a special token never becomes its id.
+Three forms of documents share it (encoding.py). In "cm3" and "plan", <eos> begins and ends a document, <break> is
+between text and image, and there are masks. In "chameleon", <bos> begins a document, and <end_turn> ends the user's
+turn. An image of another grid than the usual one has <grid> after <image>.
+
+A string that spells a special token never becomes its id, because this module does not read text.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,14 @@ Grid = tuple[int, int]  # rows and columns of codes
 
 @dataclass(frozen=True)
 class Vocab:
-    """The layout of the vocabulary, and the way between ids and what they stand for.
+    """The layout of the vocabulary, and the arithmetic of its ids.
 
-    num_special: slots kept for special ids. num_text: text ids. num_codes: image codes. form: of documents, one of
-    config.FORMS. grids: rows and columns of images that are not of the usual grid.
+    Attributes:
+        num_special: number of special ids, used or not.
+        num_text: number of text ids.
+        num_codes: number of image codes.
+        form: of documents, one of config.FORMS.
+        grids: rows and columns of images that do not have the usual grid.
     """
 
     num_special: int
@@ -49,7 +53,7 @@ class Vocab:
     infills = range(first_infill, first_infill + MAX_MASKS)
     begin = 37  # <bos>, where it is not <eos>
     end_turn = 38
-    placeholder = 39  # in place of each code of an image that is still pixels; never learnt
+    placeholder = 39  # in place of each code of an image that is not encoded yet; not trained
     first_grid = 40
 
     @classmethod
@@ -62,22 +66,22 @@ class Vocab:
 
     @property
     def bos(self) -> int:
-        """What opens a document."""
+        """The first id of a document."""
         return self.eos if self.has_masks else self.begin
 
     @property
     def has_masks(self) -> bool:
-        """Whether masks are filled and <break> stands where text and image meet; else people and model take turns."""
+        """Whether the form is "cm3" or "plan", with masks and <break>; otherwise it is "chameleon", with turns."""
         return self.form != "chameleon"
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """What may end a document, or what the model says."""
+        """The ids that may end a document, or the model's turn."""
         return (self.eos,) if self.has_masks else (self.eos, self.end_turn)
 
     @property
     def turns(self) -> tuple[int, ...]:
-        """What text may be followed by: the model chooses these, the grammar alone writes the others."""
+        """The special ids that may follow text, among which the model chooses."""
         return (self.eos, self.break_) if self.has_masks else (self.eos, self.image)
 
     @property
@@ -89,11 +93,11 @@ class Vocab:
         return self.num_special + self.num_text
 
     def mask(self, k: int) -> int:
-        """Id of <mask:k>. Errors: ValueError for k outside 0..15."""
+        """Id of <mask:k>. Raises a ValueError for k outside 0..15."""
         return self.first_mask + _within(k, MAX_MASKS, "mask number")
 
     def infill(self, k: int) -> int:
-        """Id of <infill:k>. Errors: ValueError for k outside 0..15."""
+        """Id of <infill:k>. Raises a ValueError for k outside 0..15."""
         return self.first_infill + _within(k, MAX_MASKS, "infill number")
 
     def text_to_ids(self, text_ids: Ids) -> Ids:
@@ -131,15 +135,15 @@ class Vocab:
         return self.first_grid <= id < self.first_grid + len(self.grids)
 
     def grid(self, id: int) -> Grid:
-        """Rows and columns that the id says."""
+        """Rows and columns of a grid id."""
         return self.grids[id - self.first_grid]
 
     def grid_ids(self, grid: Grid) -> list[int]:
-        """What stands behind <image> for an image of this grid: nothing for the usual one."""
+        """The ids after <image> for an image of this grid: none for the usual one."""
         return [self.first_grid + self.grids.index(grid)] if grid in self.grids else []
 
     def name(self, id: int) -> str:
-        """What an id stands for, to be read by people: `<eos>`, `<mask:0>`, `text 17`, `code 5`."""
+        """The name of an id, for people: `<eos>`, `<mask:0>`, `text 17`, `code 5`."""
         if self.is_code(id):
             return f"code {id - self.first_code}"
         if self.is_text(id):

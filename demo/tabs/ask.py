@@ -1,4 +1,4 @@
-"""Ask: questions about an image; what was asked before stays in sight, and the model reads the end of it."""
+"""The tab "Ask": questions about an image. The page shows the conversation, and the model reads the end of it."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from demo.words import QUESTIONS, Say
 MAX_TURNS = 50
 
 
-def said(turn: dict[str, Any]) -> str:
-    """The text of a message, which gradio hands over as a string or in parts."""
+def text_of(turn: dict[str, Any]) -> str:
+    """The text of a message, which gradio gives as a string or in parts."""
     content = turn.get("content")
     found = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in found]
@@ -27,13 +27,13 @@ def asker(model: CM3, say: Say) -> Any:
         """Ask a question about an image.
 
         Args:
-            image: what is asked about.
+            image: the image.
             question: in English or Arabic.
             chat: earlier questions and answers.
         """
         shown = parts.chosen(say, image)
         parts.checked_text(say, question, "no_question")
-        texts = [said(turn) for turn in (chat or [])[-2 * MAX_TURNS :]]
+        texts = [text_of(turn) for turn in (chat or [])[-2 * MAX_TURNS :]]
         before = [turn for turn in zip(texts[::2], texts[1::2], strict=False) if all(turn)]
         with parts.friendly(say):
             answer = model.answer(shown, question, history=before)
@@ -52,5 +52,5 @@ def build(model: CM3, say: Say) -> parts.Tab:
             question = parts.words_input(say("question"), say("ask"), "ask", QUESTIONS[say.language][0])
             parts.examples(say, QUESTIONS[say.language], question)
     parts.connect(say, question.submit, asker(model, say), [source, question, chat], [question, chat], "ask")
-    source.change(lambda: [], None, chat, api_visibility="private")  # another image, another conversation
+    source.change(lambda: [], None, chat, api_visibility="private")  # a new image begins a new conversation
     return parts.Tab(source)

@@ -1,4 +1,4 @@
-"""Describe: one image or several, in one language or both."""
+"""The tab "Describe": captions of one image or several, in one language or both."""
 
 from typing import Any, cast
 
@@ -18,13 +18,13 @@ def describer(model: CM3, say: Say) -> Any:
     def describe(
         image: Image.Image | None, files: list[str] | None = None, languages: str = "en", long: bool = False
     ) -> tuple[Any, list[list[str]]]:
-        """Describe an image, or several.
+        """Caption one image or several.
 
         Args:
-            image: one of them.
-            files: further images.
+            image: an image.
+            files: more images.
             languages: "en", "ar" or "both".
-            long: say also where things stand, and on what.
+            long: whether captions say where things are and name the background.
         """
         if len(files or []) > MAX_FILES:
             parts.mistake(say, "too_many", n=MAX_FILES)
@@ -32,13 +32,13 @@ def describer(model: CM3, say: Say) -> Any:
         images += [opened(uploaded(file)) for file in files or []]
         if not images:
             parts.mistake(say, "no_image")
-        wanted = LANGUAGES if languages == "both" else (cast(Language, languages),)
+        chosen = LANGUAGES if languages == "both" else (cast(Language, languages),)
         with parts.friendly(say):
-            told = [
+            captions = [
                 model.run(model.jobs.caption(images, CaptionOptions(language=language, long=bool(long))))
-                for language in wanted
+                for language in chosen
             ]
-        return parts.sheet(images), [[str(i + 1), *texts] for i, texts in enumerate(zip(*told, strict=True))]
+        return parts.sheet(images), [[str(i + 1), *texts] for i, texts in enumerate(zip(*captions, strict=True))]
 
     return describe
 

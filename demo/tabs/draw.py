@@ -1,4 +1,4 @@
-"""Draw: images from words, row by row; things in boxes; after the edges or areas of another image."""
+"""The tab "Draw": images from a prompt, row by row; with objects in boxes, or with the structure of another image."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,15 +13,15 @@ from demo import parts
 from demo.boxes import Boxes
 from demo.words import PROMPTS, Say
 
-MOST = {name: int((about(GenerateOptions, name).slider or (1, 1, 1))[1]) for name in ("n", "best_of")}
-IMAGES = 4  # unless the visitor says otherwise
-KEPT = 24  # drawings of the history
+LIMITS = {name: int((about(GenerateOptions, name).slider or (1, 1, 1))[1]) for name in ("n", "best_of")}
+DEFAULT_IMAGES = 4
+MAX_HISTORY = 24  # images
 
 
 def drawer(model: CM3, say: Say) -> Any:
     def draw(
         prompt: str,
-        n: float = IMAGES,
+        n: float = DEFAULT_IMAGES,
         negative: str = "",
         best_of: float = GenerateOptions.best_of,
         guidance: float = GenerateOptions.guidance,
@@ -36,30 +36,30 @@ def drawer(model: CM3, say: Say) -> Any:
         history: list[Image.Image] | None = None,
         normalise: bool = GenerateOptions.normalise,
     ) -> Iterator[list[Any]]:
-        """Draw n images of what the prompt says.
+        """Generate images from a prompt.
 
         Args:
-            prompt: what to draw, in English or Arabic.
+            prompt: in English or Arabic.
             n: how many images, 1 to 16.
-            negative: what to keep away from.
-            best_of: draw so many for each image and keep what fits the words best.
-            guidance: how much the words count; 1 = off.
+            negative: the negative prompt.
+            best_of: candidates for each image; the best is kept.
+            guidance: guidance scale; 1 = off.
             falling: whether guidance falls from row to row.
-            temperature: 0 = the likeliest.
-            top_p: draw from the likeliest codes that together reach this probability.
-            dice: whether a new seed is drawn.
-            seed: the one that counts if not.
+            temperature: 0 = always the likeliest token.
+            top_p: sample among the likeliest codes that together reach this probability.
+            dice: whether to use a random seed.
+            seed: the seed without `dice`.
             boxes: JSON, [{"name": "a cat", "box": [0.1, 0.2, 0.5, 0.6]}]: left, top, right, bottom as shares.
-            structure: an image whose edges or areas the drawing follows.
+            structure: an image whose edges or areas are followed.
             kind: "edges" or "segments".
-            history: earlier drawings.
-            normalise: whether words are put as the model reads them best, "A CAT!" as "a cat".
+            history: earlier images.
+            normalise: whether the prompt is normalised, "A CAT!" to "a cat".
         """
         prompt = parts.checked_text(say, prompt, "" if boxes else "no_prompt")
         negative = parts.checked_text(say, negative)
         n, best_of = int(n), int(best_of)
-        if not 1 <= n <= MOST["n"] or not 1 <= best_of <= MOST["best_of"]:
-            parts.mistake(say, "too_many", n=MOST["n"])
+        if not 1 <= n <= LIMITS["n"] or not 1 <= best_of <= LIMITS["best_of"]:
+            parts.mistake(say, "too_many", n=LIMITS["n"])
         seed, clock = parts.seed_of(dice, seed), parts.Clock()
         with parts.friendly(say):
             options = GenerateOptions(
@@ -78,12 +78,12 @@ def drawer(model: CM3, say: Say) -> Any:
             )
             images: dict[int, Image.Image] = {}
             for index, image in parts.timed(model.stream(model.jobs.generate(prompt, options))):
-                images[index] = image  # pyright: ignore[reportArgumentType]  # a drawing has no text
-                if index == n - 1:  # all have one more row
+                images[index] = image  # pyright: ignore[reportArgumentType]  # generated images only
+                if index == n - 1:  # every image has one more row
                     show = gr.update(value=parts.sheet(images.values()), visible=True)
                     yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
             finished = list(images.values())
-        kept = [*finished, *(history or [])][:KEPT]
+        kept = [*finished, *(history or [])][:MAX_HISTORY]
         status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
         if unknown := model.unknown_words(prompt, normalise):
             status += " ⚠️ " + say("unknown", words=", ".join(unknown))
@@ -106,7 +106,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 status = gr.Markdown(elem_classes="status")
             earlier = parts.gallery(say("history"), columns=8, height=160, elem_classes="history")
         with gr.Column(scale=3, min_width=300):
-            n = parts.slider(say, GenerateOptions, "n", IMAGES)
+            n = parts.slider(say, GenerateOptions, "n", DEFAULT_IMAGES)
             dice, seed = parts.seed_inputs(say)
             with gr.Accordion(say("boxes"), open=False):
                 boxes = Boxes(say)

@@ -1,4 +1,4 @@
-"""Edit: an image changed as words ask, with what was and what is under one slider."""
+"""The tab "Edit": an image and an instruction; the source and the result under one slider."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,16 +22,16 @@ def editor(model: CM3, say: Say) -> Any:
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[list[Any]]:
-        """Change an image as the instruction asks.
+        """Edit an image.
 
         Args:
-            image: to be changed.
+            image: the image.
             instruction: what to change, in English or Arabic.
-            image_guidance: how much stays as it is.
+            image_guidance: how much of the image is kept.
             text_guidance: how much the instruction counts.
-            temperature: 0 = the likeliest.
-            dice: whether a new seed is drawn.
-            seed: the one that counts if not.
+            temperature: 0 = always the likeliest token.
+            dice: whether to use a random seed.
+            seed: the seed without `dice`.
         """
         source = parts.chosen(say, image)
         parts.checked_text(say, instruction, "no_instruction")
@@ -64,7 +64,7 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 height=parts.HEIGHT,
                 elem_classes="whole-image",
             )
-            result = gr.Image(visible="hidden", type="pil", format="png")  # what other tabs take
+            result = gr.Image(visible="hidden", type="pil", format="png")  # for the other tabs
     instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
     with gr.Row():
         stop = parts.stop_button(say)

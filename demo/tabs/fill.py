@@ -1,4 +1,4 @@
-"""Fill in: what was painted over is drawn anew."""
+"""The tab "Fill in": inpainting of what is painted over."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from demo.uploads import PaintedImage
 from demo.words import Say
 
 
-def taken_apart(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
+def image_and_mask(say: Say, painting: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:
     """The image below the paint, and a mask: white where there is paint."""
     if not painting or painting["background"] is None:
         parts.mistake(say, "no_image")
@@ -35,17 +35,17 @@ def filler(model: CM3, say: Say) -> Any:
         dice: bool = True,
         seed: float = 0,
     ) -> Iterator[list[Any]]:
-        """Draw what was painted over anew.
+        """Inpaint the part that is painted over.
 
         Args:
             painting: the image as background, and layers of paint.
-            words: what the image shows; may be empty.
-            guidance: how much the words count; 1 = off.
-            temperature: 0 = the likeliest.
-            dice: whether a new seed is drawn.
-            seed: the one that counts if not.
+            words: what the image shows, or "".
+            guidance: guidance scale; 1 = off.
+            temperature: 0 = always the likeliest token.
+            dice: whether to use a random seed.
+            seed: the seed without `dice`.
         """
-        image, mask = taken_apart(say, painting)
+        image, mask = image_and_mask(say, painting)
         words = parts.checked_text(say, words)
         seed, clock, filled = parts.seed_of(dice, seed), parts.Clock(), None
         with parts.friendly(say):

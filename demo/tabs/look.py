@@ -1,4 +1,4 @@
-"""Look inside: the codes that stand for an image, and how likely the model finds each token of words and image."""
+"""The tab "Look inside": the codes of an image, and the probability of each token of text and image."""
 
 import html
 import math
@@ -13,21 +13,21 @@ from demo import parts
 from demo.words import Say
 
 
-def cell(label: str, log_prob: float, way: str = "td") -> str:
-    """A token on its colour: white = the model was sure of it, dark = it was surprised."""
-    surprise = min(1.0, -log_prob / 12)
-    style = f"background: rgb({255 - int(200 * surprise)}, {255 - int(150 * surprise)}, 255); color: black"
+def coloured(label: str, log_prob: float, way: str = "td") -> str:
+    """A table cell or span with a token, coloured by its probability: white for 1, dark for small ones."""
+    darkness = min(1.0, -log_prob / 12)
+    style = f"background: rgb({255 - int(200 * darkness)}, {255 - int(150 * darkness)}, 255); color: black"
     title = f"{math.exp(log_prob):.2%} ({log_prob:.2f} nats)"
     return f'<{way} style="{style}" title="{title}">{html.escape(label)}</{way}>'
 
 
 def looker(model: CM3, say: Say) -> Any:
     def look(image: Image.Image | None, words: str = "") -> tuple[Any, str, str]:
-        """What the model sees of an image, its codes, and how likely it finds each token of the words and the codes.
+        """The image as the model sees it, its codes, and the probability of each token of text and image.
 
         Args:
-            image: what is looked at.
-            words: that stand before it; may be empty.
+            image: the image.
+            words: a text before the image, or "".
         """
         shown = parts.chosen(say, image)
         words = parts.checked_text(say, words)
@@ -38,12 +38,12 @@ def looker(model: CM3, say: Say) -> Any:
         text, codes = [], []
         for id, log_prob in zip(score.ids.tolist(), score.log_probs.tolist(), strict=True):
             if vocab.is_text(id):
-                text.append(cell(model.text_tokenizer.decode([id - vocab.first_text]), log_prob, "span"))
+                text.append(coloured(model.text_tokenizer.decode([id - vocab.first_text]), log_prob, "span"))
             elif vocab.is_code(id):
                 codes.append((id - vocab.first_code, log_prob))
         columns = encoded.grid[1]
         rows = [codes[i : i + columns] for i in range(0, len(codes), columns)]
-        table = "".join(f"<tr>{''.join(cell(str(code), log_prob) for code, log_prob in row)}</tr>" for row in rows)
+        table = "".join(f"<tr>{''.join(coloured(str(code), log_prob) for code, log_prob in row)}</tr>" for row in rows)
         seen = model.image_tokenizer.decode(encoded.codes)
         return seen, f'<p class="tokens">{"".join(text)}</p>', f'<table class="codes" dir="ltr">{table}</table>'
 

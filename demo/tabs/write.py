@@ -1,4 +1,4 @@
-"""Document: text and images in one stream, filled in where it has gaps, else written on."""
+"""The tab "Document": text and images. The model fills in the gaps, or continues without gaps."""
 
 import re
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from demo.words import STARTS, Say
 GAP = re.compile(r"_{3,}")
 
 
-def started(model: CM3, text: str, image: Image.Image | None) -> Document:
-    """The text with its gaps, then the image."""
+def document_of(model: CM3, text: str, image: Image.Image | None) -> Document:
+    """The document of a text with gaps and an image after it."""
     items: list[Item] = []
     for i, words in enumerate(GAP.split(text)):
         items += [*([Mask()] if i else []), *([Text(words)] if words else [])]
@@ -35,11 +35,11 @@ def writer(model: CM3, say: Say) -> Any:
         """Fill in or continue a document of text and images.
 
         Args:
-            text: its start; ___ where words are to be filled in.
-            image: that stands behind the text, or none.
-            temperature: 0 = the likeliest.
-            dice: whether a new seed is drawn.
-            seed: the one that counts if not.
+            text: its beginning, with ___ where text is to be filled in.
+            image: an image after the text, or none.
+            temperature: 0 = always the likeliest token.
+            dice: whether to use a random seed.
+            seed: the seed without `dice`.
         """
         text = parts.checked_text(say, text)
         if not text.strip() and image is None:
@@ -48,7 +48,7 @@ def writer(model: CM3, say: Say) -> Any:
         before: list[str | Image.Image] = [*([text] if text.strip() else []), *([image] if image else [])]
         written: dict[int, str | Image.Image] = {}
         with parts.friendly(say):
-            document = started(model, text, image)
+            document = document_of(model, text, image)
             options = CompleteOptions(temperature=temperature, seed=seed)
             for index, content in parts.timed(model.stream(model.jobs.complete(document, options))):
                 so_far = written.get(index, "")

@@ -200,7 +200,7 @@ def test_boxes_are_drawn_with_the_mouse(reader: Visitor):
 
 def test_a_word_that_is_not_known_is_named(reader: Visitor):
     reader.send(".draw-words", "zzzz")
-    expect(reader.find(".status").first).to_contain_text("never read: zzzz", timeout=WAIT)
+    expect(reader.find(".status").first).to_contain_text("was not trained on: zzzz", timeout=WAIT)
 
 
 def test_a_mistake_is_a_toast(visitor: Visitor):
@@ -219,14 +219,14 @@ def test_stop_stops_the_work(reader: Visitor, model: CM3, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(model.engine), "step", slowly)
     reader.send(".draw-words")
     expect(reader.find(".preview img").first).to_be_visible(timeout=WAIT)
-    assert model.engine.rows
+    assert model.engine.active
     reader.find("button").filter(has_text=reader.say("stop")).first.click()
     expect(reader.find(".status").first).to_contain_text("Stopped", timeout=WAIT)
     for _ in range(50):
-        if not model.engine.rows:
+        if not model.engine.active:
             break
         time.sleep(0.2)
-    assert not model.engine.rows
+    assert not model.engine.active
     monkeypatch.undo()
     reader.send(".draw-words")
     expect(reader.find(".drawings img")).to_have_count(4, timeout=WAIT)

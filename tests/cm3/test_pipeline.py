@@ -424,8 +424,8 @@ def test_infill_is_the_same_alone_in_a_batch_and_streamed(tiny: CM3, images: lis
 
 
 def test_an_infill_without_words_has_no_second_lane(tiny: CM3, images: list[PIL_Image.Image]):
-    for words, lanes in ((None, 0), (" ", 0), ("a cat", 1)):
-        assert [len(one.extra_prompts) for one in tiny.jobs.infill(images[0], HOLE_MASK, words).requests] == [lanes]
+    for words, sequences in ((None, 0), (" ", 0), ("a cat", 1)):
+        assert [len(one.extra_prompts) for one in tiny.jobs.infill(images[0], HOLE_MASK, words).requests] == [sequences]
     assert bytes_of(tiny.infill(images[0], HOLE_MASK)) == bytes_of(tiny.infill(images[0], HOLE_MASK, guidance=9.0))
 
 
@@ -487,8 +487,8 @@ def test_image_and_mask_of_infill_are_turned_upright(tiny: CM3, images: list[PIL
 def test_an_edit_is_guided_by_the_image_and_by_nothing(tiny: CM3, images: list[PIL_Image.Image]):
     [one] = tiny.jobs.edit(images[0], "make it blue", EditOptions(image_guidance=1.5, text_guidance=4.0)).requests
     codes = tiny.vocab.code_to_id(tiny.image_tokenizer.encode(images[0]).flatten().tolist())
-    lanes = [[id for id in lane if tiny.vocab.is_code(id)] for lane in (one.prompt, *one.extra_prompts)]
-    assert lanes == [codes, codes, []]
+    sequences = [[id for id in sequence if tiny.vocab.is_code(id)] for sequence in (one.prompt, *one.extra_prompts)]
+    assert sequences == [codes, codes, []]
     assert prompts_of(tiny, [one]) == ["Edit: make it blue"]
     edits = [
         tiny.edit(images[0], "make it blue", image_guidance=one, text_guidance=other)

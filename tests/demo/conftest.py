@@ -1,5 +1,6 @@
 """What the tests of the page share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from PIL import Image
 
 from cm3 import CM3
 from demo.page import build
+from demo.stubs import remove_generated_stubs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_stubs() -> Iterator[None]:
+    yield
+    remove_generated_stubs()
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from cm3.tasks.known_words import KnownWords
 from cm3.tokens.document import Document, Text
 from demo import parts
 from demo.boxes import MAX_BOXES, Boxes
-from demo.page import build, clicked, example_images, handed_over
-from demo.tabs.write import started
+from demo.page import build, clicked, example_images, hand_over
+from demo.tabs.write import document_of
 from demo.words import INSTRUCTIONS, PROMPTS, QUESTIONS, STARTS, WORDS, Say
 
 BLANK = Image.new("RGBA", (20, 20))
@@ -120,8 +120,8 @@ def test_a_word_that_the_model_never_read_is_named(tiny: CM3):
     page = build(model)
     draw = next(one.fn for one in page.fns.values() if one.api_name == "draw")
     assert draw is not None
-    assert "never read: zzzz" in last(draw("a red zzzz", 1))[2]
-    assert "never read" not in last(draw("a red apple", 1))[2]
+    assert "was not trained on: zzzz" in last(draw("a red zzzz", 1))[2]
+    assert "was not trained on" not in last(draw("a red apple", 1))[2]
 
 
 def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
@@ -130,9 +130,9 @@ def test_words_are_put_as_the_model_reads_them_or_left(tiny: CM3):
     draw = next(one.fn for one in build(model).fns.values() if one.api_name == "draw")
     assert draw is not None
     drawn = last(draw("MICE!", 1, dice=False, seed=7))
-    assert data(drawn[3]) == data(tiny.generate("a mouse", seed=7)) and "never read: a" in drawn[2]
+    assert data(drawn[3]) == data(tiny.generate("a mouse", seed=7)) and "was not trained on: a" in drawn[2]
     drawn = last(draw("MICE!", 1, dice=False, seed=7, normalise=False))
-    assert data(drawn[3]) == data(tiny.generate("MICE!", seed=7)) and "never read: mice" in drawn[2]
+    assert data(drawn[3]) == data(tiny.generate("MICE!", seed=7)) and "was not trained on: mice" in drawn[2]
 
 
 def test_edit_and_fill_do_what_the_pipeline_does(
@@ -178,7 +178,7 @@ def test_ask_keeps_the_conversation(handlers: dict[str, Callable], tiny: CM3, im
 
 
 def test_a_document_is_gone_on_with(handlers: dict[str, Callable], tiny: CM3, image: Image.Image):
-    assert started(tiny, "a ___ apple", None).to_json() == [{"text": "a "}, {"mask": True}, {"text": " apple"}]
+    assert document_of(tiny, "a ___ apple", None).to_json() == [{"text": "a "}, {"mask": True}, {"text": " apple"}]
     written = list(handlers["write"]("a <b> cat", image, 1, False, 7))
     assert all(seed == 7 for *_, seed in written)
     assert "a &lt;b&gt; cat" in written[-1][0]
@@ -204,8 +204,8 @@ def test_a_clicked_drawing_goes_to_the_other_tabs(uploads: Path):
     path = str(uploads / "a.png")
     Image.new("RGB", (4, 4)).save(path)
     assert clicked(SimpleNamespace(value={"image": {"path": path}})) == (path,) * 6  # pyright: ignore
-    assert handed_over("a.png") == ("a.png", None)
-    assert handed_over(None) == gr.skip()
+    assert hand_over("a.png") == ("a.png", None)
+    assert hand_over(None) == gr.skip()
 
 
 @pytest.mark.parametrize("value", [{"image": {"path": "/etc/hostname"}}, {"image": {"path": None}}, {}, None, "a.png"])
@@ -267,15 +267,15 @@ def test_work_that_takes_too_long_is_stopped(handlers: dict[str, Callable], tiny
     monkeypatch.setattr(parts, "MAX_SECONDS", -1.0)
     with pytest.raises(gr.Error, match="longer than"):
         list(handlers["draw"]("a cat", 1))
-    assert not tiny.engine.rows
+    assert not tiny.engine.active
 
 
 def test_who_stops_reading_stops_the_work(handlers: dict[str, Callable], tiny: CM3):
     drawing = handlers["draw"]("a cat", 4)
     next(drawing)
-    assert tiny.engine.rows
+    assert tiny.engine.active
     drawing.close()
-    assert not tiny.engine.rows
+    assert not tiny.engine.active
 
 
 @pytest.mark.parametrize("payload", ["", None, "[]"])

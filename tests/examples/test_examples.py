@@ -41,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_draw(tmp_path: Path):
-    assert "it sees: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
+    assert "caption: " in run("draw.py", "a red apple", "--out", str(tmp_path / "apple.png"))
     assert Image.open(tmp_path / "apple.png").size == (256, 256)
 
 
@@ -51,7 +51,7 @@ def test_a_folder_is_captioned_and_asked_and_texts_that_are_there_stay(images: P
     shutil.copy(folder / "1.png", folder / "1.webp")
     (folder / "0.txt").write_text("mine\n")
     out = run("caption_folder.py", str(folder))
-    assert out.count("left out, 0.txt is there") == 1 and out.count("left out, 1.txt is there") == 1
+    assert out.count("skipped, 0.txt exists") == 1 and out.count("skipped, 1.txt exists") == 1
     captions = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
     assert captions.pop("0.txt") == "mine\n" and set(captions) == {"1.txt", "2.txt"}
     assert all(text.strip() for text in captions.values())

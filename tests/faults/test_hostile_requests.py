@@ -15,8 +15,9 @@ import pytest
 
 from attempts import answer
 from cm3 import CM3
-from cm3.serving.admission import Limits, give_memory_back
+from cm3.serving.admission import Limits
 from cm3.serving.app import make_app
+from cm3.serving.memory import return_freed_memory
 from damage import bombs, flipped, images, judged, outcomes, resident, strangers
 
 pytestmark = pytest.mark.faults
@@ -157,7 +158,7 @@ def request(rng: random.Random, files: Files) -> tuple[str, dict[str, Any]]:
 
 
 def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
-    give_memory_back()  # as cm3 serve does
+    return_freed_memory()  # as cm3 serve does
     model = CM3.from_pretrained(folder, device="cpu")
     app = make_app(model, "tiny", Limits(body=2_000_000, seconds=20), api_keys=[KEY])
     kinds = (images(0), strangers(random.Random(0)), bombs())
@@ -188,8 +189,8 @@ def hostile(folder: Path, cases: int, seed: int) -> dict[str, Any]:
             return path, "unnamed", told[:300]
         if leaked := [word for word in HIDDEN if word in told or any(word in line for line in logged)]:
             return path, "missed", f"{leaked}: {told[:300]} {logged}"
-        if model.engine.rows or app.state.service.desk.taken:
-            return path, "hang", f"rows {list(model.engine.rows)}, places {app.state.service.desk.taken}"
+        if model.engine.active or app.state.server.admission.admitted:
+            return path, "hang", f"rows {list(model.engine.active)}, places {app.state.server.admission.admitted}"
         return path, "harmless" if got.status_code == 200 else "refused", str(got.status_code)
 
     outcomes(min(cases, 500), seed + 1, one)  # what is loaded once is no leak

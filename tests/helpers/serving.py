@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from cm3.serving.admission import Desk
+from cm3.serving.admission import Admission
 from cm3.serving.connection import settings
 
 KEY = "a-key-of-the-test"
@@ -22,8 +22,8 @@ class Live:
     """uvicorn with the application, in a thread."""
 
     def __init__(self, app: FastAPI) -> None:
-        self.desk: Desk = app.state.service.desk
-        options = settings(app, self.desk.limits)
+        self.admission: Admission = app.state.server.admission
+        options = settings(app, self.admission.limits)
         self.server = uvicorn.Server(uvicorn.Config(**options, port=0, log_level="error"))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Span
-from cm3.tokens.encoding import before_last, grid_behind, hidden, image_spans, in_turns, join, parts
+from cm3.tokens.encoding import before_last, hidden, image_spans, in_turns, join, last_grid, parts
 from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.tokens.vocab import MAX_MASKS, Vocab
 
@@ -220,7 +220,7 @@ def training_sequence(
     rotated, counted = rotate(ids, spans, vocab)
     copied: list[int] = []
     if form == Form.INPAINTING:
-        holes = sample_holes(grid_behind(rotated, vocab) or grid, generator).flatten().tolist()
+        holes = sample_holes(last_grid(rotated, vocab) or grid, generator).flatten().tolist()
         rotated, counted, copied = _with_masked_image(rotated, counted, holes, vocab)
     row = np.array(rotated)
     kinds = _target_kinds(row, np.array(counted) > 0, in_place, objective.first_codes, vocab)

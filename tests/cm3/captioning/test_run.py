@@ -17,8 +17,8 @@ from PIL import Image
 
 from cm3 import CM3
 from cm3.captioning import sinks as caption_sinks
-from cm3.captioning.run import Asks, caption_files, find
-from cm3.captioning.sinks import Beside, Nowhere, Told
+from cm3.captioning.run import Tasks, caption_files, find
+from cm3.captioning.sinks import NoSink, Result, TextFiles
 from cm3.captioning.tables import ParquetTable, Table, open_table
 from cm3.cli import main as cli
 
@@ -206,14 +206,14 @@ def test_a_mistake_is_one_line_and_nothing_is_touched(cm3, args: list[str], mess
     assert Path("in/others.csv").read_text() == "a,b\n1,2\n"
 
 
-class Stopped(Nowhere):
-    def __init__(self, inner: Beside | Table | ParquetTable, after: int) -> None:
+class Stopped(NoSink):
+    def __init__(self, inner: TextFiles | Table | ParquetTable, after: int) -> None:
         self.inner, self.left = inner, after
 
     def has(self, path: Path) -> bool:
         return self.inner.has(path)
 
-    def add(self, told: Told) -> None:
+    def add(self, told: Result) -> None:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
@@ -227,8 +227,8 @@ class Stopped(Nowhere):
 def test_ctrl_c_loses_nothing(cm3, tiny: CM3, kind: str, monkeypatch: pytest.MonkeyPatch):
     made: list[Stopped] = []
 
-    def sink_of(asks: Asks, *_: Any) -> Stopped:
-        inner = Beside(".txt", "skip") if kind == ".txt" else open_table(Path(f"a{kind}"), asks.columns, "skip")
+    def sink_of(asks: Tasks, *_: Any) -> Stopped:
+        inner = TextFiles(".txt", "skip") if kind == ".txt" else open_table(Path(f"a{kind}"), asks.columns, "skip")
         made.append(Stopped(inner, 3))
         return made[-1]
 
@@ -249,7 +249,7 @@ def test_images_are_opened_a_batch_ahead_and_no_more(tiny: CM3, cm3, monkeypatch
             taken.append(Path("in/red.png"))
             yield taken[-1]
 
-    run = caption_files(tiny, endless(), Nowhere(), Asks(), batch=4)
+    run = caption_files(tiny, endless(), NoSink(), Tasks(), batch=4)
     first = [next(run) for _ in range(4)]
     assert len({told.texts["text"] for told in first}) == 1 and len(taken) == 8
     next(run)
@@ -372,7 +372,7 @@ def test_a_full_disk_ends_the_run_in_one_line(cm3, monkeypatch: pytest.MonkeyPat
     assert (code, out, tried) == (2, "", ["00.txt", "01.txt", "02.txt"])
     assert err.splitlines()[-1] == (
         "cm3: in/02.png: its text cannot be written (No space left on device), nor could the 2 before it: the run "
-        "stops; make room, and the same command goes on"
+        "stops; make room, and run the same command again"
     )
 
 

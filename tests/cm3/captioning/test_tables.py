@@ -19,15 +19,15 @@ import pyarrow.parquet
 import pytest
 
 from cm3.captioning import tables as caption_tables
-from cm3.captioning.sinks import Existing, Told
+from cm3.captioning.sinks import Existing, Result
 from cm3.captioning.tables import TABLES, Table, open_table
 from cm3.files import whole
 
 ROWS = {"a.png": 'a "red" apple, cut', "b, c.png": "تفاحة", "d\ne.png": "a cat", "f.png": "the last"}
 
 
-def told(folder: Path, name: str) -> Told:
-    return Told(folder / name, {"text": ROWS[name]})
+def told(folder: Path, name: str) -> Result:
+    return Result(folder / name, {"text": ROWS[name]})
 
 
 def written(path: Path, names: list[str], existing: Existing = "skip") -> Path:
@@ -125,10 +125,10 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cm3.captioning.sinks import Told
+from cm3.captioning.sinks import Result
 from cm3.captioning.tables import open_table
 sink = open_table(Path(sys.argv[1]), ["text"], "skip")
-sink.add(Told(Path(sys.argv[1]).parent / "b, c.png", {"text": "تفاحة"}))
+sink.add(Result(Path(sys.argv[1]).parent / "b, c.png", {"text": "تفاحة"}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -176,7 +176,7 @@ def test_a_stop_between_the_parquet_file_and_the_end_tells_nothing_twice(
 def test_a_parquet_file_that_cannot_be_written_says_where_its_rows_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(caption_tables, "whole", lambda path: (full if path.suffix == ".parquet" else whole)(path))
-        with pytest.raises(OSError, match=r"cannot be written .*its rows stand in .*\.t\.parquet\.unfinished\.jsonl"):
+        with pytest.raises(OSError, match=r"cannot be written .*its rows are in .*\.t\.parquet\.unfinished\.jsonl"):
             written(tmp_path / "t.parquet", list(ROWS))
     assert rows(written(tmp_path / "t.parquet", [])) == ROWS
 
@@ -210,7 +210,7 @@ def test_memory_holds_no_texts(tmp_path: Path, kind: str):
         sink = open_table(path, ["text"], "skip")
         tracemalloc.start()
         for i in range(500):
-            sink.add(Told(tmp_path / f"{number}-{i}.png", {"text": f"{i} {text}"}))
+            sink.add(Result(tmp_path / f"{number}-{i}.png", {"text": f"{i} {text}"}))
         held, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert held < 500_000  # the texts are 6 MB

@@ -152,7 +152,7 @@ def test_greedy_follows_the_models_own_argmax(model: CM3ForCausalLM):
         ids.append(code)
 
 
-def test_a_guide_that_is_off_needs_no_further_lane_and_changes_nothing(model: CM3ForCausalLM):
+def test_a_guide_that_is_off_needs_no_extra_sequence_and_changes_nothing(model: CM3ForCausalLM):
     plain = Request([1, T, 2, 3], "image", seed=4)
     off = [
         Request([1, T, 2, 3], "image", seed=4, guide=guide, extra_prompts=extra_prompts)
@@ -172,7 +172,7 @@ def test_a_guide_that_is_off_needs_no_further_lane_and_changes_nothing(model: CM
 @settings(max_examples=6)
 @given(st.data())
 def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCausalLM, data: st.DataObject):
-    """Rows of 1, 2 and 3 lanes on another grid, with any codes given."""
+    """Rows of 1, 2 and 3 sequences on another grid, with any codes given."""
     codes = st.none() | st.lists(st.none() | st.integers(C, len(VOCAB) - 1), min_size=9, max_size=9)
     ways: list[dict[str, Any]] = [
         {},
@@ -202,19 +202,19 @@ def test_any_batch_gives_each_row_what_the_naive_generator_does(model: CM3ForCau
 
 
 def by_hand(model: CM3ForCausalLM, request: Request, formula) -> list[int]:
-    """Greedy codes: each lane whole through the model, put together by a formula in NumPy."""
-    lanes = [list(ids) for ids in (request.prompt, *request.extra_prompts)]
+    """Greedy codes: each sequence whole through the model, put together by a formula in NumPy."""
+    sequences = [list(ids) for ids in (request.prompt, *request.extra_prompts)]
     for cell, fixed in enumerate(request.given or [None] * 4):
         if fixed is None:
             with torch.inference_mode():
-                logits = [model(torch.tensor([ids])).logits[0, -1, C:].double().numpy() for ids in lanes]
+                logits = [model(torch.tensor([ids])).logits[0, -1, C:].double().numpy() for ids in sequences]
             scores = formula(*logits)
             if request.expected:
                 scores[request.expected[cell] - C] += request.logit_bias
             fixed = C + int(np.argmax(scores))
-        for ids in lanes:
+        for ids in sequences:
             ids.append(fixed)
-    return lanes[0][-4:]
+    return sequences[0][-4:]
 
 
 def contrast(cond: np.ndarray, uncond: np.ndarray) -> np.ndarray:
@@ -321,7 +321,7 @@ def test_given_codes_are_read_together_and_never_drawn(model: CM3ForCausalLM, mo
 
 
 def shapes(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Of each call of the model: lanes and ids."""
+    """Of each call of the model: sequences and ids."""
     calls, forward = [], model.model.forward
 
     def counted(**kwargs: Any):
@@ -352,8 +352,8 @@ def test_a_finished_row_beside_longer_ones_does_not_pass_the_last_position(model
     assert new == [generate(model, VOCAB, [request], (4, 4))[0] for request in requests]
 
 
-def test_what_leads_to_the_image_in_a_further_prompt_counts_as_its_length(model: CM3ForCausalLM):
-    """128 ids hold a further prompt of 121, its <break> <image>, and five of the image."""
+def test_what_leads_to_the_image_in_an_extra_prompt_counts_as_its_length(model: CM3ForCausalLM):
+    """128 ids hold an extra prompt of 121, its <break> <image>, and five of the image."""
     fits, over = (
         Request([1, T, 2, 3], "image", guide=ClassifierFree(2.0), extra_prompts=[[1] + [T] * words])
         for words in (120, 121)
@@ -388,12 +388,12 @@ def test_a_prompt_without_room_names_the_limit(model: CM3ForCausalLM, request_: 
     [
         (dict(max_new_tokens=0), "max_new_tokens"),
         (dict(prompt=[]), "no ids"),
-        (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 further prompts, but got 0"),
+        (dict(guide=ClassifierFree(2.0)), "ClassifierFree.* needs 1 extra prompts, but got 0"),
         (dict(guide=ContrastiveTopK(2, 0.5), extra_prompts=[[1], [1]]), "needs 1 .* got 2"),
         (dict(guide=ThreeWay(2.0, 2.0), extra_prompts=[[1]]), "needs 2 .* got 1"),
         (dict(guide=ThreeWay(1.0, 1.0), extra_prompts=[[1]]), "needs 2 .* got 1"),
         (dict(extra_prompts=[[1]]), "no guide needs 0"),
-        (dict(guide=ClassifierFree(2.0), extra_prompts=[[]]), "further prompt has no ids"),
+        (dict(guide=ClassifierFree(2.0), extra_prompts=[[]]), "extra prompt has no ids"),
     ],
 )
 def test_a_mistake_in_a_request_is_named(options: dict, message: str):

@@ -54,7 +54,7 @@ def finish(engine: Engine) -> dict[int, list[int]]:
 
 
 def check_idle(engine: Engine) -> None:
-    assert not engine.rows and not engine.running and not engine.waiting and engine.cache is None
+    assert not engine.active and not engine.running and not engine.waiting and engine.cache is None
 
 
 @settings(max_examples=25)
@@ -62,7 +62,7 @@ def check_idle(engine: Engine) -> None:
 def test_whenever_requests_come_and_go_each_gets_its_own(
     model: CM3ForCausalLM, expected: list[list[int]], data: st.DataObject
 ):
-    engine = Engine(model, VOCAB, GRID, max_lanes=data.draw(st.integers(3, 9)))
+    engine = Engine(model, VOCAB, GRID, max_sequences=data.draw(st.integers(3, 9)))
     kinds: dict[int, int] = {}  # which of REQUESTS each number is
     new: dict[int, list[int]] = {}
     cancelled: set[int] = set()
@@ -79,8 +79,8 @@ def test_whenever_requests_come_and_go_each_gets_its_own(
             engine.cancel(number)
             cancelled.add(number)
             del kinds[number]
-        assert sum(len(row.lanes) for row in engine.running) <= engine.max_lanes
-        assert [lane for row in engine.running for lane in row.lanes] == list(
+        assert sum(len(row.sequences) for row in engine.running) <= engine.max_sequences
+        assert [sequence for row in engine.running for sequence in row.sequences] == list(
             range(sum(len(row.prompts) for row in engine.running))
         )
     for number, ids in finish(engine).items():
@@ -91,10 +91,10 @@ def test_whenever_requests_come_and_go_each_gets_its_own(
 
 
 def test_more_requests_than_lanes_wait_their_turn(model: CM3ForCausalLM, expected: list[list[int]]):
-    engine = Engine(model, VOCAB, GRID, max_lanes=4)
+    engine = Engine(model, VOCAB, GRID, max_sequences=4)
     assert engine.generate(REQUESTS * 3) == expected * 3
-    with pytest.raises(ValueError, match="a request of 3 lanes, but the engine has 2"):
-        Engine(model, VOCAB, GRID, max_lanes=2).submit(REQUESTS[5])
+    with pytest.raises(ValueError, match="a request of 3 sequences, but the engine's batch has 2"):
+        Engine(model, VOCAB, GRID, max_sequences=2).submit(REQUESTS[5])
 
 
 def test_a_prefill_is_of_bounded_size(
@@ -118,7 +118,7 @@ def test_a_prefill_is_of_bounded_size(
 def test_attention_that_takes_no_mask_of_its_own_reads_id_by_id(
     model: CM3ForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine_module, "ANY_MASK", ())  # as with flash attention: a mask of lanes and slots
+    monkeypatch.setattr(engine_module, "ANY_MASK", ())  # as with flash attention: a mask of sequences and length
     assert Engine(model, VOCAB, GRID).generate(REQUESTS) == expected
     eager = build()
     eager.set_attn_implementation("eager")
@@ -150,13 +150,13 @@ def test_equal_prompts_are_read_once(model: CM3ForCausalLM, monkeypatch: pytest.
 
 
 def test_where_only_codes_come_the_head_gives_only_codes(model: CM3ForCausalLM, monkeypatch: pytest.MonkeyPatch):
-    sizes, choose = [], engine_module.choose
+    sizes, sample_next = [], engine_module.sample_next
 
     def counted(logits: torch.Tensor, *rest: Any) -> list[int]:
         sizes.append(logits.shape[1])
-        return choose(logits, *rest)
+        return sample_next(logits, *rest)
 
-    monkeypatch.setattr(engine_module, "choose", counted)
+    monkeypatch.setattr(engine_module, "sample_next", counted)
     Engine(model, VOCAB, GRID).generate(REQUESTS[:2])
     assert set(sizes) == {VOCAB.num_codes}
     sizes.clear()
@@ -231,7 +231,7 @@ def test_not_a_number_is_an_error_that_names_the_first_layer(name: str, expected
 def test_a_device_out_of_memory_leaves_the_engine_as_it_was(
     model: CM3ForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ):
-    engine, calls, forward = Engine(model, VOCAB, GRID, max_lanes=4), [], model.model.forward
+    engine, calls, forward = Engine(model, VOCAB, GRID, max_sequences=4), [], model.model.forward
 
     def failing(**kwargs: Any):
         calls.append(1)
@@ -243,7 +243,7 @@ def test_a_device_out_of_memory_leaves_the_engine_as_it_was(
     numbers = [engine.submit(request) for request in REQUESTS]
     new: dict[int, list[int]] = {}
     failures = 0
-    while engine.rows:
+    while engine.active:
         try:
             for number, id in engine.step():
                 new.setdefault(number, []).append(id)
@@ -251,7 +251,7 @@ def test_a_device_out_of_memory_leaves_the_engine_as_it_was(
             failures += 1
     assert failures == 1
     lost = [number for i, number in enumerate(numbers) if new.get(number) != expected[i]]
-    assert len(lost) == 2  # those that ran: four lanes
+    assert len(lost) == 2  # those that ran: four sequences
     check_idle(engine)
 
 
@@ -260,12 +260,12 @@ def test_lanes_wait_for_memory_and_one_that_never_fits_is_told(
 ):
     engine = Engine(model, VOCAB, GRID)
     most: list[int] = []
-    monkeypatch.setattr(engine_module, "lanes_that_fit", lambda *_: 3.5)
+    monkeypatch.setattr(engine_module, "max_sequences_in_memory", lambda *_: 3.5)
     for _ in engine.stream(REQUESTS * 2):
-        most.append(sum(len(row.lanes) for row in engine.running))
+        most.append(sum(len(row.sequences) for row in engine.running))
     assert max(most) == 3
     assert engine.generate(REQUESTS * 2) == expected * 2
-    monkeypatch.setattr(engine_module, "lanes_that_fit", lambda *_: 1.5)
+    monkeypatch.setattr(engine_module, "max_sequences_in_memory", lambda *_: 1.5)
     with pytest.raises(MemoryError, match="keys and values of 32 tokens for 2 prompts take .* MB, which are not free"):
         engine.generate(REQUESTS)
     check_idle(engine)

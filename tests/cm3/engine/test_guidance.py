@@ -26,10 +26,10 @@ GUIDES = [ClassifierFree(3.0, 0.5), ContrastiveTopK(2, 0.37), ThreeWay(1.5, 7.5)
 seeds, sizes, scales = st.integers(0, 10_000), st.integers(1, 40), st.floats(0, 20)
 
 
-def some(seed: int, lanes: int, size: int) -> tuple[Tensor, Tensor]:  # -> [lanes, V], bool [V]
+def some(seed: int, sequences: int, size: int) -> tuple[Tensor, Tensor]:  # -> [sequences, V], bool [V]
     """Logits in steps of 1/8, so that equal ones occur; ids, at least one, that are legal."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randint(-80, 80, (lanes, size), generator=generator) / 8
+    logits = torch.randint(-80, 80, (sequences, size), generator=generator) / 8
     legal = torch.rand(size, generator=generator) < 0.6
     legal[seed % size] = True
     return logits, legal
@@ -71,7 +71,7 @@ def test_linear_guides_are_their_formulas_and_forbid_what_is_not_legal(
     classic = middle + (image if codes else text) * (full - middle)
     both = none + image * (middle - none) + text * (full - middle)
     for guide, formula in ((ClassifierFree(image, text), classic), (ThreeWay(image, text), both)):
-        out = guide(logits[: 1 + guide.further], legal, codes)
+        out = guide(logits[: 1 + guide.num_extra], legal, codes)
         np.testing.assert_allclose(out, np.where(legal, formula, NEVER), rtol=1e-5, atol=1e-4)
 
 
@@ -124,7 +124,7 @@ def test_probabilities_that_underflow_keep_their_order():
 @settings(max_examples=30)
 @given(seeds, sizes, st.booleans())
 def test_what_a_guide_gives_can_be_drawn_from(guide: Guide, seed: int, size: int, codes: bool):
-    logits, legal = some(seed, 1 + guide.further, max(size, 2))
+    logits, legal = some(seed, 1 + guide.num_extra, max(size, 2))
     for scaled in (logits, logits * 1000):
         out = guide(scaled, legal, codes)
         assert not out.isnan().any() and (out < math.inf).all()
@@ -133,12 +133,12 @@ def test_what_a_guide_gives_can_be_drawn_from(guide: Guide, seed: int, size: int
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: type(guide).__name__)
 def test_illegal_ids_change_nothing_of_the_legal_ones(guide: Guide):
-    logits, legal = some(1, 1 + guide.further, 20)
+    logits, legal = some(1, 1 + guide.num_extra, 20)
     assert torch.equal(guide(logits, legal, True), guide(logits + 99 * ~legal, legal, True))
 
 
 def test_a_guide_knows_its_lanes_and_whether_it_is_off():
-    assert [guide.further for guide in GUIDES] == [1, 1, 2]
+    assert [guide.num_extra for guide in GUIDES] == [1, 1, 2]
     assert not any(guide.off for guide in (*GUIDES, ClassifierFree(image=3.0), ClassifierFree(text=3.0)))
     assert ClassifierFree().off and ThreeWay(1.0, 1.0).off
     assert GUIDES[0] == ClassifierFree(3.0, 0.5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3.engine.options import GREEDY, SamplingConfig
-from cm3.engine.sampling import FEW, Uniforms, draw, generator_of, greedy, sample, temperature, top_k, top_p
+from cm3.engine.sampling import NUM_LIKELIEST, Uniforms, draw, generator_of, greedy, sample, temperature, top_k, top_p
 
 NEVER = -math.inf
 
@@ -82,7 +82,7 @@ def test_top_p_keeps_at_least_p_and_no_id_too_many(seed: int, p: float):
 @given(st.integers(0, 1000), st.floats(0.01, 1.0), st.floats(0.1, 9.0), st.booleans())
 def test_top_p_of_many_ids_is_that_of_all_of_them_sorted(seed: int, p: float, width: float, equals: bool):
     p = torch.tensor(p).item()  # in fp32, as the sampler has it: 0.9999999999999999 is 1
-    logits = torch.randn(2, 3 * FEW, generator=torch.Generator().manual_seed(seed)) * width
+    logits = torch.randn(2, 3 * NUM_LIKELIEST, generator=torch.Generator().manual_seed(seed)) * width
     logits = logits.round() if equals else logits
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     sums = logits.double().softmax(-1).gather(-1, order).cumsum(-1)
@@ -152,7 +152,7 @@ def test_a_row_draws_the_same_alone_as_in_any_batch():
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.99), st.floats(0.3, 5.0), st.sampled_from([0.3, 0.8, 1.0]))
 def test_a_row_draws_the_same_beside_one_for_which_all_ids_are_sorted(seed: int, p: float, width: float, heat: float):
-    logits = torch.randn(2, 4 * FEW, generator=torch.Generator().manual_seed(seed)) * width
+    logits = torch.randn(2, 4 * NUM_LIKELIEST, generator=torch.Generator().manual_seed(seed)) * width
     some, all_ids = SamplingConfig(temperature=heat, top_p=p), SamplingConfig()
     alone, beside = seeded(seed), seeded(seed, 0)
     for _ in range(4):

@@ -36,7 +36,7 @@ def engine(model: CM3ForCausalLM) -> Iterator[Engine]:
 
 def wait_until_idle(engine: Engine) -> None:
     for _ in range(6_000):  # a minute
-        if not engine.rows:
+        if not engine.active:
             break
         time.sleep(0.01)
     check_idle(engine)
@@ -63,11 +63,11 @@ def test_its_thread_may_have_more_of_torchs_threads_than_all_others(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("lanes", [3, 192])
+@pytest.mark.parametrize("sequences", [3, 192])
 def test_many_callers_get_what_they_would_get_alone(
-    model: CM3ForCausalLM, expected: list[list[int]], lanes: int, monkeypatch: pytest.MonkeyPatch
+    model: CM3ForCausalLM, expected: list[list[int]], sequences: int, monkeypatch: pytest.MonkeyPatch
 ):
-    engine, steppers = Engine(model, VOCAB, GRID, max_lanes=lanes), set[int]()
+    engine, steppers = Engine(model, VOCAB, GRID, max_sequences=sequences), set[int]()
     advance = engine.advance
 
     def watched() -> None:
@@ -94,7 +94,7 @@ def test_ids_come_as_they_are_written(engine: Engine, expected: list[list[int]])
     assert [id for _, id in stream] == expected[0][1:]
 
 
-def test_who_stops_listening_frees_the_lanes(engine: Engine, expected: list[list[int]]):
+def test_who_stops_listening_frees_the_batch(engine: Engine, expected: list[list[int]]):
     stream = engine.stream(REQUESTS)
     next(stream)
     stream.close()

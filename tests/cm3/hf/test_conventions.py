@@ -368,14 +368,14 @@ def test_what_cannot_be_processed_is_named(processor: Any, multimodal: Any, emoj
         multimodal.generate(torch.tensor([[1, 128]]), generation_mode="audio")
     with pytest.raises(ValueError, match="3 images and 2 texts"):
         processor(text=["a", "b"], images=[image] * 3)
-    with pytest.raises(ValueError, match="taught one message"):
+    with pytest.raises(ValueError, match="trained on one message"):
         processor.apply_chat_template([{"role": "system", "content": "a"}], tokenize=True)
     with pytest.raises(ValueError, match="type 'video'"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], tokenize=True)
     inputs = processor(text="Caption: ", images=image, return_tensors="pt")
     with pytest.raises(ValueError, match="no pixel_values"):
         multimodal(input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match="places for 64 codes, but the images have 128"):
+    with pytest.raises(ValueError, match="placeholders for 64 codes, but the images have 128"):
         multimodal(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
     with pytest.raises(ValueError, match="an image has 64 codes"):
         multimodal.decode_image_tokens(torch.tensor([[1, 128, 2, 3, 4200]]))

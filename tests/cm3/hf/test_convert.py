@@ -147,7 +147,7 @@ def test_every_task_runs(ours: CM3):
     document = Document((Text(WORDS), Image(torch.zeros(32, 32, dtype=torch.long))))
     assert len(ours.score(document).ids) == len(ours.prompts.ids(document, to_ids)) - 1
     assert len(ours.complete(Document((Text("a"),)), seed=1)) >= 1
-    with pytest.raises(ValueError, match="no masks"):
+    with pytest.raises(ValueError, match="without masks"):
         ours.complete(Document((Text("a"), Mask())))
 
 

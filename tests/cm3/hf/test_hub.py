@@ -105,7 +105,7 @@ def test_a_pattern_among_the_checksums_fetches_nothing_more(session: Session):
 
 def test_what_the_hub_does_not_have_is_one_clear_error(session: Session):
     assert session.found[NONE].startswith(f"there is no model '{NONE}': it is neither embedded")
-    assert "the hub does not give it" in session.found[NONE]
+    assert "cannot be fetched from the hub" in session.found[NONE]
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])

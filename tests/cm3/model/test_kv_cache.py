@@ -1,4 +1,4 @@
-"""SlotCache: lanes of unequal length side by side, each as if it were alone."""
+"""KVCache: sequences of unequal length side by side, each as if it were alone."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3.model.kv_cache import SlotCache
+from cm3.model.kv_cache import KVCache
 from cm3.model.transformer import CM3ForCausalLM
 from tests.helpers.models import build
 
@@ -21,18 +21,18 @@ def model() -> CM3ForCausalLM:
     return build()
 
 
-def read(model: CM3ForCausalLM, cache: SlotCache, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+def read(model: CM3ForCausalLM, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
     return model(ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True).logits
 
 
-def prefill(model: CM3ForCausalLM, cache: SlotCache, lanes: Sequence[int], rows: list[list[int]]) -> Tensor:
+def prefill(model: CM3ForCausalLM, cache: KVCache, sequences: Sequence[int], rows: list[list[int]]) -> Tensor:
     longest = max(map(len, rows))
-    cache.prefill(torch.tensor(lanes), longest)
+    cache.prefill(torch.tensor(sequences), longest)
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     return read(model, cache, ids, torch.arange(longest)[None], None)
 
 
-def decode(model: CM3ForCausalLM, cache: SlotCache, lengths: Sequence[int], rows: list[list[int]]) -> Tensor:
+def decode(model: CM3ForCausalLM, cache: KVCache, lengths: Sequence[int], rows: list[list[int]]) -> Tensor:
     count = len(rows[0])
     positions = torch.tensor(lengths)[:, None] + torch.arange(count)
     seen = max(lengths) + count
@@ -50,9 +50,9 @@ def random_rows(lengths: Sequence[int], seed: int) -> list[list[int]]:
 @settings(max_examples=20)
 @given(LENGTHS, st.integers(1, 3), st.integers(0, 99))
 def test_each_lane_is_as_if_it_were_alone(model: CM3ForCausalLM, lengths: list[tuple[int, int]], count: int, seed: int):
-    """Prompts of any lengths, then as many ids in each lane, twice."""
+    """Prompts of any lengths, then as many ids in each sequence, twice."""
     begun = random_rows([length for length, _ in lengths], seed)
-    cache = SlotCache(model.config, len(begun), 16)
+    cache = KVCache(model.config, len(begun), 16)
     got = [prefill(model, cache, range(len(begun)), begun)]
     rows = [list(row) for row in begun]
     for step in range(2):
@@ -69,7 +69,7 @@ def test_each_lane_is_as_if_it_were_alone(model: CM3ForCausalLM, lengths: list[t
 @torch.inference_mode()
 def test_lanes_join_move_and_grow(model: CM3ForCausalLM):
     first, second, third = random_rows([5, 3, 7], 1)
-    cache = SlotCache(model.config, 2, 8)
+    cache = KVCache(model.config, 2, 8)
     prefill(model, cache, [0, 1], [first, second])
     cache.resize(3, 16)
     prefill(model, cache, [2], [third])
@@ -86,10 +86,10 @@ def test_lanes_join_move_and_grow(model: CM3ForCausalLM):
 @torch.inference_mode()
 def test_what_lies_behind_a_lane_counts_for_nothing(model: CM3ForCausalLM):
     rows = random_rows([4, 9], 2)
-    cache = SlotCache(model.config, 2, 16)
+    cache = KVCache(model.config, 2, 16)
     prefill(model, cache, [0, 1], rows)
     other = copy.deepcopy(cache)
-    for layer in other.slot_layers:
+    for layer in other.kv_layers:
         assert layer.keys is not None and layer.values is not None
         layer.keys[0, :, 5:], layer.values[0, :, 5:] = 1e4, 1e4
     assert torch.equal(decode(model, cache, [4, 9], [[70], [71]]), decode(model, other, [4, 9], [[70], [71]]))
@@ -101,7 +101,7 @@ def test_a_mask_for_each_lane_works_with_either_attention(model: CM3ForCausalLM,
     rows = random_rows([4, 9], 3)
     other = copy.deepcopy(model)
     other.set_attn_implementation(implementation)
-    cache = SlotCache(model.config, 2, 16)
+    cache = KVCache(model.config, 2, 16)
     prefill(other, cache, [0, 1], rows)
     positions = torch.tensor([[4], [9]])
     cache.decode(positions, 10)

@@ -75,12 +75,12 @@ def test_places_count_in_texts_and_in_images(scorer: Scorer, codes: torch.Tensor
 def test_merged_cells_hold_neighbours():
     config = replace(CONFIG_TINY, merge=2)
     scorer, base = made(config), torch.zeros(1, 4, 6, dtype=torch.long)
-    before = scorer.cells(base)
+    before = scorer.patches(base)
     assert before.shape == (1, 6, 16)
     for row, column, cell in ((0, 0, 0), (1, 3, 1), (2, 5, 5), (3, 0, 3)):
         changed = base.clone()
         changed[0, row, column] = 1
-        moved = (scorer.cells(changed) - before).abs().sum(-1)[0] > 0
+        moved = (scorer.patches(changed) - before).abs().sum(-1)[0] > 0
         assert moved.nonzero().flatten().tolist() == [cell]
 
 
@@ -151,5 +151,5 @@ def test_folders_that_hold_no_scorer_are_refused(scorer: Scorer, tmp_path: Path)
     scorer.save_pretrained(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     save_file(weights | {"places": weights["places"].fill_(torch.nan)}, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match="places holds what is no number"):
+    with pytest.raises(ValueError, match="places has values that are not finite"):
         Scorer.from_pretrained(tmp_path)

@@ -56,7 +56,7 @@ def test_a_position_does_not_see_what_follows(model: CM3ForCausalLM):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 24), (2, 24), (8, 24), (9, 24), (1, 1, 24), (2, 3, 24), (0, 24), (24,)])
 def test_few_rows_are_multiplied_as_many_are(shape: tuple[int, ...], dtype: torch.dtype, few: int, monkeypatch):
-    monkeypatch.setattr(linear, "FEW", few)
+    monkeypatch.setattr(linear, "TRANSPOSED_ROWS", few)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*size, generator=generator).to(dtype) for size in (shape, (40, 24)))
     out = project(x, weight)
@@ -78,7 +78,7 @@ class Quantised(torch.Tensor):
 
 @torch.inference_mode()
 def test_a_quantised_weight_is_used_as_it_wants(monkeypatch):
-    monkeypatch.setattr(linear, "FEW", 8)
+    monkeypatch.setattr(linear, "TRANSPOSED_ROWS", 8)
     x, weight = torch.randn(2, 24), torch.randn(40, 24)
     quantised = weight.as_subclass(Quantised)
     with pytest.raises(NotImplementedError):
@@ -92,7 +92,7 @@ def test_the_maker_of_the_processor_decides(facts: str | None, few: int, tmp_pat
         (tmp_path / "cpuinfo").write_text(facts)
     monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert linear._few() == few  # pyright: ignore[reportPrivateUsage]
+    assert linear._transposed_rows() == few  # pyright: ignore[reportPrivateUsage]
 
 
 def test_few_rows_have_their_gradients():

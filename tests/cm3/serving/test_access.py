@@ -57,8 +57,8 @@ def test_keys_are_compared_in_equal_time(said: str, monkeypatch: pytest.MonkeyPa
     compare = secrets.compare_digest
     monkeypatch.setattr(secrets, "compare_digest", lambda a, b: bool(compared.append((a, b))) or compare(a, b))
     keys = Keys(["another-key-of-the-test", KEY, "a-third-and-longer-key-of-the-test"])
-    assert keys.open(f"Bearer {said}") == (said == KEY)
-    assert not keys.open(f"Basic {said}")
+    assert keys.accepts(f"Bearer {said}") == (said == KEY)
+    assert not keys.accepts(f"Basic {said}")
     assert len(compared) == 6 and {len(one) for pair in compared for one in pair} == {32}
 
 
@@ -95,4 +95,4 @@ def test_a_server_without_keys_answers_its_own_pages(tiny: CM3, host: str):
 def test_a_server_without_keys_refuses_pages_from_elsewhere(tiny: CM3, origin: str):
     http = TestClient(make_app(tiny, "tiny"), "http://localhost")
     answer = http.post("/v1/images/generations", json={"prompt": "a cat"}, headers={"Origin": origin})
-    assert answer.status_code == 403 and "other pages" in answer.json()["error"]["message"]
+    assert answer.status_code == 403 and "pages of other sites" in answer.json()["error"]["message"]

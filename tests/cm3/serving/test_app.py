@@ -186,7 +186,7 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
     assert http.post("/v1/images/generations", headers=headers, json={"prompt": "a"}).status_code == 200
     page = http.get("/metrics", headers=headers).text
     assert 'cm3_requests_total{route="/v1/images/generations",status="200"} 1.0' in page
-    assert "cm3_images_total 1.0" in page and "cm3_places_taken 0.0" in page and KEY not in page
+    assert "cm3_images_total 1.0" in page and "cm3_queue_size 0.0" in page and KEY not in page
 
 
 # what is refused
@@ -213,9 +213,9 @@ def test_health_metrics_and_what_no_key_opens(tiny: CM3):
         ("chat/completions", asking("secret"), 422, "send an image"),
         ("chat/completions", asking("secret", "http://10.0.0.1/a.png"), 422, "nothing is fetched"),
         ("chat/completions", asking("secret", "file:///etc/passwd"), 422, "nothing is fetched"),
-        ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "no base64 stands behind the comma"),
+        ("chat/completions", asking("secret", "data:image/png;base64,!!"), 422, "not valid base64"),
         ("chat/completions", asking("secret", "data:image/png;base64,AAAA"), 422, "no image can be read"),
-        ("chat/completions", asking(" ", data_url(image_bytes())), 422, "the last says nothing"),
+        ("chat/completions", asking(" ", data_url(image_bytes())), 422, "the last one has no text"),
         ("chat/completions", asking("a gun", modalities=["image"]), 400, "weapons"),
         ("chat/completions", asking("a gun", modalities=["image"], stream=True), 400, "weapons"),
         ("chat/completions", asking("a", modalities=["sound"]), 422, "modalities"),
@@ -253,7 +253,7 @@ def test_images_of_a_conversation_are_counted_before_any_is_decoded(tiny: CM3, a
         answer = client_of(tiny, limits=limits).post("/v1/chat/completions", json={"messages": messages})
         count = len(broken) if messages is talk else 3
         assert answer.status_code == 422
-        assert f"{count} images, but at most {limits.images} are taken" in answer.json()["error"]["message"]
+        assert f"{count} images, but at most {limits.images} are accepted" in answer.json()["error"]["message"]
 
 
 def test_only_the_image_that_is_asked_about_is_decoded(http: TestClient, tiny: CM3):
@@ -318,7 +318,7 @@ def test_what_turns_out_wrong_in_a_stream_is_told_in_it(http: TestClient):
     asked = http.post("/v1/chat/completions", json=asking(long, data_url(image_bytes()), stream=True))
     for answer in (drawn, asked):
         assert "leaves no room" in answer.text and "secret" not in answer.text
-    assert "cm3_places_taken 0.0" in http.get("/metrics").text
+    assert "cm3_queue_size 0.0" in http.get("/metrics").text
 
 
 def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -328,7 +328,7 @@ def test_what_breaks_inside_says_nothing(fresh: CM3, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fresh, "jobs", SimpleNamespace(generate=broken))
     answer = client_of(fresh).post("/v1/images/generations", json={"prompt": "a cat"})
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == "something went wrong here"
+    assert answer.json()["error"]["message"] == "internal error"
     assert "secret" not in answer.text
     assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "cm3.serving.app")
 
@@ -349,28 +349,28 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_time_that_is_over_frees_the_lanes(fresh: CM3):
+def test_time_that_is_over_frees_the_batch(fresh: CM3):
     http = client_of(fresh, limits=Limits(seconds=0.7))
     answer = http.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
     assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
-    assert not fresh.engine.rows and fresh.engine.cache is None
+    assert not fresh.engine.active and fresh.engine.cache is None
     streamed = http.post("/v1/images/generations", json={"prompt": "a cat", "stream": True})
-    assert "it took longer than is allowed" in streamed.text
-    until(lambda: not fresh.engine.rows)
+    assert "the request timed out" in streamed.text
+    until(lambda: not fresh.engine.active)
 
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_lanes(live: tuple[Live, CM3], stream: bool):
+def test_a_client_that_hangs_up_frees_the_batch(live: tuple[Live, CM3], stream: bool):
     server, model = live
     body = {"prompt": "a cat", "stream": stream}
     with pytest.raises(httpx.TimeoutException):
         httpx.post(
             f"{server.url}/v1/images/generations", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=1
         )
-    until(lambda: not model.engine.rows)
+    until(lambda: not model.engine.active)
     page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-    assert "cm3_places_taken 0.0" in page
+    assert "cm3_queue_size 0.0" in page
 
 
 def test_under_overload_some_are_told_to_come_again_at_once_and_the_accepted_finish(
@@ -422,7 +422,7 @@ def test_a_full_server_sends_work_away_unread_and_answers_the_rest(fresh: CM3):
     server = Live(app)
     keyed = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=server.url) as client:
-        with app.state.service.desk.admit(2):
+        with app.state.server.admission.admit(2):
             for content in (b"no json", bytes(1_500_000), b'{"prompt": "a cat"}'):
                 answer = client.post("/v1/images/generations", content=content, headers=keyed)
                 assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"

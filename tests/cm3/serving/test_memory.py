@@ -18,9 +18,9 @@ SERVER = """
 import sys
 from cm3 import CM3
 from cm3.serving.app import make_app
-from cm3.serving.admission import give_memory_back
+from cm3.serving.memory import return_freed_memory
 from serving import Live
-give_memory_back()
+return_freed_memory()
 live = Live(make_app(CM3.from_pretrained(sys.argv[1], device="cpu"), "tiny"))
 print(live.port, flush=True)
 sys.stdin.read()

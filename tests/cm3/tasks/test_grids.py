@@ -20,7 +20,7 @@ from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tasks.images import nearest_grid
 from cm3.tokens.document import HOLE, Document, Image, Text
-from cm3.tokens.encoding import draw_ids, from_ids, grid_behind, open_ids, to_ids
+from cm3.tokens.encoding import draw_ids, from_ids, last_grid, open_ids, to_ids
 from cm3.tokens.grammar import Grammar
 from cm3.tokens.vocab import Vocab
 
@@ -72,8 +72,8 @@ def test_the_usual_grid_is_spelled_as_before(shaped: CM3, tiny: CM3):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_drawing_has_the_grid_that_is_asked_for(grid: tuple[int, int], shaped: CM3):
     [request] = shaped.jobs.generate("a cat", GenerateOptions(grid=grid)).requests
-    assert grid_behind(request.prompt, shaped.vocab) == grid
-    assert all(grid_behind(list(prompt), shaped.vocab) == grid for prompt in request.extra_prompts)
+    assert last_grid(request.prompt, shaped.vocab) == grid
+    assert all(last_grid(list(prompt), shaped.vocab) == grid for prompt in request.extra_prompts)
     image = shaped.generate("a cat", grid=grid, best_of=2, seed=3)[0]
     assert image.size == (4 * grid[1], 4 * grid[0])
     *_, best = shaped.stream(shaped.jobs.generate("a cat", GenerateOptions(grid=grid, best_of=2, seed=3)))
@@ -103,7 +103,7 @@ def test_the_model_chooses_a_grid_where_it_writes_a_document_and_none_that_does_
     tight = Grammar(vocab, [vocab.eos, vocab.image], "document", 16, room=15)
     assert tight.legal().special == (42,)
     grammar.advance(40)
-    assert grammar.legal() == (False, True, ()) and grammar.needed == 16
+    assert grammar.legal() == (False, True, ()) and grammar.min_remaining == 16
     drawn = Grammar(vocab, [vocab.eos, vocab.image], "image", 16)
     assert drawn.legal().special == ()
     for late in ([vocab.code_to_id(3)], [40]):

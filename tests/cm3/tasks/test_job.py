@@ -7,9 +7,9 @@ from PIL import Image as PIL_Image
 
 from cm3 import CM3
 from cm3.engine.options import CaptionOptions, GenerateOptions
-from cm3.serving.admission import Gone, Limits, Ticket
-from cm3.serving.app import Service
+from cm3.serving.admission import Disconnected, Limits, Ticket
 from cm3.serving.safety import Safety
+from cm3.serving.state import State
 from cm3.tasks.job import Batch, Job, Phases, Piece
 
 
@@ -53,23 +53,23 @@ def test_pieces_of_all_batches_are_streamed_under_their_index(
 def test_the_server_runs_all_batches_and_stops_between_them(
     tiny: CM3, images: list[PIL_Image.Image], expected: tuple[str, bytes]
 ):
-    service = Service(tiny, "tiny", Limits(), Safety())
+    state = State(tiny, "tiny", Limits(), Safety())
 
     def drawn(ticket: Ticket, stop: bool) -> Phases[PIL_Image.Image]:
         phases = described_and_drawn(tiny, images[0])
         new = yield next(phases)
         if stop:
-            ticket.gone.set()
+            ticket.cancelled.set()
         batch = phases.send(new)
         [ids] = yield batch
         return tiny.processor.decode(tiny.processor.codes(ids))
 
     ticket = Ticket(60)
-    [image] = service.draw(ticket, Job(drawn(ticket, stop=False)))
+    [image] = state.run(ticket, Job(drawn(ticket, stop=False)))
     assert image.tobytes() == expected[1]
-    with pytest.raises(Gone):
-        service.draw(ticket, Job(drawn(ticket, stop=True)))
-    assert not tiny.engine.rows
+    with pytest.raises(Disconnected):
+        state.run(ticket, Job(drawn(ticket, stop=True)))
+    assert not tiny.engine.active
 
 
 def test_a_mistake_is_raised_where_the_job_is_made(tiny: CM3):

@@ -1,4 +1,4 @@
-"""Requests: the prompts of each task as the model reads them, lane by lane."""
+"""Requests: the prompts of each task as the model reads them, sequence by sequence."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def requests(tiny: CM3) -> Prompts:
 
 
 @pytest.fixture
-def lanes(tiny: CM3):
+def sequences(tiny: CM3):
     """The prompts of a request in words: text as it reads, the codes of an image as #, a hole as _."""
 
     def spell(ids: list[int]) -> str:
@@ -60,30 +60,30 @@ def lanes(tiny: CM3):
     return of
 
 
-def test_a_drawing_has_its_text_and_a_lane_without(requests: Prompts, lanes):
+def test_a_drawing_has_its_text_and_a_sequence_without(requests: Prompts, sequences):
     [one] = requests.drawings(APPLE, options("top-p", 1, 1, 7))
-    assert lanes(one) == ["<eos>a red apple<break><image>", "<eos><mask:0><break><image>"]
+    assert sequences(one) == ["<eos>a red apple<break><image>", "<eos><mask:0><break><image>"]
     assert (one.mode, one.guide, one.sampling, one.seed) == ("image", ClassifierFree(image=3.0), SAMPLING, 7)
 
 
-def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests: Prompts, lanes):
+def test_a_drawing_after_a_structure_has_the_structure_behind_its_text(requests: Prompts, sequences):
     document = Document((Text("From edges: a cat"), IMAGE))
     [one] = requests.drawings(document, options("top-p", 1, 1, 0))
-    assert lanes(one) == ["<eos>From edges: a cat<break><image>16#</image><image>", "<eos><mask:0><break><image>"]
+    assert sequences(one) == ["<eos>From edges: a cat<break><image>16#</image><image>", "<eos><mask:0><break><image>"]
 
 
-def test_an_edit_has_three_lanes(requests: Prompts, lanes):
+def test_an_edit_has_three_lanes(requests: Prompts, sequences):
     asked = EditOptions(image_guidance=1.5, text_guidance=3.0, temperature=0.7, seed=5, keep=0)
     one = requests.edit(" make it blue ", IMAGE, asked)
     assert (one.guide, one.sampling, one.seed) == (ThreeWay(1.5, 3.0), asked.sampling, 5)
     assert one.expected is None and one.logit_bias == 0
-    assert lanes(one) == [
+    assert sequences(one) == [
         "<eos>Edit: make it blue<break><image>16#</image><image>",
         "<eos><mask:0><break><image>16#</image><image>",
         "<eos><mask:0><break><image>",
     ]
     arabic = requests.edit("اجعل الخلفية زرقاء", IMAGE, asked)
-    assert lanes(arabic)[0].startswith("<eos>عدّل: اجعل")
+    assert sequences(arabic)[0].startswith("<eos>عدّل: اجعل")
 
 
 def test_an_edit_expects_the_codes_of_its_source(requests: Prompts, tiny: CM3):
@@ -91,10 +91,10 @@ def test_an_edit_expects_the_codes_of_its_source(requests: Prompts, tiny: CM3):
     assert one.expected == tiny.vocab.code_to_id(IMAGE.codes.flatten().tolist()) and one.logit_bias == 2.5
 
 
-def test_a_hole_is_given_all_other_codes(requests: Prompts, lanes, tiny: CM3):
+def test_a_hole_is_given_all_other_codes(requests: Prompts, sequences, tiny: CM3):
     one = requests.hole(Document((Text("a cat"), HOLED)), 3.0, SAMPLING, 1)
     holes = "<image>_####_####_####_</image><image>"
-    assert lanes(one) == [f"<eos>a cat<break>{holes}", f"<eos><mask:0><break>{holes}"]
+    assert sequences(one) == [f"<eos>a cat<break>{holes}", f"<eos><mask:0><break>{holes}"]
     assert one.given is not None
     assert [i for i, id in enumerate(one.given) if id is None] == [0, 5, 10, 15]
     kept = [id for id in one.given if id is not None]
@@ -102,15 +102,15 @@ def test_a_hole_is_given_all_other_codes(requests: Prompts, lanes, tiny: CM3):
 
 
 @pytest.mark.parametrize("items", [(HOLED,), (Text(""), HOLED)])
-def test_a_hole_that_nothing_is_said_of_has_one_lane(requests: Prompts, lanes, items: tuple):
+def test_a_hole_that_nothing_is_said_of_has_one_sequence(requests: Prompts, sequences, items: tuple):
     one = requests.hole(Document(items), 3.0, SAMPLING, 1)
-    assert lanes(one) == ["<eos><mask:0><break><image>_####_####_####_</image><image>"]
+    assert sequences(one) == ["<eos><mask:0><break><image>_####_####_####_</image><image>"]
     assert one.guide is None
 
 
-def test_a_question_stands_before_its_image_and_the_answer_comes_last(requests: Prompts, lanes):
+def test_a_question_stands_before_its_image_and_the_answer_comes_last(requests: Prompts, sequences):
     one = requests.text("Caption: ", IMAGE, SAMPLING, 0)
-    assert lanes(one) == ["<eos>Caption: <mask:0><break><image>16#</image><infill:0>"]
+    assert sequences(one) == ["<eos>Caption: <mask:0><break><image>16#</image><infill:0>"]
     assert one.mode == "text"
 
 
@@ -146,9 +146,9 @@ def test_of_what_came_before_the_last_that_fits_counts(tiny: CM3):
     assert prompt(10_000, [("a" * 9_000_000, "b"), *EARLIER[2:]]) == last  # not tokenised
 
 
-def test_more_of_a_document_is_guided_by_its_images_alone(requests: Prompts, lanes):
+def test_more_of_a_document_is_guided_by_its_images_alone(requests: Prompts, sequences):
     one = requests.more(Document((Text("a cat"), IMAGE)), ClassifierFree(2.0, 3.0), SAMPLING, 50, 0)
-    assert lanes(one) == ["<eos>a cat<break><image>16#</image>", "<eos><mask:0><break><image>16#</image>"]
+    assert sequences(one) == ["<eos>a cat<break><image>16#</image>", "<eos><mask:0><break><image>16#</image>"]
     assert (one.mode, one.max_new_tokens) == ("document", 50)
 
 
@@ -210,7 +210,7 @@ def test_a_text_is_refused_for_its_length_only_where_it_cannot_fit(texts: list[s
             assert requests.ids(document, to_ids) == ids
         elif (
             sum(len(item.text) for item in document if isinstance(item, Text))
-            > requests.context * requests.text_tokenizer.longest
+            > requests.context * requests.text_tokenizer.max_bytes
         ):
             with pytest.raises(ValueError, match="too long and leaves no room: the limit is 12 tokens"):
                 requests.ids(document, to_ids)
@@ -220,7 +220,7 @@ def test_the_densest_text_that_fits_is_taken_and_a_character_more_is_not():
     vocab = SHORT.text_tokenizer.tokenizer.get_vocab()
     word = next(name for name in sorted(vocab, key=len)[::-1] if name.isascii())
     fits = word * SHORT.context
-    assert len(word) == SHORT.text_tokenizer.longest and len(SHORT.text_tokenizer.encode(fits)) == SHORT.context
+    assert len(word) == SHORT.text_tokenizer.max_bytes and len(SHORT.text_tokenizer.encode(fits)) == SHORT.context
     assert len(SHORT.ids(Document((Text(fits),)), to_ids)) == SHORT.context + 2
     message = f"a text of {len(fits) + 1} characters is too long .* hold {len(fits)} characters at the very most"
     with pytest.raises(ValueError, match=message):

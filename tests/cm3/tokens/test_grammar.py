@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cm3.model.config import CM3Config
 from cm3.tokens.document import Document, Image, Mask, Text
+from cm3.tokens.document_state import DocumentState, Section
 from cm3.tokens.encoding import draw_ids, from_ids, prompt_ids
 from cm3.tokens.grammar import Grammar, Legal, allowed
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -193,7 +194,7 @@ def test_given_codes_are_forced_and_the_rest_is_free(seed: int, codes: list[int 
         ([1, 3], "document", [None] * 4, "mode 'image'"),
         ([1], "text", [None] * 4, "mode 'image'"),
         ([1, *HOLED, 21], "image", [None] * 4, "no mask"),
-        ([1, 3, C, C + 1], "image", [C, C + 2, None, None], "id 386 at cell 1, but the prompt has 385 there"),
+        ([1, 3, C, C + 1], "image", [C, C + 2, None, None], "id 386 at grid position 1, but the prompt has 385 there"),
     ],
 )
 def test_given_codes_that_do_not_fit_are_refused(prompt: list[int], mode, codes: list[int | None], message: str):
@@ -219,9 +220,11 @@ def test_images_stand_side_by_side_in_a_prompt(seed: int, images: int, opening: 
 
 
 def test_documents_before_the_prompt_are_read_over():
-    state = Grammar(VOCAB, [1, T, 2, *IMAGE, 1, T, 5, 1, T + 1], "document", CODES)
-    assert state.state == "text"
-    assert state.masks == {}
+    state = DocumentState(VOCAB, CODES)
+    for id in [1, T, 2, *IMAGE, 1, T, 5, 1, T + 1]:
+        state.read(id)
+    assert state.section is Section.TEXT
+    assert not any(map(state.spans.can_open, range(16)))
 
 
 def test_allowed_is_a_row_for_each_state():

@@ -50,7 +50,7 @@ def test_frequent_words_are_short():
 def test_no_token_stands_for_more_bytes_than_the_longest(text: str, tokens: list[str]):
     dense = TOKENIZER.tokenizer.decoder.decode(tokens)  # pyright: ignore[reportOptionalMemberAccess]
     for one in (text, dense, text + dense):
-        assert len(well_formed(one).encode()) <= TOKENIZER.longest * len(TOKENIZER.encode(one))
+        assert len(well_formed(one).encode()) <= TOKENIZER.max_bytes * len(TOKENIZER.encode(one))
         assert len(one) <= len(well_formed(one).encode())
 
 
@@ -61,7 +61,7 @@ def changed(change: Callable[[Tokenizer], object]) -> TextTokenizer:
 
 
 def test_tokenizers_that_may_drop_text_have_no_longest_token():
-    assert changed(lambda tokenizer: None).longest == max(map(len, TOKENIZER.tokenizer.get_vocab()))
+    assert changed(lambda tokenizer: None).max_bytes == max(map(len, TOKENIZER.tokenizer.get_vocab()))
     for change in (
         lambda tokenizer: setattr(tokenizer, "normalizer", normalizers.Strip()),
         lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace()),
@@ -70,7 +70,7 @@ def test_tokenizers_that_may_drop_text_have_no_longest_token():
         lambda tokenizer: tokenizer.add_tokens([AddedToken("apple", lstrip=True)]),
         lambda tokenizer: tokenizer.enable_truncation(9),
     ):
-        assert changed(change).longest == math.inf
+        assert changed(change).max_bytes == math.inf
 
 
 def test_saving_and_loading_keeps_the_ids(tmp_path):
@@ -102,7 +102,7 @@ BY_LETTERS = TextTokenizer.train(WORDS, 400, pattern=LETTERS)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_split_by_letters_every_text_is_still_decoded_to_itself(text: str):
     assert BY_LETTERS.decode(BY_LETTERS.encode(text)) == text
-    assert len(text.encode()) <= BY_LETTERS.longest * len(BY_LETTERS.encode(text))
+    assert len(text.encode()) <= BY_LETTERS.max_bytes * len(BY_LETTERS.encode(text))
 
 
 def test_split_by_letters_words_of_scripts_with_marks_stay_whole():

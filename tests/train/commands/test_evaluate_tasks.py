@@ -346,7 +346,9 @@ def test_a_document_is_asked_for_as_it_was_learnt(tiny: CM3, split):
         words = vocab.text_to_ids(tiny.text_tokenizer.encode(one.made.words))
         source = [vocab.image, *vocab.code_to_id(one.codes[0].flatten().tolist()), vocab.end_image] if images else []
         assert request.prompt == [vocab.eos, *words, vocab.break_, *source, vocab.image]
-        assert request.guide and len(request.extra_prompts) == request.guide.further == (2 if task == "recolour" else 1)
+        assert request.guide and len(request.extra_prompts) == request.guide.num_extra == (
+            2 if task == "recolour" else 1
+        )
         assert request.extra_prompts[-1] == [vocab.eos, vocab.mask(0), vocab.break_, vocab.image]
 
 
