@@ -3,8 +3,8 @@
     python -m benchmarks.objective --data data/emoji-known --out runs/objective
 
 Model (4 layers of width 128), tokens, seed and initial weights are the same; only the forms of the documents differ
-(RUNS). train/evaluation/suites/objective.py defines the measurements. Every run is a `python -m train.lm`; finished runs
-are kept, and interrupted ones resumed.
+(RUNS). train/evaluation/suites/objective.py defines the measurements. Every run is a `python -m train.lm`; finished
+runs are kept, and interrupted ones resumed.
 """
 
 import json
