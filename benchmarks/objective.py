@@ -1,10 +1,10 @@
-"""What the CM3 objective brings, at small scale: drawing, captioning and infilling after the same training.
+"""The effect of the CM3 objective at small scale: generation, captioning and infilling after the same training.
 
     python -m benchmarks.objective --data data/emoji-known --out runs/objective
 
-Model (4 layers of width 128), tokens, seed and weights are the same; only the forms of the documents differ (RUNS).
-train/evaluation/suites/objective.py says what is measured. Every run is a `python -m train.lm` of its own; a finished
-one is read back, an interrupted one resumes.
+Model (4 layers of width 128), tokens, seed and initial weights are the same; only the forms of the documents differ
+(RUNS). train/evaluation/suites/objective.py defines the measurements. Every run is a `python -m train.lm`; finished
+runs are kept, and interrupted ones resumed.
 """
 
 import json
@@ -56,7 +56,7 @@ def trained(name: str, data: Path, out: Path, steps: int, seed: int) -> Path:
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures as Markdown, a column a run."""
+    """The results as a Markdown table, with a column for each run."""
     lines = ["| | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
     for key in dict.fromkeys(key for run in figures.values() for key in sorted(run)):
         form = "{:.1%}" if key.endswith(("exact", "top-5")) else "{:.3f}" if key != "documents" else "{:,}"

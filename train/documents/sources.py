@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from cm3.tasks.wording import article
 from train.documents.sample import (
     MAX_TEXT,
     TEXT_COLUMNS,
@@ -291,8 +290,8 @@ class Tars:
                 if place not in sample:
                     sample[place] = entry
                 elif sample["part"] == part:
-                    kind = place.strip(".")
-                    skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has {article(kind)} {kind} already"))
+                    what = "an image" if place == "image" else f"a {place.strip('.')}"
+                    skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has {what} already"))
         except ValueError as error:
             if part == 0:
                 skipped.append(Skip(tar, str(error)))
