@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from train.recipes.emoji.art import CANVAS, Drawing
 from train.recipes.emoji.requests import Planner
 from train.recipes.emoji.shelf import Codes
 from train.recipes.emoji.suites.truth import BATCH, DRAWING, Asked, Truth, decode, percent
+
+T = TypeVar("T")
 
 RIGHT = 0.8  # share of an image's codes that agree with the true ones where it is right
 SCENE_EDITS = ("add", "remove", "replace", "move", "recolour", "ground", "style")
@@ -170,7 +172,7 @@ def changed(
     return out
 
 
-def _parts(items: Sequence[Any]) -> list[Any]:
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
 
 
