@@ -56,7 +56,7 @@ class ImageTokenizer:
             model = VQModel(config)
             weights = load_file(folder / WEIGHTS)
             model.load_state_dict({key: value.float() for key, value in weights.items()})
-            assert all(value.isfinite().all() for value in weights.values()), "weights that are no numbers"
+            assert all(value.isfinite().all() for value in weights.values()), "weights that are not finite"
         except Exception as error:  # broken files make these libraries raise almost anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{folder} is damaged or holds another model ({reason}): fetch it again") from error

@@ -131,7 +131,10 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("setting", ["lr=nan", "muon_lr=inf", "betas=[0.9, nan]", "clip=-inf", "model.norm_eps=nan"])
+@pytest.mark.parametrize(
+    "setting",
+    ["optim.lr=nan", "optim.muon_lr=inf", "optim.betas=[0.9, nan]", "optim.grad_clip=-inf", "model.norm_eps=nan"],
+)
 def test_settings_that_are_no_numbers(setting: str):
     with pytest.raises(ValueError, match="want numbers, no nan or infinity"):
         configs.load(LMConfig, None, [setting])
