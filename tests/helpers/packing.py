@@ -1,8 +1,11 @@
 """Rows of packed documents."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from documents import write_shards
 from train.documents.shards import Shards
 from train.language.objective import Objective
 from train.language.packing import PackedSequences, Step
@@ -16,10 +19,27 @@ def like_captioned_images(count: int, seed: int = 0) -> list[int]:
     return (70 + 44 * np.random.default_rng(seed).beta(2, 4.28, count)).round().astype(int).tolist()
 
 
+<<<<<<< HEAD
+def captioned_shards(folder: Path, vq_folder: Path) -> Path:
+    """Three shards of 100 documents, 30 to 74 tokens each."""
+    lengths = [length - 40 for length in like_captioned_images(COUNT)]
+    return write_shards(folder, vq_folder, lengths, per_shard=100)
+
+
 def rows_of(
     shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64
 ) -> PackedSequences:
     return PackedSequences(shards, shards.vocab(), objective, length, seed, window)
+=======
+def captioned_shards(folder: Path, vq_folder: Path) -> Path:
+    """Three shards of 100 documents, 30 to 74 tokens each."""
+    lengths = [length - 40 for length in like_captioned_pictures(COUNT)]
+    return write_shards(folder, vq_folder, lengths, per_shard=100)
+
+
+def rows_of(shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64) -> Rows:
+    return Rows(shards, shards.vocab(), objective, length, seed, window)
+>>>>>>> 3f628f5 (Tests of packing have their shards again)
 
 
 def epoch_of(rows: PackedSequences, epoch: int) -> list[int]:

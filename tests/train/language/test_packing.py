@@ -1,5 +1,14 @@
 """Documents packed into rows: each once an epoch, the same whatever was asked for before, little padding."""
 
+<<<<<<< HEAD
+=======
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+>>>>>>> 3f628f5 (Tests of packing have their shards again)
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.tokens.masking import unrotate
-from packing import COUNT, epoch_of, like_captioned_images, rows_of, whole_rows
+<<<<<<< HEAD
+from packing import COUNT, captioned_shards, epoch_of, like_captioned_images, rows_of, whole_rows
+=======
+from packing import COUNT, PLAIN, captioned_shards, epoch_of, like_captioned_pictures, rows_of, whole_rows
+>>>>>>> 3f628f5 (Tests of packing have their shards again)
 from train.documents.shards import Shards
 from train.language.objective import Form, Objective
 from train.language.packing import Position, Step, Steps, load, pack
@@ -20,6 +33,16 @@ def with_a_longer_tail(count: int, seed: int = 0) -> list[int]:
 
 def log_normal(count: int, seed: int = 0) -> list[int]:
     return np.clip(np.random.default_rng(seed).lognormal(4.4, 0.8, count), 8, 512).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return captioned_shards(tmp_path_factory.mktemp("tokens"), vq_folder)
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> Shards:
+    return Shards(folder)
 
 
 def same(one: Step, two: Step) -> bool:
