@@ -19,7 +19,6 @@ def like_captioned_images(count: int, seed: int = 0) -> list[int]:
     return (70 + 44 * np.random.default_rng(seed).beta(2, 4.28, count)).round().astype(int).tolist()
 
 
-<<<<<<< HEAD
 def captioned_shards(folder: Path, vq_folder: Path) -> Path:
     """Three shards of 100 documents, 30 to 74 tokens each."""
     lengths = [length - 40 for length in like_captioned_images(COUNT)]
@@ -30,16 +29,6 @@ def rows_of(
     shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64
 ) -> PackedSequences:
     return PackedSequences(shards, shards.vocab(), objective, length, seed, window)
-=======
-def captioned_shards(folder: Path, vq_folder: Path) -> Path:
-    """Three shards of 100 documents, 30 to 74 tokens each."""
-    lengths = [length - 40 for length in like_captioned_pictures(COUNT)]
-    return write_shards(folder, vq_folder, lengths, per_shard=100)
-
-
-def rows_of(shards: Shards, objective: Objective = PLAIN, length: int = 128, seed: int = 0, window: int = 64) -> Rows:
-    return Rows(shards, shards.vocab(), objective, length, seed, window)
->>>>>>> 3f628f5 (Tests of packing have their shards again)
 
 
 def epoch_of(rows: PackedSequences, epoch: int) -> list[int]:

@@ -75,10 +75,20 @@ def test_a_client_that_does_not_read_loses_its_places_and_its_connection(tiny_fo
             assert answer.status_code == 200
 
 
+def taking(seconds: float) -> Callable[..., str]:
+    """An encoder of images that is done so long after its first call."""
+    calls: list[float] = []
+
+    def encode(*_: Any) -> str:
+        calls.append(time.monotonic())
+        return str(until(lambda: time.monotonic() > calls[0] + seconds))
+
+    return encode
+
+
 def test_a_stream_whose_time_is_over_says_so_to_who_reads(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     with live(tiny_folder, seconds=0.5) as one:
-        end = time.monotonic() + 0.6
-        monkeypatch.setattr(routes, "encode_png", lambda *_: str(until(lambda: time.monotonic() > end)))
+        monkeypatch.setattr(routes, "encode_png", taking(0.6))
         answer = httpx.post(f"{one.url}/v1/images/generations", json=DRAW, timeout=30)
     assert "the request timed out" in answer.text
 
@@ -147,8 +157,7 @@ def test_a_request_that_comes_in_drops_is_closed(tiny_folder: Path):
 
 def test_an_answer_may_take_longer_than_its_request(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     with live(tiny_folder, arrival=1) as one:
-        end = time.monotonic() + 1.2
-        monkeypatch.setattr(routes, "encode_png", lambda *_: str(until(lambda: time.monotonic() > end)))
+        monkeypatch.setattr(routes, "encode_png", taking(1.2))
         with connected(one) as client:
             client.sendall(request("images/generations", {"prompt": "a cat"}))
             assert client.recv(4096).startswith(b"HTTP/1.1 200")

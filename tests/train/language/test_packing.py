@@ -1,12 +1,5 @@
 """Documents packed into rows: each once an epoch, the same whatever was asked for before, little padding."""
 
-<<<<<<< HEAD
-=======
-from collections import Counter
-from dataclasses import replace
-from pathlib import Path
-
->>>>>>> 3f628f5 (Tests of packing have their shards again)
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.tokens.masking import unrotate
-<<<<<<< HEAD
 from packing import COUNT, captioned_shards, epoch_of, like_captioned_images, rows_of, whole_rows
-=======
-from packing import COUNT, PLAIN, captioned_shards, epoch_of, like_captioned_pictures, rows_of, whole_rows
->>>>>>> 3f628f5 (Tests of packing have their shards again)
 from train.documents.shards import Shards
 from train.language.objective import Form, Objective
 from train.language.packing import Position, Step, Steps, load, pack
