@@ -14,7 +14,7 @@ $python -m train.image_tokenizer --config image_tokenizer_canvas --out runs/imag
 $python -m train.image_tokenizer --config image_tokenizer_canvas_decoder --out runs/decoder
 $python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
 
-# Documents (50 min), and the language model (11 h).
+# Documents (50 min), and the language model (10 h).
 $python -m $recipe.build_documents --image-tokenizer runs/image_tokenizer/model --out data/emoji-documents
 "$(dirname "$python")"/torchrun --nproc_per_node 2 -m train.lm --config lm_canvas --data data/emoji-documents \
     --out runs/lm image_tokenizer=runs/decoder/model
