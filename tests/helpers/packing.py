@@ -40,3 +40,8 @@ def epoch_of(rows: PackedSequences, epoch: int) -> list[int]:
 def whole_rows(step: Step) -> list[torch.Tensor]:
     """ids, weights, kinds, positions of all rows of a step."""
     return [torch.cat(arrays) for arrays in zip(*step.parts, strict=True)]
+
+
+def same(one: Step, two: Step) -> bool:
+    equal = [torch.equal(a, b) for x, y in zip(one.parts, two.parts, strict=True) for a, b in zip(x, y, strict=True)]
+    return all(equal) and one[1:] == two[1:]

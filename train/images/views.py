@@ -10,16 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from cm3.tasks.plan_words import GROUNDS_AR
+
 # Name -> (English, Arabic after the feminine noun for "ground", sRGB).
 GROUNDS: dict[str, tuple[str, str, tuple[int, int, int]]] = {
-    "white": ("white", "بيضاء", (255, 255, 255)),
-    "yellow": ("yellow", "صفراء", (255, 240, 170)),
-    "green": ("green", "خضراء", (205, 240, 195)),
-    "blue": ("blue", "زرقاء", (190, 222, 250)),
-    "pink": ("pink", "وردية", (252, 208, 224)),
-    "purple": ("purple", "بنفسجية", (222, 205, 245)),
-    "grey": ("grey", "رمادية", (215, 217, 222)),
-    "black": ("black", "سوداء", (30, 30, 34)),
+    "white": ("white", GROUNDS_AR["white"], (255, 255, 255)),
+    "yellow": ("yellow", GROUNDS_AR["yellow"], (255, 240, 170)),
+    "green": ("green", GROUNDS_AR["green"], (205, 240, 195)),
+    "blue": ("blue", GROUNDS_AR["blue"], (190, 222, 250)),
+    "pink": ("pink", GROUNDS_AR["pink"], (252, 208, 224)),
+    "purple": ("purple", GROUNDS_AR["purple"], (222, 205, 245)),
+    "grey": ("grey", GROUNDS_AR["grey"], (215, 217, 222)),
+    "black": ("black", GROUNDS_AR["black"], (30, 30, 34)),
 }
 
 

@@ -17,7 +17,7 @@ import torch
 
 from checkout import ROOT
 from cm3 import CM3
-from lm_runs import equal, lm_config, logged
+from lm_runs import equal, logged
 from tokenizer_image import ImageTokenizer
 from train import lm as command
 from train.documents.shards import read_meta
@@ -27,19 +27,6 @@ from train.language.objective import KINDS, Objective
 from train.language.setup import image_tokenizer_of, optimizers_of, starting_model
 from train.runtime.config import override
 from train.runtime.optim import SinglePrecisionMuon
-
-
-@pytest.fixture(scope="module")
-def config(token_shards: Path, vq_folder: Path) -> LMConfig:
-    return lm_config(token_shards, vq_folder)
-
-
-@pytest.fixture(scope="module")
-def run(config: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("run")
-    lm.train(config, out)
-    return out
 
 
 @pytest.fixture

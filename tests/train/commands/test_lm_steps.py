@@ -9,7 +9,7 @@ import torch
 from cm3 import CM3
 from cm3.model.scorer import Scorer, ScorerConfig
 from cm3.tasks.known_words import KnownWords
-from lm_runs import equal, lm_config, logged, weights
+from lm_runs import equal, logged, weights
 from train.documents.shards import Shards
 from train.language import run as lm
 from train.language.config import LMConfig
@@ -20,19 +20,6 @@ from train.language.objective import Objective
 from train.language.packing import PackedSequences
 from train.runtime.config import override
 from train.runtime.optim import StepSkipper
-
-
-@pytest.fixture(scope="module")
-def config(token_shards: Path, vq_folder: Path) -> LMConfig:
-    return lm_config(token_shards, vq_folder)
-
-
-@pytest.fixture(scope="module")
-def run(config: LMConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("run")
-    lm.train(config, out)
-    return out
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: LMConfig, run: Path, tmp_path: Path):

@@ -27,28 +27,6 @@ from train.runtime import workers as crew
 FILES = ("*.safetensors", "*.jsonl", "tokenizer.json")
 
 
-@pytest.fixture(scope="module")
-def options(vq_folder: Path) -> PrepareOptions:
-    return PrepareOptions(str(vq_folder), text_vocab=300, held_out=0, samples=4)
-
-
-@pytest.fixture(scope="module")
-def image(vq_folder: Path) -> ImageTokenizer:
-    return ImageTokenizer.from_pretrained(vq_folder)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Nine captioned images, one of them in a folder below."""
-    root = tmp_path / "images"
-    (root / "more").mkdir(parents=True)
-    for i, words in enumerate(CAPTIONS):
-        path = root / ("more" if i == 8 else "") / f"{i}.png"
-        path.write_bytes(noise(i))
-        path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")
-    return root
-
-
 def content(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for pattern in FILES for path in out.glob(pattern)}
 

@@ -19,28 +19,6 @@ from train.prepare import prepare
 from train.runtime.config import override
 
 
-@pytest.fixture(scope="module")
-def options(vq_folder: Path) -> PrepareOptions:
-    return PrepareOptions(str(vq_folder), text_vocab=300, held_out=0, samples=4)
-
-
-@pytest.fixture(scope="module")
-def image(vq_folder: Path) -> ImageTokenizer:
-    return ImageTokenizer.from_pretrained(vq_folder)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Nine captioned images, one of them in a folder below."""
-    root = tmp_path / "images"
-    (root / "more").mkdir(parents=True)
-    for i, words in enumerate(CAPTIONS):
-        path = root / ("more" if i == 8 else "") / f"{i}.png"
-        path.write_bytes(noise(i))
-        path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")
-    return root
-
-
 def test_the_three_commands_make_a_model_that_draws_and_captions(folder: Path, tmp_path: Path):
     from train import image_tokenizer, lm
 

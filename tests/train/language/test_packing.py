@@ -1,7 +1,5 @@
 """Documents packed into rows: each once an epoch, the same whatever was asked for before, little padding."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3.tokens.masking import unrotate
-from packing import COUNT, captioned_shards, epoch_of, like_captioned_images, rows_of, whole_rows
+from packing import COUNT, epoch_of, like_captioned_images, rows_of, same, whole_rows
 from train.documents.shards import Shards
 from train.language.objective import Form, Objective
-from train.language.packing import Position, Step, Steps, load, pack
+from train.language.packing import Position, Steps, load, pack
 
 
 def with_a_longer_tail(count: int, seed: int = 0) -> list[int]:
@@ -22,21 +20,6 @@ def with_a_longer_tail(count: int, seed: int = 0) -> list[int]:
 
 def log_normal(count: int, seed: int = 0) -> list[int]:
     return np.clip(np.random.default_rng(seed).lognormal(4.4, 0.8, count), 8, 512).astype(int).tolist()
-
-
-@pytest.fixture(scope="module")
-def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return captioned_shards(tmp_path_factory.mktemp("tokens"), vq_folder)
-
-
-@pytest.fixture(scope="module")
-def shards(folder: Path) -> Shards:
-    return Shards(folder)
-
-
-def same(one: Step, two: Step) -> bool:
-    equal = [torch.equal(a, b) for x, y in zip(one.parts, two.parts, strict=True) for a, b in zip(x, y, strict=True)]
-    return all(equal) and one[1:] == two[1:]
 
 
 @settings(max_examples=50)

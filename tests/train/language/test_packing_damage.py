@@ -13,25 +13,10 @@ import torch
 
 from cm3.tokens.vocab import Vocab
 from documents import write_shards
-from packing import COUNT, PLAIN, captioned_shards, epoch_of, rows_of, whole_rows
+from packing import COUNT, PLAIN, epoch_of, rows_of, same, whole_rows
 from train.documents.shards import Shards
 from train.language.objective import Objective
-from train.language.packing import PackedSequences, Step, Steps, load
-
-
-@pytest.fixture(scope="module")
-def folder(vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return captioned_shards(tmp_path_factory.mktemp("tokens"), vq_folder)
-
-
-@pytest.fixture(scope="module")
-def shards(folder: Path) -> Shards:
-    return Shards(folder)
-
-
-def same(one: Step, two: Step) -> bool:
-    equal = [torch.equal(a, b) for x, y in zip(one.parts, two.parts, strict=True) for a, b in zip(x, y, strict=True)]
-    return all(equal) and one[1:] == two[1:]
+from train.language.packing import PackedSequences, Steps, load
 
 
 def test_digests_tell_other_documents_and_other_orders_apart(shards: Shards):
