@@ -13,7 +13,6 @@ from torch import Tensor
 from cm3.checks import check_choice, check_single, check_text, is_many
 from cm3.engine.options import (
     GREEDY,
-    NEGATIVE_GUIDANCE,
     AnswerOptions,
     CaptionOptions,
     CompleteOptions,
@@ -37,7 +36,7 @@ from cm3.tasks.inpainting import (
 )
 from cm3.tasks.job import Batch, Job, Phases, Piece
 from cm3.tasks.known_words import KnownWords
-from cm3.tasks.planning import Drawn, Planning
+from cm3.tasks.planning import Drawn, Planning, found
 from cm3.tasks.prompts import History, Prompts
 from cm3.tasks.reranking import best_of_each
 from cm3.tokens.document import HOLE, Document, Image, Item, Text
@@ -142,16 +141,23 @@ class Jobs:
 
     def _draw(self, prompt: str | Texts, options: GenerateOptions) -> Phases[list[Drawn]]:
         given = self._normalised(texts_of("prompt", prompt), options)
+        if options.boxes:
+            names = self._normalised([name for name, _ in options.boxes], options)
+            boxes = [(name, box) for name, (_, box) in zip(names, options.boxes, strict=True)]
+            options = replace(options, boxes=boxes)
+        if options.negative_prompt is not None:
+            options = replace(options, negative_prompt=self._normalised([options.negative_prompt], options)[0])
+        if self.planning and options.structure is not None:
+            raise ValueError("a model that plans draws no image after others: leave out structure")
         if self.planning and options.plan is not False:
             if not (isinstance(options.plan, str) or options.boxes or all(words.strip() for words in given)):
                 raise ValueError("the prompt is empty: say what to draw")
             return (yield from self.planning.draw(given, options))
         if isinstance(options.plan, str):
             raise ValueError("this model does not plan: leave out plan")
-        names = self._normalised([name for name, _ in options.boxes or ()], options)
         texts = given
         if options.boxes:
-            where = boxed([(name, box) for name, (_, box) in zip(names, options.boxes, strict=True)])
+            where = boxed(options.boxes)
             texts = [f"{where} {words.strip()}".strip() for words in given]
         if not all(words.strip() for words in texts):
             raise ValueError("the prompt is empty: say what to draw")
@@ -165,20 +171,17 @@ class Jobs:
             followed = self.processor.encode(options.structure)
             behind.append(followed)
             grid = followed.grid if grid is None and followed.grid != self.processor.grid else grid
-            if self.planning:
-                raise ValueError("a model that plans draws no image after another: leave out structure")
             texts = [worded(options.kind, words, self.form) for words in texts]
         instead = None
         if options.negative_prompt is not None and options.negative_prompt.strip():
-            instead = Document((Text(*self._normalised([options.negative_prompt], options)), *behind))
-            options = replace(options, guidance=NEGATIVE_GUIDANCE) if options.guidance == 1 else options
+            instead = Document((Text(options.negative_prompt), *behind))
         if grid is not None:
             self.prompts.check_grid(grid)
         drawn = [self.prompts.drawings(Document((Text(words), *behind)), options, instead, grid) for words in texts]
         requests = [request for some in drawn for request in some]
         shown = [i // options.best_of if i % options.best_of == 0 else None for i in range(len(requests))]
         new = yield Batch(requests, self._show, shown)
-        objects = ", ".join(names)
+        objects = ", ".join(name for name, _ in options.boxes or ())
         wanted = [f"{objects} {words}".strip() for words in given for _ in range(options.n)]
         codes = best_of_each(wanted, self.processor.drawn(requests, new), self.best)
         return [Drawn(one, None) for one in codes]
@@ -205,7 +208,7 @@ class Jobs:
         codes = self.processor.encode(opened.crop(square.box), usual=True).codes  # [h, w]
         said = self._normalised([prompt], options) if prompt and prompt.strip() else []
         if self.planning and said:
-            said = list(map(str, (yield from self.planning.plans(said, GREEDY, [options.seed]))))
+            said = list(map(str, found(said, (yield from self.planning.plans(said, GREEDY, [options.seed])))))
         text = [Text(words) for words in said]
         holed = Document((*text, Image(codes.masked_fill(touched, HOLE))))
         requests = [

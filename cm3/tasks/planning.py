@@ -66,8 +66,8 @@ class Planning:
 
     def draw(self, prompts: Sequence[str], options: GenerateOptions) -> Phases[list[Drawn]]:
         """Draw n images of each prompt, each from a plan of its own, and each the best of best_of candidates."""
-        if options.structure is not None or options.references:
-            raise ValueError("a model that plans draws no image after others: leave out structure and references")
+        if options.references:
+            raise ValueError("a model that plans draws no image after others: leave out references")
         each = [words for words in prompts for _ in range(options.n)]
         seeds = [options.seed + i for _ in prompts for i in range(options.n)]
         if isinstance(options.plan, str):
@@ -81,9 +81,6 @@ class Planning:
         drawn = yield from self.images(plans, seeds, options)
         texts = [str(plan) for plan in plans]
         codes = best_of_each(texts, drawn, self.best)
-        if options.best_of > 1:
-            images = [self.processor.decode(one) for one in codes]
-            yield Batch([], self._show, pieces=[Piece(i, image) for i, image in enumerate(images)])
         return [Drawn(one, plan) for one, plan in zip(codes, plans, strict=True)]
 
     def plans(
@@ -140,31 +137,27 @@ class Planning:
 
     def images(self, plans: Sequence[Plan], seeds: Sequence[int], options: GenerateOptions) -> Phases[list[Tensor]]:
         """Codes of best_of candidates for each plan, side by side: plain first, then in their colours."""
-        count = options.best_of
+        each = [(plan, seed, j) for plan, seed in zip(plans, seeds, strict=True) for j in range(options.best_of)]
         instead = None
         if options.negative_prompt is not None and options.negative_prompt.strip():
             instead = Document((Text(options.negative_prompt.strip()),))
-        requests = [
-            self.prompts.candidate(
-                Document((Text(str(plan.plain)),)), options, seed, j, instead, self.grid(plan, options)
-            )
-            for plan, seed in zip(plans, seeds, strict=True)
-            for j in range(count)
-        ]
-        shown = [i // count if i % count == 0 else None for i in range(len(requests))]
+        requests = list[Request]()
+        for plan, seed, j in each:
+            plain, grid = Document((Text(str(plan.plain)),)), self.grid(plan, options)
+            requests.append(self.prompts.candidate(plain, options, seed, j, instead, grid))
+        shown = [i // options.best_of if j == 0 else None for i, (_, _, j) in enumerate(each)]
         codes = self.processor.drawn(requests, (yield Batch(requests, self._show, shown)))
-        coloured = [i for i in range(len(codes)) if plans[i // count] != plans[i // count].plain]
+        coloured = [i for i, (plan, _, _) in enumerate(each) if plan != plan.plain]
         if coloured:
-            changes = [
-                self.prompts.changed(
-                    str(plans[i // count].plain),
-                    str(plans[i // count]),
-                    Image(codes[i]),
-                    EditOptions(temperature=options.temperature, top_p=options.top_p, top_k=options.top_k, keep=0),
-                    candidate_seed(seeds[i // count], i % count),
-                )
-                for i in coloured
-            ]
+            sampling = options.sampling
+            unguided = EditOptions(
+                temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, text_guidance=1, keep=0
+            )
+            changes = list[Request]()
+            for i in coloured:
+                plan, seed, j = each[i]
+                source, seed = Image(codes[i]), candidate_seed(seed, j)
+                changes.append(self.prompts.changed(str(plan.plain), str(plan), source, unguided, seed))
             new = yield Batch(changes, self._show, [shown[i] for i in coloured])
             for i, changed in zip(coloured, self.processor.drawn(changes, new), strict=True):
                 codes[i] = changed

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain
 
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
-from cm3.engine.options import EditOptions, GenerateOptions, SamplingConfig, check_seed
+from cm3.engine.options import NEGATIVE_GUIDANCE, EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
 from cm3.tokens.alphabet import Alphabet, alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_only, without_text
@@ -49,7 +49,9 @@ def candidate_seed(seed: int, j: int) -> int:
 
 def ways_of(options: GenerateOptions) -> list[tuple[Guide, SamplingConfig]]:
     """The ways of decoding, which images take in turn. With CD-K, guidance, top-p and top-k do not count."""
-    free = ClassifierFree(image=options.guidance, schedule=options.guidance_schedule), options.sampling
+    leads_away = options.guidance == 1 and bool(options.negative_prompt and options.negative_prompt.strip())
+    scale = NEGATIVE_GUIDANCE if leads_away else options.guidance
+    free = ClassifierFree(image=scale, schedule=options.guidance_schedule), options.sampling
     contrastive = ContrastiveTopK(*options.contrast), SamplingConfig(temperature=options.temperature)
     ways: dict[str, list[tuple[Guide, SamplingConfig]]] = {
         "top-p": [free],

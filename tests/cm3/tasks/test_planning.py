@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from cm3 import CM3
-from cm3.engine.options import AnswerOptions, GenerateOptions, Query
+from cm3.engine.guidance import ClassifierFree
+from cm3.engine.options import NEGATIVE_GUIDANCE, AnswerOptions, GenerateOptions, Query
 from cm3.tasks.planning import place_of
 from cm3.tokens.templates import PLANS
 from planner import ALONE, BLUE, CAT, COUNT, DOG, PAIR, SMALL, images
@@ -160,6 +161,21 @@ def test_inpainting_reads_the_plan_of_its_prompt(model: CM3):
     mask = Image.new("L", source.size, 255)
     [image] = model.infill(source, mask, "a dog", temperature=0.0)
     assert image.size == source.size
+
+
+def test_inpainting_without_a_valid_plan_says_so(model: CM3):
+    [source] = draw(model, "a cat")
+    with pytest.raises(ValueError, match="no valid plan for 'two at one place'"):
+        model.infill(source, Image.new("L", source.size, 255), "two at one place", temperature=0.0)
+
+
+def test_a_negative_prompt_turns_guidance_on(model: CM3):
+    job = model.jobs.draw("", options(plan=CAT, negative_prompt="a dog"))
+    while not job.requests:
+        job.give([])  # the plan is shown
+    [request] = job.requests
+    assert request.guide == ClassifierFree(image=NEGATIVE_GUIDANCE)
+    assert model.processor.text([id for id in request.extra_prompts[0] if model.vocab.is_text(id)]) == "a dog"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from cm3.engine.options import Query
 from cm3.pipeline import CM3
 from cm3.tasks.job import Job
 from cm3.tasks.plan_words import caption
+from cm3.tasks.planning import parsed
 from cm3.tokens.plan import Plan
 from train.recipes.emoji.art import CANVAS, single
 from train.recipes.emoji.documents import Builder, DocumentsConfig
@@ -72,7 +73,7 @@ def readings(model: CM3, data: Path, out: Path, count: int) -> dict[str, Any]:
     told = asked.tell([(image, Query(long=True)) for image in images])
     figures["plan of a scene"] = percent([text == str(plan) for text, plan in zip(told, scenes, strict=True)])
     figures["things of a scene"] = percent(
-        [content(_parsed(text)) == content(plan) for text, plan in zip(told, scenes, strict=True)]
+        [content(parsed(text)) == content(plan) for text, plan in zip(told, scenes, strict=True)]
     )
     pairs: list[tuple[PIL_Image.Image, Query]] = []
     truths: list[tuple[str, str]] = []
@@ -103,10 +104,3 @@ def captions(asked: Asked, truth: Truth, data: Path, count: int) -> dict[str, fl
         wanted = [caption(Plan.parse(one.a), language, own) for (one, _), own in zip(some, names, strict=True)]
         figures[language] = percent([a == b for a, b in zip(told, wanted, strict=True)])
     return figures
-
-
-def _parsed(text: str) -> Plan | None:
-    try:
-        return Plan.parse(text)
-    except ValueError:
-        return None
