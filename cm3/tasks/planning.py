@@ -231,8 +231,11 @@ class Planning:
             for plan, (_, query) in zip(plans, wanted, strict=True)
             for thing in (plan.things if plan and query.language != "en" else ())
         }
-        texts = [PLANS["translate"].format(language=language, words=name) for language, name in names]
-        new = (yield self._hidden([self.prompts.after(text, GREEDY, 0) for text in texts])) if texts else []
+        requests = [
+            self.prompts.after(PLANS["translate"].format(language=language, words=name), GREEDY, 0, language=language)
+            for language, name in names
+        ]
+        new = (yield self._hidden(requests)) if requests else []
         names = {key: self.processor.text(ids).strip() for key, ids in zip(names, new, strict=True)}
         captions = list[str]()
         for plan, (text, query) in zip(plans, wanted, strict=True):

@@ -17,7 +17,7 @@ from itertools import chain
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.engine.options import NEGATIVE_GUIDANCE, EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
-from cm3.tokens.alphabet import Alphabet, alphabets
+from cm3.tokens.alphabet import Alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_only, without_text
 from cm3.tokens.encoding import (
     draw_ids,
@@ -191,9 +191,12 @@ class Prompts:
         choose = min if size == "small" else max
         return choose((self.grid, *self.vocab.grids), key=lambda grid: grid[0] * grid[1])
 
-    def after(self, words: str, sampling: SamplingConfig, seed: int, most: int = MAX_TEXT) -> Request:
-        """Request a text of at most so many tokens that follows a text."""
-        return Request(self.ids(Document((Text(words),)), open_ids), "text", most, sampling, seed=check_seed(seed))
+    def after(
+        self, words: str, sampling: SamplingConfig, seed: int, most: int = MAX_TEXT, language: str | None = None
+    ) -> Request:
+        """Request a text of at most `most` tokens that follows a text. language: whose letters it has; None = any."""
+        ids, alphabet = self.ids(Document((Text(words),)), open_ids), self.alphabets.of(language)
+        return Request(ids, "text", most, sampling, seed=check_seed(seed), alphabet=alphabet)
 
     def edit(self, instruction: str, source: Image, options: EditOptions) -> Request:
         """Request the source as the instruction changes it."""
@@ -264,13 +267,13 @@ class Prompts:
             if len(longer) + most > self.context:
                 break
             ids = longer
-        alphabet = self.alphabets.get(caption_language(words, self.vocab.form) or "")
+        alphabet = self.alphabets.of(caption_language(words, self.vocab.form))
         return Request(ids, "text", most, sampling, seed=check_seed(seed), alphabet=alphabet)
 
     @cached_property
-    def alphabets(self) -> dict[str, Alphabet]:
+    def alphabets(self) -> Alphabets:
         """The letters of each language. A caption is in one language; an answer may be in another than its question."""
-        return alphabets(self.text_tokenizer)
+        return Alphabets(self.text_tokenizer)
 
     def question_ids(self, words: str, image: Image, before: History = (), behind: str = "") -> list[int]:
         """The prompt ids of a text about an image. Arguments as for `text`."""

@@ -15,7 +15,22 @@ from torch import Tensor
 
 from cm3.tokens.text_tokenizer import TextTokenizer
 
-SCRIPTS = {"en": "LATIN", "ar": "ARABIC"}  # the beginning of the Unicode names of a language's letters
+# How the Unicode names of a language's letters begin. Names in many languages keep capitals: "Tシャツ", "ДНК", "DNA".
+_CAPITALS = "LATIN CAPITAL"
+_HAN = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", _CAPITALS)
+SCRIPTS: dict[str, tuple[str, ...]] = {
+    **{language: ("LATIN",) for language in ("en", "es", "fr", "de", "it", "pt", "nl", "pl", "tr", "vi", "id", "sw")},
+    "ar": ("ARABIC",),
+    **{language: ("ARABIC", "EXTENDED ARABIC", _CAPITALS) for language in ("fa", "ur")},
+    **{language: ("CYRILLIC", "MODIFIER LETTER APOSTROPHE", _CAPITALS) for language in ("ru", "uk")},
+    "he": ("HEBREW", _CAPITALS),
+    "hi": ("DEVANAGARI", _CAPITALS),
+    "bn": ("BENGALI", "DEVANAGARI DANDA", _CAPITALS),
+    "th": ("THAI", _CAPITALS),
+    "ko": ("HANGUL", _CAPITALS),
+    "zh": _HAN,
+    "ja": (*_HAN, "HIRAGANA", "KATAKANA"),
+}
 # punctuation, digits, symbols, emoji and variation selectors
 COMMON = (range(9, 0x300), range(0x2000, 0x2C00), range(0xFE0E, 0xFE10), range(0x1F000, 0x20000))
 ACCENTS = range(0x300, 0x370)
@@ -32,18 +47,18 @@ def byte_of() -> dict[str, int]:
 
 
 @lru_cache(4096)
-def belongs(char: str, script: str) -> bool:
+def belongs(char: str, script: tuple[str, ...]) -> bool:
     """Whether a text of this script may have the character: its letters and marks, and characters of no script."""
     if unicodedata.name(char, "").startswith(script):
         return True
     letters = [part for part in unicodedata.normalize("NFKD", char) if part.isalpha()]
     if letters:
         return all(unicodedata.name(letter, "").startswith(script) for letter in letters)
-    return any(ord(char) in points for points in (*COMMON, *((ACCENTS,) if script == "LATIN" else ())))
+    return any(ord(char) in points for points in (*COMMON, *((ACCENTS,) if "LATIN" in script else ())))
 
 
 @lru_cache(4096)
-def may_become(begun: bytes, script: str) -> bool:
+def may_become(begun: bytes, script: tuple[str, ...]) -> bool:
     """Whether a character that begins with these bytes may be in a text of the script."""
     first = begun[0]
     if first > 0xF0:  # planes without characters
@@ -130,6 +145,18 @@ def begins_character(data: bytes) -> bool:
     return False
 
 
-def alphabets(tokenizer: TextTokenizer) -> dict[str, Alphabet]:
-    """The alphabet of each language; none if the tokenizer's ids are not bytes of the text."""
-    return {language: Alphabet(tokenizer, language) for language in SCRIPTS if tokenizer.max_bytes < math.inf}
+class Alphabets:
+    """The alphabets of a tokenizer, each made when it is first needed."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._made: dict[str, Alphabet] = {}
+
+    def of(self, language: str | None) -> Alphabet | None:
+        """The alphabet of a language; None for no or an unknown language, and if the tokenizer's ids are not bytes of
+        the text."""
+        if language not in SCRIPTS or self.tokenizer.max_bytes == math.inf:
+            return None
+        if language not in self._made:
+            self._made[language] = Alphabet(self.tokenizer, language)
+        return self._made[language]

@@ -9,12 +9,12 @@ from PIL import Image
 from cm3 import CM3
 from cm3.engine.engine import generate_naive
 from cm3.engine.options import CaptionOptions
-from cm3.tokens.alphabet import SCRIPTS, Alphabet, Written, alphabets, belongs
+from cm3.tokens.alphabet import SCRIPTS, Alphabet, Alphabets, Written, belongs
 from cm3.tokens.text_tokenizer import TextTokenizer
 
 TEXTS = ['a red apple "x" — café', "تفاحة حمراء، × 2", "красное яблоко", "赤いりんご"] * 3
 TOKENIZER = TextTokenizer.train(TEXTS, vocab_size=320)
-ALPHABETS = alphabets(TOKENIZER)
+ALPHABETS = {language: Alphabet(TOKENIZER, language) for language in ("en", "ar", "fa", "ru", "he", "ja")}
 
 
 def follows(alphabet: Alphabet, text: str) -> bool:
@@ -32,17 +32,21 @@ def follows(alphabet: Alphabet, text: str) -> bool:
 @pytest.mark.parametrize(
     ("text", "languages"),
     [
-        ("שָ ו־", set()),
+        ("שָ ו־", {"he"}),
         ("a red apple", {"en"}),
         ("café", {"en"}),
-        ("تفاحة حمراء", {"ar"}),
-        ("تُفَّاحَة، × ٢", {"ar"}),
-        ("1 × 2 — (3)! 🍎", {"en", "ar"}),
-        ("красное", set()),
-        ("赤い", set()),
+        ("تفاحة حمراء", {"ar", "fa"}),
+        ("تُفَّاحَة، × ٢", {"ar", "fa"}),
+        ("1 × 2 — (3)! 🍎", set(ALPHABETS)),
+        ("красное", {"ru"}),
+        ("ДНК DNA", {"ru"}),
+        ("ДНК dna", set()),
+        ("赤い", {"ja"}),
+        ("Tシャツ", {"ja"}),
+        ("۱۰۰ امتیاز", {"fa"}),
         ("a pinkسيارة", set()),
         ('a sign that says "قطة"', {"en"}),
-        ('لافتة مكتوب عليها "STOP"', {"ar"}),
+        ('لافتة مكتوب عليها "STOP"', {"ar", "fa"}),
         ("a “قطة” and «ق»", {"en"}),
         ('a "b" قطة', set()),
     ],
@@ -95,7 +99,13 @@ def test_an_answer_may_be_in_any_language(tiny: CM3, images: list[Image.Image]):
 def test_a_tokenizer_whose_ids_are_no_bytes_has_no_alphabets():
     other = TextTokenizer.train(TEXTS, vocab_size=300)
     other.tokenizer.add_tokens(["<x>"])
-    assert alphabets(other) == {}
+    assert Alphabets(other).of("en") is None
+
+
+def test_an_alphabet_is_made_once():
+    made = Alphabets(TOKENIZER)
+    assert made.of("sw") is made.of("sw") is not None
+    assert made.of("tlh") is made.of(None) is None
 
 
 def test_the_masks_are_made_once():
