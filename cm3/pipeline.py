@@ -53,7 +53,8 @@ from cm3.hf.remote_code import add_code
 from cm3.keywords import keywords
 from cm3.model.scorer import Scorer
 from cm3.model.transformer import CM3ForCausalLM
-from cm3.tasks import reranking
+from cm3.tasks import confidence, reranking
+from cm3.tasks.confidence import Calibration, Rater
 from cm3.tasks.images import Processor
 from cm3.tasks.job import Job, Piece
 from cm3.tasks.jobs import Jobs, Texts
@@ -98,6 +99,7 @@ class CM3:
         max_pixels: the most pixels that an image may have.
         compile: compile the decoding step (cm3/engine/engine.py).
         known_words: how prompts are normalised.
+        calibration: how probable it is that a text is right; None for texts that are not rated.
 
     Raises:
         ValueError: parts that do not belong together; in every method, arguments that cannot be fulfilled.
@@ -113,6 +115,7 @@ class CM3:
         max_pixels: int = MAX_PIXELS,
         compile: bool = False,
         known_words: KnownWords | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         config = model.config
         for what, has, wants in (
@@ -133,12 +136,14 @@ class CM3:
         self.image_tokenizer = image_tokenizer
         self.scorer = scorer
         self.known_words = known_words or KnownWords()
+        self.calibration = calibration
         self.vocab = Vocab.from_config(config)
         self.grid: tuple[int, int] = image_tokenizer.grid
         self.context: int = config.max_position_embeddings
         self.processor = Processor(self.vocab, text_tokenizer, image_tokenizer, max_pixels)
         self.prompts = Prompts(self.vocab, text_tokenizer, self.grid, self.context)
-        self.jobs = Jobs(self.processor, self.prompts, self.known_words, self.best)
+        rater = Rater(self.mean_log_prob, calibration)
+        self.jobs = Jobs(self.processor, self.prompts, self.known_words, self.best, rater)
         self.engine = Engine(self.model, self.vocab, self.grid, compile=compile)
 
     @classmethod
@@ -169,7 +174,8 @@ class CM3:
         text = load_text(folder, Vocab.from_config(model.config))
         image = load_image_tokenizer(folder, model.config, image_tokenizer)
         scorer = Scorer.from_pretrained(folder / "scorer") if (folder / "scorer").is_dir() else None
-        return cls(model, text, image, scorer, max_pixels, compile, KnownWords.load(folder)).to(device)
+        words, calibration = KnownWords.load(folder), Calibration.load(folder)
+        return cls(model, text, image, scorer, max_pixels, compile, words, calibration).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that needs nothing outside it."""
@@ -182,6 +188,8 @@ class CM3:
             if self.scorer:
                 self.scorer.save_pretrained(fresh / "scorer")
             self.known_words.save(fresh)
+            if self.calibration:
+                self.calibration.save(fresh)
             add_code(fresh, self.image_tokenizer.size[0])
             write_checksums(fresh)
 
@@ -345,6 +353,10 @@ class CM3:
     def caption_log_probs(self, words: str, codes: Sequence[Tensor]) -> Tensor:  # -> [N]
         """Log-probability of the words as the caption of each image, given as codes [h, w]."""
         return reranking.caption_log_probs(self.model, self.prompts, words, codes)
+
+    def mean_log_prob(self, request: Request, new: Sequence[int]) -> float:
+        """The mean log-probability, in nats, of a request's new ids (tasks/confidence.py)."""
+        return confidence.mean_log_prob(self.model, request, new)
 
     def normal_prompt(self, prompt: str) -> str:
         """The prompt as the model reads it with the option `normalise`."""

@@ -55,7 +55,7 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
                 annotation=Annotated[one.type, option_of(options, one.name)],
             )
             for one in fields(options)
-            if one.name not in own and (one.type in (int, float, bool) or get_origin(one.type) is Literal)
+            if one.name not in own and (one.type in (int, float, bool, float | None) or get_origin(one.type) is Literal)
         ]
 
         @wraps(command)

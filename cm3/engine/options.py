@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from cm3.checks import check_choice, check_flag, check_number, check_text, check_whole, is_many
-from cm3.tokens.templates import Box, boxed
+from cm3.tokens.templates import Box, boxed, language_of
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Options:
                 check_whole(one.name, value)
                 about(type(self), one.name).check(one.name, value)
                 object.__setattr__(self, one.name, int(value))  # numpy's integers too
-            elif one.type is float:
+            elif one.type is float or (one.type == float | None and value is not None):
                 check_number(one.name, value)
                 about(type(self), one.name).check(one.name, value)
 
@@ -276,20 +276,32 @@ class EditOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionOptions(SamplingOptions):
-    """Options of captioning."""
+class TextOptions(SamplingOptions):
+    """Options of every task that writes a text about an image."""
 
     temperature: float = 0.0
+    threshold: float | None = option(
+        None,
+        "Mark a text as not sure where the probability that it is right is below this; 0 = never. By default the "
+        "model's own threshold, where the model is calibrated.",
+        least=0,
+        most=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(TextOptions):
+    """Options of captioning."""
+
     language: Language = option("en", "Language of the caption, one of those that the model writes.")
     long: bool = option(False, "Describe positions and the background too.")
     batch: int = option(32, "Images at once, where an iterator gives them.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(SamplingOptions):
+class AnswerOptions(TextOptions):
     """Options of visual question answering."""
 
-    temperature: float = 0.0
     history: Sequence[tuple[str, str]] = option(
         (),
         "Earlier questions about the same image, with their answers, the oldest first; the model reads the last ones.",
@@ -323,6 +335,11 @@ class Query(NamedTuple):
     question: str = ""
     language: str = "en"
     long: bool = False
+
+    @property
+    def reply_language(self) -> str:
+        """The language of the reply."""
+        return language_of(self.question) if self.question else self.language
 
 
 def check_seed(seed: int) -> int:

@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from cm3.files import sha256
 from cm3.model.config import CM3Config
+from cm3.tasks.confidence import CALIBRATION
 from cm3.tasks.known_words import KNOWN_NAMES, KNOWN_WORDS
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable, shards_of
@@ -53,6 +54,7 @@ OURS = (
     "scorer",
     KNOWN_WORDS,
     KNOWN_NAMES,
+    CALIBRATION,
 )
 UNFINISHED, OLD = ".unfinished", ".old"
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # kernels that fetch no code

@@ -22,8 +22,10 @@ from cm3.engine.options import (
     InfillOptions,
     Query,
     SamplingOptions,
+    TextOptions,
 )
 from cm3.tasks.completion import complete
+from cm3.tasks.confidence import Rater, marks
 from cm3.tasks.images import Processor
 from cm3.tasks.inpainting import (
     grown,
@@ -106,6 +108,7 @@ class Jobs:
         prompts: documents to requests.
         known_words: how prompts are normalised.
         best: index of those of several codes, [h, w] each, that fit a text best.
+        rater: how probable it is that a text is right.
 
     Raises:
         ValueError: a request that cannot be fulfilled.
@@ -116,6 +119,7 @@ class Jobs:
     prompts: Prompts
     known_words: KnownWords
     best: Callable[[str, Sequence[Tensor]], int]
+    rater: Rater
 
     @overload
     def generate(self, prompt: str, options: GenerateOptions = GenerateOptions()) -> Job[list[PIL_Image.Image]]: ...
@@ -299,35 +303,39 @@ class Jobs:
         texts = yield from self._tell([(one, Query(text)) for one, text in pairs], options, options.history)
         return texts if is_many(image) else texts[0]
 
-    def tell(
-        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions = AnswerOptions()
-    ) -> Job[list[str]]:
+    def tell(self, pairs: Sequence[tuple[ImageLike, Query]], options: TextOptions = AnswerOptions()) -> Job[list[str]]:
         """Answer each query about its image. An image that stands in several pairs is encoded once."""
         return Job(self._tell(pairs, options))
 
     def _tell(
-        self, pairs: Sequence[tuple[ImageLike, Query]], options: SamplingOptions, history: History = ()
+        self, pairs: Sequence[tuple[ImageLike, Query]], options: TextOptions, history: History = ()
     ) -> Phases[list[str]]:
+        self.rater.check(options.threshold)
         images = self._encoded([image for image, _ in pairs])
         if self.planning:
             asked = [(image, query) for image, (_, query) in zip(images, pairs, strict=True)]
             return (yield from self.planning.tell(asked, options, history))
         words = [self._words(query) for _, query in pairs]
         before = [(worded("answer", question, self.form), answer.strip()) for question, answer in history]
-        return (yield from self._texts(images, words, options, before))
+        asked = zip(words, images, strict=True)
+        requests = [self.prompts.text(text, image, options.sampling, options.seed, before) for text, image in asked]
+        new = yield Batch(requests, self._show)
+        texts = list[str]()
+        for (_, query), request, ids in zip(pairs, requests, new, strict=True):
+            text = self.processor.text(ids).strip()
+            texts.append(self.rater.rated(text, query.reply_language, options.threshold, (request, ids)))
+        yield Batch([], self._show, pieces=marks(texts))
+        return texts
 
     def write(
         self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions = AnswerOptions()
     ) -> Job[list[str]]:
         """Write a text for each image and prompt, in the words of the training data (tokens/templates.py)."""
-        images, words = self._encoded([image for image, _ in pairs]), [words for _, words in pairs]
-        return Job(self._texts(images, words, options))
+        return Job(self._write(pairs, options))
 
-    def _texts(
-        self, images: Sequence[Image], words: Sequence[str], options: SamplingOptions, before: History = ()
-    ) -> Phases[list[str]]:
-        asked = zip(words, images, strict=True)
-        requests = [self.prompts.text(text, image, options.sampling, options.seed, before) for text, image in asked]
+    def _write(self, pairs: Sequence[tuple[ImageLike, str]], options: SamplingOptions) -> Phases[list[str]]:
+        asked = zip((words for _, words in pairs), self._encoded([image for image, _ in pairs]), strict=True)
+        requests = [self.prompts.text(text, image, options.sampling, options.seed) for text, image in asked]
         new = yield Batch(requests, self._show)
         return [self.processor.text(ids).strip() for ids in new]
 
@@ -351,7 +359,7 @@ class Jobs:
     @property
     def planning(self) -> Planning | None:
         """The tasks of models that plan; None for others."""
-        return Planning(self.processor, self.prompts, self.best) if self.form == "plan" else None
+        return Planning(self.processor, self.prompts, self.best, self.rater) if self.form == "plan" else None
 
     def _words(self, query: Query) -> str:
         """The prompt of a query. Raises a ValueError for a language that the model does not write."""

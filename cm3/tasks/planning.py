@@ -16,8 +16,9 @@ from PIL import Image as PIL_Image
 from torch import Tensor
 
 from cm3.checks import check_choice
-from cm3.engine.options import GREEDY, EditOptions, GenerateOptions, Query, SamplingConfig, SamplingOptions
+from cm3.engine.options import GREEDY, EditOptions, GenerateOptions, Query, SamplingConfig, TextOptions
 from cm3.engine.request import Request
+from cm3.tasks.confidence import Rater, marks
 from cm3.tasks.images import Processor
 from cm3.tasks.job import Batch, Phases, Piece
 from cm3.tasks.plan_words import AND, caption, described
@@ -47,6 +48,20 @@ class Drawn(NamedTuple):
     plan: Plan | None
 
 
+class PlanRead(NamedTuple):
+    """A plan that a model read from an image.
+
+    Attributes:
+        text: of the plan.
+        request: what asked for it.
+        ids: new ids that say what is shown.
+    """
+
+    text: str
+    request: Request
+    ids: list[int]
+
+
 @dataclass(frozen=True)
 class Planning:
     """Makes the batches of each task.
@@ -55,6 +70,7 @@ class Planning:
         processor: images and texts to ids and back.
         prompts: documents to requests.
         best: index of those of several codes, [h, w] each, that fit a plan best.
+        rater: how probable it is that a text is right.
 
     Raises:
         ValueError: a request that cannot be fulfilled, or no valid plan after TRIES tries.
@@ -63,6 +79,7 @@ class Planning:
     processor: Processor
     prompts: Prompts
     best: Callable[[str, Sequence[Tensor]], int]
+    rater: Rater
 
     def draw(self, prompts: Sequence[str], options: GenerateOptions) -> Phases[list[Drawn]]:
         """Draw n images of each prompt, each from a plan of its own, and each the best of best_of candidates."""
@@ -172,13 +189,28 @@ class Planning:
 
     def read(self, images: Sequence[Image], sampling: SamplingConfig = GREEDY, seed: int = 0) -> Phases[list[str]]:
         """The text of each image's plan, as the model reads it; not always a valid plan."""
+        return [one.text for one in (yield from self._read(images, sampling, seed))]
+
+    def _read(self, images: Sequence[Image], sampling: SamplingConfig, seed: int) -> Phases[list[PlanRead]]:
         # In training documents a question stands behind the plan.
         behind = worded("answer", "How many things are there?", "plan")
         requests = [
             self.prompts.text(PLANS["read"], one, sampling, seed, most=MAX_PLAN, behind=behind) for one in images
         ]
         new = yield self._hidden(requests)
-        return [self.processor.text(ids).strip() for ids in new]
+        return [
+            PlanRead(text := self.processor.text(ids).strip(), request, ids[: self._named(text, ids)])
+            for request, ids in zip(requests, new, strict=True)
+        ]
+
+    def _named(self, text: str, ids: list[int]) -> int:
+        """How many ids of a plan say what is shown: those before the style and the ground, which a caption leaves
+        out."""
+        plan = parsed(text)
+        things = str(Plan(plan.things)) if plan else text
+        return next(
+            (k for k in range(1, len(ids)) if len(self.processor.text(ids[:k]).strip()) >= len(things)), len(ids)
+        )
 
     def edit(
         self, sources: Sequence[Image], instructions: Sequence[str], options: EditOptions, show: Show
@@ -198,7 +230,7 @@ class Planning:
         return [Drawn(one, plan) for one, plan in zip(codes, after, strict=True)]
 
     def tell(
-        self, pairs: Sequence[tuple[Image, Query]], options: SamplingOptions, history: History = ()
+        self, pairs: Sequence[tuple[Image, Query]], options: TextOptions, history: History = ()
     ) -> Phases[list[str]]:
         """Answer each query about its image. An image that stands in several pairs is read once."""
         for _, query in pairs:
@@ -206,21 +238,28 @@ class Planning:
             if query.long:
                 check_choice("the language of a long caption", query.language, ("en", "ar"))
         images = {id(image): image for image, _ in pairs}
-        seen = yield from self.read(list(images.values()), options.sampling, options.seed)
+        seen = yield from self._read(list(images.values()), options.sampling, options.seed)
         read = dict(zip(images, seen, strict=True))
         asked = [i for i, (_, query) in enumerate(pairs) if query.question]
-        captions = {i: (read[id(image)], query) for i, (image, query) in enumerate(pairs) if not query.question}
+        captions = {i: (read[id(image)].text, query) for i, (image, query) in enumerate(pairs) if not query.question}
         told = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
         requests = list[Request]()
         for i in asked:
             image, query = pairs[i]
             turns = [(worded("answer", question, "plan"), answer) for question, answer in history[-MOST_BEFORE:]]
             words = worded("answer", query.question, "plan")
-            known = (PLANS["read"], read[id(image)])
+            known = (PLANS["read"], read[id(image)].text)
             requests.append(self.prompts.text(words, image, options.sampling, options.seed, turns, known))
         new = yield Batch(requests, self._show, asked, [Piece(i, text) for i, text in told.items()])
-        told |= {i: self.processor.text(ids).strip() for i, ids in zip(asked, new, strict=True)}
-        return [told[i] for i in range(len(pairs))]
+        answered = {i: (request, ids) for i, request, ids in zip(asked, requests, new, strict=True)}
+        told |= {i: self.processor.text(ids).strip() for i, (_, ids) in answered.items()}
+        texts = list[str]()
+        for i, (image, query) in enumerate(pairs):
+            plan = read[id(image)]
+            written = [(plan.request, plan.ids), *([answered[i]] if i in answered else ())]
+            texts.append(self.rater.rated(told[i], query.reply_language, options.threshold, *written))
+        yield Batch([], self._show, pieces=marks(texts))
+        return texts
 
     def _captions(self, wanted: Sequence[tuple[str, Query]]) -> Phases[list[str]]:
         """The caption of each plan. Names in other languages than English are written by the model. A text that is no

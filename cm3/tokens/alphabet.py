@@ -19,10 +19,10 @@ from cm3.tokens.text_tokenizer import TextTokenizer
 _CAPITALS = "LATIN CAPITAL"
 _HAN = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", _CAPITALS)
 SCRIPTS: dict[str, tuple[str, ...]] = {
-    **{language: ("LATIN",) for language in ("en", "es", "fr", "de", "it", "pt", "nl", "pl", "tr", "vi", "id", "sw")},
+    **dict.fromkeys(("en", "es", "fr", "de", "it", "pt", "nl", "pl", "tr", "vi", "id", "sw"), ("LATIN",)),
     "ar": ("ARABIC",),
-    **{language: ("ARABIC", "EXTENDED ARABIC", _CAPITALS) for language in ("fa", "ur")},
-    **{language: ("CYRILLIC", "MODIFIER LETTER APOSTROPHE", _CAPITALS) for language in ("ru", "uk")},
+    **dict.fromkeys(("fa", "ur"), ("ARABIC", "EXTENDED ARABIC", _CAPITALS)),
+    **dict.fromkeys(("ru", "uk"), ("CYRILLIC", "MODIFIER LETTER APOSTROPHE", _CAPITALS)),
     "he": ("HEBREW", _CAPITALS),
     "hi": ("DEVANAGARI", _CAPITALS),
     "bn": ("BENGALI", "DEVANAGARI DANDA", _CAPITALS),
