@@ -140,11 +140,9 @@ def image_output(label: str) -> gr.Image:
     return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="whole-image")
 
 
-def words_input(label: str, button: str, name: str, value: str = "", info: str | None = None) -> gr.Textbox:
+def words_input(label: str, button: str, name: str, value: str = "", **more: Any) -> gr.Textbox:
     """A text field with the button that sends it. `name` is part of its CSS class."""
-    return gr.Textbox(
-        value, label=label, info=info, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words"
-    )
+    return gr.Textbox(value, label=label, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words", **more)
 
 
 def gallery(label: str, **options: Any) -> gr.Gallery:
@@ -187,9 +185,13 @@ def plans(model: CM3) -> bool:
     return model.jobs.planning is not None
 
 
-def plan_input(say: Say, name: str) -> gr.Textbox:
-    """A field that shows the plan of an image, with a button that uses the plan in it. `name`: "draw" or "edit"."""
-    return words_input(say("plan"), say(f"{name}_plan"), f"{name}-plan", info=say("plan_info"))
+def plan_input(model: CM3, say: Say, name: str) -> gr.Textbox | None:
+    """A field that shows the plan of an image, with a button that uses the plan in it; None where the model does not
+    plan. `name`: "draw" or "edit"."""
+    if not plans(model):
+        return None
+    more = {"placeholder": say("plan_info"), "min_width": 280}  # so wide that it is below the prompt on a phone
+    return words_input(say("plan"), say(f"{name}_plan"), f"{name}-plan", **more)
 
 
 def with_plans(images: Iterable[Image.Image]) -> list[Any]:

@@ -56,8 +56,8 @@ WORDS = {  # key: English, Arabic
     "segments": ("areas of colour", "مساحات اللون"),
     "plan": ("Plan", "الخطة"),
     "plan_info": (
-        "What the image shows. Change it and use it; where it is empty, the model plans.",
-        "ما تُظهره الصورة. غيّرها واستعملها؛ وإن كانت فارغة خطّط النموذج.",
+        "The model writes here what the image shows. Change it and draw again.",
+        "يكتب النموذج هنا ما تُظهره الصورة. غيّره وارسم ثانية.",
     ),
     "draw_plan": ("Draw this plan", "ارسم هذه الخطة"),
     "edit_plan": ("Edit to this plan", "عدّل إلى هذه الخطة"),

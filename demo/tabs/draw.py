@@ -114,11 +114,12 @@ def drawer(model: CM3, say: Say) -> Any:
 
 def build(model: CM3, say: Say) -> parts.Tab:
     history = gr.State([])
-    prompt = parts.words_input(say("prompt"), say("draw"), "draw", PROMPTS[say.language][0])
+    with gr.Row():
+        prompt = parts.words_input(say("prompt"), say("draw"), "draw", PROMPTS[say.language][0])
+        plan = parts.plan_input(model, say, "draw")
     parts.examples(say, PROMPTS[say.language], prompt)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
-            plan = parts.plan_input(say, "draw") if parts.plans(model) else None
             preview = parts.preview()
             drawings = parts.gallery(say("images"), columns=2, elem_classes="drawings")
             with gr.Row():

@@ -70,7 +70,6 @@ def build(model: CM3, say: Say) -> parts.Tab:
         with gr.Column(min_width=260):
             source = parts.image_input(say("source"))
         with gr.Column(min_width=260):
-            plan = parts.plan_input(say, "edit") if parts.plans(model) else None
             preview = parts.preview()
             slider = gr.ImageSlider(
                 label=say("edited"),
@@ -81,7 +80,9 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 elem_classes="whole-image",
             )
             result = gr.Image(visible="hidden", type="pil", format="png")  # for the other tabs
-    instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
+    with gr.Row():
+        instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
+        plan = parts.plan_input(model, say, "edit")
     with gr.Row():
         stop = parts.stop_button(say)
         use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
