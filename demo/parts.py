@@ -6,14 +6,15 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import gradio as gr
 from PIL import Image
 
 from cm3.engine.options import Options, about
+from cm3.pipeline import CM3
 from cm3.serving.admission import Ticket, TimedOut
 from cm3.tasks.job import Piece
 from demo.uploads import UploadedImage
@@ -122,7 +123,7 @@ def paragraphs(items: Iterable[str | Image.Image]) -> str:
     return f'<div class="document">{"".join(parts)}</div>'
 
 
-def image_input(label: str) -> UploadedImage:
+def image_input(label: str, visible: bool = True) -> UploadedImage:
     """An input for an image. The pipeline crops and scales it."""
     return UploadedImage(
         label=label,
@@ -130,6 +131,7 @@ def image_input(label: str) -> UploadedImage:
         image_mode=None,
         sources=["upload", "clipboard"],
         height=HEIGHT,
+        visible=visible,
         elem_classes="whole-image",
     )
 
@@ -138,11 +140,9 @@ def image_output(label: str) -> gr.Image:
     return gr.Image(label=label, type="pil", format="png", interactive=False, height=HEIGHT, elem_classes="whole-image")
 
 
-def words_input(label: str, button: str, name: str, value: str = "", info: str | None = None) -> gr.Textbox:
+def words_input(label: str, button: str, name: str, value: str = "", **more: Any) -> gr.Textbox:
     """A text field with the button that sends it. `name` is part of its CSS class."""
-    return gr.Textbox(
-        value, label=label, info=info, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words"
-    )
+    return gr.Textbox(value, label=label, submit_btn=button, max_length=MAX_TEXT, elem_classes=f"{name}-words", **more)
 
 
 def gallery(label: str, **options: Any) -> gr.Gallery:
@@ -170,6 +170,41 @@ def slider(say: Say, options: type[Options], name: str, value: float | None = No
     )
 
 
+def choice(say: Say, options: type[Options], name: str, **more: Any) -> gr.Radio:
+    """A choice with the default and the values of an option. Arguments as for `slider`; the page has a text for each
+    value."""
+    [values] = [get_args(one.type) for one in fields(options) if one.name == name]
+    info = say(f"{name}_info") if say.has(f"{name}_info") else None
+    return gr.Radio(
+        [(say(one), one) for one in values], value=getattr(options, name), label=say(name), info=info, **more
+    )
+
+
+def plans(model: CM3) -> bool:
+    """Whether the model writes a plan before it draws."""
+    return model.jobs.planning is not None
+
+
+def plan_input(model: CM3, say: Say, name: str) -> gr.Textbox | None:
+    """A field that shows the plan of an image, with a button that uses the plan in it; None where the model does not
+    plan. `name`: "draw" or "edit"."""
+    if not plans(model):
+        return None
+    more = {"placeholder": say("plan_info"), "min_width": 280}  # so wide that it is below the prompt on a phone
+    return words_input(say("plan"), say(f"{name}_plan"), f"{name}-plan", **more)
+
+
+def with_plans(images: Iterable[Image.Image]) -> list[Any]:
+    """Images for a gallery, each with its plan as the caption where it has one."""
+    return [(image, image.info["plan"]) if "plan" in image.info else image for image in images]
+
+
+def selected_plan(event: gr.SelectData) -> Any:
+    """The plan of the image that was clicked in a gallery. Without one, the field keeps its content."""
+    plan = event.value.get("caption") if isinstance(event.value, dict) else None
+    return plan if isinstance(plan, str) else gr.skip()
+
+
 def seed_inputs(say: Say) -> tuple[gr.Checkbox, gr.Number]:
     """A checkbox for a random seed, and the seed that is used without it."""
     dice = gr.Checkbox(True, label=say("dice"))
@@ -193,6 +228,7 @@ def connect(
     name: str,
     stop: gr.Button | None = None,
     status: Any = None,
+    plan: gr.Textbox | None = None,
 ) -> None:
     """Run a function when an event occurs.
 
@@ -205,14 +241,23 @@ def connect(
         name: of the API endpoint, which the English page has.
         stop: a button that cancels it.
         status: shows that it was cancelled.
+        plan: the last input and output, if there is one. Its own button passes on what is in it, and the trigger
+            nothing. The API has it.
     """
-    event = trigger(
-        work,
-        list(inputs),
-        list(outputs),
-        api_name=name,
-        show_progress_on=outputs[0],
-        api_visibility="public" if say.language == "en" else "private",
-    )
+
+    def added(start: Callable[..., Any], given: list[Any], public: bool) -> Any:
+        return start(
+            work,
+            [*inputs, *given],
+            [*outputs, *([] if plan is None else [plan])],
+            api_name=name,
+            show_progress_on=outputs[0],
+            api_visibility="public" if public and say.language == "en" else "private",
+        )
+
+    if plan is None:
+        events = [added(trigger, [], True)]
+    else:
+        events = [added(plan.submit, [plan], True), added(trigger, [gr.State("")], False)]
     if stop is not None:
-        stop.click(lambda: say("stopped"), None, status, cancels=[event], queue=False, api_visibility="private")
+        stop.click(lambda: say("stopped"), None, status, cancels=events, queue=False, api_visibility="private")

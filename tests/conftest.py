@@ -1,4 +1,4 @@
-"""A tiny model folder with random weights, so that the tests need no trained one."""
+"""Tiny models, so that the tests need no real one: with random weights, and one that plans, trained in seconds."""
 
 import os
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.pipeline import CM3
 from cm3.tokens.text_tokenizer import TextTokenizer
+from planner import planner
 from tokenizer_image import PRESETS, ImageTokenizer, VQModel
 
 torch.set_num_threads(1)  # tiny tensors are slower on more
@@ -98,3 +99,16 @@ def dies_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 script.train(config, out)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def planning() -> CM3:
+    """A tiny model of the form "plan" that knows a small world by heart (tests/helpers/planner.py)."""
+    return planner()
+
+
+@pytest.fixture(scope="session")
+def planning_folder(planning: CM3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "planning"
+    planning.save_pretrained(folder)
+    return folder

@@ -6,11 +6,13 @@ from fastapi.responses import JSONResponse
 
 from cm3.serving.admission import Disconnected, QueueFull, TimedOut
 from cm3.serving.schemas import Error
+from cm3.tasks.planning import NoPlan
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected
 ERRORS: dict[type[Exception], tuple[int, str, str]] = {  # status, type and message
     QueueFull: (429, "rate_limit_error", "the queue is full: retry in a moment"),
     TimedOut: (504, "timeout_error", "the request timed out"),
+    NoPlan: (422, "invalid_request_error", "the model wrote no valid plan for this: say it otherwise, or give a plan"),
     Disconnected: (CLIENT_CLOSED_REQUEST, "cancelled", "the client has disconnected"),
 }
 ERROR_STATUSES = (400, 401, 403, 404, 408, 413, 422, 429, 500, 504)

@@ -12,6 +12,8 @@ from PIL import Image as PIL_Image
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from cm3.engine.options import MAX_SEED, GenerateOptions, Options, about
+from cm3.engine.options import Size as Canvas
+from cm3.tasks.planning import parsed
 from tokenizer_image.pixels import open_image
 
 MAX_PROMPT = 2000  # characters
@@ -40,11 +42,16 @@ def of_option(options: type[Options], name: str, default: Any = ..., most: float
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")]
+# Tagged, so that an error names the form that was sent.
+Planned = Annotated[
+    Annotated[bool, Tag("flag")] | Annotated[Prompt, Tag("text")],
+    Discriminator(lambda plan: "text" if isinstance(plan, str) else "flag"),
+]
 
 
 class Generation(BaseModel):
-    """The body of POST /v1/images/generations. Not OpenAI's: best_of, seed, guidance, temperature, negative_prompt and
-    normalise."""
+    """The body of POST /v1/images/generations. Not OpenAI's: best_of, seed, guidance, temperature, negative_prompt,
+    normalise, plan, variety and canvas."""
 
     prompt: Prompt
     model: str | None = None
@@ -62,15 +69,24 @@ class Generation(BaseModel):
         None, max_length=MAX_PROMPT, description=about(GenerateOptions, "negative_prompt").help
     )
     normalise: bool = of_option(GenerateOptions, "normalise")
+    plan: Planned = of_option(GenerateOptions, "plan")
+    variety: float = of_option(GenerateOptions, "variety", most=MAX_TEMPERATURE)
+    canvas: Canvas = of_option(GenerateOptions, "size")
 
     def options(self) -> dict[str, Any]:
         """The options of generation that were given, without the seed."""
-        names = {"n", "best_of", "guidance", "temperature", "negative_prompt", "normalise"}
-        return self.model_dump(include=names, exclude_none=True)
+        names = {"n", "best_of", "guidance", "temperature", "negative_prompt", "normalise", "plan", "variety"}
+        return {**self.model_dump(include=names, exclude_none=True), "size": self.canvas}
+
+    @property
+    def texts(self) -> list[str]:
+        """What a prompt filter reads."""
+        return [text for text in (self.prompt, self.negative_prompt, self.plan) if isinstance(text, str) and text]
 
 
 class GeneratedImage(BaseModel):
     b64_json: str
+    revised_prompt: str | None = Field(None, description="The plan that the image was drawn from, where there is one.")
 
 
 class ImagesResponse(BaseModel):
@@ -104,6 +120,7 @@ Content = Annotated[
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
+    images: list[Any] | None = Field(None, description="Of an assistant's message, as it was sent. They are not read.")
 
 
 class Chat(BaseModel):
@@ -175,6 +192,15 @@ def check_size(size: str) -> None:
     """Raise a ValueError for a size over the limit."""
     if size != "auto" and max(map(int, size.split("x"))) > MAX_SIDE:
         raise ValueError(f"size: a side has at most {MAX_SIDE} pixels")
+
+
+def check_plan(plan: str | None) -> None:
+    """Raise a ValueError for a text that is no plan. The message does not repeat it."""
+    if plan is not None and parsed(plan) is None:
+        raise ValueError(
+            "plan: no plan, which is like: a cat at the top left, a dog at the top right, in the noto style; each of "
+            "several things needs a place of its own"
+        )
 
 
 def decode_upload(content: bytes, pixels: int) -> PIL_Image.Image:
@@ -266,7 +292,7 @@ def read_conversation(chat: Chat, max_images: int) -> Turn:
         if urls:
             url = urls[-1]
             history.clear()  # it was about another image
-        if reply is not None and (message.role, reply.role) == ("user", "assistant"):
+        if reply is not None and (message.role, reply.role) == ("user", "assistant") and not reply.images:
             history.append((text_of(message.content)[:MAX_PROMPT], text_of(reply.content)[:MAX_PROMPT]))
     text = text_of(chat.messages[-1].content)
     if not text:

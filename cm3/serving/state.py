@@ -74,8 +74,11 @@ class State:
         self.safety.check_prompt(*texts, *map(self.model.normal_prompt, texts))
 
     def check_generated(self, images: Iterable[PIL_Image.Image]) -> None:
-        """Raise a Refusal if a filter refuses a generated image, and count the images otherwise."""
+        """Raise a Refusal if a filter refuses a generated image or its plan, and count the images otherwise."""
         images = list(images)
+        for image in images:
+            if plan := plan_of(image):
+                self.safety.check_prompt(plan)
         self.safety.check_images(images)
         self.metrics.images.inc(len(images))
 
@@ -133,6 +136,11 @@ async def state_of(request: Request) -> State:  # async: a plain function would 
 
 
 ServerState = Annotated[State, Depends(state_of)]
+
+
+def plan_of(image: PIL_Image.Image) -> str | None:
+    """The plan that an image was drawn from, where there is one."""
+    return image.info.get("plan")
 
 
 def chosen_seed(seed: int | None) -> int:

@@ -42,6 +42,12 @@ class Batch(NamedTuple):
     indices: Sequence[int | None] | None = None
     pieces: Sequence[Piece] = ()
 
+    @property
+    def shown(self) -> dict[int, int]:
+        """Number of a request that is shown -> index of its piece."""
+        indices = range(len(self.requests)) if self.indices is None else self.indices
+        return {number: index for number, index in enumerate(indices) if index is not None}
+
 
 Phases = Generator[Batch, list[list[int]], R]  # yields batches, receives the new ids of each request
 

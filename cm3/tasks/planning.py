@@ -36,6 +36,17 @@ RETRY = SamplingConfig(temperature=0.7)  # where the likeliest text is no plan
 Show = Callable[[int, Tensor], PIL_Image.Image]
 
 
+class NoPlan(ValueError):
+    """The model wrote no valid plan.
+
+    Args:
+        words: the prompt.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__(f"the model wrote no valid plan for {words!r:.80}: say it otherwise, or give a plan")
+
+
 class Drawn(NamedTuple):
     """An image that a model drew.
 
@@ -187,6 +198,12 @@ class Planning:
         alone = len(plan.things) == 1 and not plan.things[0].place
         return self.prompts.grid_of(options.size if alone else "usual")
 
+    def rows(self, plan: str, options: GenerateOptions) -> int:
+        """How many rows of codes are streamed of a plan's image: twice those of its grid where it has colours."""
+        parsed = Plan.parse(plan)
+        rows, _ = self.grid(parsed, options) or self.processor.grid
+        return rows if parsed == parsed.plain else 2 * rows
+
     def read(self, images: Sequence[Image], sampling: SamplingConfig = GREEDY, seed: int = 0) -> Phases[list[str]]:
         """The text of each image's plan, as the model reads it; not always a valid plan."""
         return [one.text for one in (yield from self._read(images, sampling, seed))]
@@ -291,10 +308,10 @@ class Planning:
 
 
 def found(about: Sequence[str], plans: Sequence[Plan | None]) -> list[Plan]:
-    """The plans. Raises a ValueError that names what has none."""
+    """The plans. Raises NoPlan for the first that is missing."""
     for words, plan in zip(about, plans, strict=True):
         if plan is None:
-            raise ValueError(f"the model wrote no valid plan for {words!r:.80}: say it otherwise, or give a plan")
+            raise NoPlan(words)
     return [plan for plan in plans if plan is not None]
 
 

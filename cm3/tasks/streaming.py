@@ -20,8 +20,7 @@ def pieces(batch: Batch, new: Iterable[tuple[int, int]], processor: Processor) -
         processor: turns ids into texts and codes.
     """
     blanks: dict[Grid, list[int]] = {}
-    indices = range(len(batch.requests)) if batch.indices is None else batch.indices
-    writers = {i: Writer(batch, i, index, processor, blanks) for i, index in enumerate(indices) if index is not None}
+    writers = {i: Writer(batch, i, index, processor, blanks) for i, index in batch.shown.items()}
     for number, id in new:
         if number in writers:
             yield from writers[number].take(id)

@@ -1,4 +1,5 @@
-"""The tab "Draw": images from a prompt, row by row; with objects in boxes, or with the structure of another image."""
+"""The tab "Draw": images from a prompt, row by row; with objects in boxes, or with the structure of another image. For
+models that plan, with the plan, which can be changed and drawn again."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cm3.engine.options import GenerateOptions, Structure, about
+from cm3.engine.options import GenerateOptions, Size, Structure, about
 from cm3.pipeline import CM3
 from cm3.tokens.templates import Box
 from demo import parts
@@ -19,6 +20,8 @@ MAX_HISTORY = 24  # images
 
 
 def drawer(model: CM3, say: Say) -> Any:
+    same_plan = [gr.skip()] if parts.plans(model) else []  # an output more
+
     def draw(
         prompt: str,
         n: float = DEFAULT_IMAGES,
@@ -35,6 +38,9 @@ def drawer(model: CM3, say: Say) -> Any:
         kind: Structure = GenerateOptions.kind,
         history: list[Image.Image] | None = None,
         normalise: bool = GenerateOptions.normalise,
+        size: Size = GenerateOptions.size,
+        variety: float = GenerateOptions.variety,
+        plan: str = "",
     ) -> Iterator[list[Any]]:
         """Generate images from a prompt.
 
@@ -54,8 +60,12 @@ def drawer(model: CM3, say: Say) -> Any:
             kind: "edges" or "segments".
             history: earlier images.
             normalise: whether the prompt is normalised, "A CAT!" to "a cat".
+            size: "usual", "small" or "large".
+            variety: temperature of the plan that the model writes.
+            plan: is drawn in place of the prompt and the boxes; "" = the model writes a plan.
         """
-        prompt = parts.checked_text(say, prompt, "" if boxes else "no_prompt")
+        plan = parts.checked_text(say, plan).strip()
+        prompt = parts.checked_text(say, prompt, "" if boxes or plan else "no_prompt")
         negative = parts.checked_text(say, negative)
         n, best_of = int(n), int(best_of)
         if not 1 <= n <= LIMITS["n"] or not 1 <= best_of <= LIMITS["best_of"]:
@@ -70,32 +80,43 @@ def drawer(model: CM3, say: Say) -> Any:
                 temperature=temperature,
                 top_p=top_p,
                 guidance_schedule="falling" if falling else "constant",
-                boxes=boxes or None,
+                boxes=None if plan else boxes or None,
                 structure=structure,
                 kind=kind,
                 negative_prompt=negative.strip() or None,
                 normalise=normalise,
+                size=size,
+                variety=variety,
+                plan=plan or True,
             )
+            job = model.jobs.generate(prompt, options)
             images: dict[int, Image.Image] = {}
-            for index, image in parts.timed(model.stream(model.jobs.generate(prompt, options))):
-                images[index] = image  # pyright: ignore[reportArgumentType]  # generated images only
-                if index == n - 1:  # every image has one more row
+            for index, content in parts.timed(model.stream(job)):
+                if isinstance(content, str):
+                    if index == 0:
+                        yield [*[gr.skip()] * 5, seed, content]
+                    continue
+                images[index] = content
+                rows = job.batch.shown.values() if job.batch else ()
+                if index == max(rows, default=n - 1):  # every image that is being drawn has one more row
                     show = gr.update(value=parts.sheet(images.values()), visible=True)
-                    yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed]
-            finished = list(images.values())
+                    yield [show, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip(), seed, *same_plan]
+            finished = job.result
         kept = [*finished, *(history or [])][:MAX_HISTORY]
         status = say("drawn", n=n, seconds=clock.seconds, seed=seed)
-        if unknown := model.unknown_words(prompt, normalise):
+        if unknown := model.unknown_words(plan or prompt, normalise):
             status += " ⚠️ " + say("unknown", words=", ".join(unknown))
-        shown = gr.update(value=finished, visible=True, selected_index=None)
-        yield [gr.update(visible=False), shown, status, kept, kept, seed]
+        shown = gr.update(value=parts.with_plans(finished), visible=True, selected_index=None)
+        yield [gr.update(visible=False), shown, status, kept, parts.with_plans(kept), seed, *same_plan]
 
     return draw
 
 
 def build(model: CM3, say: Say) -> parts.Tab:
     history = gr.State([])
-    prompt = parts.words_input(say("prompt"), say("draw"), "draw", PROMPTS[say.language][0])
+    with gr.Row():
+        prompt = parts.words_input(say("prompt"), say("draw"), "draw", PROMPTS[say.language][0])
+        plan = parts.plan_input(model, say, "draw")
     parts.examples(say, PROMPTS[say.language], prompt)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -108,6 +129,10 @@ def build(model: CM3, say: Say) -> parts.Tab:
         with gr.Column(scale=3, min_width=300):
             n = parts.slider(say, GenerateOptions, "n", DEFAULT_IMAGES)
             dice, seed = parts.seed_inputs(say)
+            planning: list[Any] = []
+            if plan is not None:
+                size = parts.choice(say, GenerateOptions, "size")
+                planning = [size, parts.slider(say, GenerateOptions, "variety")]
             with gr.Accordion(say("boxes"), open=False):
                 boxes = Boxes(say)
             with gr.Accordion(say("more"), open=False):
@@ -118,20 +143,23 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 normalise = gr.Checkbox(GenerateOptions.normalise, label=say("normalise"))
                 temperature = parts.slider(say, GenerateOptions, "temperature")
                 top_p = parts.slider(say, GenerateOptions, "top_p")
-                structure = parts.image_input(say("structure"))
-                kinds = [(say("edges"), "edges"), (say("segments"), "segments")]
-                kind = gr.Radio(kinds, value="edges", label=say("structure_kind"))
+                structure = parts.image_input(say("structure"), visible=plan is None)  # not of models that plan
+                kind = parts.choice(say, GenerateOptions, "kind", visible=plan is None)
+    if plan is not None:
+        for one in (drawings, earlier):
+            one.select(parts.selected_plan, None, plan, api_visibility="private", show_progress="hidden")
     parts.connect(
         say,
         prompt.submit,
         drawer(model, say),
         [
             *(prompt, n, negative, best_of, guidance, falling, temperature, top_p, dice, seed, boxes),
-            *(structure, kind, history, normalise),
+            *(structure, kind, history, normalise, *planning),
         ],
         [preview, drawings, status, history, earlier, seed],
         "draw",
         stop,
         status,
+        plan,
     )
     return parts.Tab(galleries=(drawings, earlier))

@@ -1,4 +1,5 @@
-"""The tab "Edit": an image and an instruction; the source and the result under one slider."""
+"""The tab "Edit": an image and an instruction; the source and the result under one slider. For models
+that plan, with the plan of the result, which can be changed and used again."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from demo.words import INSTRUCTIONS, Say
 
 
 def editor(model: CM3, say: Say) -> Any:
+    same_plan = [gr.skip()] if parts.plans(model) else []  # an output more
+
     def edit(
         image: Image.Image | None,
         instruction: str,
@@ -21,6 +24,7 @@ def editor(model: CM3, say: Say) -> Any:
         temperature: float = EditOptions.temperature,
         dice: bool = True,
         seed: float = 0,
+        plan: str = "",
     ) -> Iterator[list[Any]]:
         """Edit an image.
 
@@ -32,20 +36,31 @@ def editor(model: CM3, say: Say) -> Any:
             temperature: 0 = always the likeliest token.
             dice: whether to use a random seed.
             seed: the seed without `dice`.
+            plan: what the result shows, in place of what the instruction says; "" = the model plans.
         """
         source = parts.chosen(say, image)
         parts.checked_text(say, instruction, "no_instruction")
-        seed, clock, edited = parts.seed_of(dice, seed), parts.Clock(), None
+        plan = parts.checked_text(say, plan).strip()
+        seed, clock = parts.seed_of(dice, seed), parts.Clock()
         with parts.friendly(say):
             options = EditOptions(
-                image_guidance=image_guidance, text_guidance=text_guidance, temperature=temperature, seed=seed
+                image_guidance=image_guidance,
+                text_guidance=text_guidance,
+                temperature=temperature,
+                seed=seed,
+                plan=plan or None,
             )
-            for piece in parts.timed(model.stream(model.jobs.edit(source, instruction, options))):
-                edited = piece.content
-                yield [gr.update(value=parts.sheet([edited]), visible=True), gr.skip(), gr.skip(), gr.skip(), seed]  # pyright: ignore
+            job = model.jobs.edit(source, instruction, options)
+            for _, content in parts.timed(model.stream(job)):
+                if isinstance(content, str):
+                    yield [*[gr.skip()] * 4, seed, content]
+                    continue
+                show = gr.update(value=parts.sheet([content]), visible=True)
+                yield [show, gr.skip(), gr.skip(), gr.skip(), seed, *same_plan]
+            edited = job.result
         before = model.image_tokenizer.decode(model.image_tokenizer.encode(source)).resize(edited.size)  # pyright: ignore
         done = say("done", seconds=clock.seconds, seed=seed)
-        yield [gr.update(visible=False), (before, edited), edited, done, seed]
+        yield [gr.update(visible=False), (before, edited), edited, done, seed, *same_plan]
 
     return edit
 
@@ -65,7 +80,9 @@ def build(model: CM3, say: Say) -> parts.Tab:
                 elem_classes="whole-image",
             )
             result = gr.Image(visible="hidden", type="pil", format="png")  # for the other tabs
-    instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
+    with gr.Row():
+        instruction = parts.words_input(say("instruction"), say("edit"), "edit", INSTRUCTIONS[say.language][0])
+        plan = parts.plan_input(model, say, "edit")
     with gr.Row():
         stop = parts.stop_button(say)
         use = gr.Button(say("use_result"), size="sm", elem_classes="use-result")
@@ -86,5 +103,6 @@ def build(model: CM3, say: Say) -> parts.Tab:
         "edit",
         stop,
         status,
+        plan,
     )
     return parts.Tab(source, result, use)

@@ -62,7 +62,9 @@ def writer(model: CM3, say: Say) -> Any:
 def build(model: CM3, say: Say) -> parts.Tab:
     with gr.Row():
         with gr.Column(min_width=260):
-            text = parts.words_input(say("start"), say("go_on"), "write", STARTS[say.language][0], say("start_info"))
+            text = parts.words_input(
+                say("start"), say("go_on"), "write", STARTS[say.language][0], info=say("start_info")
+            )
             parts.examples(say, STARTS[say.language], text)
             source = parts.image_input(say("then_image"))
             temperature = parts.slider(say, CompleteOptions, "temperature")

@@ -15,6 +15,7 @@ from cm3 import CM3
 from demo.app import serve
 from demo.page import build
 from demo.words import Say
+from planner import ALONE, BLUE, CAT, DOG
 from serving import until
 from tests.tokenizer_image.test_pixels import png_that_claims
 
@@ -299,3 +300,27 @@ def test_drawing_on_the_way_leaves_no_files(reader: Visitor):
     new = set(folder.rglob("*.png")) - before
     sizes = [Image.open(path).size for path in new]
     assert len(sizes) <= 8  # the four drawings, and the same for the history
+
+
+def test_a_plan_is_shown_changed_and_drawn_again(browser: Any, planning: CM3):
+    page = build(planning)
+    _, url, _ = serve(page, prevent_thread_lock=True, quiet=True)
+    visitor = Visitor(browser, url)
+    plan, captions = visitor.find(".draw-plan-words textarea"), visitor.find(".drawings .caption-label")
+    visitor.send(".draw-words", "a cat")
+    expect(visitor.find(".drawings img")).to_have_count(4)
+    expect(plan).to_have_value(CAT)
+    expect(captions.first).to_have_text(CAT)
+    visitor.send(".draw-plan-words", ALONE)
+    expect(captions.first).to_have_text(ALONE)
+    expect(plan).to_have_value(ALONE)
+    visitor.send(".draw-words", "a dog")  # the plan in the field is not drawn
+    expect(captions.first).to_have_text(DOG)
+    expect(plan).to_have_value(DOG)
+    visitor.find(".history img").last.click()  # the first drawing
+    expect(plan).to_have_value(CAT)
+    visitor.find(".use-edit").click()
+    visitor.send(".edit-words", "make the background blue")
+    expect(visitor.find(".edit-plan-words textarea")).to_have_value(BLUE)
+    visitor.leave()
+    page.close()

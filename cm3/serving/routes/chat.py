@@ -13,7 +13,7 @@ from cm3.engine.options import AnswerOptions, EditOptions, GenerateOptions
 from cm3.serving.admission import Ticket, TimedOut
 from cm3.serving.middleware import EventStream
 from cm3.serving.schemas import Chat, chunk, completion, data_url_content, encode_png, event, read_conversation
-from cm3.serving.state import SECURED, ServerState, State
+from cm3.serving.state import SECURED, ServerState, State, plan_of
 from cm3.tasks.job import Job
 
 router = APIRouter(prefix="/v1/chat", **SECURED)
@@ -68,7 +68,7 @@ class Reply:
             return {"content": "".join(self.state.stream_text(ticket, job)).strip()}
         [image] = self.state.run(ticket, job)
         url = f"data:image/png;base64,{encode_png(image, 'auto')}"
-        return {"content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
+        return {"content": plan_of(image) or "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
 
     def events(self, ticket: Ticket, job: Job[Any]) -> Iterator[str]:
         """The server-sent events of a streamed reply. An error becomes the last event."""

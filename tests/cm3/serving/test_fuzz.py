@@ -21,7 +21,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
 )
-FIELDS = st.sampled_from("prompt n size seed model messages stream modalities temperature guidance".split())
+FIELDS = st.sampled_from("prompt n size seed model messages stream modalities temperature guidance plan variety canvas".split())
 
 
 @pytest.mark.slow
