@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TextIO
 from PIL import Image as PIL_Image
 
 from cm3.captioning.sinks import Result, Sink, is_text
-from cm3.engine.options import Query
+from cm3.engine.options import AnswerOptions, Query
+from cm3.tasks.rated_text import with_words
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -109,6 +110,8 @@ class Tasks:
         long: whether captions are long.
         prefix: text before each caption, such as a trigger word.
         suffix: text after each caption.
+        threshold: of the probability below which a text is marked as not sure; None = the model's own. By default no
+            text is marked, because captions are training data.
 
     Raises:
         ValueError: there is neither language nor question, a question is empty, or a text is not UTF-8.
@@ -119,6 +122,7 @@ class Tasks:
     long: bool = False
     prefix: str = ""
     suffix: str = ""
+    threshold: float | None = 0.0
 
     def __post_init__(self) -> None:
         for name in ("languages", "questions"):
@@ -141,11 +145,14 @@ class Tasks:
         """Generate the texts of each image, by column."""
         queries = [Query(language=language, long=self.long) for language in self.languages]
         queries += [Query(question) for question in self.questions]
-        job = model.jobs.tell([(image, query) for image in images for query in queries])
-        texts = (" ".join(text.split()) for text in model.run(job))  # one line each
+        options = AnswerOptions(threshold=self.threshold)
+        job = model.jobs.tell([(image, query) for image in images for query in queries], options)
+        texts = (with_words(text, " ".join(text.split())) for text in model.run(job))  # one line each
         results: list[dict[str, str]] = []
         for _ in images:
-            captions = [f"{self.prefix}{next(texts)}{self.suffix}" for _ in self.languages]
+            captions = [
+                with_words(text, f"{self.prefix}{text}{self.suffix}") for text in islice(texts, len(self.languages))
+            ]
             answers = [next(texts) for _ in self.questions]
             results.append(dict(zip(self.columns, [*captions, *answers], strict=True)))
         return results

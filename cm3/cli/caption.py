@@ -16,6 +16,7 @@ from cm3.checks import check_choice
 from cm3.cli.common import MAX_PIXELS, Device, MaxPixels, Model, Quiet, in_options, load, option_of
 from cm3.cli.files import check_images, plain
 from cm3.engine.options import CaptionOptions, Language
+from cm3.tasks.rated_text import RatedText
 
 if TYPE_CHECKING:
     from cm3.pipeline import CM3
@@ -52,6 +53,9 @@ def caption(
     workers: Annotated[int, typer.Option(help="Threads that open images.", min=1)] = 2,
     prefix: Annotated[str, typer.Option(help="Before each caption, such as a trigger word.")] = "",
     suffix: Annotated[str, typer.Option(help="Behind each caption.")] = "",
+    threshold: Annotated[
+        float | None, option_of(CaptionOptions, "threshold", note="Texts in files are not marked, unless you give it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image.")] = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -63,11 +67,14 @@ def caption(
     continues after a stop. A file that is no image is named and counted, and the exit code is 1."""
     for one in language or ():
         check_choice("--lang", one, get_args(Language))
-    asks = Tasks(tuple(language or (() if question else ("en",))), tuple(question or ()), long, prefix, suffix)
     many = any(map(may_be_several, sources))
+    ending = extension or (".txt" if many and out is None else None)
+    if threshold is None and (ending or out):
+        threshold = 0.0
+    languages = tuple(language or (() if question else ("en",)))
+    asks = Tasks(languages, tuple(question or ()), long, prefix, suffix, threshold)
     if not many:
         check_images(*sources)
-    ending = extension or (".txt" if many and out is None else None)
     sink = sink_of(asks, out, ending, existing, input_files(sources, model))
     paths = find(sources, recursive, sys.stdin)
     total = None
@@ -103,7 +110,9 @@ def show_of(as_json: bool, quiet: bool, with_name: bool) -> Any:
         if quiet:
             return
         if as_json:
-            print(json.dumps({"file": str(path), **texts}, ensure_ascii=False), flush=True)
+            rated = {column: round(t.probability, 4) for column, t in texts.items() if isinstance(t, RatedText)}
+            line = {"file": str(path), **texts, **({"probability": rated} if rated else {})}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
             return
         line = " | ".join(texts.values())
         print(f"{plain(str(path))}: {line}" if with_name else line, flush=True)

@@ -20,6 +20,7 @@ from cm3.checks import is_number
 from cm3.engine.request import Request
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tasks.job import Piece
+from cm3.tasks.rated_text import RatedText
 
 CALIBRATION = "calibration.json"  # in a model folder
 
@@ -79,26 +80,6 @@ class Calibration:
         (folder / CALIBRATION).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
-class RatedText(str):
-    """A text with the probability that it is right.
-
-    Attributes:
-        probability: from 0 to 1.
-        mark: the end of the text that says that the model is not sure; "" where it is.
-    """
-
-    probability: float
-    mark: str
-
-    def __new__(cls, text: str, probability: float, mark: str = "") -> "RatedText":
-        new = super().__new__(cls, text)
-        new.probability, new.mark = probability, mark
-        return new
-
-    def __getnewargs__(self) -> tuple[str, float, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return str(self), self.probability, self.mark
-
-
 Written = tuple[Request, Sequence[int]]  # a request and its new ids
 
 
@@ -133,10 +114,11 @@ class Rater:
         """
         if self.calibration is None:
             return text
-        probability = self.calibration.probability(min(self.log_prob(request, ids) for request, ids in written))
+        log_prob = min(self.log_prob(request, ids) for request, ids in written)
+        probability = self.calibration.probability(log_prob)
         least = self.calibration.threshold if threshold is None else threshold
         mark = f" ({NOT_SURE[language]})" if probability < least else ""
-        return RatedText(text + mark, probability, mark)
+        return RatedText(text + mark, probability, log_prob, mark)
 
 
 def marks(texts: Sequence[str]) -> list[Piece]:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "cm3.tasks": "cm3.checks cm3.model cm3.tokens cm3.engine tokenizer_image",
     "cm3.hf": "cm3.files cm3.model cm3.tokens cm3.tasks tokenizer_image",
     "cm3.pipeline": "cm3.checks cm3.keywords cm3.model cm3.tokens cm3.engine cm3.tasks cm3.hf tokenizer_image",
-    "cm3.captioning": "cm3.engine.options cm3.files cm3.pipeline tokenizer_image",
+    "cm3.captioning": "cm3.engine.options cm3.files cm3.pipeline cm3.tasks.rated_text tokenizer_image",
     "cm3.serving": "cm3.checks cm3.engine cm3.tasks cm3.pipeline tokenizer_image",
     "cm3.cli": "cm3 tokenizer_image",
     "cm3.__main__": "cm3.cli",

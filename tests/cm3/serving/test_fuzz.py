@@ -21,7 +21,8 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
 )
-FIELDS = st.sampled_from("prompt n size seed model messages stream modalities temperature guidance plan variety canvas".split())
+NAMES = "prompt n size seed model messages stream modalities temperature guidance plan variety canvas"
+FIELDS = st.sampled_from(NAMES.split())
 
 
 @pytest.mark.slow
