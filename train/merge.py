@@ -30,7 +30,8 @@ from cm3.hf.model_folder import check_files, load_image_tokenizer, load_transfor
 from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tokenizer_image.checkpoint import make_readable
-from train.documents.shards import Shards, layout
+from train.documents.shard_files import layout
+from train.documents.shards import Shards
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = {

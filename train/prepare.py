@@ -36,7 +36,8 @@ from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.sample import Columns, Skip
-from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts
+from train.documents.shard_files import layout, shard_facts
+from train.documents.shards import NUM_SPECIAL, finish, save_text
 from train.documents.sources import Source, open_source
 from train.documents.worker import SKIPPED, PrepareOptions, ShardBuilder, rows_of
 from train.runtime.config import changes

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "train.documents": "train.runtime train.images cm3 tokenizer_image",
     "train.vq": "train.runtime train.images tokenizer_image",
     "train.language": "train.runtime train.images train.documents cm3 tokenizer_image",
+    "train.contrastive": "train.runtime train.documents cm3 tokenizer_image",
     "train.emoji": "train.runtime train.images train.documents cm3",
     "train.scenes": "train.runtime train.images train.documents train.language train.emoji cm3",
     "train.evaluation": "train.runtime train.images train.documents train.vq train.language train.emoji train.scenes "

@@ -24,7 +24,8 @@ from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image
 from train.documents.sample import Sample, Skip
-from train.documents.shards import SPLITS, ShardWriter, Target, questions
+from train.documents.shard_files import SPLITS
+from train.documents.shards import ShardWriter, Target, questions
 from train.documents.sources import Source
 from train.images.codes import load_ahead
 

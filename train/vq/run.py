@@ -18,11 +18,10 @@ from train.images.metrics import psnr
 from train.images.views import Augmentation
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
-from train.runtime.checkpoints import Checkpoints
 from train.runtime.curves import draw_curves
 from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
-from train.runtime.run import open_run
+from train.runtime.run import checkpoints_of, open_run
 from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.adversarial import Adversary, adversarial_share
@@ -142,7 +141,7 @@ class ImageTokenizerRun:
         self.adversary = Adversary(config.gan, self.device)
 
     def _restore(self) -> None:
-        config, saving = self.config, self.config.checkpoint
+        config = self.config
         state: dict[str, Any] = {"balances": {}, "seconds": 0.0, "best": 0.0, "usage": self.vq.quantize.usage}
         self.parts: dict[str, Any] = {
             "learner": ModelAndOptimizers(self.learner, [self.optimizer]),
@@ -150,9 +149,7 @@ class ImageTokenizerRun:
             "run": state,
             **self.adversary.parts(),
         }
-        self.checkpoints = Checkpoints(
-            self.out / "checkpoints", saving.keep, saving.async_save, saving.ignore_save_errors
-        )
+        self.checkpoints = checkpoints_of(self.out, config.checkpoint)
         self.first = self.checkpoints.load(self.parts) or 0
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from cm3.pipeline import CM3
 from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import merge
-from train.documents.shards import Shards, read_meta
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards
 from train.merge import average, greedy_soup, held_out_loss
 
 Make = Callable[..., Path]

@@ -23,7 +23,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from cm3.tokens.templates import LANGUAGES
-from train.documents.shards import Shards, Target, read_meta
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards, Target
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what

@@ -13,7 +13,8 @@ from PIL import Image
 from cm3 import CM3
 from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import Shards, read_meta
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards
 from train.emoji.dataset import others_of
 from train.emoji.phrases import ask_is
 from train.evaluation.concepts import SplitImage, load_split, plain
