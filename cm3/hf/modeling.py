@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
-from cm3.tokens.encoding import draw_ids, last_codes, nothing
+from cm3.tokens.encoding import image_prompt_ids, last_codes, unconditional
 from cm3.tokens.grammar import Grammar, Mode, allowed
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -226,7 +226,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         grammar = GrammarLogitsProcessor(self.vocab, MODES[generation_mode], rows * columns, room)
         guided = kwargs.get("guidance_scale") not in (None, 1, 1.0)
         if guided and generation_mode == "image" and kwargs.get("negative_prompt_ids") is None:
-            negative = draw_ids(nothing(self.vocab), self.vocab, NO_TEXT)
+            negative = image_prompt_ids(unconditional(self.vocab), self.vocab, NO_TEXT)
             kwargs = {**kwargs, "negative_prompt_ids": ids.new_tensor([negative]).expand(len(ids), -1)}
         others = kwargs.get("logits_processor") or []
         ends = {"eos_token_id": list(self.vocab.ends), "pad_token_id": self.vocab.pad}

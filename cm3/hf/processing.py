@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from cm3.tokens.document import Document, Image, Item, Mask, Text
-from cm3.tokens.encoding import draw_ids, prompt_ids, reply_ids, split, text_ids
+from cm3.tokens.encoding import image_prompt_ids, prompt_ids, reply_ids, split, text_ids
 from cm3.tokens.templates import WORDS, language_of
 from cm3.tokens.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, open_image, to_pil, to_tensor
@@ -156,7 +156,7 @@ class CM3Processor(ProcessorMixin):
         """The ids of a prompt, with <placeholder> for each code."""
         vocab, document = self.vocab, Document(tuple(items))
         if generation_mode == "image":
-            ids = draw_ids(document, vocab, self.text)
+            ids = image_prompt_ids(document, vocab, self.text)
         elif generation_mode == "interleaved":
             ids = reply_ids(document, vocab, self.text)
         elif generation_mode == "text":

@@ -129,7 +129,7 @@ class Planning:
                 break
             now = RETRY if attempt and sampling.temperature == 0 else sampling
             requests = [self.prompts.after(texts[i], now, candidate_seed(seeds[i], attempt), MAX_PLAN) for i in left]
-            new = yield self._hidden(requests)
+            new = yield self._not_shown(requests)
             for i, ids in zip(left, new, strict=True):
                 if plan := parsed(self.processor.text(ids)):
                     plans[i] = plan
@@ -177,7 +177,7 @@ class Planning:
         requests = [
             self.prompts.text(PLANS["read"], one, sampling, seed, most=MAX_PLAN, behind=behind) for one in images
         ]
-        new = yield self._hidden(requests)
+        new = yield self._not_shown(requests)
         return [self.processor.text(ids).strip() for ids in new]
 
     def edit(
@@ -210,7 +210,7 @@ class Planning:
         read = dict(zip(images, seen, strict=True))
         asked = [i for i, (_, query) in enumerate(pairs) if query.question]
         captions = {i: (read[id(image)], query) for i, (image, query) in enumerate(pairs) if not query.question}
-        told = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
+        texts = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
         requests = list[Request]()
         for i in asked:
             image, query = pairs[i]
@@ -218,9 +218,9 @@ class Planning:
             words = worded("answer", query.question, "plan")
             known = (PLANS["read"], read[id(image)])
             requests.append(self.prompts.text(words, image, options.sampling, options.seed, turns, known))
-        new = yield Batch(requests, self._show, asked, [Piece(i, text) for i, text in told.items()])
-        told |= {i: self.processor.text(ids).strip() for i, ids in zip(asked, new, strict=True)}
-        return [told[i] for i in range(len(pairs))]
+        new = yield Batch(requests, self._show, asked, [Piece(i, text) for i, text in texts.items()])
+        texts |= {i: self.processor.text(ids).strip() for i, ids in zip(asked, new, strict=True)}
+        return [texts[i] for i in range(len(pairs))]
 
     def _captions(self, wanted: Sequence[tuple[str, Query]]) -> Phases[list[str]]:
         """The caption of each plan. Names in other languages than English are written by the model. A text that is no
@@ -232,7 +232,7 @@ class Planning:
             for thing in (plan.things if plan and query.language != "en" else ())
         }
         texts = [PLANS["translate"].format(language=language, words=name) for language, name in names]
-        new = (yield self._hidden([self.prompts.after(text, GREEDY, 0) for text in texts])) if texts else []
+        new = (yield self._not_shown([self.prompts.after(text, GREEDY, 0) for text in texts])) if texts else []
         names = {key: self.processor.text(ids).strip() for key, ids in zip(names, new, strict=True)}
         captions = list[str]()
         for plan, (text, query) in zip(plans, wanted, strict=True):
@@ -241,7 +241,7 @@ class Planning:
             captions.append(words(plan, query.language, own) if plan else text)
         return captions
 
-    def _hidden(self, requests: list[Request]) -> Batch:
+    def _not_shown(self, requests: list[Request]) -> Batch:
         return Batch(requests, self._show, [None] * len(requests))
 
     def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:

@@ -25,7 +25,7 @@ from train.runtime.run import checkpoints_of, open_run
 from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.adversarial import Adversary, adversarial_share
-from train.vq.auxiliary_losses import hide_blocks
+from train.vq.auxiliary_losses import mask_blocks
 from train.vq.codebook import baked, entropy_loss, freeze_codes, use_simvq
 from train.vq.config import ImageTokenizerConfig
 from train.vq.discriminator import balance
@@ -222,7 +222,7 @@ class ImageTokenizerRun:
                 some = pixels[: max(1, round(config.jepa.batch_fraction * len(pixels)))]
                 downsampling = self.vq.config.downsampling
                 grid = (some.shape[2] // downsampling, some.shape[3] // downsampling)
-                masked = hide_blocks(some, grid, generator(config.seed, step, self.rank), config.jepa.mask_fraction)
+                masked = mask_blocks(some, grid, generator(config.seed, step, self.rank), config.jepa.mask_fraction)
                 taught = self.teacher.encoder(some)
         with autocast(config.precision, self.device):
             result: VQLosses = self.called(pixels, maps, masked, taught)

@@ -26,7 +26,7 @@ from cm3.engine.options import GREEDY, SamplingConfig
 from cm3.engine.request import Request
 from cm3.pipeline import CM3
 from cm3.tokens.document import HOLE, Document, Image, Mask, Span, Text
-from cm3.tokens.encoding import encode, from_ids, image_spans, last_ids, open_ids, prompt_ids
+from cm3.tokens.encoding import completion_ids, encode, from_ids, image_spans, open_ids, prompt_ids
 from cm3.tokens.masking import rotate
 from cm3.tokens.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
@@ -213,7 +213,7 @@ def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, fl
         said = model.run_requests([Request(prompt, "text", LONGEST, GREEDY) for prompt in prompts])
         for view, prompt, ids in zip(views, prompts, said, strict=True):
             right.append(plain(model.processor.text(ids)) == plain(view.name[language]))
-            whole = [*prompt, *last_ids(view.name[language], model.vocab, model.text_tokenizer)]
+            whole = [*prompt, *completion_ids(view.name[language], model.vocab, model.text_tokenizer)]
             rows.append(Gaps(whole, list(range(len(prompt), len(whole)))))
     return {"captions, nats a token": mean_loss(model, rows, False), "captions, exact": float(np.mean(right))}
 
