@@ -29,6 +29,7 @@ from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
 from train.evaluation.concepts import SPLIT_FOLDERS
+from train.evaluation.options import DATA, Data, Out
 from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
 from train.images.codes import encode_views
 from train.images.loader import to_pixels
@@ -276,14 +277,11 @@ def codes_table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     tokenizers: Annotated[list[str], typer.Argument(help="folders or names")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/compare"),
+    data: Data = DATA,
+    out: Out = Path("runs/compare"),
     seed: Annotated[int, typer.Option(help="of the language model")] = 0,
     steps: Annotated[int, typer.Option(help="of the language model; 0 = none")] = CodesConfig.steps,
     views: Annotated[int, typer.Option(help="views of each image")] = CodesConfig.views,
 ) -> None:
-    try:
-        rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate codes: {error}") from None
+    rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
     print(codes_table(rows))

@@ -10,17 +10,17 @@ ways that are in sweep.json already, of the same model, are not drawn again.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import matplotlib
 import torch
-import typer
 from PIL import Image
 from rich.progress import track
 
 from cm3.pipeline import CM3
 from train.evaluation.concepts import JudgedPrompts, asked_of, identity, load_split, reference_of, shares
 from train.evaluation.judge import Judge, Reference, ranks
+from train.evaluation.options import DATA, TOKENS, Data, Model, Out, Prompts, Tokens
 
 matplotlib.use("Agg")
 
@@ -149,14 +149,11 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
 
 
 def main(
-    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/sweep"),
-    count: Annotated[int, typer.Option(help="prompts, at most")] = 120,
+    model: Model = "emoji",
+    data: Data = DATA,
+    tokens: Tokens = TOKENS,
+    out: Out = Path("runs/sweep"),
+    count: Prompts = 120,
 ) -> None:
-    try:
-        result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate decoding: {error}") from None
+    result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
     print(decoding_table(result))

@@ -261,23 +261,20 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file of the figures, by the runs' folders")] = Path("figures.json"),
     things: Annotated[int, typer.Option(help="a held-out view of each is measured")] = 120,
 ) -> None:
-    try:
-        found = [read_run(folder) for folder in runs]
-        if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
-            raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
-        groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
-        models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
-        figures: dict[str, Any] = {}
-        for folder, model, (config, documents) in zip(runs, models, found, strict=True):
-            figures[str(folder)] = {"documents": documents, **measure(model, config.objective, groups)}
-            print(folder, json.dumps(figures[str(folder)]), flush=True)
-        judged = Judged(models[0], groups["view"], reference)
-        ceiling = judged(codes_of(groups["view"]))
-        for folder, model, (config, _) in zip(runs, models, found, strict=True):
-            figures[str(folder)]["view, the images themselves, top-5"] = ceiling
-            for guidance in (1, 6):
-                drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
-                figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
-        out.write_text(json.dumps(figures, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate objective: {error}") from None
+    found = [read_run(folder) for folder in runs]
+    if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
+        raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
+    groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
+    models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
+    figures: dict[str, Any] = {}
+    for folder, model, (config, documents) in zip(runs, models, found, strict=True):
+        figures[str(folder)] = {"documents": documents, **measure(model, config.objective, groups)}
+        print(folder, json.dumps(figures[str(folder)]), flush=True)
+    judged = Judged(models[0], groups["view"], reference)
+    ceiling = judged(codes_of(groups["view"]))
+    for folder, model, (config, _) in zip(runs, models, found, strict=True):
+        figures[str(folder)]["view, the images themselves, top-5"] = ceiling
+        for guidance in (1, 6):
+            drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
+            figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
+    out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -39,6 +39,7 @@ from train.evaluation.concepts import (
     shares,
 )
 from train.evaluation.judge import Judge, ranks
+from train.evaluation.options import DATA, TOKENS, Data, Guidance, Model, Out, Prompts, Temperature, Tokens, TopP
 from train.images.codes import decode
 from train.images.sheet import contact_sheet
 
@@ -186,25 +187,22 @@ def measure(
 
 
 def main(
-    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
+    model: Model = "emoji",
     scorer: Annotated[Path, typer.Option(help="folder of the scorer")] = Path("runs/scorer/model"),
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/rerank"),
+    data: Data = DATA,
+    tokens: Tokens = TOKENS,
+    out: Out = Path("runs/rerank"),
     best_of: Annotated[int, typer.Option(help="drawings of each prompt")] = EIGHT.n,
     language: Annotated[str, typer.Option(help="of the prompts: en or ar")] = "en",
     seed: Annotated[int, typer.Option(help="of the first drawing")] = 0,
-    count: Annotated[int, typer.Option(help="prompts, at most")] = JUDGED,
-    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = EIGHT.guidance,
-    temperature: Annotated[float, typer.Option(help="of the drawings")] = EIGHT.temperature,
-    top_p: Annotated[float, typer.Option(help="of the drawings")] = EIGHT.top_p,
+    count: Prompts = JUDGED,
+    guidance: Guidance = EIGHT.guidance,
+    temperature: Temperature = EIGHT.temperature,
+    top_p: TopP = EIGHT.top_p,
 ) -> None:
-    try:
-        if language not in STYLED:
-            raise ValueError(f"language is {language!r}, but must be one of {', '.join(STYLED)}")
-        options = replace(EIGHT, n=best_of, seed=seed, guidance=guidance, temperature=temperature, top_p=top_p)
-        pipeline = CM3.from_pretrained(model)
-        result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, options, language, count)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate reranking: {error}") from None
+    if language not in STYLED:
+        raise ValueError(f"language is {language!r}, but must be one of {', '.join(STYLED)}")
+    options = replace(EIGHT, n=best_of, seed=seed, guidance=guidance, temperature=temperature, top_p=top_p)
+    pipeline = CM3.from_pretrained(model)
+    result = measure(pipeline, Scorer.from_pretrained(scorer), data, tokens, out, options, language, count)
     print(reranking_table(result))

@@ -28,6 +28,7 @@ from tokenizer_image.pixels import open_image, to_tensor
 from train.emoji.dataset import read_split
 from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.judge import Judge
+from train.evaluation.options import DATA, Data, Out, Sample
 from train.images.codecs import compress
 from train.images.codes import decode
 from train.images.metrics import frechet, psnr
@@ -255,11 +256,8 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
 
 def main(
     names: Annotated[list[str], typer.Argument(help="folders or names of image tokenizers")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/tokenizers"),
-    sample: Annotated[int, typer.Option(help="images of each split, at most")] = 500,
+    data: Data = DATA,
+    out: Out = Path("runs/tokenizers"),
+    sample: Sample = 500,
 ) -> None:
-    try:
-        print(tokenizer_table(evaluate(names, data, out, sample)))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate tokenizer: {error}") from None
+    print(tokenizer_table(evaluate(names, data, out, sample)))
