@@ -280,14 +280,14 @@ def test_the_best_of_several_drawings_is_measured(
     result = measure(GenerateOptions(n=3))
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
-        assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
+        assert list(rows) == ([1] if name in ("first image", "mean of all images") else [2, 3])
     sheet = PIL_Image.open(tmp_path / "contact_sheet.png")  # real, three as they come, the best
     assert sheet.size == (LABEL + 5 * 18, 4 * 18)
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
     again = measure(GenerateOptions(n=3))
     assert again["picked"] == result["picked"]
-    with pytest.raises(ValueError, match="at least 2 drawings"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         measure(GenerateOptions(n=1))
 
 

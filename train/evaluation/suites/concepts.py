@@ -130,14 +130,14 @@ def answers(
 
 
 def pooled(prompt: str) -> str:
-    """Yes-or-no questions name a thing each; to someone who sees no image they are one question."""
+    """Return a prompt without the object that a yes-or-no question names, so that all of these count as one."""
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
 def majority_concept_answers(tokens: Path) -> dict[str, str]:
     """Return the most frequent answer in the training documents to each pooled prompt."""
     shards = Shards(tokens)
-    vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
+    vocab, text = shards.vocab(), shards.text_tokenizer()  # the model's may be another one
     seen: dict[str, Counter] = defaultdict(Counter)
     for number in np.flatnonzero(shards.spans[:, 0, 1]).tolist():
         document, start = shards.document(number), 1
@@ -201,8 +201,8 @@ def main(
     guidance: Guidance = DRAWN.guidance,
     temperature: Temperature = DRAWN.temperature,
     top_p: TopP = DRAWN.top_p,
-    each: Annotated[int, typer.Option(help="drawings of each prompt")] = DRAWN.n,
-    best_of: Annotated[int, typer.Option(help="candidates of each drawing")] = DRAWN.best_of,
+    each: Annotated[int, typer.Option(help="images of each prompt")] = DRAWN.n,
+    best_of: Annotated[int, typer.Option(help="candidates of each image")] = DRAWN.best_of,
     bf16: Annotated[bool, typer.Option(help="the language model in bfloat16")] = False,
 ) -> None:
     options = replace(DRAWN, n=each, best_of=best_of, guidance=guidance, temperature=temperature, top_p=top_p)
