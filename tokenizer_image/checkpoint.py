@@ -4,9 +4,6 @@ No code of a checkpoint runs. safetensors are read tensor by tensor, so only the
 pickle is read by torch with weights_only. Objects that trainers store beside the weights are replaced by `Leftover`.
 """
 
-# A checkpoint holds anything.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 import json
 import pickle
 import secrets
@@ -14,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -166,7 +163,7 @@ def _unpickle(file: Path, max_gigabytes: float) -> Mapping[str, Tensor]:
         zipped = zipfile.is_zipfile(file)  # since torch 1.6; older files cannot be inspected or mapped
         stand_ins = _stand_ins(file) if zipped else []
         with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         cause = lines[-2:][0].split(". ")[0]  # torch puts advice around it
@@ -174,15 +171,20 @@ def _unpickle(file: Path, max_gigabytes: float) -> Mapping[str, Tensor]:
     except (RuntimeError, EOFError, OSError, LookupError, AttributeError, TypeError, struct.error) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"{file}: damaged or cut off ({cause}): fetch it again") from error
+    values = _as_dict(content)
     for name in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+        if isinstance(values.get(name), Mapping):
+            values = _as_dict(values[name])
             break
-    items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{file}: no weights in it; they are looked for at the top or under {', '.join(WRAPPERS)}")
     return tensors
+
+
+def _as_dict(value: Any) -> dict[Any, Any]:
+    """Return a mapping as a dict; {} for anything else."""
+    return dict(cast(Mapping[Any, Any], value)) if isinstance(value, Mapping) else {}
 
 
 def _stand_ins(file: Path) -> list[Any]:

@@ -9,9 +9,6 @@ one of them. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a t
 that diffusers' VQModel has: taming's, Chameleon's or diffusers' own, but not that of the embedded "emoji".
 """
 
-# safetensors is typed in part only.
-# pyright: reportUnknownVariableType=false
-
 import argparse
 import json
 from collections.abc import Collection, Mapping
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from tokenizer_image.checkpoint import MAX_GIGABYTES, make_readable, open_checkpoint

@@ -1,18 +1,15 @@
 """ImageTokenizer: PIL images -> codes [h, w] -> PIL images."""
 
-# torch, safetensors and huggingface_hub are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable
@@ -168,17 +165,17 @@ class ImageTokenizer:
         """Encode pixels [N, 3, H, W] in [-1, 1]. Returns codes [N, h, w] in the order of VQConfig.tile, on the CPU."""
         codes, overlap = self._in_codes(tile)
         at_once = _at_once(pixels.shape[2] * pixels.shape[3], tile)
-        parts = (tiled_encode(self.model, part.to(self.device), codes, overlap) for part in pixels.split(at_once))
-        return self.to_tile_order(torch.cat([part.cpu() for part in parts]))
+        parts = torch.split(pixels, at_once)
+        grids = [tiled_encode(self.model, part.to(self.device), codes, overlap).cpu() for part in parts]
+        return self.to_tile_order(torch.cat(grids))
 
     def to_tile_order(self, grid: Tensor) -> Tensor:
         """Reorder the values of an image's grid positions, [..., h, w], tile by tile (VQConfig.tile)."""
         tile, (h, w) = self._tile(grid), grid.shape[-2:]
         if not tile:
             return grid
-        return (
-            grid.unflatten(-1, (w // tile, tile)).unflatten(-3, (h // tile, tile)).transpose(-3, -2).reshape(grid.shape)
-        )
+        tiles = grid.reshape(*grid.shape[:-2], h // tile, tile, w // tile, tile)
+        return tiles.transpose(-3, -2).reshape(grid.shape)
 
     def from_tile_order(self, ordered: Tensor) -> Tensor:
         """Undo `to_tile_order`."""
@@ -212,7 +209,7 @@ class ImageTokenizer:
         size, overlap = self._in_codes(tile)
         at_once = _at_once(batch.shape[1] * batch.shape[2] * self.model.config.downsampling**2, tile)
         images: list[Image.Image] = []
-        for part in batch.split(at_once):
+        for part in torch.split(batch, at_once):
             images += [to_pil(pixels) for pixels in tiled_decode(self.model, part.to(self.device), size, overlap)]
         return images[0] if codes.ndim == 2 else images
 

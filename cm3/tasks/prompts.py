@@ -17,6 +17,7 @@ from itertools import chain
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.engine.options import NEGATIVE_GUIDANCE, EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
+from cm3.tensors import to_ints
 from cm3.tokens.alphabet import Alphabet, alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_only, without_text
 from cm3.tokens.encoding import (
@@ -134,7 +135,7 @@ class Prompts:
         """
         to = partial(image_prompt_ids, grid=grid)
         ids, *rest = [self.ids(one, to) for one in (document, *others)]
-        expected = self.vocab.code_to_id(document[-1].codes.flatten().tolist()) if keep else None
+        expected = self.vocab.code_to_id(to_ints(document[-1].codes)) if keep else None
         return Request(
             ids,
             "image",
@@ -213,7 +214,7 @@ class Prompts:
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """Request the document's last image with its holes drawn. guidance: how much the text counts."""
-        codes, grid = document[-1].codes.flatten().tolist(), document[-1].grid
+        codes, grid = to_ints(document[-1].codes), document[-1].grid
         given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
         if not self.vocab.has_masks:
             document = Document(document[:-1])

@@ -1,9 +1,6 @@
 """Reranking: which of several candidates fits the prompt best. The model rates how likely the prompt is as the caption
 of a candidate; its scorer, where it has one, rates it too (CM3leon reranks 8 candidates by CLIP)."""
 
-# torch leaves some of its functions without types.
-# pyright: reportUnknownMemberType=false
-
 from collections.abc import Callable, Sequence
 
 import torch

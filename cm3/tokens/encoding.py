@@ -25,10 +25,11 @@ grammar.py (which id may follow).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 
+from cm3.tensors import to_ints
 from cm3.tokens.document import HOLE, Answer, Document, Image, Item, Mask, Span, Text, has_mask
 from cm3.tokens.vocab import Grid, Vocab
 
@@ -95,8 +96,7 @@ def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
 def image_ids(image: Image, vocab: Vocab) -> list[int]:
     """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code. Raises a ValueError for a code that
     the vocabulary does not have."""
-    codes = cast(list[int], image.codes.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
-    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
+    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in to_ints(image.codes))
     return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 
 
