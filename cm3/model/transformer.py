@@ -133,10 +133,8 @@ class Attention(nn.Module):
             k, v = cast(Any, cache).update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
         name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
         # transformers searches the source for `ALL_ATTENTION_FUNCTIONS.get_interface(`.
-        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(  # pyright: ignore[reportUnknownMemberType]
-            name, eager_attention
-        )
-        out, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)  # pyright: ignore
+        out, weights = cast(Any, attend)(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
 
 
