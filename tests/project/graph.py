@@ -1,9 +1,8 @@
-"""How the house is built, in figures: files, lines and floors of each folder, arrows between folders.
+"""Print sizes and dependencies: files, lines and levels of each folder, and imports between folders.
 
 python -m tests.project.graph [FOLDER]
 
-A module's floor is the longest way down its imports; an arrow is one folder of train/ (or one package) that imports
-another.
+The level of a module is the longest chain of imports from it. Each folder of train/ counts as a package.
 """
 
 import ast
