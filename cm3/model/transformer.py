@@ -134,7 +134,9 @@ class Attention(nn.Module):
         name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
         # transformers searches the source for `ALL_ATTENTION_FUNCTIONS.get_interface(`.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)  # pyright: ignore
-        out, weights = cast(Any, attend)(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
+        out, weights = cast(Any, attend)(
+            self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
 
 

@@ -31,6 +31,9 @@ from train.vq.config import ImageTokenizerConfig
 from train.vq.discriminator import balance
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
 
+ALIGN_SIZE = 96  # pixels: smaller images are scaled up before the features for alignment are computed
+JEPA_FRACTION = 0.5  # share of a batch on which the JEPA loss is computed
+
 
 def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
     """Train, from the newest checkpoint in OUT where there is one.
@@ -108,7 +111,7 @@ class ImageTokenizerRun:
         config = self.config
         self.features = None
         if config.align.weight:
-            self.features = Features(config.align.features, config.align.image_size, last=2).to(self.device)
+            self.features = Features(config.align.features, ALIGN_SIZE, last=2).to(self.device)
         self.distance = perceptual(config.loss.perceptual_features) if config.loss.perceptual else None
         if isinstance(self.distance, nn.Module):
             self.distance.to(self.device)
@@ -219,7 +222,7 @@ class ImageTokenizerRun:
             if self.features is not None:
                 maps = self.features(pixels)
             if config.jepa.weight:
-                some = pixels[: max(1, round(config.jepa.batch_fraction * len(pixels)))]
+                some = pixels[: max(1, round(JEPA_FRACTION * len(pixels)))]
                 downsampling = self.vq.config.downsampling
                 grid = (some.shape[2] // downsampling, some.shape[3] // downsampling)
                 masked = mask_blocks(some, grid, generator(config.seed, step, self.rank), config.jepa.mask_fraction)
