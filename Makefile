@@ -30,6 +30,11 @@ test-browser: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group browser
 	$(BIN)/python -m pytest tests/browser -m browser
 
+# docs/page-*.png, in the same browser.
+screenshots: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group browser
+	PYTHONPATH=tests/helpers $(BIN)/python -m tests.browser.screenshots docs
+
 test-faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults -m faults
 
@@ -146,4 +151,4 @@ bump: newest
 	sed 's/+[[:alnum:].]*$$//' .venv-newest/frozen.txt >> constraints.txt  # torch's "+cpu" is not everywhere
 
 .PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types docs demo data \
-	train-emoji wheel clean .venv newest oldest bump
+	screenshots train-emoji wheel clean .venv newest oldest bump

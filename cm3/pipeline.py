@@ -12,15 +12,12 @@ Each task is a job (tasks/job.py): `model.run(model.jobs.caption(image))` is `mo
 Letters in shapes: T tokens, h x w codes of an image.
 """
 
-# torch and transformers are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
 from PIL import Image as PIL_Image
@@ -182,7 +179,7 @@ class CM3:
         for what, part in (("the model", self.model), ("the image tokenizer", self.image_tokenizer.model)):
             check_finite(part, what)
         with write_folder(Path(folder)) as fresh, no_bar():
-            self.model.save_pretrained(fresh)
+            self.model.save_pretrained(fresh)  # pyright: ignore[reportUnknownMemberType]
             save_flat(self.text_tokenizer, self.vocab, self.context, fresh)
             self.image_tokenizer.save_pretrained(fresh / "image_tokenizer")
             if self.scorer:
@@ -211,7 +208,7 @@ class CM3:
     def to(self, device: str | torch.device) -> "CM3":
         """Move the model to a device, named as for from_pretrained."""
         device = device_of(device)
-        self.model.to(device)  # pyright: ignore[reportArgumentType]
+        self.model.to(device)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
         self.image_tokenizer.to(device)
         if self.scorer:
             self.scorer.to(device)
@@ -228,7 +225,7 @@ class CM3:
     @keywords(GenerateOptions)
     def generate(self, prompt: Any, options: GenerateOptions) -> Any:
         """Draw n images of a prompt. A list of prompts gives a list of such lists."""
-        return self.run(self.jobs.generate(prompt, options))
+        return self.run(cast(Job[Any], self.jobs.generate(prompt, options)))
 
     @overload
     @keywords(InfillOptions)
@@ -247,7 +244,7 @@ class CM3:
         touch stay as they are, and so do all pixels, with their transparency, outside the positions of the touched
         codes. What is redrawn is opaque.
         """
-        return self.run(self.jobs.infill(image, mask, prompt, options))
+        return self.run(cast(Job[Any], self.jobs.infill(image, mask, prompt, options)))
 
     @overload
     @keywords(EditOptions)
@@ -265,7 +262,7 @@ class CM3:
         where the codes stay, except beside changed ones. Size and transparency are as for infill. A list of images
         gives a list, from one instruction for all or a list of as many.
         """
-        return self.run(self.jobs.edit(image, instruction, options))
+        return self.run(cast(Job[Any], self.jobs.edit(image, instruction, options)))
 
     @overload
     @keywords(CaptionOptions)
@@ -280,7 +277,9 @@ class CM3:
     def caption(self, image: Any, options: CaptionOptions) -> Any:
         """Describe an image. A list of images gives a list; an iterator gives an iterator, which takes `batch` images
         at a time. For folders of files see cm3.captioning.run."""
-        return self._captions(image, options) if is_iterator(image) else self.run(self.jobs.caption(image, options))
+        if is_iterator(image):
+            return self._captions(image, options)
+        return self.run(cast(Job[Any], self.jobs.caption(image, options)))
 
     def _captions(self, images: Iterator[ImageLike], options: CaptionOptions) -> Iterator[str]:
         while some := list(islice(images, options.batch)):
@@ -298,7 +297,7 @@ class CM3:
     def answer(self, image: Any, question: Any, options: AnswerOptions) -> Any:
         """Answer a question about an image. A list of images gives a list, from one question for all or a list of as
         many."""
-        return self.run(self.jobs.answer(image, question, options))
+        return self.run(cast(Job[Any], self.jobs.answer(image, question, options)))
 
     @keywords(CompleteOptions)
     def complete(self, document: Document, options: CompleteOptions) -> Document:
@@ -388,7 +387,7 @@ class CM3:
 
 def is_iterator(value: Any) -> bool:
     """Whether a value gives several images one by one. An open file is one image."""
-    return isinstance(value, Iterator) and not hasattr(value, "read")
+    return not hasattr(value, "read") and isinstance(value, Iterator)
 
 
 def noted(ids: Iterable[tuple[int, int]], new: list[list[int]]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Images <-> codes. Knows nothing of text or of token ids."""
+"""The image tokenizer: images to codes and back. It is independent of text and token ids."""
 
 from tokenizer_image.config import PRESETS, VQConfig
 from tokenizer_image.tokenizer import ImageTokenizer

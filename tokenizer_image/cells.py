@@ -1,7 +1,7 @@
-"""Encoder and decoder that are local: a code sees its own grid position, and a pixel the codes near it.
+"""Local encoder and decoder: a code depends on the pixels of its grid position, and a pixel on codes nearby.
 
-With VQConfig.tile each tile is encoded and decoded by itself. So an image can be composed of tiles: what is in one has
-the same codes, and the same pixels, whatever is in the others.
+With VQConfig.tile each tile is encoded and decoded separately. So an image can be composed of tiles: the codes and
+pixels of a tile do not depend on the other tiles.
 
 Shapes: B images, H x W pixels, C channels, h x w = H/f x W/f codes.
 """
@@ -13,7 +13,7 @@ from tokenizer_image.config import VQConfig
 
 
 def split_tiles(x: Tensor, side: int) -> Tensor:
-    """[B, C, H, W] -> [B * tiles, C, side, side]; as it is where `side` is 0 or does not divide H and W."""
+    """Split [B, C, H, W] into tiles, [B * tiles, C, side, side]. Without effect if `side` is 0 or is no divisor."""
     height, width = x.shape[-2:]
     if not side or height % side or width % side:
         return x
@@ -22,7 +22,7 @@ def split_tiles(x: Tensor, side: int) -> Tensor:
 
 
 def join_tiles(tiles: Tensor, height: int, width: int) -> Tensor:
-    """What split_tiles took apart, [B, C, height, width]."""
+    """Undo split_tiles: [B * tiles, C, side, side] to [B, C, height, width]."""
     side = tiles.shape[-1]
     if tiles.shape[-2:] == (height, width):
         return tiles
@@ -32,7 +32,7 @@ def join_tiles(tiles: Tensor, height: int, width: int) -> Tensor:
 
 
 class CellBlock(nn.Module):
-    """LayerNorm and a two-layer perceptron at each position, around a skip."""
+    """A residual block: LayerNorm and a two-layer perceptron at each position."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -46,10 +46,10 @@ class CellBlock(nn.Module):
 
 
 class CellEncoder(nn.Module):
-    """[B, 3, H, W] -> [B, z_channels, h, w]; a code sees nothing but its cell and the ring around that.
+    """Local encoder, [B, 3, H, W] to [B, z_channels, h, w].
 
-    So a thing that moves by a whole cell keeps its codes, and a new ground changes the codes of no cell that it does
-    not touch: what a code says depends on what is there, not on the rest of the image.
+    A code depends only on the pixels of its grid position and a ring around them. So an object that moves by whole grid
+    positions keeps its codes, and another background changes no codes inside the object.
     """
 
     def __init__(self, config: VQConfig):
@@ -72,8 +72,8 @@ class CellEncoder(nn.Module):
 class PositionNorm(nn.LayerNorm):
     """LayerNorm over the channels at each position of [B, C, H, W].
 
-    GroupNorm takes its mean over the whole image, so that what stands in one corner changes all others; this one keeps
-    a decoder local.
+    GroupNorm takes its mean over the whole image, so each position depends on all others. This one keeps a decoder
+    local.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class PositionNorm(nn.LayerNorm):
 
 
 class LocalBlock(nn.Module):
-    """PositionNorm, then two 3 x 3 convolutions with SiLU between, around a skip."""
+    """A residual block: PositionNorm, then two 3 x 3 convolutions with SiLU between them."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -95,10 +95,10 @@ class LocalBlock(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """[B, z_channels, h, w] -> [B, 3, H, W]; a pixel depends on the codes within `reach` grid positions alone.
+    """Local decoder, [B, z_channels, h, w] to [B, 3, H, W].
 
-    A perceptron at each grid position does most of the work; convolutions at finer levels only join neighbours, within
-    a tile.
+    A pixel depends only on the codes of grid positions nearby, in its tile. Perceptrons at each grid position do most
+    of the computation; convolutions at finer levels connect neighbours.
     """
 
     def __init__(self, config: VQConfig):

@@ -1,11 +1,8 @@
-"""Checkpoints of other people: a safetensors file, a folder of them, or a pickle that the user named -> tensors by key.
+"""Read the tensors of checkpoints: a safetensors file, a folder of them, or a pickle.
 
-No code of a checkpoint runs. safetensors are read tensor by tensor, so one part of a large model costs no more than
-that part. A pickle is read by torch with weights_only; what trainers leave beside the weights becomes `Leftover`.
+No code of a checkpoint runs. safetensors are read tensor by tensor, so only the needed part of a large model is read. A
+pickle is read by torch with weights_only. Objects that trainers store beside the weights are replaced by `Leftover`.
 """
-
-# A checkpoint holds anything.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 import pickle
@@ -14,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +21,7 @@ MAX_GIGABYTES = 8.0
 SINGLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-WRAPPERS = ("ema", "model", "state_dict")  # keys that trainers put the weights under, the best first
+WRAPPERS = ("ema", "model", "state_dict")  # keys under which trainers store the weights, the best first
 
 # Classes that trainers store beside the weights (options, callbacks, best scores): replaced, never imported.
 LEFTOVERS = ("argparse.Namespace", "builtins.dict", "builtins.int", "builtins.list", "collections.defaultdict")
@@ -32,16 +29,16 @@ LEFTOVER_PACKAGES = {"lightning", "lightning_fabric", "numpy", "omegaconf", "pyt
 
 
 def make_readable(*files: Path) -> None:
-    """Give files the mode of any new file: those that safetensors' save_file writes nobody but their owner can read."""
+    """Give files the mode of ordinary new files. Only the owner can read those that safetensors' save_file writes."""
     for file in files:
         probe = file.with_name(f".{secrets.token_hex(8)}")
-        probe.touch()  # the umask, and what else the folder asks for
+        probe.touch()  # has the mode by the umask and the folder's defaults
         file.chmod(probe.stat().st_mode)
         probe.unlink()
 
 
 class Leftover:
-    """Stands in for a class that is not wanted: takes anything, does nothing."""
+    """Replaces a class of a pickle that is not needed. It accepts any arguments and does nothing."""
 
     def __new__(cls, *args: Any) -> "Leftover":
         return super().__new__(cls)
@@ -54,7 +51,11 @@ class Leftover:
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
-    """Tensors of one or more safetensors files, each read when it is asked for."""
+    """The tensors of safetensors files, which are read when they are used.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
 
     def __init__(self, files: list[Path]):
         self._file: dict[str, Path] = {}
@@ -63,7 +64,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
                 self._file |= dict.fromkeys(tensors.keys(), file)
 
     def shapes(self) -> dict[str, list[int]]:
-        """Of every tensor, from the files' headers: nothing else is read."""
+        """Return the shapes of all tensors, from the headers of the files."""
         found: dict[str, list[int]] = {}
         for file in dict.fromkeys(self._file.values()):
             with _open(file) as tensors:
@@ -71,7 +72,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         return found
 
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Of every tensor, likewise."""
+        """Return the types of all tensors, from the headers of the files."""
         found: dict[str, torch.dtype] = {}
         for file in dict.fromkeys(self._file.values()):
             with _open(file) as tensors:
@@ -90,15 +91,18 @@ class SafetensorsWeights(Mapping[str, Tensor]):
 
 
 def open_checkpoint(source: Path, max_gigabytes: float = MAX_GIGABYTES) -> Mapping[str, Tensor]:
-    """Tensors by key.
+    """Open a checkpoint.
 
     Args:
         source: a .safetensors file, its index (.json), a folder with either, or a pickle (.ckpt, .pt, .pth, .bin).
-            Pickles are not searched for in folders: name the file.
+            Pickles are not searched for in folders.
         max_gigabytes: larger pickles are not opened.
 
+    Returns:
+        Tensors by key.
+
     Raises:
-        ValueError: nothing there, no weights in it, too large, damaged, or code in a pickle.
+        ValueError: there is no checkpoint, or it has no weights, is too large or damaged, or is a pickle with code.
     """
     if source.is_dir():
         source = _within(source)
@@ -123,7 +127,11 @@ def _within(folder: Path) -> Path:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index names, all in its folder. Raises ValueError for what is no index."""
+    """Return the files that an index lists.
+
+    Raises:
+        ValueError: it is no index, or lists files outside its folder.
+    """
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,7 +142,7 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    """torch's for safetensors' name."""
+    """Return the torch type of a type name of safetensors."""
     named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
     named |= {"F8_E5M2": "float8_e5m2", "BOOL": "bool", "U8": "uint8"} | {f"I{n}": f"int{n}" for n in (8, 16, 32, 64)}
     return getattr(torch, named.get(name, ""), torch.uint8)
@@ -152,10 +160,10 @@ def _unpickle(file: Path, max_gigabytes: float) -> Mapping[str, Tensor]:
     if size > max_gigabytes:
         raise ValueError(f"{file}: {size:.1f} GB, the limit is {max_gigabytes:g} GB; raise it with --max-gb")
     try:
-        zipped = zipfile.is_zipfile(file)  # since torch 1.6; older files can neither be searched nor mapped
+        zipped = zipfile.is_zipfile(file)  # since torch 1.6; older files cannot be inspected or mapped
         stand_ins = _stand_ins(file) if zipped else []
         with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         cause = lines[-2:][0].split(". ")[0]  # torch puts advice around it
@@ -163,19 +171,28 @@ def _unpickle(file: Path, max_gigabytes: float) -> Mapping[str, Tensor]:
     except (RuntimeError, EOFError, OSError, LookupError, AttributeError, TypeError, struct.error) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"{file}: damaged or cut off ({cause}): fetch it again") from error
+    values = _as_dict(content)
     for name in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+        if isinstance(values.get(name), Mapping):
+            values = _as_dict(values[name])
             break
-    items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{file}: no weights in it; they are looked for at the top or under {', '.join(WRAPPERS)}")
     return tensors
 
 
+def _as_dict(value: Any) -> dict[Any, Any]:
+    """Return a mapping as a dict; {} for anything else."""
+    return dict(cast(Mapping[Any, Any], value)) if isinstance(value, Mapping) else {}
+
+
 def _stand_ins(file: Path) -> list[Any]:
-    """(Leftover, name) for each class of a trainer's in the pickle. Errors: ValueError if it calls anything else."""
+    """Return (replacement, name) for each class of a trainer in a pickle.
+
+    Raises:
+        ValueError: the pickle calls anything else.
+    """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     refused = [name for name in names if name not in LEFTOVERS and name.split(".")[0] not in LEFTOVER_PACKAGES]
     if refused:

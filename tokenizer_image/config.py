@@ -1,4 +1,4 @@
-"""VQConfig: the shape of a VQModel; PRESETS: shapes that people know, and our own."""
+"""The configuration of an image tokenizer, and presets."""
 
 import json
 import math
@@ -21,14 +21,14 @@ MAY_BE_ZERO = (
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Shape of a VQModel.
+    """Architecture of a VQModel.
 
     Attributes:
-        resolution: side of the images it is made for, in pixels.
+        resolution: side of the images for which it is made, in pixels.
         patch_size: side of the pixel blocks folded into channels before the first convolution; 1 = none.
         ch: channels at the first level.
         ch_mult: channels of each level, in units of `ch`; between levels the side halves.
-        num_res_blocks: residual blocks a level (the decoder has one more).
+        num_res_blocks: residual blocks in each level; the decoder has one more.
         attn_resolutions: sides, in latent pixels, at which a level has attention.
         norm_groups: groups of every GroupNorm.
         z_channels: channels between the encoder or decoder and the 1 x 1 convolutions around the quantiser.
@@ -36,15 +36,18 @@ class VQConfig:
         n_embed: number of codes, K.
         normalize: compare codes by angle.
         decoder_ch: channels at the decoder's last level; None = `ch`.
-        cell_width: channels of a cell encoder, whose codes see their own cell and `cell_ring` pixels around it; 0 =
-            taming's encoder, whose codes see the whole image.
-        cell_blocks: residual blocks of the cell encoder.
-        cell_ring: pixels around its cell that a code sees.
-        decoder_cell_blocks: residual blocks of a cell decoder, whose pixels depend on the codes next to them alone; 0 =
-            taming's decoder, whose norms and attention see the whole image.
-        tile: side, in codes, of tiles. Codes are laid tile by tile, each row by row, which is the order in which a
-            language model reads and writes them; local encoders and decoders work on each tile by itself. 0 = row by
-            row over the whole image.
+        cell_width: channels of a local encoder, whose codes depend on the pixels of their grid position and
+            `cell_ring` pixels around it; 0 = taming's encoder, whose codes depend on the whole image.
+        cell_blocks: residual blocks of the local encoder.
+        cell_ring: pixels around its grid position on which a code depends.
+        decoder_cell_blocks: residual blocks of a local decoder, whose pixels depend on codes nearby; 0 = taming's
+            decoder, whose norms and attention depend on the whole image.
+        tile: side of the tiles, in codes. Codes are ordered tile by tile, row by row in each, which is the order in
+            which a language model reads and writes them. Local encoders and decoders treat each tile separately. 0 =
+            row by row over the whole image.
+
+    Raises:
+        ValueError: a value is outside its limits, or values do not fit together.
     """
 
     resolution: int = 256
@@ -85,34 +88,38 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """f: pixels a code, each way."""
+        """f: side in pixels of the area of a code."""
         return self.patch_size * 2 ** (len(self.ch_mult) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) at `resolution`."""
+        """Rows and columns of codes in an image of size `resolution`."""
         side = self.resolution // self.downsampling
         return side, side
 
     @property
     def tokens(self) -> int:
-        """Codes an image at `resolution`."""
+        """Number of codes in an image of size `resolution`."""
         return math.prod(self.grid)
 
     @property
     def bits_per_pixel(self) -> float:
-        """What the codes cost, each written in log2(K) bits."""
+        """Size of the codes, with log2(K) bits for each."""
         return math.log2(self.n_embed) / self.downsampling**2
 
     @property
     def attn_levels(self) -> tuple[int, ...]:
-        """Levels with attention, 0 = the finest."""
+        """Levels with attention; 0 is the finest."""
         sides = [self.resolution // self.patch_size // 2**level for level in range(len(self.ch_mult))]
         return tuple(level for level, side in enumerate(sides) if side in self.attn_resolutions)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "VQConfig":
-        """Raises ValueError for keys that do not exist."""
+        """Build a configuration from its fields.
+
+        Raises:
+            ValueError: a field does not exist.
+        """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"unknown VQConfig keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -123,12 +130,18 @@ class VQConfig:
 
     @classmethod
     def load(cls, path: Path) -> "VQConfig":
+        """Read a configuration from JSON.
+
+        Raises:
+            ValueError: the file holds none.
+        """
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds {type(values).__name__}, not the fields of a VQConfig")
         return cls.from_dict(cast(dict[str, Any], values))
 
     def save(self, path: Path) -> None:
+        """Write the configuration as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 

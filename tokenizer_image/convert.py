@@ -1,16 +1,13 @@
-"""Other people's image tokenizers -> ours; ours -> diffusers.
+"""Convert image tokenizers of other projects to ours, and ours to diffusers.
 
     python -m tokenizer_image.convert SOURCE OUT [--family auto] [--resolution N] [--decoder-from FILE] [--max-gb 8]
     python -m tokenizer_image.convert NAME OUT --to diffusers
 
 SOURCE is a checkpoint of taming-transformers (.ckpt), Meta's Chameleon (vqgan.ckpt), transformers' ChameleonVQVAE,
-LlamaGen (.pt), Janus (its own or transformers' names) or diffusers' VQModel (folder); a larger model that holds one of
-them will do. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours whose shape
-diffusers' VQModel has: taming's, Chameleon's or its own; the embedded "emoji" has none of them.
+LlamaGen (.pt), Janus (its own or transformers' names) or diffusers' VQModel (folder), or a larger model that contains
+one of them. `ImageTokenizer.from_pretrained(OUT)` loads the result. NAME is a tokenizer of ours with an architecture
+that diffusers' VQModel has: taming's, Chameleon's or diffusers' own, but not that of the embedded "emoji".
 """
-
-# safetensors is typed in part only.
-# pyright: reportUnknownVariableType=false
 
 import argparse
 import json
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from tokenizer_image.checkpoint import MAX_GIGABYTES, make_readable, open_checkpoint
@@ -43,9 +40,9 @@ from tokenizer_image.vqgan import VQModel, outline
 CHOICES = ("auto", "taming", "chameleon", "llamagen", "janus", "diffusers")
 CHAMELEON = PRESETS["chameleon-512"]
 EXPORTED = "diffusion_pytorch_model.safetensors"
-SHOWN = 10  # keys that an error names; it counts the others
+SHOWN = 10  # largest number of keys in a message
 
-# What a tokenizer is called inside a larger model, or by a wrapper around it.
+# Prefixes of the keys of a tokenizer in a larger model or a wrapper.
 PREFIXES = ("", "gen_vision_model.", "model.vqmodel.", "vqmodel.", "first_stage_model.", "module.", "_orig_mod.")
 NOT_NEEDED = ("loss.", "quantize.codebook_used")  # discriminator and perceptual network; statistics of training
 
@@ -58,19 +55,20 @@ def convert(
     decoder_from: str | Path | None = None,
     max_gigabytes: float = MAX_GIGABYTES,
 ) -> ImageTokenizer:
-    """Write the tokenizer in `source` to the folder `out`, for ImageTokenizer.from_pretrained.
+    """Convert a checkpoint to a folder for ImageTokenizer.from_pretrained.
 
     Args:
-        source: a checkpoint, see tokenizer_image.checkpoint.open_checkpoint.
-        out: a folder.
-        family: one of CHOICES; "auto" looks at the keys.
-        resolution: side in pixels; None = what config.json beside the weights says, or else the family's usual one.
-        decoder_from: another checkpoint to take the decoder from; transformers' Chameleon has none of its own.
-        max_gigabytes: larger pickles are refused.
+        source: a checkpoint, as for tokenizer_image.checkpoint.open_checkpoint.
+        out: the folder.
+        family: one of CHOICES; "auto" = by the keys.
+        resolution: side of the images in pixels; None = from config.json beside the weights, or else that of the
+            family.
+        decoder_from: another checkpoint with the decoder. transformers' Chameleon has none.
+        max_gigabytes: larger pickles are rejected.
 
     Raises:
-        ValueError: as open_checkpoint; another family than it was said to be (it says which one it looks like);
-            missing, unknown and misshapen weights, by name; no decoder.
+        ValueError: as open_checkpoint; or the checkpoint is of another family, or lacks weights or the decoder, or has
+            unknown weights or other shapes.
     """
     if Path(out).is_file() or Path(out).resolve() in (Path(source).resolve(), Path(source).resolve().parent):
         raise ValueError(f"{out}: a file, or the source's own folder; name a new folder to write to")
@@ -95,7 +93,8 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     """Write a folder that diffusers' VQModel.from_pretrained loads.
 
     Raises:
-        ValueError: a shape that VQModel cannot have: patch_size, normalize, decoder_ch, or a first level wider than ch.
+        ValueError: diffusers' VQModel does not have the architecture: patch_size, normalize, decoder_ch, or a first
+            level wider than ch.
     """
     config, folder = tokenizer.model.config, Path(folder)
     if (folder / "config.json").exists():
@@ -103,8 +102,8 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
     if lost := not_in_diffusers(config):
         can = [name for name, preset in PRESETS.items() if not not_in_diffusers(preset)]
         raise ValueError(
-            f"diffusers' VQModel cannot have {', '.join(lost)}: this tokenizer has no form there; what was converted "
-            f"from taming, Chameleon or diffusers has one, and so have the presets {', '.join(can)}"
+            f"diffusers' VQModel cannot have {', '.join(lost)}: only tokenizers that were converted from taming, "
+            f"Chameleon or diffusers can be exported, and those of the presets {', '.join(can)}"
         )
     values = to_diffusers(config)
     weights: dict[str, Tensor] = {}
@@ -119,7 +118,7 @@ def export_diffusers(tokenizer: ImageTokenizer, folder: str | Path) -> None:
 
 
 def not_in_diffusers(config: VQConfig) -> list[str]:
-    """What of a shape diffusers' VQModel cannot have, as "name = value"; [] = it can be exported."""
+    """Return the settings that diffusers' VQModel cannot have, as "name = value"."""
     back = from_diffusers(to_diffusers(config))
     same = replace(
         config,
@@ -130,7 +129,11 @@ def not_in_diffusers(config: VQConfig) -> list[str]:
 
 
 def read(source: Path, family: str, resolution: int | None, max_gigabytes: float) -> tuple[VQConfig, dict[str, Tensor]]:
-    """The shape, and the weights in our names, without a decoder if there is none; see convert."""
+    """Read a checkpoint. Arguments and errors are those of `convert`.
+
+    Returns:
+        The configuration, and the weights with our names; without a decoder if there is none.
+    """
     if family not in CHOICES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(CHOICES)}")
     weights = open_checkpoint(source, max_gigabytes)
@@ -147,7 +150,7 @@ def read(source: Path, family: str, resolution: int | None, max_gigabytes: float
                 f"{source}: no {family} checkpoint: it looks like {looks.removesuffix('-transformers')}; "
                 "give that --family, or auto"
             )
-        _, usual, normalize = FAMILIES[family]  # the same keys mean another
+        _, usual, normalize = FAMILIES[family]  # another family with the same keys
 
     levels = count_levels(theirs)
     ours = {name: to_ours(name, names, levels) for name in theirs}
@@ -165,12 +168,23 @@ def read(source: Path, family: str, resolution: int | None, max_gigabytes: float
     except ValueError as error:
         raise ValueError(f"{source}, read as {looks}: {error}") from error
     if resolution is None and replace(config, resolution=CHAMELEON.resolution) == CHAMELEON:
-        config = CHAMELEON  # taming's keys; known by its shape
+        config = CHAMELEON  # it has taming's keys, but this architecture
     return config, check(found, config, str(source), names, levels)
 
 
 def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Names, levels: int) -> dict[str, Tensor]:
-    """The weights, keys as ours, with linear layers made 1 x 1 convolutions. Errors: ValueError, in their names."""
+    """Check that weights fit a configuration, and convert linear layers to 1 x 1 convolutions.
+
+    Args:
+        found: weights with our names.
+        config: of the model.
+        source: for messages.
+        names: of the family, for messages.
+        levels: of the model.
+
+    Raises:
+        ValueError: weights are missing, unknown, or of another shape.
+    """
     shapes = {key: value.shape for key, value in outline(config).state_dict().items()}
     if not _has_decoder(found):
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("decoder.")}
@@ -181,7 +195,7 @@ def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Nam
     wrong = {
         "missing": shapes.keys() - fitted.keys(),
         "unknown": fitted.keys() - shapes.keys(),
-        "of another shape than the rest tells": {
+        "of a shape that does not fit the others": {
             key for key, value in fitted.items() if key in shapes and value.shape != shapes[key]
         },
     }
@@ -193,7 +207,16 @@ def check(found: Mapping[str, Tensor], config: VQConfig, source: str, names: Nam
 
 
 def with_decoder(weights: dict[str, Tensor], others: dict[str, Tensor], name: str | Path) -> dict[str, Tensor]:
-    """The weights with the others' decoder. Errors: ValueError if it was trained with another codebook, or is none."""
+    """Replace the decoder by that of another checkpoint.
+
+    Args:
+        weights: of the tokenizer.
+        others: of the checkpoint with the decoder.
+        name: of that checkpoint, for messages.
+
+    Raises:
+        ValueError: it has no decoder, or another codebook.
+    """
     book, other = weights["quantize.embedding.weight"].float(), others["quantize.embedding.weight"].float()
     if book.shape != other.shape or not torch.allclose(book, other, rtol=0.01, atol=1e-6):  # one may be rounded to bf16
         raise ValueError(f"{name}: its codebook is another one, so its decoder does not fit")
@@ -207,7 +230,7 @@ def _has_decoder(weights: Collection[str]) -> bool:
 
 
 def description(source: Path) -> dict[str, Any]:
-    """config.json beside the weights, a tokenizer's own or its section in a larger model's; {} = none.
+    """Read config.json beside the weights, of the tokenizer or of a larger model; {} if there is none.
 
     Raises:
         ValueError: the folder is a tokenizer of ours.
@@ -224,7 +247,7 @@ def description(source: Path) -> dict[str, Any]:
 
 
 def _side(described: dict[str, Any], levels: int) -> int | None:
-    """Pixels a side, in the words of transformers' Janus and Chameleon."""
+    """Return the side in pixels from a configuration of transformers' Janus or Chameleon."""
     if "num_patches" in described:
         return described["num_patches"] * 2 ** (levels - 1)
     return described.get("resolution")

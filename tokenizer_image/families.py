@@ -1,8 +1,8 @@
-"""Families of image tokenizers: how each names the parts of a VQGAN, and what of its shape can be read from where.
+"""Families of image tokenizers: their names for the weights of a VQGAN, and their configurations.
 
-One table of names a family, read in both directions. All of them are taming's network (Esser et al. 2021) under
-other names; LlamaGen (Sun et al. 2024, section 2.1) and Janus compare codes by angle. (transformers' Janus does so
-only when it draws: its encode finds other codes than Janus itself where the stored codebook is not of unit length.)
+Each family has a table of names, which is used in both directions. All families have taming's network (Esser et al.
+2021) under other names. LlamaGen (Sun et al. 2024, section 2.1) and Janus compare codes by angle. (transformers' Janus
+does so only when it generates. Its encoder finds other codes than Janus if the stored codebook is not of unit length.)
 """
 
 import re
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokenizer_image.config import VQConfig
 
-# (ours, theirs). {i} counts levels, {r} the same from the other end, {j} blocks; {s} is encoder or decoder, {t} the
-# rest of the key. The first row that fits decides; a key that fits none is the same in both.
+# (ours, theirs). {i} is a level, {r} a level counted from the other end, {j} a block, {s} encoder or decoder, {t} the
+# rest of the key. The first row that matches is used; a key that matches none is the same in both.
 Names = tuple[tuple[str, str], ...]
 
 _LETTERS = {"i": r"\d+", "r": r"\d+", "j": r"\d+", "s": "encoder|decoder", "t": ".+"}
@@ -52,12 +52,12 @@ _DIFFUSERS: Names = (
 
 
 class Family(NamedTuple):
-    """A way to store a VQGAN.
+    """A family of image tokenizers.
 
     Attributes:
         names: table of keys; empty = ours.
-        resolution: pixels of its published models.
-        normalize: codes are compared by angle.
+        resolution: of its published models, in pixels.
+        normalize: whether codes are compared by angle.
     """
 
     names: Names
@@ -76,7 +76,13 @@ FAMILIES = {
 
 
 def rename(key: str, rows: Iterable[tuple[str, str]], levels: int) -> str:
-    """The key as the right sides of the rows write it; `levels` turns {i} into {r} and back."""
+    """Rename a key.
+
+    Args:
+        key: of a weight.
+        rows: pairs of templates, from and to.
+        levels: of the model, to convert {i} to {r} and back.
+    """
     for left, right in rows:
         if match := _pattern(left).fullmatch(key):
             found = match.groupdict()
@@ -92,24 +98,29 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def to_ours(key: str, names: Names, levels: int) -> str:
-    """Their key as ours."""
+    """Return our name of a key of a family."""
     return rename(key, ((theirs, ours) for ours, theirs in names), levels)
 
 
 def modern(key: str) -> str:
-    """The key as diffusers has written it since 2023 (version 0.14), for files from before."""
+    """Return a key of diffusers as it has been since 2023 (version 0.14)."""
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", key)
 
 
 def count_levels(keys: Iterable[str]) -> int:
-    """Levels of the encoder, whatever the family."""
+    """Count the levels of the encoder, in any family."""
     found = (re.match(r"encoder\.(?:down|conv_blocks|down_blocks)\.(\d+)\.", key) for key in keys)
     return len({match[1] for match in found if match})
 
 
 def guess(keys: Collection[str], prefix: str) -> str:
-    """The family that the keys look like; prefix: what stood before them. "" = none of them."""
+    """Return the family that has these keys; "" if none has.
+
+    Args:
+        keys: without the prefix.
+        prefix: that was before them.
+    """
     if any(key.startswith("encoder.down_blocks.") for key in keys):
         return "diffusers"
     if any(key.startswith("encoder.conv_blocks.") for key in keys):
@@ -123,10 +134,16 @@ def guess(keys: Collection[str], prefix: str) -> str:
 
 
 def infer(weights: Mapping[str, Tensor], levels: int, resolution: int, normalize: bool) -> VQConfig:
-    """The shape of weights in our names; only the resolution and the number of groups do not show in them.
+    """Infer the configuration from the shapes of weights with our names.
+
+    Args:
+        weights: of the model.
+        levels: of the model.
+        resolution: which cannot be inferred.
+        normalize: which cannot be inferred.
 
     Raises:
-        ValueError: weights that the shape is read from are missing, or no VQModel has that shape.
+        ValueError: weights are missing, or no VQModel has these shapes.
     """
     of_levels = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
     read_from = [
@@ -163,7 +180,7 @@ def infer(weights: Mapping[str, Tensor], levels: int, resolution: int, normalize
 
 
 def to_diffusers(config: VQConfig) -> dict[str, Any]:
-    """config.json of diffusers' VQModel; from_diffusers shows what of the config it cannot say."""
+    """Return config.json of diffusers' VQModel, without the settings that it lacks."""
     attention = [level in config.attn_levels for level in range(len(config.ch_mult))]
     return {
         "_class_name": "VQModel",
@@ -185,10 +202,10 @@ def to_diffusers(config: VQConfig) -> dict[str, Any]:
 
 
 def from_diffusers(values: Mapping[str, Any]) -> VQConfig:
-    """The VQConfig of a config.json of diffusers' VQModel.
+    """Return the VQConfig of a config.json of diffusers' VQModel.
 
     Raises:
-        ValueError: another class, or something that our VQModel does not have.
+        ValueError: it is of another class, or has settings that our VQModel lacks.
     """
     widths, side = values["block_out_channels"], values["sample_size"]
     attention = [level for level, kind in enumerate(values["down_block_types"]) if kind.startswith("Attn")]

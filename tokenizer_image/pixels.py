@@ -1,15 +1,12 @@
-"""Images in and out: any image a person has <-> RGB <-> [3, H, W] in [-1, 1].
+"""Images of any kind to RGB and to tensors [3, H, W] in [-1, 1], and back.
 
-Whatever the file's mode, the result is 8-bit RGB, upright, on white ground. A file's size is looked at before
-its pixels are decoded, so that a small file that claims a huge image costs nothing.
+The result is 8-bit RGB, upright, on a white background, whatever the mode of the file. The size is checked before any
+pixels are decoded, so a small file that claims a huge image takes no memory.
 
-Of the formats here Pillow decodes JPEG alone at a reduced size; WebP, AVIF, TIFF and HEIC are decoded whole. Memory per
-pixel of the file, Pillow 12.3: JPEG 4 bytes whole, 0.1 to 0.3 at an eighth to a quarter (progressive: 7 to 10, and 3 to
-6), TIFF 4 to 8, HEIC 7, AVIF 9, WebP 16.
+Pillow decodes only JPEG at a reduced size; WebP, AVIF, TIFF and HEIC are decoded whole. Memory per pixel of the file,
+with Pillow 12.3: JPEG 4 bytes whole, 0.1 to 0.3 at an eighth to a quarter (progressive: 7 to 10, and 3 to 6), TIFF 4 to
+8, HEIC 7, AVIF 9, WebP 16.
 """
-
-# torch types some of its functions in part only.
-# pyright: reportUnknownMemberType=false
 
 import os
 import stat
@@ -24,14 +21,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-MAX_PIXELS = 16_000_000  # that are decoded
-# None that runs programs (EPS), or decodes when it is opened (ICO).
+MAX_PIXELS = 16_000_000  # largest number that is decoded
+# Without formats that run programs (EPS), or decode when they are opened (ICO).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # ISO/IEC 23008-12, B.4: images coded with HEVC
-# How many times as many pixels a file may have where a smaller image is enough: a JPEG is shrunk while it is decoded,
-# and phones write HEIC of 24 million pixels.
+# Factor of max_pixels for files of which a smaller image is enough: JPEG is decoded at a reduced size, and phones write
+# HEIC of 24 million pixels.
 SHRINKING = {"JPEG": 4, "MPO": 4, "HEIF": 2}
-LARGE = 1_000_000  # pixels; where a smaller image is enough, no larger one is kept
+LARGE = 1_000_000  # pixels; larger images are reduced if a smaller one is enough
 
 ImageLike = (
     Image.Image | np.ndarray[Any, Any] | Tensor | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
@@ -41,23 +38,23 @@ ImageLike = (
 def open_image(
     source: ImageLike, max_pixels: int = MAX_PIXELS, ground: str | None = "white", least: int = 0
 ) -> Image.Image:
-    """Any image as 8-bit RGB.
+    """Open an image of any kind as 8-bit RGB.
 
-    EXIF orientation is applied, transparency laid on the ground (None: kept, the result is RGBA then), 16 bits scaled
-    to 8; an animation gives its first frame.
+    EXIF orientation is applied, 16 bits are scaled to 8, and only the first frame of an animation is read.
 
     Args:
-        source: a path, a file's bytes or an open file, a PIL image, a numpy array [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4], or a tensor [1, H, W], [3, H, W] or [4, H, W]; numbers are uint8, or floats in [0, 1].
-        max_pixels: the most that are decoded; looked at before any decoder runs.
-        ground: colour below what is transparent.
-        least: the shorter side need not have more pixels than these: a JPEG is shrunk while it is decoded, to a half, a
-            quarter or an eighth, and a large image after that, by a whole factor. A JPEG may then have four times
+        source: a path, the bytes of a file, an open file, a PIL image, a numpy array [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4], or a tensor [1, H, W], [3, H, W] or [4, H, W]; values are uint8, or floats in [0, 1].
+        max_pixels: larger images are rejected before they are decoded.
+        ground: background of transparent images; None = keep transparency and return RGBA.
+        least: the image may be reduced as long as its shorter side has at least this many pixels: a JPEG to a half, a
+            quarter or an eighth while it is decoded, a large image by a whole factor. A JPEG may then have four times
             max_pixels, and HEIC twice. 0 = all pixels are needed.
 
     Raises:
-        ValueError: what is missing, empty, broken, no image, or too large; numbers of another kind or shape.
-        TypeError: none of the above.
+        ValueError: the image is missing, empty, damaged or too large, or is no image; or an array has a wrong type or
+            shape.
+        TypeError: the source is none of these.
     """
     if isinstance(source, Image.Image):
         _check_size("the image", source.size, max_pixels)
@@ -86,7 +83,7 @@ def open_image(
 
 
 def no_file(path: Path) -> str:
-    """Why there is no file with data at a path, "" where there is: to open a pipe would wait for its writer."""
+    """Return why a path is not a regular file; "" if it is. Opening a pipe would block."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -97,21 +94,22 @@ def no_file(path: Path) -> str:
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:  # [3, H, W]
-    """The middle of an RGB image, scaled to fill size = (H, W) pixels, with values in [-1, 1].
+    """Crop the centre of an RGB image and scale it to (H, W) pixels, with values in [-1, 1].
 
-    numpy does the sums: torch would start a team of threads in every thread that decodes images.
+    This uses numpy, since torch would start its own threads in every thread that decodes.
     """
     height, width = size
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(image).astype(np.float32) / 127.5 - 1  # [H, W, 3]
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # pyright: ignore[reportUnknownMemberType]
 
 
 def crop_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
-    """The middle of an image, unscaled, with sides that are multiples of `multiple`, in pixels.
+    """Crop the centre of an image to sides that are multiples of `multiple`, in pixels.
 
-    Raises ValueError for an image with a shorter side.
+    Raises:
+        ValueError: a side is shorter.
     """
     width, height = (side // multiple * multiple for side in image.size)
     if not width or not height:
@@ -124,19 +122,19 @@ def crop_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1], clamped, to an RGB image."""
+    """Convert pixels [3, H, W], clamped to [-1, 1], to an RGB image."""
     values = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
 def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image:
-    """The image with its size known and its pixels not yet decoded."""
+    """Open an image without decoding its pixels."""
     if not (head := file.read(64)):
         raise ValueError(f"{name}: the file is empty (0 bytes)")
     heic = _is_heic(head)
     if heic and not knows_heic():
         raise ValueError(f"{name}: HEIC needs a package: pip install pillow-heif, or save the image as JPEG")
-    if claimed := _webp_size(head):  # PIL makes room for two whole images when it opens a WebP
+    if claimed := _webp_size(head):  # PIL allocates two whole images when it opens a WebP
         _check_size(name, claimed, max_pixels)
     file.seek(0)
     try:
@@ -149,7 +147,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image
         raise ValueError(f"{name}: not an image; give one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large(name, "over 178 million pixels", max_pixels)) from error
-    except Exception as error:  # broken bytes make PIL's decoders raise almost anything
+    except Exception as error:  # PIL raises many kinds of errors for broken files
         raise ValueError(_damaged(name, error)) from error
     if not least or image.format not in SHRINKING:
         _check_size(name, image.size, max_pixels)
@@ -161,7 +159,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int, least: int) -> Image.Image
 
 
 def knows_heic() -> bool:
-    """Whether HEIC is read: by Pillow with pillow-heif, where that is installed (extra "heic")."""
+    """Return whether HEIC can be read: by Pillow with pillow-heif, the extra "heic"."""
     try:
         import_module("pillow_heif").register_heif_opener()
     except ImportError:
@@ -170,14 +168,14 @@ def knows_heic() -> bool:
 
 
 def _is_heic(head: bytes) -> bool:
-    """Whether a file's first bytes are of an image that is coded with HEVC (ISO/IEC 14496-12, 4.3: "ftyp")."""
+    """Return whether the first bytes of a file are those of a HEVC image (ISO/IEC 14496-12, 4.3: "ftyp")."""
     size = int.from_bytes(head[:4], "big")
     brands = [head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))]
     return head[4:8] == b"ftyp" and any(brand in HEIC_BRANDS for brand in brands)
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height that a WebP file claims in its first 30 bytes (RFC 9649, 2.5 to 2.7); None for others."""
+    """Return width and height from the first 30 bytes of a WebP file (RFC 9649, 2.5 to 2.7); None for other files."""
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
         return None
     kind, number = head[12:16], int.from_bytes
@@ -190,7 +188,7 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _from_numbers(values: np.ndarray[Any, Any] | Tensor, max_pixels: int) -> Image.Image:
-    """The image in an array [H, W], [H, W, C] or a tensor [C, H, W]; C = 1, 3 or 4."""
+    """Convert an array [H, W], [H, W, C] or a tensor [C, H, W] to an image; C = 1, 3 or 4."""
     channels_at = -1
     if isinstance(values, Tensor):
         channels_at = 0
@@ -218,7 +216,18 @@ def _from_numbers(values: np.ndarray[Any, Any] | Tensor, max_pixels: int) -> Ima
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int, times: int = 1, format: str = "") -> None:
-    """times: how often max_pixels files of this format may have."""
+    """Check the number of pixels.
+
+    Args:
+        name: of the image, for messages.
+        size: width and height.
+        max_pixels: the limit.
+        times: factor of the limit for this format.
+        format: of the file.
+
+    Raises:
+        ValueError: there are too many, or none.
+    """
     width, height = size
     if width * height > times * max_pixels:
         raise ValueError(_too_large(name, f"{width} x {height} pixels", max_pixels, times, format))
@@ -256,7 +265,7 @@ def _to_rgb(image: Image.Image, ground: str | None) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (0..65535), or of floats (0..1, or 0..255 if any is above 1)."""
+    """Scale grey values of 16 bits (0..65535), or floats (0..1, or 0..255 if any is above 1), to 8 bits."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))  # [H, W]
     white = 65535 if image.mode[0] == "I" else (1 if values.max() <= 1 else 255)
     return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Vector quantisers: latents -> the nearest entries of a learned codebook.
+"""Vector quantiser: replaces latents by the nearest entries of a learned codebook.
 
 Shapes: B images, Z latent channels, h x w grid, K codes, N = B * h * w latents.
 """
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantiser makes of latents.
+    """Quantised latents.
 
     Attributes:
-        quantized: [B, Z, h, w], the chosen code vectors; gradients pass to the latents as the estimator has it.
+        quantized: [B, Z, h, w], the chosen code vectors. The estimator passes their gradients to the latents.
         codes: [B, h, w] long, in 0 .. K - 1.
         loss: scalar, codebook and commitment loss (van den Oord et al. 2017, eq. 3).
     """
@@ -26,16 +26,21 @@ class Quantized(NamedTuple):
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
-    """`e` whose gradient goes to `z` as it is (van den Oord et al. 2017, section 3.2). Args: [N, Z] each."""
+    """Return `e`, and pass its gradient to `z` unchanged (van den Oord et al. 2017, section 3.2).
+
+    Args:
+        z: latents, [N, Z].
+        e: their code vectors, [N, Z].
+    """
     return z + (e - z).detach()
 
 
 def rotation_trick(z: Tensor, e: Tensor) -> Tensor:
-    """`e` whose gradient is rotated and scaled onto `z` as `z` is onto `e` (Fifty et al. 2024, section 4).
+    """Return `e`, and pass its gradient to `z`, rotated and scaled as `e` is from `z` (Fifty et al. 2024, section 4).
 
     Args:
-        z: [N, Z] latents.
-        e: [N, Z] their codes.
+        z: latents, [N, Z].
+        e: their code vectors, [N, Z].
     """
     with torch.no_grad():
         p, q = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
@@ -47,11 +52,11 @@ def rotation_trick(z: Tensor, e: Tensor) -> Tensor:
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbour quantiser, key name `embedding.weight` as in taming.
+    """Nearest-neighbour quantiser. Its parameter is named `embedding.weight`, as in taming.
 
-    With `normalize`, latents and codes are compared on the unit sphere (ViT-VQGAN, Yu et al. 2021, section 3.2), which
-    with few latent channels keeps nearly every code in use. Codes that training has not chosen for long are restarted
-    at latents of the current batch (Jukebox, Dhariwal et al. 2020, section 3.1).
+    With `normalize`, latents and codes are compared on the unit sphere (ViT-VQGAN, Yu et al. 2021, section 3.2). With
+    few latent channels this keeps nearly every code in use. Codes that have not been chosen for long are restarted at
+    latents of the current batch (Jukebox, Dhariwal et al. 2020, section 3.1).
 
     Args:
         num_codes: K.
@@ -60,7 +65,8 @@ class VectorQuantizer(nn.Module):
         commitment: weight of the commitment term.
 
     Attributes:
-        estimator: how gradients pass from codes to latents: straight_through or rotation_trick.
+        estimator: passes gradients from codes to latents: straight_through or rotation_trick.
+        usage: running share of each code among the choices, [K].
     """
 
     usage: Tensor
@@ -74,38 +80,38 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         if normalize:
             nn.init.normal_(self.embedding.weight)
-        self.register_buffer("usage", torch.zeros(num_codes), persistent=False)  # running share of the choices
+        self.register_buffer("usage", torch.zeros(num_codes), persistent=False)
 
     @property
     def num_codes(self) -> int:
         return self.embedding.num_embeddings
 
     def codebook(self) -> Tensor:
-        """The code vectors as the decoder sees them, [K, Z]."""
+        """Return the code vectors as the decoder reads them, [K, Z]."""
         weight = self.embedding.weight
         return F.normalize(weight, dim=-1) if self.normalize else weight
 
     def look_up(self, codes: Tensor) -> Tensor:
-        """codes [B, h, w] -> code vectors [B, Z, h, w]."""
+        """Return the code vectors [B, Z, h, w] of codes [B, h, w]."""
         return F.embedding(codes, self.codebook()).movedim(-1, 1)
 
-    def nearest(self, latents: Tensor, room: int = 2**22) -> Tensor:
-        """Index of the nearest code of each latent, without ever holding N x K distances.
+    def nearest(self, latents: Tensor, distances: int = 2**22) -> Tensor:
+        """Find the nearest code of each latent, in chunks of latents.
 
         Args:
             latents: [N, Z] in fp32, normalised if the quantiser is.
-            room: distances held at a time, at least K: a chunk of the latents is compared with all codes.
+            distances: about how many are in memory at once.
 
         Returns:
-            [N] long.
+            The codes, [N] long.
         """
         codebook = self.codebook().float()
         offset = -0.5 * codebook.square().sum(1)  # argmin |z - e|^2 = argmax z.e - |e|^2 / 2
-        parts = torch.split(latents, max(1, room // self.num_codes))
+        parts = torch.split(latents, max(1, distances // self.num_codes))
         return torch.cat([torch.addmm(offset, part, codebook.T).argmax(1) for part in parts])
 
     def forward(self, latents: Tensor) -> Quantized:
-        """latents [B, Z, h, w] -> Quantized. Distances are taken in fp32 whatever the autocast."""
+        """Quantise latents [B, Z, h, w]. Distances are computed in fp32, also under autocast."""
         with torch.autocast(latents.device.type, enabled=False):
             z = latents.float().movedim(1, -1)  # [B, h, w, Z]
             if self.normalize:
@@ -120,23 +126,23 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def count(self, codes: Tensor, decay: float = 0.98) -> None:
-        """Keep the running share of each code among the choices [B, h, w]; call once a step."""
-        if self.usage.sum() == 0:  # the first batch: nothing is known to be dead
+        """Update the running usage with the codes [B, h, w] of a step."""
+        if self.usage.sum() == 0:  # in the first batch no code counts as dead
             self.usage.fill_(1 / self.num_codes)
         counts = torch.bincount(codes.flatten(), minlength=self.num_codes)
         self.usage.mul_(decay).add_(counts / codes.numel(), alpha=1 - decay)
 
     @torch.no_grad()
     def restart_dead(self, latents: Tensor, generator: torch.Generator, threshold: float = 0.1) -> int:
-        """Move codes that are hardly ever chosen onto latents of the batch.
+        """Move codes that are hardly ever chosen to latents of the batch.
 
         Args:
             latents: [B, Z, h, w], before quantisation.
-            generator: picks the latents (on the CPU).
-            threshold: a code is dead below this share of an even usage.
+            generator: chooses the latents, on the CPU.
+            threshold: a code is dead if its usage is below this share of the mean.
 
         Returns:
-            how many codes were moved.
+            The number of codes that were moved.
         """
         flat = latents.float().movedim(1, -1).reshape(-1, latents.shape[1])
         dead = (self.usage < threshold / self.num_codes).nonzero().flatten()

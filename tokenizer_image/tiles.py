@@ -1,13 +1,13 @@
-"""Large images in overlapping tiles: memory depends on the tile, not on the image.
+"""Encoding and decoding of large images in overlapping tiles: memory depends on the tile, not on the image.
 
-    |--- tile 0 ----|              weights along an axis: they fall off over the overlap and sum to 1 everywhere
+    |--- tile 0 ----|              weights along an axis: they decrease over the overlap, and sum to 1 everywhere
               |--- tile 1 ----|
                        |--- tile 2 ----|
 
-Every tile is worked twice. The first time each group norm notes the mean and variance of its input, by the same
-weights; the second time it takes those of all tiles together, or else a tile of sky would come out as bright as a tile
-of ground. What is left of the difference to the whole image comes from attention, which sees its tile only, and from
-what the second time changes in the inputs of later norms. An image no larger than a tile is worked whole, exactly.
+Every tile is computed twice. In the first pass each group norm collects the mean and variance of its input, with the
+same weights. In the second pass it uses those of all tiles together; otherwise a dark tile would become as bright as a
+bright one. The result still differs a little from that of the whole image: attention sees one tile only, and the
+second pass changes the inputs of later norms. An image that is not larger than a tile is computed as a whole.
 
 Shapes: B images, H x W pixels, h x w = H/f x W/f codes, C channels, G groups of them.
 """
@@ -30,7 +30,7 @@ class Window(NamedTuple):
     Attributes:
         start: its first code.
         stop: one past its last code.
-        weights: of what the tile gives, [(stop - start) * scale].
+        weights: of the tile's result, [(stop - start) * scale].
     """
 
     start: int
@@ -39,16 +39,16 @@ class Window(NamedTuple):
 
 
 def windows(length: int, tile: int, overlap: int, scale: int = 1) -> list[Window]:
-    """Even tiles that cover an axis, as few as go; their weights sum to 1 at every place.
+    """Cover an axis with as few tiles of equal size as possible. Their weights sum to 1 everywhere.
 
     Args:
         length: codes along the axis.
-        tile: most codes of a tile.
-        overlap: fewest codes shared with the next tile.
-        scale: results a code (1 for codes, f for pixels).
+        tile: largest number of codes in a tile.
+        overlap: smallest number of codes shared with the next tile.
+        scale: results for each code: 1 for codes, f for pixels.
 
     Raises:
-        ValueError: an overlap that leaves no room to move on.
+        ValueError: the overlap is not smaller than the tile.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles of {tile} codes that overlap by {overlap}: the overlap must be 0 to {tile - 1}")
@@ -65,10 +65,10 @@ def windows(length: int, tile: int, overlap: int, scale: int = 1) -> list[Window
 
 @torch.inference_mode()
 def tiled_decode(model: VQModel, codes: Tensor, tile: int, overlap: int) -> Tensor:
-    """codes [B, h, w] -> pixels [B, 3, H, W] in [-1, 1], in tiles of at most tile x tile codes.
+    """Decode codes [B, h, w] to pixels [B, 3, H, W] in [-1, 1], in tiles of at most tile x tile codes.
 
     Raises:
-        ValueError: codes outside the codebook, an overlap not below the tile.
+        ValueError: a code is outside the codebook, or the overlap is not smaller than the tile.
     """
 
     def work(model: VQModel, rows: Window, columns: Window) -> Tensor:
@@ -81,11 +81,12 @@ def tiled_decode(model: VQModel, codes: Tensor, tile: int, overlap: int) -> Tens
 
 @torch.inference_mode()
 def tiled_encode(model: VQModel, pixels: Tensor, tile: int, overlap: int) -> Tensor:
-    """pixels [B, 3, H, W] -> codes [B, h, w], in tiles of at most tile x tile codes: the latents are
-    blended, then quantised.
+    """Encode pixels [B, 3, H, W] to codes [B, h, w], in tiles of at most tile x tile codes.
+
+    The latents of the tiles are blended, then quantised.
 
     Raises:
-        ValueError: sides that are no multiples of f, an overlap not below the tile.
+        ValueError: a side is no multiple of f, or the overlap is not smaller than the tile.
     """
 
     def work(model: VQModel, rows: Window, columns: Window) -> Tensor:
@@ -99,12 +100,12 @@ def tiled_encode(model: VQModel, pixels: Tensor, tile: int, overlap: int) -> Ten
 
 
 class Norms:
-    """A model's group norms, whose statistics can be taken from several inputs together.
+    """Group norms that use the statistics of several inputs together.
 
     Attributes:
-        model: shares the weights of the given one, whose own norms stay as they are.
-        sums: of each norm, the weighted sums of its inputs, of their squares, and of ones, [3, B, G].
-        weights: of the tile at work, along its two axes; an axis has any number of them.
+        model: a copy of the model that shares its weights. The norms of the model itself do not change.
+        sums: for each norm the weighted sums of its inputs, of their squares, and of the weights, [3, B, G].
+        weights: of the current tile, along both axes; they are resampled to the size of each input.
     """
 
     def __init__(self, model: VQModel):
@@ -116,7 +117,7 @@ class Norms:
         self.hooks = [norm.register_forward_hook(self._measure) for norm in self.norms]
 
     def settle(self) -> None:
-        """From now on every norm uses the mean statistics of its inputs so far."""
+        """Use the statistics of all inputs so far from now on."""
         for hook in self.hooks:
             hook.remove()
         for norm in self.norms:
@@ -148,7 +149,16 @@ def _blend(
     tile: int,
     overlap: int,
 ) -> Tensor:
-    """The weighted sum of what `work` gives for each tile, [B, C, grid * scale], in fp32."""
+    """Compute the weighted sum of the results of all tiles, [B, C, grid * scale], in fp32.
+
+    Args:
+        model: to compute with.
+        work: computes a tile, given by its rows and columns.
+        grid: rows and columns of codes.
+        scale: as for `windows`.
+        tile: as for `windows`.
+        overlap: as for `windows`.
+    """
     down, right = (windows(length, tile, overlap, scale) for length in grid)
     norms = Norms(model)
     for rows in down:

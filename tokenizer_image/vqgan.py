@@ -1,8 +1,8 @@
 """VQModel: the convolutional image autoencoder of VQGAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
-Parameter names are taming's, so its checkpoints load as they are. Three additions, all off by default: `patch_size`
-folds pixels into channels before the first and after the last convolution, `normalize` compares codes by angle, and
-`cell_width` puts an encoder in place of taming's whose codes see their own cell alone.
+Parameter names are taming's, so its checkpoints load directly. There are these additions, all off by default:
+`patch_size` folds pixels into channels before the first and after the last convolution, `normalize` compares codes by
+angle, and `cell_width` and `decoder_cell_blocks` replace encoder and decoder by local ones (cells.py).
 
 Shapes: B images, H x W pixels, C channels, Z latent channels, h x w = H/f x W/f codes.
 """
@@ -26,14 +26,16 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _activate(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """norm, then SiLU; in place where no gradient asks for what the norm gave: at 256 pixels a new tensor takes the
-    CPU longer than the SiLU."""
+    """Apply the norm, then SiLU.
+
+    SiLU works in place unless gradients are needed: at 256 pixels a new tensor takes the CPU longer than SiLU itself.
+    """
     normed = norm(x)
     return F.silu(normed, inplace=not normed.requires_grad)
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, 3 x 3 convolution, twice, around a skip."""
+    """A residual block: norm, SiLU and a 3 x 3 convolution, twice."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
@@ -51,7 +53,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One head of attention over all positions, with 1 x 1 convolutions."""
+    """A residual block with one attention head over all positions."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -71,6 +73,8 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """A 3 x 3 convolution of stride 2."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
@@ -80,10 +84,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel becomes four equal ones, then a 3 x 3 convolution.
+    """Nearest-neighbour upsampling by 2, then a 3 x 3 convolution.
 
-    On a CPU the two are one transposed convolution: three taps on doubled pixels a a b b are two taps on a b, so of 9
-    products 4 are left. The sums of the kernels are taken anew each time: they cost a small part of what they save.
+    On a CPU both are computed as one transposed convolution: three taps on doubled pixels a a b b are two taps on a b,
+    which leaves 4 of 9 products. The kernels are summed in each call, which takes little time.
     """
 
     def __init__(self, channels: int):
@@ -97,7 +101,7 @@ class Upsample(nn.Module):
 
 
 def doubled(weight: Tensor) -> Tensor:
-    """Kernels of a 3 x 3 convolution on doubled pixels -> of the transposed 4 x 4 convolution of stride 2.
+    """Convert the kernels of a 3 x 3 convolution on doubled pixels to those of a transposed convolution of stride 2.
 
     Args:
         weight: [out, in, 3, 3].
@@ -112,7 +116,7 @@ def doubled(weight: Tensor) -> Tensor:
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, attention after each where configured, and a change of size."""
+    """The blocks of one resolution: residual blocks, each with attention after it where that is configured."""
 
     def __init__(self, widths: list[int], attention: bool, groups: int):
         super().__init__()
@@ -129,6 +133,8 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
+    """The blocks at the lowest resolution."""
+
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups)
@@ -140,7 +146,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, 3, H, W] -> [B, z_channels, h, w]."""
+    """Taming's encoder, [B, 3, H, W] to [B, z_channels, h, w]."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -170,7 +176,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, z_channels, h, w] -> [B, 3, H, W]."""
+    """Taming's decoder, [B, z_channels, h, w] to [B, 3, H, W]."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -203,7 +209,7 @@ class Decoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a training step needs.
+    """The result of a forward pass in training.
 
     Attributes:
         pixels: [B, 3, H, W].
@@ -233,7 +239,11 @@ class VQModel(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] -> latents before quantisation [B, Z, h, w]."""
+        """Compute the latents [B, Z, h, w] of pixels [B, 3, H, W], before quantisation.
+
+        Raises:
+            ValueError: pixels of another shape.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels of shape {tuple(pixels.shape)}: want [B, 3, H, W]")
         self.check_size(pixels.shape[2], pixels.shape[3])
@@ -241,7 +251,11 @@ class VQModel(nn.Module):
         return self.quant_conv(self.encoder(pixels))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError where height or width, in pixels, is no multiple of f."""
+        """Check the size of an image in pixels.
+
+        Raises:
+            ValueError: a side is no multiple of f.
+        """
         f = self.config.downsampling
         if height < f or width < f or height % f or width % f:
             raise ValueError(
@@ -251,15 +265,15 @@ class VQModel(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] -> codes [B, h, w] long."""
+        """Encode pixels [B, 3, H, W] to codes [B, h, w], long."""
         return torch.cat([self.quantize(self.latents(part)).codes for part in self._parts(pixels, pixels.shape[2:])])
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, h, w] -> pixels [B, 3, H, W], clamped to [-1, 1].
+        """Decode codes [B, h, w] to pixels [B, 3, H, W], clamped to [-1, 1].
 
         Raises:
-            ValueError: a code outside the codebook, or codes of another shape.
+            ValueError: a code is outside the codebook, or the shape is wrong.
         """
         if codes.ndim != 3 or not codes.numel():
             raise ValueError(f"codes of shape {tuple(codes.shape)}: want [B, h, w], none of them 0")
@@ -272,7 +286,7 @@ class VQModel(nn.Module):
         return torch.cat([self.decoder(part).clamp(-1, 1) for part in latents])
 
     def _parts(self, batch: Tensor, sides: Sequence[int]) -> Sequence[Tensor]:
-        """The batch; on a CPU in parts that are 256 x 256 at the first level, or one image: more are slower."""
+        """Split a batch on a CPU into parts of 256 x 256 positions at the first level, as larger ones are slower."""
         if batch.device.type != "cpu":
             return [batch]
         positions = math.prod(sides) // self.config.patch_size**2
@@ -285,7 +299,13 @@ class VQModel(nn.Module):
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters: encoder and decoder with their 1 x 1 convolutions; total with the codebook."""
+    """Numbers of parameters.
+
+    Attributes:
+        encoder: with its 1 x 1 convolution.
+        decoder: with its 1 x 1 convolution.
+        total: of the model, with the codebook.
+    """
 
     encoder: int
     decoder: int
@@ -293,8 +313,10 @@ class Parameters(NamedTuple):
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights as they are: to fill those of the meta device with random numbers imports torch._dynamo, which
-    takes longer than all else that is done with them."""
+    """Skips the initialisation of new weights.
+
+    On the meta device, initialisation imports torch._dynamo, which takes longer than everything else there.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -305,13 +327,13 @@ class Unfilled(TorchFunctionMode):
 
 
 def outline(config: VQConfig) -> VQModel:
-    """A VQModel of this shape on the meta device: names and shapes of its weights, without any memory for them."""
+    """Return a VQModel on the meta device: names and shapes of its weights, without memory for them."""
     with torch.device("meta"), Unfilled():
         return VQModel(config)
 
 
 def count_parameters(config: VQConfig) -> Parameters:
-    """How large a VQModel of this shape is, without making its weights."""
+    """Count the parameters of a VQModel, without memory for them."""
     model = outline(config)
 
     def count(*modules: nn.Module) -> int:

@@ -2,8 +2,8 @@
 
     python -m train.encode FOLDER --out data/codes [--image-tokenizer emoji] [--size fit | keep | 256 | 256x384]
 
-OUT receives what train/images/codes.py describes. Files that cannot be read are skipped and named at the end; a run
-that was cut off goes on where it was when the same command runs again.
+train/images/codes.py describes the files in OUT. Images that cannot be read are skipped, and listed at the end. To
+resume an interrupted run, run the same command again.
 """
 
 import re
@@ -19,7 +19,11 @@ from train.images.codes import write_codes
 
 
 def parse_size(text: str) -> Size:
-    """ "fit", "keep", "256" (square) or "256x384" (height x width). Raises ValueError for anything else."""
+    """Parse "fit", "keep", "256" (square) or "256x384" (height x width).
+
+    Raises:
+        ValueError: it is anything else.
+    """
     if text == "fit" or text == "keep":
         return text
     if not re.fullmatch(r"\d+(x\d+)?", text):
@@ -33,9 +37,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the code shards")] = Path("data/codes"),
     image_tokenizer: Annotated[str, typer.Option(help="folder or name")] = "emoji",
     size: Annotated[str, typer.Option(help="fit, keep, a side, or height x width, in pixels")] = "fit",
-    batch: Annotated[int, typer.Option(min=1, help="images a batch")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="images in a batch")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode files")] = 2,
-    per_shard: Annotated[int, typer.Option(min=1, help="files a shard")] = 2048,
+    per_shard: Annotated[int, typer.Option(min=1, help="files in a shard")] = 2048,
     bf16: Annotated[bool, typer.Option(help="faster where the device computes it; changes some codes")] = False,
 ) -> None:
     try:

@@ -38,13 +38,17 @@ def usage() -> str:
 
 
 def main() -> None:
+    """Run a suite. A user's mistake ends it with one line."""
     suite, *arguments = sys.argv[1:] or ["--help"]
     if suite == "--help":
         print(usage())
         return
     if suite not in SUITES:
         raise SystemExit(f"evaluate: there is no suite {suite!r}: choose {', '.join(SUITES)}")
-    command(suite)(arguments, prog_name=f"python -m train.evaluate {suite}")
+    try:
+        command(suite)(arguments, prog_name=f"python -m train.evaluate {suite}")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"evaluate {suite}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Average the weights of models that grew from one start (model soups, Wortsman et al. 2022).
+"""Average the weights of models that were fine-tuned from the same model (model soups, Wortsman et al. 2022).
 
     python -m train.merge runs/a/model runs/b/model --out runs/merged
     python -m train.merge runs/a/model runs/b/model --weights 0.7,0.3 --out runs/merged
     python -m train.merge runs/*/model --soup --data data/emoji-tokens --out runs/soup
 
-OUT is a model folder: the first one's files with the averaged weights. --soup takes only those models that make the
-average no worse on the held-out documents of the token shards.
+OUT is a model folder: a copy of the first one with the averaged weights. --soup takes only those models that do not
+make the average worse on the held-out documents of the token shards.
 """
 
 import json
@@ -30,10 +30,11 @@ from cm3.hf.model_folder import check_files, load_image_tokenizer, load_transfor
 from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tokenizer_image.checkpoint import make_readable
-from train.documents.shards import Shards, layout
+from train.documents.shard_files import layout
+from train.documents.shards import Shards
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = {
+IGNORED = {
     "auto_map",
     "transformers_version",
     "dtype",
@@ -41,12 +42,18 @@ BESIDE = {
     "_name_or_path",
     "image_tokenizer",
     "image_tokenizer_fingerprint",
-}  # fields of config.json that do not make another architecture
-BATCH = 8192  # tokens
+}  # fields of config.json in which the models may differ
+BATCH_TOKENS = 8192
 
 
 class Soup(NamedTuple):
-    """folders: what is in it, the best first. loss: of their average. alone: loss of each model by itself."""
+    """A soup of models.
+
+    Attributes:
+        folders: of its models, the best first.
+        loss: of their average.
+        alone: loss of each candidate.
+    """
 
     folders: list[Path]
     loss: float
@@ -54,7 +61,11 @@ class Soup(NamedTuple):
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files that hold the weights."""
+    """Return the names of the files with the weights of a model folder.
+
+    Raises:
+        ValueError: there are none.
+    """
     if (folder / INDEX).is_file():
         return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
     if not (folder / WEIGHTS).is_file():
@@ -63,7 +74,11 @@ def files_of(folder: Path) -> list[str]:
 
 
 def check_alike(folders: Sequence[Path]) -> None:
-    """Raises ValueError where a folder is no whole model, or another architecture, vocabulary or image tokenizer."""
+    """Check that the weights of models can be averaged.
+
+    Raises:
+        ValueError: a folder is no whole model, or differs in architecture, vocabulary or image tokenizer.
+    """
     facts: list[dict[str, Any]] = []
     for folder in folders:
         check_files(folder)
@@ -71,7 +86,7 @@ def check_alike(folders: Sequence[Path]) -> None:
         read = read_config(folder)
         image = load_image_tokenizer(folder, read)
         facts.append(
-            {key: value for key, value in config.items() if key not in BESIDE}
+            {key: value for key, value in config.items() if key not in IGNORED}
             | {
                 "the text tokenizer": load_text(folder, Vocab.from_config(read)).fingerprint(),
                 "the image tokenizer": image.fingerprint(),
@@ -88,20 +103,20 @@ def check_alike(folders: Sequence[Path]) -> None:
 
 
 def average(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -> None:
-    """Write the model whose every weight is the mean of the folders' weights.
+    """Write the weighted average of models.
 
     Args:
-        folders: model folders; one file of weights of each is in memory at a time, in 64-bit floats.
+        folders: model folders. Only one file of each is in memory at a time.
         out: a folder that does not exist yet.
-        weights: how much each counts; none = all alike.
+        weights: share of each model; none = equal shares.
 
     Raises:
-        ValueError: out exists; weights that are not one per folder, from 0 on, of sum 1; models that do not fit each
-            other; a weight that is not finite.
+        ValueError: `out` exists, the shares are not one for each folder with sum 1, the models do not fit together, or
+            a tensor is not finite.
     """
     shares = list(weights) or [1 / len(folders)] * len(folders)
     if out.exists():
-        raise ValueError(f"{out} is there already: give another folder")
+        raise ValueError(f"{out} exists: give another folder")
     if len(shares) != len(folders):
         raise ValueError(f"{len(shares)} weights for {len(folders)} models: give one each")
     if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
@@ -117,7 +132,7 @@ def average(folders: Sequence[Path], out: Path, weights: Sequence[float] = ()) -
 
 
 def write_average(folders: Sequence[Path], out: Path, shares: Sequence[float]) -> None:
-    """The first folder with averaged weights, for folders that are known to be alike."""
+    """Write a copy of the first folder with averaged weights, for folders that have been checked."""
     names = files_of(folders[0])
     out.mkdir(parents=True)
     for path in folders[0].iterdir():
@@ -143,7 +158,11 @@ def write_average(folders: Sequence[Path], out: Path, shares: Sequence[float]) -
 
 
 def mean(name: str, tensors: list[Tensor], shares: Sequence[float], folders: Sequence[Path]) -> Tensor:
-    """The weighted mean in 64-bit floats, in the type of the first. Raises ValueError naming the tensor."""
+    """Compute the weighted mean in 64-bit floats, and return it in the type of the first tensor.
+
+    Raises:
+        ValueError: shapes differ, or a value is not finite.
+    """
     total = torch.zeros(tensors[0].shape, dtype=torch.float64)
     for tensor, share, folder in zip(tensors, shares, folders, strict=True):
         if tensor.shape != total.shape:
@@ -154,16 +173,18 @@ def mean(name: str, tensors: list[Tensor], shares: Sequence[float], folders: Seq
     return total.to(tensors[0].dtype)
 
 
-def greedy_soup(folders: Sequence[Path], loss: Callable[[Path], float], tell: Callable[[str], None] = print) -> Soup:
-    """Recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): from the best model on, add each that does no harm.
+def greedy_soup(folders: Sequence[Path], loss: Callable[[Path], float], report: Callable[[str], None] = print) -> Soup:
+    """Choose models by the greedy soup (Wortsman et al. 2022, recipe 1).
+
+    From the best model to the worst, each is added if the loss of the average does not rise.
 
     Args:
         folders: model folders.
-        loss: of a model folder, on documents that no model was trained on.
-        tell: is given a line for each model.
+        loss: of a model folder, on documents on which no model was trained.
+        report: is called with a line of text for each model.
 
     Raises:
-        ValueError: as `average`; or a loss that is not finite.
+        ValueError: as `average`; or a loss is not finite.
     """
     check_alike(folders)
     alone = {folder: loss(folder) for folder in folders}
@@ -171,39 +192,45 @@ def greedy_soup(folders: Sequence[Path], loss: Callable[[Path], float], tell: Ca
         raise ValueError(f"the loss of {bad[0]} is {alone[bad[0]]}: leave that model out")
     best, *others = sorted(alone, key=alone.__getitem__)
     chosen, lowest = [best], alone[best]
-    tell(f"{alone[best]:.4f}  {best}")
+    report(f"{alone[best]:.4f}  {best}")
     for folder in others:
-        with tempfile.TemporaryDirectory() as place:
-            trial = Path(place) / "model"
+        with tempfile.TemporaryDirectory() as temporary:
+            trial = Path(temporary) / "model"
             write_average([*chosen, folder], trial, [1 / (len(chosen) + 1)] * (len(chosen) + 1))
             value = loss(trial)
         taken = value <= lowest
-        tell(f"{alone[folder]:.4f}  {folder}: {value:.4f} with it, {'taken' if taken else 'left out'}")
+        report(f"{alone[folder]:.4f}  {folder}: {value:.4f} with it, {'taken' if taken else 'left out'}")
         if taken:
             chosen, lowest = [*chosen, folder], value
     return Soup(chosen, lowest, alone)
 
 
 @torch.inference_mode()
-def held_out_loss(folder: Path, shards: Shards) -> float:
-    """Mean cross-entropy of the next token over the shards' documents, in nats; what exceeds the context is cut off.
+def next_token_loss(folder: Path, shards: Shards) -> float:
+    """Compute the mean cross-entropy of a model over all next tokens of the documents as they are stored, in nats.
+
+    In contrast to the losses of train.lm, no answer is masked, and all tokens have the same weight.
+
+    Args:
+        folder: of the model.
+        shards: documents; what exceeds the model's context is cut off.
 
     Raises:
-        ValueError: the model cannot be loaded, or has another vocabulary than the shards.
+        ValueError: the model cannot be loaded, or its vocabulary is not that of the shards.
     """
     model = load_transformer(folder, {}).to("cuda" if torch.cuda.is_available() else "cpu").eval()  # pyright: ignore
     vocab = Vocab.from_config(model.config)
-    here = layout(vocab, cast(tuple[int, int], model.config.image_grid))
-    if here != shards.meta["vocab"] or load_text(folder, vocab).fingerprint() != shards.meta["text_tokenizer"]:
-        raise ValueError(f"{folder} has another vocabulary ({here}) than {shards.folder} ({shards.meta['vocab']})")
+    mine = layout(vocab, cast(tuple[int, int], model.config.image_grid))
+    if mine != shards.meta["vocab"] or load_text(folder, vocab).fingerprint() != shards.meta["text_tokenizer"]:
+        raise ValueError(f"{folder} has another vocabulary ({mine}) than {shards.folder} ({shards.meta['vocab']})")
     context: int = model.config.max_position_embeddings
     lengths = np.minimum(shards.lengths, context)
     total, count, rows = 0.0, 0, []
     order = [int(i) for i in np.argsort(lengths, kind="stable") if lengths[i]]
-    for place, i in enumerate(order):
+    for position, i in enumerate(order):
         rows.append(torch.tensor(shards.document(i).ids[:context]))
-        following = order[place + 1] if place + 1 < len(order) else None
-        if following is not None and (len(rows) + 1) * int(lengths[following]) <= BATCH:
+        following = order[position + 1] if position + 1 < len(order) else None
+        if following is not None and (len(rows) + 1) * int(lengths[following]) <= BATCH_TOKENS:
             continue
         ids = pad_sequence(rows, batch_first=True, padding_value=vocab.pad).to(model.device)  # [B, T]
         labels = pad_sequence(rows, batch_first=True, padding_value=-100)[:, 1:].to(model.device)  # [B, T - 1]
@@ -217,9 +244,9 @@ def held_out_loss(folder: Path, shards: Shards) -> float:
 def main(
     folders: Annotated[list[Path], typer.Argument(help="model folders")],
     out: Annotated[Path, typer.Option(help="model folder to write")],
-    weights: Annotated[str, typer.Option(help="how much each counts, such as 0.7,0.3")] = "",
-    soup: Annotated[bool, typer.Option(help="take only models that make the average no worse")] = False,
-    data: Annotated[Path | None, typer.Option(help="token shards to try the soup on")] = None,
+    weights: Annotated[str, typer.Option(help="share of each model, such as 0.7,0.3")] = "",
+    soup: Annotated[bool, typer.Option(help="take only models that do not make the average worse")] = False,
+    data: Annotated[Path | None, typer.Option(help="token shards whose held-out documents measure the soup")] = None,
 ) -> None:
     try:
         if len(folders) < 2:
@@ -227,13 +254,13 @@ def main(
         if soup != (data is not None):
             raise ValueError("--soup and --data go together")
         if soup and weights:
-            raise ValueError("--soup weighs its models alike: leave out --weights")
+            raise ValueError("--soup gives its models equal shares: leave out --weights")
         if out.exists():
-            raise ValueError(f"{out} is there already: give another folder")
+            raise ValueError(f"{out} exists: give another folder")
         shares = [float(share) for share in weights.split(",")] if weights else []
         if data is not None:
             shards = Shards(data, "held_out")
-            found = greedy_soup(folders, lambda folder: held_out_loss(folder, shards))
+            found = greedy_soup(folders, lambda folder: next_token_loss(folder, shards))
             folders = found.folders
             print(f"{found.loss:.4f}  the soup of {len(folders)}")
         average(folders, out, shares)

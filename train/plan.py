@@ -1,4 +1,4 @@
-"""Print what the presets take: parameters, compute, memory.
+"""Print parameters, compute and memory of the presets.
 
 python -m train.plan                                     # all presets
 python -m train.lm --data data/mine --dry-run            # one run, measured on this machine

@@ -5,11 +5,12 @@
     python -m train.prepare SOURCE --out data/mine --processes 8
     torchrun --nproc-per-node 4 -m train.prepare SOURCE --out data/mine           # ranks share the work through OUT
 
-SOURCE: what train/documents/sources.py reads. A caption with its image gives two documents, for drawing and for
-captioning; interleaved samples give documents as they read. OUT receives what train/documents/shards.py describes, and
+train/documents/sources.py describes SOURCE. An image with a caption gives two documents, for generation and for
+captioning; interleaved samples give documents in their order. To resume an interrupted run, run the same command
+again. train/documents/shard_files.py describes the files in OUT. In addition, there are
 
-    OUT/prepare.json         what the run is; the same command goes on where it was, another one is refused
-    OUT/skipped.jsonl        every sample that was left out, and why
+    OUT/prepare.json         the settings of the run; a command with others is rejected
+    OUT/skipped.jsonl        every sample that was skipped, and why
     OUT/skipped-00000.jsonl  those of one shard
 """
 
@@ -36,7 +37,8 @@ from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.sample import Columns, Skip
-from train.documents.shards import NUM_SPECIAL, finish, layout, save_text, shard_facts
+from train.documents.shard_files import layout, shard_facts
+from train.documents.shards import NUM_SPECIAL, finish, save_text
 from train.documents.sources import Source, open_source
 from train.documents.worker import SKIPPED, PrepareOptions, ShardBuilder, rows_of
 from train.runtime.config import changes
@@ -44,22 +46,33 @@ from train.runtime.workers import chunks_of, wait_for, work
 
 RUN = "prepare.json"
 USUAL = PrepareOptions()
-CONTEXT = 4096  # tokens of a document, where nobody says
+CONTEXT = 4096  # default for the largest number of tokens in a document
 
 
 class Tokenizers(NamedTuple):
-    """`image_name`: what ImageTokenizer.from_pretrained takes. `text`, `layout`: of the model; None = to be trained.
-    `context`: most tokens of a document."""
+    """The tokenizers of a run.
+
+    Attributes:
+        image: the image tokenizer.
+        image_name: folder or name of the image tokenizer.
+        text: the text tokenizer; None = it must be trained.
+        vocab: layout of the ids; None = it depends on the text tokenizer.
+        context: default for the largest number of tokens in a document.
+    """
 
     image: ImageTokenizer
     image_name: str
     text: TextTokenizer | None = None
-    layout: Vocab | None = None
+    vocab: Vocab | None = None
     context: int = CONTEXT
 
 
 def load_tokenizers(options: PrepareOptions) -> Tokenizers:
-    """Raises ValueError where something is missing, or does not belong together."""
+    """Load the tokenizers that the options name.
+
+    Raises:
+        ValueError: one is missing, or options do not fit together.
+    """
     if not options.model:
         name = options.image_tokenizer or "emoji"
         return Tokenizers(ImageTokenizer.from_pretrained(name), name)
@@ -82,18 +95,22 @@ def load_tokenizers(options: PrepareOptions) -> Tokenizers:
 def prepare(
     path: str | Path, out: Path, options: PrepareOptions = USUAL, processes: int = 1, rank: int = 0, world: int = 1
 ) -> dict[str, Any]:
-    """Write the shards. Returns the content of meta.json; of another rank than 0, what it did.
+    """Write the shards.
 
     Args:
         path: what train/documents/sources.py reads.
-        out: folder of the shards; those of the same run that are there already stay.
-        options: what goes into them.
-        processes: of this rank.
-        rank, world: which of how many take part; each takes every world-th shard, and rank 0 finishes.
+        out: folder of the shards. Shards of the same run that exist are kept.
+        options: of the run.
+        processes: number of processes that encode, of this rank.
+        rank: of this process. Rank 0 also writes meta.json.
+        world: number of ranks. Each writes every world-th shard.
+
+    Returns:
+        The content of meta.json; for ranks other than 0, the number of shards and seconds.
 
     Raises:
-        ValueError: nothing to read, nothing that can be used, another run's shards in `out`, or options that do not
-            fit together.
+        ValueError: there is nothing to read, every sample was skipped, `out` holds shards of another run, or options
+            do not fit together.
     """
     started = time.perf_counter()
     tokenizers = load_tokenizers(options)
@@ -102,12 +119,12 @@ def prepare(
     columns = Columns(options.image_column, options.text_column)
     source = open_source(path, columns, options.format, options.samples)
     if Path(path).is_dir() and out.resolve().is_relative_to(Path(path).resolve()):
-        raise ValueError(f"{out} lies in {path}, where it would be read as a source: choose a folder outside")
+        raise ValueError(f"{out} is inside {path}, so it would be read as data: choose a folder outside")
     run = {
         "data": {"format": source.kind, "chunks": len(source), "listing": source.listing},
         "image_tokenizer": tokenizers.image.fingerprint(),
         "text_tokenizer": tokenizers.text.fingerprint() if tokenizers.text else "trained",
-        "vocab": layout(tokenizers.layout, tokenizers.image.grid) if tokenizers.layout else "of the text tokenizer",
+        "vocab": layout(tokenizers.vocab, tokenizers.image.grid) if tokenizers.vocab else "of the text tokenizer",
         "options": {
             key: value for key, value in asdict(options).items() if key not in ("workers", "model", "image_tokenizer")
         },
@@ -115,12 +132,12 @@ def prepare(
     claim(out, run, first=rank == 0)
     text = text_tokenizer(source, out, options, tokenizers, first=rank == 0)
     grids = read_grids(options.grids, tokenizers.image.grid)
-    vocab = tokenizers.layout or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes, grids=grids)
+    vocab = tokenizers.vocab or Vocab(NUM_SPECIAL, len(text), tokenizers.image.num_codes, grids=grids)
     marks = {"image_tokenizer": run["image_tokenizer"], "text_tokenizer": text.fingerprint()}
-    scribe = ShardBuilder(source, out, options, vocab, tokenizers.image_name, marks)
+    builder = ShardBuilder(source, out, options, vocab, tokenizers.image_name, marks)
     missing = [number for number in range(len(source)) if not done(out, number, marks)]
     mine = chunks_of(missing, rank, world)
-    work(scribe, mine, processes, show=rank == 0)
+    work(builder, mine, processes, show=rank == 0)
     if rank:
         return {"shards": len(mine), "seconds": round(time.perf_counter() - started, 1)}
     for number in missing:
@@ -149,20 +166,32 @@ def prepare(
     return meta
 
 
-def read_grids(words: str, usual: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Raises ValueError for what are no further grids."""
-    found = [re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", word) for word in words.split()]
+def read_grids(text: str, own: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Parse --grids.
+
+    Args:
+        text: such as "6x10 10x6".
+        own: grid of the image tokenizer.
+
+    Raises:
+        ValueError: it cannot be read, or repeats a grid, or has more than MAX_GRIDS.
+    """
+    found = [re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", word) for word in text.split()]
     grids = tuple((int(match[1]), int(match[2])) for match in found if match)
-    if len({*grids, usual}) != len(found) + 1 or len(grids) > MAX_GRIDS:
+    if len({*grids, own}) != len(found) + 1 or len(grids) > MAX_GRIDS:
         raise ValueError(
-            f"--grids {words!r}: want up to {MAX_GRIDS} of rows and columns, such as 6x10, each once and none "
-            f"the image tokenizer's own {usual[0]}x{usual[1]}"
+            f"--grids {text!r}: want up to {MAX_GRIDS} of rows and columns, such as 6x10, each once and none "
+            f"the image tokenizer's own {own[0]}x{own[1]}"
         )
     return grids
 
 
 def check(options: PrepareOptions, image: ImageTokenizer) -> None:
-    """Whether the options fit together."""
+    """Check that the options fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
     if options.model and options.grids:
         raise ValueError(f"--model {options.model} brings its grids: leave out --grids")
     read_grids(options.grids, image.grid)
@@ -182,7 +211,16 @@ def check(options: PrepareOptions, image: ImageTokenizer) -> None:
 
 
 def claim(out: Path, run: dict[str, Any], first: bool) -> None:
-    """Note what `out` is for, or wait for rank 0 to do so. Raises ValueError where it is another run's."""
+    """Write OUT/prepare.json, or check it.
+
+    Args:
+        out: folder of the shards.
+        run: the settings on which the shards depend.
+        first: whether this is rank 0. The other ranks wait for the file.
+
+    Raises:
+        ValueError: `out` belongs to another run.
+    """
     path = out / RUN
     if first and not path.exists():
         if out.is_dir() and any(out.glob("*.safetensors")):
@@ -200,7 +238,11 @@ def claim(out: Path, run: dict[str, Any], first: bool) -> None:
 
 
 def text_tokenizer(source: Source, out: Path, options: PrepareOptions, given: Tokenizers, first: bool) -> TextTokenizer:
-    """The text tokenizer in `out`; rank 0 puts it there. Raises ValueError where no sample can be used."""
+    """Return the text tokenizer of the run. Rank 0 trains it and writes it to `out`; the others wait for it.
+
+    Raises:
+        ValueError: every sample was skipped.
+    """
     if first and not (out / FILE).exists():
         save_text(given.text or train_text(source, out, options), out)
     wait_for((out / FILE).exists, out / FILE)
@@ -208,7 +250,7 @@ def text_tokenizer(source: Source, out: Path, options: PrepareOptions, given: To
 
 
 def train_text(source: Source, out: Path, options: PrepareOptions) -> TextTokenizer:
-    """Learn the merges from texts all over the source."""
+    """Train the text tokenizer on texts from all chunks, in random order."""
     skips, usable = list(source.skipped), 0
 
     def texts() -> Iterator[str]:
@@ -238,11 +280,16 @@ def train_text(source: Source, out: Path, options: PrepareOptions) -> TextTokeni
 
 
 def train_shard(out: Path, number: int) -> Path:
+    """Return the path of the training shard of a chunk."""
     return out / f"train-{number:05}.safetensors"
 
 
 def done(out: Path, number: int, marks: dict[str, str]) -> bool:
-    """Whether a shard is there. Raises ValueError where other tokenizers made it."""
+    """Return whether the shard of a chunk is complete.
+
+    Raises:
+        ValueError: other tokenizers made it.
+    """
     if not train_shard(out, number).exists():
         return False
     try:
@@ -258,7 +305,7 @@ def done(out: Path, number: int, marks: dict[str, str]) -> bool:
 
 
 def write_skipped(source: Source, out: Path) -> Counter:
-    """All that was left out, in one file. Returns counts by kind, the most frequent first."""
+    """Write OUT/skipped.jsonl. Returns the number of skipped samples by kind, the most frequent first."""
     counts = Counter(skip.kind for skip in source.skipped)
     with (
         whole(out / f"{SKIPPED}.jsonl", f"{SKIPPED}.unfinished") as unfinished,
@@ -273,6 +320,7 @@ def write_skipped(source: Source, out: Path) -> Counter:
 
 
 def examples(out: Path, count: int = 3) -> str:
+    """Return the first skipped samples, for a message."""
     with (out / f"{SKIPPED}.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
     return "; ".join(f"{row['name']}: {row['reason']}" for row in rows)
@@ -282,25 +330,29 @@ def main(
     path: Annotated[Path, typer.Argument(metavar="SOURCE", help="a folder or a file; see train/documents/sources.py")],
     out: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/mine"),
     image_tokenizer: Annotated[str, typer.Option(help="folder or name; default: emoji")] = "",
-    model: Annotated[str, typer.Option(help="to fine-tune: its tokenizers and vocabulary are kept")] = "",
+    model: Annotated[str, typer.Option(help="model to fine-tune; its tokenizers and vocabulary are used")] = "",
     format: Annotated[str, typer.Option(help="auto, folder, tar, jsonl, csv, parquet or datasets")] = "auto",
-    image_column: Annotated[str, typer.Option(help="of a table; default: filepath, image, path, ...")] = "",
-    text_column: Annotated[str, typer.Option(help="of a table; default: title, caption, text, ...")] = "",
-    language: Annotated[str, typer.Option(help="en or ar: of the captions' prompt")] = "en",
-    source: Annotated[str, typer.Option(help="where samples that do not say come from")] = "",
-    licence: Annotated[str, typer.Option(help="of samples that do not say")] = "",
-    owner: Annotated[str, typer.Option(help="of samples that do not say")] = "",
-    held_out: Annotated[float, typer.Option(help="share kept for evaluation")] = PrepareOptions.held_out,
+    image_column: Annotated[str, typer.Option(help="column of a table; default: filepath, image, path, ...")] = "",
+    text_column: Annotated[str, typer.Option(help="column of a table; default: title, caption, text, ...")] = "",
+    language: Annotated[str, typer.Option(help="of the caption prompt: en or ar")] = "en",
+    source: Annotated[str, typer.Option(help="recorded for samples that do not name one")] = "",
+    licence: Annotated[str, typer.Option(help="recorded for samples that do not name one")] = "",
+    owner: Annotated[str, typer.Option(help="recorded for samples that do not name one")] = "",
+    held_out: Annotated[float, typer.Option(help="share of the held-out split")] = PrepareOptions.held_out,
     max_tokens: Annotated[
-        int, typer.Option(help="of a document; 0 = the model's, or 4096")
+        int, typer.Option(help="largest number of tokens in a document; 0 = the model's context, or 4096")
     ] = PrepareOptions.max_tokens,
-    samples: Annotated[int, typer.Option(help="a shard, at most")] = PrepareOptions.samples,
-    text_vocab: Annotated[int, typer.Option(help="ids of the text tokenizer, at most")] = PrepareOptions.text_vocab,
-    text_sample: Annotated[int, typer.Option(help="texts it is trained on, at most")] = PrepareOptions.text_sample,
-    batch: Annotated[int, typer.Option(help="samples a batch")] = PrepareOptions.batch,
-    workers: Annotated[int, typer.Option(help="threads a process that decode images")] = PrepareOptions.workers,
-    processes: Annotated[int, typer.Option(min=1, help="that encode, of this rank")] = 1,
-    grids: Annotated[str, typer.Option(help='further shapes of images: "6x10 10x6"')] = PrepareOptions.grids,
+    samples: Annotated[int, typer.Option(help="largest number in a shard")] = PrepareOptions.samples,
+    text_vocab: Annotated[
+        int, typer.Option(help="largest number of ids of the text tokenizer")
+    ] = PrepareOptions.text_vocab,
+    text_sample: Annotated[
+        int, typer.Option(help="largest number of texts to train it on")
+    ] = PrepareOptions.text_sample,
+    batch: Annotated[int, typer.Option(help="samples that are encoded together")] = PrepareOptions.batch,
+    workers: Annotated[int, typer.Option(help="threads of each process that decode images")] = PrepareOptions.workers,
+    processes: Annotated[int, typer.Option(min=1, help="number of processes that encode, of this rank")] = 1,
+    grids: Annotated[str, typer.Option(help='further grids, rows x columns: "6x10 10x6"')] = PrepareOptions.grids,
 ) -> None:
     options = PrepareOptions(
         image_tokenizer,

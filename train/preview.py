@@ -1,8 +1,9 @@
-"""Draw a page of random documents, decoded back from token shards, to be looked at before a model learns them.
+"""Draw a page of random documents from token shards, to check the data before training.
 
     python -m train.preview data/mine --out page.png [--documents 24] [--seed 0] [--image-tokenizer emoji]
 
-page.txt, beside it, has each document's whole text with its answers in [[...]], its tokens, and where it comes from.
+page.txt, beside it, has the full text of each document with its answers in [[...]], its number of tokens, and its
+source.
 """
 
 import json
@@ -23,15 +24,22 @@ from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from train.documents.shards import Shards, StoredDocument
 
-COLUMN, GAP, SIZE = 288, 16, 13  # pixels: width of a column, between cards, of letters
-WORDS = 60  # of one text, at most, on the page
+COLUMN, GAP, SIZE = 288, 16, 13  # pixels: width of a column, gap between cards, font size
+WORDS = 60  # largest number of words of a text on the page
 INK, ANSWER, FAINT = (30, 30, 34), (20, 90, 200), (130, 130, 138)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Shown(NamedTuple):
-    """A document on the page."""
+    """A document on the page.
+
+    Attributes:
+        number: of the document in its split.
+        tokens: number of its tokens.
+        items: its content.
+        sample: row of the manifest of its sample.
+    """
 
     number: int
     tokens: int
@@ -40,7 +48,11 @@ class Shown(NamedTuple):
 
 
 def read(stored: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[int, int]) -> Document:
-    """A document with its answers. Raises ValueError for ids that are none, such as an image that is not whole."""
+    """Decode a document.
+
+    Raises:
+        ValueError: its ids are no document, such as an image that is not complete.
+    """
     try:
         return from_ids(stored.ids, vocab, text, grid, stored.spans)
     except ValueError as error:
@@ -48,7 +60,7 @@ def read(stored: StoredDocument, vocab: Vocab, text: TextTokenizer, grid: tuple[
 
 
 def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
-    """Random documents, in their order."""
+    """Return random documents, in the order of the shards."""
     vocab, text, (rows, columns) = shards.vocab(), shards.text_tokenizer(), shards.meta["vocab"]["image_grid"]
     whole = np.flatnonzero(shards.lengths)
     chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count]).tolist()
@@ -64,7 +76,7 @@ def pick(shards: Shards, count: int, seed: int) -> list[Shown]:
 
 
 def as_text(shown: Sequence[Shown], split: str) -> str:
-    """The documents with their answers in [[...]], images as <image h x w>."""
+    """Return the documents as text, with answers in [[...]] and images as <image h x w>."""
     out = []
     for document in shown:
         parts = [
@@ -86,7 +98,7 @@ def as_text(shown: Sequence[Shown], split: str) -> str:
 
 
 def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Image.Image:
-    """Each document on a card, images and text as they follow; the next card goes where there is most room."""
+    """Draw each document on a card, with images and text in order. Each card goes to the shortest column."""
     codes = [item.codes for document in shown for item in document.items if isinstance(item, ImageItem)]
     decoded = image.decode(torch.stack(codes)) if codes else []
     images = iter(decoded if isinstance(decoded, list) else [decoded])
@@ -106,7 +118,7 @@ def page(shown: Sequence[Shown], image: ImageTokenizer, columns: int = 4) -> Ima
 
 
 def _card(document: Shown, images: list[Image.Image]) -> Image.Image:
-    """Drawn on a sheet that is tall enough, and cut."""
+    """Draw the card of a document on a sheet that is tall enough, and crop it."""
     inside, pad, shown = COLUMN - 20, 10, iter(images)
     said = [item.text for item in document.items if isinstance(item, Text)]
     words = sum(min(WORDS, len(text.split())) + len(text) // 20 for text in said)
@@ -149,8 +161,20 @@ def _flow(
     width: int,
     ink: tuple[int, int, int] = INK,
 ) -> int:
-    """Draw texts that follow one another, word by word, from the right where the first letters are Arabic. Returns
-    where the next line begins."""
+    """Draw consecutive texts with line breaks; from right to left if the first letter is Arabic.
+
+    Args:
+        draw: on the card.
+        texts: of which answers have a colour of their own.
+        font: of all texts.
+        y: top of the first line.
+        left: left edge of the lines.
+        width: of the lines.
+        ink: colour of texts that are not answers.
+
+    Returns:
+        The top of the next line.
+    """
     words = [(word, ANSWER if isinstance(one, Answer) else ink) for one in texts for word in one.text.split()[:WORDS]]
     if any(len(one.text.split()) > WORDS for one in texts):
         words.append(("…", ink))
@@ -169,7 +193,7 @@ def _flow(
 
 
 def _fitting(word: str, font: Font, width: int) -> list[str]:
-    """A word, in parts where it is wider than a line."""
+    """Return a word, split into parts if it is wider than a line."""
     if font.getlength(word[:200]) <= width and len(word) <= 200:
         return [word]
     size = max(1, int(width / max(font.getlength(word[:50]) / len(word[:50]), 1)) - 1)
@@ -177,7 +201,7 @@ def _fitting(word: str, font: Font, width: int) -> list[str]:
 
 
 def load_font(size: int) -> Font:
-    """DejaVu, which has Arabic letters, where matplotlib brings it."""
+    """Return DejaVu, which has Arabic letters, if matplotlib is installed; else PIL's own font."""
     try:
         from matplotlib import get_data_path
     except ImportError:
@@ -187,16 +211,15 @@ def load_font(size: int) -> Font:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="token shards")],
-    out: Annotated[Path, typer.Option(help="PNG; the text goes beside it, as .txt")] = Path("page.png"),
-    documents: Annotated[int, typer.Option(min=1, max=400, help="how many")] = 24,
-    seed: Annotated[int, typer.Option(help="of the choice")] = 0,
-    image_tokenizer: Annotated[str, typer.Option(help="folder or name of the one the shards were made with")] = "",
+    out: Annotated[Path, typer.Option(help="PNG file; the text is written beside it, as .txt")] = Path("page.png"),
+    documents: Annotated[int, typer.Option(min=1, max=400, help="number of documents")] = 24,
+    seed: Annotated[int, typer.Option(help="of the random choice")] = 0,
+    image_tokenizer: Annotated[str, typer.Option(help="folder or name; default: the one that made the shards")] = "",
     split: Annotated[str, typer.Option(help="train or held_out")] = "train",
 ) -> None:
     try:
         shards = Shards(folder, split)
-        image = ImageTokenizer.from_pretrained(image_tokenizer or shards.meta.get("image_tokenizer_name") or "emoji")
-        shards.check_image_tokenizer(image)
+        image = shards.image_tokenizer(image_tokenizer)
         shown = pick(shards, documents, seed)
         out.parent.mkdir(parents=True, exist_ok=True)
         page(shown, image).save(out, "PNG")

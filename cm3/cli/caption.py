@@ -136,14 +136,14 @@ def run(
 
     with bar:
         try:
-            for told in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
-                if told.error:
+            for result in caption_files(cm3, paths, sink, asks, *sizes, skipped=skip):
+                if result.error:
                     failed += 1
-                    reason = in_options(told.error.removeprefix(f"{told.path}: "))
-                    print(plain(f"cm3: {told.path}: {reason}"), file=sys.stderr)
+                    reason = in_options(result.error.removeprefix(f"{result.path}: "))
+                    print(plain(f"cm3: {result.path}: {reason}"), file=sys.stderr)
                 else:
                     written += 1
-                    show(told.path, told.texts)
+                    show(result.path, result.texts)
                 bar.advance(task)
         finally:
             sink.close()

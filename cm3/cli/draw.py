@@ -97,8 +97,8 @@ class Delivery:
                 save(fit_for(place, sheet), place, {**facts, "plan": "\n".join(some)} if some else facts)
         written = [plan for some in plans for plan in some]
         if self.as_json:
-            told = {"files": list(map(str, places)), "seed": self.seed, **self.facts}
-            print(json.dumps({**told, "plans": written} if written else told, ensure_ascii=False))
+            report = {"files": list(map(str, places)), "seed": self.seed, **self.facts}
+            print(json.dumps({**report, "plans": written} if written else report, ensure_ascii=False))
         elif not self.quiet:
             for plan in dict.fromkeys(written):
                 print(f"plan: {plan}", file=sys.stderr)

@@ -5,7 +5,7 @@ many at once as every request has.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, forbid
 from cm3.engine.request import Request
 from cm3.engine.sampling import Uniforms, sample
+from cm3.tensors import to_ints
 from cm3.tokens.alphabet import Written
 from cm3.tokens.grammar import Grammar, Legal, legal_mask
 from cm3.tokens.vocab import Vocab
@@ -199,7 +200,7 @@ def sample_next(
         rows, ids, nats = zip(*biased, strict=True)
         scores[list(rows), list(ids)] += torch.tensor(nats, device=scores.device)
     ids = sample(scores, [one.request.sampling for one in active], [one.uniforms for one in active])
-    return cast(list[int], cast(Any, ids + first).tolist())
+    return to_ints(ids + first)
 
 
 def _guided(

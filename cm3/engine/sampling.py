@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cm3.engine.options import SamplingConfig
+from cm3.tensors import to_floats
 
 NUM_LIKELIEST = 128  # ids that top-p sorts first; if they do not suffice, it sorts all
 TOLERANCE = 1e-6  # rounding error of sums of probabilities in single precision
@@ -44,7 +45,7 @@ class Uniforms:
     def __next__(self) -> float:
         if not self.numbers:
             numbers = torch.rand(64, generator=self.generator, dtype=torch.float64)
-            self.numbers = numbers.tolist()[::-1]  # pyright: ignore[reportUnknownMemberType]
+            self.numbers = to_floats(numbers)[::-1]
         return self.numbers.pop()
 
 

@@ -7,8 +7,7 @@ Without this import, or without this package, `trust_remote_code=True` loads a s
 (remote_code.py). `import cm3` does not register, because importing the Auto classes takes seconds.
 """
 
-# transformers' Auto classes have no types.
-# pyright: reportUnknownMemberType=false
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -25,10 +24,15 @@ from cm3.hf.processing import CM3ImageProcessor, CM3Processor
 from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM, CM3Model
 
-AutoConfig.register(CM3Config.model_type, CM3Config)
-AutoModel.register(CM3Config, CM3Model)
-AutoModelForCausalLM.register(CM3Config, CM3ForCausalLM)
-AutoModelForMultimodalLM.register(CM3Config, CM3ForConditionalGeneration)
-AutoModelForImageTextToText.register(CM3Config, CM3ForConditionalGeneration)
-AutoImageProcessor.register(CM3Config, CM3ImageProcessor)
-AutoProcessor.register(CM3Config, CM3Processor)
+REGISTERED: dict[Any, tuple[Any, Any]] = {  # Auto class -> key, class
+    AutoConfig: (CM3Config.model_type, CM3Config),
+    AutoModel: (CM3Config, CM3Model),
+    AutoModelForCausalLM: (CM3Config, CM3ForCausalLM),
+    AutoModelForMultimodalLM: (CM3Config, CM3ForConditionalGeneration),
+    AutoModelForImageTextToText: (CM3Config, CM3ForConditionalGeneration),
+    AutoImageProcessor: (CM3Config, CM3ImageProcessor),
+    AutoProcessor: (CM3Config, CM3Processor),
+}
+
+for auto, (key, registered) in REGISTERED.items():
+    auto.register(key, registered)

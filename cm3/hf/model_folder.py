@@ -6,9 +6,6 @@ checked if it is there, and lists the files that are fetched from the hub. A fol
 config.json are compared with the header of the weights before memory is allocated.
 """
 
-# huggingface_hub and transformers are typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 import json
 import math
 import os
@@ -18,10 +15,10 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers.utils import logging
@@ -181,8 +178,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     a name outside the folder."""
     path = folder / CHECKSUMS
     try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        assert isinstance(values, dict), f"it holds {type(values).__name__}"
+        values = json_dict(path) if path.is_file() else {}
         for name, digest in values.items():
             assert isinstance(digest, str), f"the checksum of {name!r:.60} is {digest!r:.60}"
             inside = PurePosixPath(name)
@@ -225,8 +221,7 @@ def read_config(folder: Path, attention: bool = False) -> CM3Config:
     path = folder / "config.json"
     broken = f"{path} is damaged or belongs to another model"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(values, dict), f"it holds {type(values).__name__}"
+        values = json_dict(path)
         kind = values.get("model_type")
         assert kind == CM3Config.model_type, f"model_type is {kind!r:.60}, but must be {CM3Config.model_type!r}"
     except (OSError, ValueError, AssertionError, RecursionError) as error:
@@ -243,9 +238,18 @@ def read_config(folder: Path, attention: bool = False) -> CM3Config:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LIMITS.get(name, MAX_INTEGER):
             raise ValueError(f"{broken} ({name} is {value}, at most {LIMITS.get(name, MAX_INTEGER):,}): fetch it again")
     try:
-        return CM3Config.from_dict({name: value for name, value in values.items() if name not in ATTENTION_FIELDS})
+        return CM3Config.from_dict(  # pyright: ignore[reportUnknownMemberType]
+            {name: value for name, value in values.items() if name not in ATTENTION_FIELDS}
+        )
     except Exception as error:  # transformers raises many kinds of errors
         raise ValueError(f"{broken} ({first_line(error)}): fetch it again") from error
+
+
+def json_dict(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises an AssertionError for other JSON."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(values, dict), f"it holds {type(values).__name__}"
+    return cast(dict[str, Any], values)
 
 
 def first_line(error: Exception) -> str:
@@ -277,7 +281,9 @@ def load_transformer(folder: Path, options: dict[str, Any]) -> "CM3ForCausalLM":
         raise ValueError(f"{folder}: the weights lack {', '.join(missing[:3])}; fetch the model again")
     try:
         with no_bar():
-            model: Any = CM3ForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+            model: Any = CM3ForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+                folder, local_files_only=True, use_safetensors=True, **options
+            )
     except Exception as error:  # as above
         raise ValueError(f"{folder}: the model cannot be loaded ({first_line(error)}); fetch it again") from error
     check_finite(model, str(folder))

@@ -12,21 +12,19 @@ models/chameleon of transformers. CM3 (pipeline.py) is faster, and has the tasks
 Shapes: B sequences, T tokens, V vocabulary, h x w codes of an image.
 """
 
-# transformers leaves much without types
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
-from cm3.tokens.encoding import draw_ids, last_codes, nothing
+from cm3.tensors import to_rows
+from cm3.tokens.encoding import image_prompt_ids, last_codes, unconditional
 from cm3.tokens.grammar import Grammar, Mode, allowed
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
@@ -58,7 +56,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
         self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
-        rows = [tuple(row) for row in cast(list[list[int]], input_ids.tolist())]
+        rows = [tuple(row) for row in to_rows(input_ids)]
         states = {row: self.state(row) for row in dict.fromkeys(rows)}
         self.states = states
         legal = torch.zeros(scores.shape, dtype=torch.bool)
@@ -107,8 +105,8 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Raises a ValueError for a folder without an image tokenizer."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        loaded = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
         name = str(pretrained_model_name_or_path)
         folder = Path(name) if Path(name).is_dir() else hub_folder(name, kwargs)
         from cm3.hf.model_folder import (
@@ -122,7 +120,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         """Save the language model, as CM3ForCausalLM loads it, and the image tokenizer in a folder inside."""
         vqmodel, self.vqmodel = self.vqmodel, None
         try:
-            super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         finally:
             self.vqmodel = vqmodel
         make_readable(*Path(save_directory).glob("model*.safetensors"))
@@ -146,7 +144,7 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         a sequence without a complete image."""
         rows, columns = self.config.grid
         grids: list[list[int]] = []
-        for row in cast(list[list[int]], image_tokens.tolist()):
+        for row in to_rows(image_tokens):
             codes = last_codes(row, self.vocab)
             if len(codes) != rows * columns:
                 raise ValueError(
@@ -226,9 +224,9 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         grammar = GrammarLogitsProcessor(self.vocab, MODES[generation_mode], rows * columns, room)
         guided = kwargs.get("guidance_scale") not in (None, 1, 1.0)
         if guided and generation_mode == "image" and kwargs.get("negative_prompt_ids") is None:
-            negative = draw_ids(nothing(self.vocab), self.vocab, NO_TEXT)
+            negative = image_prompt_ids(unconditional(self.vocab), self.vocab, NO_TEXT)
             kwargs = {**kwargs, "negative_prompt_ids": ids.new_tensor([negative]).expand(len(ids), -1)}
-        others = kwargs.get("logits_processor") or []
+        others = cast(list[Any], kwargs.get("logits_processor") or [])
         ends = {"eos_token_id": list(self.vocab.ends), "pad_token_id": self.vocab.pad}
         return {
             **ends,
@@ -254,4 +252,4 @@ NO_TEXT = NoText()
 def hub_folder(name: str, options: dict[str, Any]) -> Path:
     """Download the image tokenizer of a repository of the hub, and return its folder."""
     kept = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
-    return Path(snapshot_download(name, allow_patterns=[f"{IMAGE_TOKENIZER}/*"], **kept))
+    return Path(cast(str, snapshot_download(name, allow_patterns=[f"{IMAGE_TOKENIZER}/*"], **kept)))

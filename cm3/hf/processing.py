@@ -4,10 +4,6 @@ The ids come from tokens/encoding.py and not from a rendered template, so that a
 text. Each code of an image is <placeholder> until the model (modeling.py) encodes its pixels.
 """
 
-# transformers leaves much without types, and its processors differ in what they take
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportIncompatibleMethodOverride=false
-
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,8 +13,9 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from cm3.tensors import to_rows
 from cm3.tokens.document import Document, Image, Item, Mask, Text
-from cm3.tokens.encoding import draw_ids, prompt_ids, reply_ids, split, text_ids
+from cm3.tokens.encoding import image_prompt_ids, prompt_ids, reply_ids, split, text_ids
 from cm3.tokens.templates import WORDS, language_of
 from cm3.tokens.vocab import Vocab
 from tokenizer_image.pixels import MAX_PIXELS, open_image, to_pil, to_tensor
@@ -47,10 +44,12 @@ class CM3ImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.resolution, self.max_pixels = resolution, max_pixels
 
-    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Any, return_tensors: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """One image or a list of images to pixel_values, [N, 3, H, W]. Takes and raises what open_image does
         (tokenizer_image/pixels.py)."""
-        several = images if isinstance(images, list | tuple) else [images]
+        several = as_list(images)
         size = self.resolution, self.resolution
         opened = (open_image(image, self.max_pixels, least=2 * self.resolution) for image in several)
         pixels = torch.stack([to_tensor(image, size) for image in opened])
@@ -71,7 +70,7 @@ class TextIds:
         return self.vocab.ids_to_text(cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def decode(self, ids: list[int]) -> str:
-        return cast(str, self.tokenizer.decode(self.vocab.text_to_ids(ids)))
+        return cast(str, self.tokenizer.decode(self.vocab.text_to_ids(ids)))  # pyright: ignore[reportUnknownMemberType]
 
 
 class CM3Processor(ProcessorMixin):
@@ -97,7 +96,7 @@ class CM3Processor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         self.vocabulary, self.grid, self.form = list(vocabulary), list(grid), form
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        cast(Any, super()).__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
     def vocab(self) -> Vocab:
@@ -108,7 +107,7 @@ class CM3Processor(ProcessorMixin):
     def text(self) -> "TextIds":
         return TextIds(self.tokenizer, self.vocab)
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -156,7 +155,7 @@ class CM3Processor(ProcessorMixin):
         """The ids of a prompt, with <placeholder> for each code."""
         vocab, document = self.vocab, Document(tuple(items))
         if generation_mode == "image":
-            ids = draw_ids(document, vocab, self.text)
+            ids = image_prompt_ids(document, vocab, self.text)
         elif generation_mode == "interleaved":
             ids = reply_ids(document, vocab, self.text)
         elif generation_mode == "text":
@@ -179,7 +178,7 @@ class CM3Processor(ProcessorMixin):
             data["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def apply_chat_template(
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         conversation: Any,
         chat_template: str | None = None,
@@ -208,7 +207,7 @@ class CM3Processor(ProcessorMixin):
             ValueError: the chat has other messages, or content that is neither text nor image.
         """
         if not tokenize:
-            return super().apply_chat_template(conversation, chat_template, tokenize=False, **kwargs)
+            return cast(Any, super()).apply_chat_template(conversation, chat_template, tokenize=False, **kwargs)
         several = [conversation] if isinstance(conversation[0], dict) else conversation
         rows: list[list[int]] = []
         images: list[Any] = []
@@ -231,7 +230,7 @@ class CM3Processor(ProcessorMixin):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """The text in each sequence of ids, [B, T], without image codes, and by default without special tokens."""
-        rows = cast(list[list[int]], torch.as_tensor(generated_outputs).tolist())
+        rows = to_rows(torch.as_tensor(generated_outputs))
         kept = [[id for id in row if not skip_special_tokens or self.vocab.is_text(id)] for row in rows]
         return [self.tokenizer.decode(row) for row in kept]
 
@@ -266,7 +265,7 @@ class CM3Processor(ProcessorMixin):
             return self.post_process_image_text_to_text(ids, skip_special_tokens)
         if generation_mode != "interleaved":
             raise ValueError(f"generation_mode must be text, image or interleaved, but is {generation_mode!r}")
-        return [self.items(row) for row in cast(list[list[int]], ids.tolist())]
+        return [self.items(row) for row in to_rows(ids)]
 
     def items(self, row: list[int]) -> list[str | Tensor]:
         """The texts and the images' codes, [h, w], of a document."""
@@ -283,13 +282,17 @@ def grouped(images: Any, rows: int) -> list[list[Any]]:
     """The images of each text. Raises a ValueError if their numbers differ."""
     if images is None:
         return [[] for _ in range(rows)]
-    if not isinstance(images, list | tuple):
-        images = [images]
-    if len(images) != rows and rows == 1 and not any(isinstance(one, list | tuple) for one in images):
-        images = [images]
-    if len(images) != rows:
-        raise ValueError(f"{len(images)} images and {rows} texts: give an image, or a list of them, for each text")
-    return [list(one) if isinstance(one, list | tuple) else [one] for one in images]
+    groups = as_list(images)
+    if len(groups) != rows and rows == 1 and not any(isinstance(one, list | tuple) for one in groups):
+        groups = [groups]
+    if len(groups) != rows:
+        raise ValueError(f"{len(groups)} images and {rows} texts: give an image, or a list of them, for each text")
+    return [as_list(one) for one in groups]
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list or tuple as a list, anything else as a list of one."""
+    return list(cast(Sequence[Any], value)) if isinstance(value, list | tuple) else [value]
 
 
 def read_messages(messages: Sequence[Any]) -> tuple[str, list[Any], str]:

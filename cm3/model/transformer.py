@@ -8,9 +8,6 @@ Shapes: B batch size, T tokens of this call, S tokens that attention sees (cache
 G key/value heads, K head size, F feed-forward width, V vocabulary, E width of the embeddings (D, if not factorised).
 """
 
-# transformers leaves much without types
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-
 from typing import Any, cast
 
 import torch
@@ -18,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask  # pyright: ignore[reportUnknownVariableType]
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # pyright: ignore[reportUnknownVariableType]
+from transformers.utils.output_capturing import capture_outputs  # pyright: ignore[reportUnknownVariableType]
 
 from cm3.model.config import CM3Config
 from cm3.model.linear import Linear
@@ -133,10 +130,13 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or G, T, K]
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
+            k, v = cast(Any, cache).update(k, v, self.layer_idx, kwargs=kwargs)  # [B, G, S, K]
         name = str(self.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]  # its only name
-        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-        out, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)  # [B, T, H, K]
+        # transformers searches the source for `ALL_ATTENTION_FUNCTIONS.get_interface(`.
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)  # pyright: ignore
+        out, weights = cast(Any, attend)(
+            self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )  # [B, T, H, K]
         return self.o_proj(out.reshape(*x.shape[:2], -1)), weights
 
 
@@ -235,7 +235,7 @@ class CM3PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": Block, "attentions": Attention}
+    _can_record_outputs: dict[str, Any] | None = {"hidden_states": Block, "attentions": Attention}
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -274,7 +274,7 @@ class CM3Model(CM3PreTrainedModel):
     """The transformer without its output layer: ids to hidden states."""
 
     def __init__(self, config: CM3Config) -> None:
-        super().__init__(config)
+        super().__init__(config)  # pyright: ignore[reportUnknownMemberType]
         assert config.vocab_size is not None
         narrow, wide = config.embedding_size, config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, narrow or wide)
@@ -312,7 +312,7 @@ class CM3Model(CM3PreTrainedModel):
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        mask = create_causal_mask(self.config, x, attention_mask, cache, position_ids)
+        mask = cast(Any, create_causal_mask)(self.config, x, attention_mask, cache, position_ids)
         if position_ids is None:
             seen = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
@@ -333,7 +333,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # pyright: ignore[reportAssignmentType]  # as Llama's
 
     def __init__(self, config: CM3Config) -> None:
-        super().__init__(config)
+        super().__init__(config)  # pyright: ignore[reportUnknownMemberType]
         assert config.vocab_size is not None
         self.model = CM3Model(config)
         self.lm_head = Linear(config.embedding_size or config.hidden_size, config.vocab_size)
@@ -371,7 +371,7 @@ class CM3ForCausalLM(CM3PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden)  # [B, T or fewer, V]
         loss = None
         if labels is not None:
-            loss = cast(Any, self.loss_function)(
+            loss = cast(Any, self).loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         return CausalLMOutputWithPast(

@@ -1,8 +1,5 @@
 """Between people and token ids: images to codes, codes to images, ids to texts."""
 
-# torch and PIL are typed in part only.
-# pyright: reportUnknownMemberType=false
-
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -12,6 +9,7 @@ from PIL import Image as PIL_Image
 from torch import Tensor
 
 from cm3.engine.request import Request
+from cm3.tensors import to_ints
 from cm3.tokens.document import Image
 from cm3.tokens.encoding import last_grid
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -91,7 +89,7 @@ class Processor:
         white = self.image_tokenizer.encode(PIL_Image.new("RGB", (1, 1), "white"))  # [h, w]
         if grid is not None:
             white = white[white.shape[0] // 2, white.shape[1] // 2].expand(grid)
-        return self.vocab.code_to_id(cast(list[int], white.flatten().tolist()))
+        return self.vocab.code_to_id(to_ints(white))
 
 
 def nearest_grid(aspect: float, grids: Sequence[Grid]) -> Grid:

@@ -1,8 +1,5 @@
 """The job of each task: from what people give to requests for the engine, and from its ids to what they get."""
 
-# The arguments of callers without types are checked.
-# pyright: reportUnnecessaryIsInstance=false
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload

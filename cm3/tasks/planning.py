@@ -157,7 +157,7 @@ class Planning:
                 break
             now = RETRY if attempt and sampling.temperature == 0 else sampling
             requests = [self.prompts.after(texts[i], now, candidate_seed(seeds[i], attempt), MAX_PLAN) for i in left]
-            new = yield self._hidden(requests)
+            new = yield self._not_shown(requests)
             for i, ids in zip(left, new, strict=True):
                 if plan := parsed(self.processor.text(ids)):
                     plans[i] = plan
@@ -214,7 +214,7 @@ class Planning:
         requests = [
             self.prompts.text(PLANS["read"], one, sampling, seed, most=MAX_PLAN, behind=behind) for one in images
         ]
-        new = yield self._hidden(requests)
+        new = yield self._not_shown(requests)
         return [
             PlanRead(text := self.processor.text(ids).strip(), request, ids[: self._named(text, ids)])
             for request, ids in zip(requests, new, strict=True)
@@ -259,7 +259,7 @@ class Planning:
         read = dict(zip(images, seen, strict=True))
         asked = [i for i, (_, query) in enumerate(pairs) if query.question]
         captions = {i: (read[id(image)].text, query) for i, (image, query) in enumerate(pairs) if not query.question}
-        told = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
+        said = dict(zip(captions, (yield from self._captions(list(captions.values()))), strict=True))
         requests = list[Request]()
         for i in asked:
             image, query = pairs[i]
@@ -267,14 +267,14 @@ class Planning:
             words = worded("answer", query.question, "plan")
             known = (PLANS["read"], read[id(image)].text)
             requests.append(self.prompts.text(words, image, options.sampling, options.seed, turns, known))
-        new = yield Batch(requests, self._show, asked, [Piece(i, text) for i, text in told.items()])
+        new = yield Batch(requests, self._show, asked, [Piece(i, text) for i, text in said.items()])
         answered = {i: (request, ids) for i, request, ids in zip(asked, requests, new, strict=True)}
-        told |= {i: self.processor.text(ids).strip() for i, (_, ids) in answered.items()}
+        said |= {i: self.processor.text(ids).strip() for i, (_, ids) in answered.items()}
         texts = list[str]()
         for i, (image, query) in enumerate(pairs):
             plan = read[id(image)]
             written = [(plan.request, plan.ids), *([answered[i]] if i in answered else ())]
-            texts.append(self.rater.rated(told[i], query.reply_language, options.threshold, *written))
+            texts.append(self.rater.rated(said[i], query.reply_language, options.threshold, *written))
         yield Batch([], self._show, pieces=marks(texts))
         return texts
 
@@ -291,7 +291,7 @@ class Planning:
             self.prompts.after(PLANS["translate"].format(language=language, words=name), GREEDY, 0, language=language)
             for language, name in names
         ]
-        new = (yield self._hidden(requests)) if requests else []
+        new = (yield self._not_shown(requests)) if requests else []
         names = {key: self.processor.text(ids).strip() for key, ids in zip(names, new, strict=True)}
         captions = list[str]()
         for plan, (text, query) in zip(plans, wanted, strict=True):
@@ -300,7 +300,7 @@ class Planning:
             captions.append(words(plan, query.language, own) if plan else text)
         return captions
 
-    def _hidden(self, requests: list[Request]) -> Batch:
+    def _not_shown(self, requests: list[Request]) -> Batch:
         return Batch(requests, self._show, [None] * len(requests))
 
     def _show(self, _: int, codes: Tensor) -> PIL_Image.Image:

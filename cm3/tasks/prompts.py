@@ -17,17 +17,18 @@ from itertools import chain
 from cm3.engine.guidance import ClassifierFree, ContrastiveTopK, Guide, ThreeWay
 from cm3.engine.options import NEGATIVE_GUIDANCE, EditOptions, GenerateOptions, SamplingConfig, check_seed
 from cm3.engine.request import Request
+from cm3.tensors import to_ints
 from cm3.tokens.alphabet import Alphabets
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, images_only, without_text
 from cm3.tokens.encoding import (
-    draw_ids,
+    image_prompt_ids,
     next_span_ids,
     next_turn_ids,
-    nothing,
     open_ids,
     prompt_ids,
     reply_ids,
     text_ids,
+    unconditional,
 )
 from cm3.tokens.templates import PLANS, caption_language, prompt
 from cm3.tokens.text_tokenizer import TextTokenizer
@@ -102,8 +103,8 @@ class Prompts:
 
     @property
     def nothing(self) -> Document:
-        """What guidance reads in place of the whole condition."""
-        return nothing(self.vocab)
+        """The unconditional prompt of guidance."""
+        return unconditional(self.vocab)
 
     def textless(self, document: Document) -> Document:
         """The document without its text."""
@@ -132,9 +133,9 @@ class Prompts:
             grid: rows and columns; None for the usual ones.
             keep: source bias, in nats, of the codes of the document's last image at their own positions.
         """
-        to = partial(draw_ids, grid=grid)
+        to = partial(image_prompt_ids, grid=grid)
         ids, *rest = [self.ids(one, to) for one in (document, *others)]
-        expected = self.vocab.code_to_id(document[-1].codes.flatten().tolist()) if keep else None
+        expected = self.vocab.code_to_id(to_ints(document[-1].codes)) if keep else None
         return Request(
             ids,
             "image",
@@ -216,7 +217,7 @@ class Prompts:
 
     def hole(self, document: Document, guidance: float, sampling: SamplingConfig, seed: int) -> Request:
         """Request the document's last image with its holes drawn. guidance: how much the text counts."""
-        codes, grid = document[-1].codes.flatten().tolist(), document[-1].grid
+        codes, grid = to_ints(document[-1].codes), document[-1].grid
         given = [None if code == HOLE else self.vocab.code_to_id(code) for code in codes]
         if not self.vocab.has_masks:
             document = Document(document[:-1])

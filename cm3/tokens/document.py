@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cm3.checks import check_text
+from cm3.tensors import to_ints, to_rows
 from cm3.tokens.vocab import MAX_MASKS
 
 HOLE = -1  # in place of a code that is to be generated
@@ -74,7 +75,7 @@ class Image:
         return isinstance(other, Image) and torch.equal(self.codes, other.codes)
 
     def __hash__(self) -> int:
-        return hash(tuple(cast(list[int], self.codes.flatten().tolist())))  # pyright: ignore[reportUnknownMemberType]
+        return hash(tuple(to_ints(self.codes)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def item_to_json(item: Item) -> dict[str, Any]:
     if isinstance(item, Text):
         return {"answer" if isinstance(item, Answer) else "text": item.text}
     if isinstance(item, Image):
-        return {"image": item.codes.tolist()}  # pyright: ignore[reportUnknownMemberType]
+        return {"image": to_rows(item.codes)}
     return {"mask": True}
 
 

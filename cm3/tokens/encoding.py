@@ -25,10 +25,11 @@ grammar.py (which id may follow).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 
+from cm3.tensors import to_ints
 from cm3.tokens.document import HOLE, Answer, Document, Image, Item, Mask, Span, Text, has_mask
 from cm3.tokens.vocab import Grid, Vocab
 
@@ -95,8 +96,7 @@ def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
 def image_ids(image: Image, vocab: Vocab) -> list[int]:
     """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code. Raises a ValueError for a code that
     the vocabulary does not have."""
-    codes = cast(list[int], image.codes.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
-    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in codes)
+    inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in to_ints(image.codes))
     return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 
 
@@ -152,16 +152,22 @@ def prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[i
     return [*ids, vocab.infill(0)] if has_mask(document) else ids
 
 
-def draw_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
-    """Encode a prompt for an image after the document: ... <break> <image>, or ... <end_turn> <image>. `grid`: rows and
-    columns of the image, None for the usual ones."""
+def image_prompt_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer, grid: Grid | None = None) -> list[int]:
+    """Encode the prompt of an image: the document, then <break> <image>, or <end_turn> <image>.
+
+    Args:
+        document: before the image.
+        vocab: layout of the ids.
+        tokenizer: text tokenizer.
+        grid: rows and columns of the image; None = the usual ones.
+    """
     ids = reply_ids(document, vocab, tokenizer)
     turn = [vocab.break_] if vocab.has_masks and len(ids) > 1 and ids[-1] != vocab.end_image else []
     return [*ids, *turn, *opening_ids(vocab, grid)]
 
 
-def nothing(vocab: Vocab) -> Document:
-    """The document of the unconditional prompt of guidance."""
+def unconditional(vocab: Vocab) -> Document:
+    """Return the document of the unconditional prompt of guidance."""
     return Document((Mask(),)) if vocab.has_masks else Document()
 
 
@@ -171,8 +177,8 @@ def reply_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[in
     return [*ids, vocab.end_turn] if len(ids) > 1 and not vocab.has_masks else ids
 
 
-def last_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """What the model generates after a prompt for one text: the text and <eos>."""
+def completion_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
+    """Encode what follows a prompt for one text: the text and <eos>."""
     return [*text_ids(text, vocab, tokenizer), vocab.eos]
 
 
@@ -240,8 +246,8 @@ def last_codes(ids: list[int], vocab: Vocab) -> list[int]:
     return [vocab.id_to_code(id) for id in ids[starts[-1] if starts else 0 :] if vocab.is_code(id)]
 
 
-def hidden(image: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
-    """The ids of an image, with <mask:0> in place of each code where `holes` is True."""
+def masked_image(image: Sequence[int], holes: Sequence[bool], vocab: Vocab) -> list[int]:
+    """Replace the codes of an image by <mask:0> where `holes` is True."""
     is_hole = iter(holes)
     return [vocab.mask(0) if vocab.is_code(id) and next(is_hole) else id for id in image]
 

@@ -11,11 +11,12 @@ Source: CM3 (arXiv 2201.07520), section 2; CM3leon, section 2.2.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from cm3.tensors import to_floats, to_ints
 from cm3.tokens.document import Span
 from cm3.tokens.encoding import merge_infills
 from cm3.tokens.vocab import MAX_MASKS, Vocab
@@ -134,7 +135,7 @@ def sample_holes(grid: tuple[int, int], generator: torch.Generator) -> Tensor:  
 def uniform(count: int, generator: torch.Generator) -> list[float]:
     """Uniform random numbers in [0, 1)."""
     numbers = torch.rand(count, generator=generator, dtype=torch.float64)
-    return cast(list[float], numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
+    return to_floats(numbers)
 
 
 def _poisson(u: float) -> int:
@@ -166,8 +167,7 @@ def rotate(ids: Ids, spans: Sequence[Span], vocab: Vocab) -> tuple[Ids, Ids]:
         The ids and the loss mask (0 at each <mask:*>, 1 elsewhere). Without spans the ids are unchanged.
     """
     if isinstance(ids, Tensor):
-        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
-        rotated, loss_mask = _rotate(values, spans, vocab)
+        rotated, loss_mask = _rotate(to_ints(ids), spans, vocab)
         return ids.new_tensor(rotated), ids.new_tensor(loss_mask)
     return _rotate(ids, spans, vocab)
 
@@ -198,6 +198,5 @@ def _rotate(ids: list[int], spans: Sequence[Span], vocab: Vocab) -> Rotated:
 def unrotate(ids: Ids, vocab: Vocab) -> Ids:
     """Undo the rotation: move each span back to its mask. A mask without a span stays."""
     if isinstance(ids, Tensor):
-        values = cast(list[int], ids.tolist())  # pyright: ignore[reportUnknownMemberType]
-        return ids.new_tensor(merge_infills(values, vocab))
+        return ids.new_tensor(merge_infills(to_ints(ids), vocab))
     return merge_infills(ids, vocab)

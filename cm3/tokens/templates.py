@@ -45,7 +45,6 @@ SAID: dict[str, dict[str, str]] = {
 # Of models that plan: a caption is the plan, and an edit is asked for through plans (cm3/tasks/planning.py).
 PLANNED = {"caption": {"en": PLANS["read"]}, "describe": {"en": PLANS["read"]}, "answer": TEMPLATES["answer"]}
 WORDS = {"cm3": TEMPLATES, "plan": PLANNED, "chameleon": SAID}
-STRUCTURES = ("segments", "edges")  # kinds of images that a drawing may follow
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the image's sides
 

@@ -1,7 +1,6 @@
 """The page as people use it, in Chromium: `make test-browser`. CHROMIUM names one that is not /usr/bin/chromium."""
 
 import io
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +10,16 @@ import pytest
 from gradio.utils import get_upload_folder
 from PIL import Image, ImageStat
 
+from chromium import WAIT, Visitor, chromium, expect
 from cm3 import CM3
 from demo.app import serve
 from demo.page import build
-from demo.words import Say
 from planner import ALONE, BLUE, CAT, DOG
 from serving import until
 from tests.tokenizer_image.test_pixels import png_that_claims
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-WAIT = 60_000  # ms
-sync_api.expect.set_options(timeout=WAIT)
+pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
@@ -43,49 +37,8 @@ def url(model: CM3) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Visitor:
-    """A person with a window of their own, and what the browser complained of."""
-
-    def __init__(self, browser: Any, url: str, language: str = "en", size: str = "desktop"):
-        width, height = SIZES[size]
-        self.context = browser.new_context(viewport={"width": width, "height": height})
-        self.page, self.say = self.context.new_page(), Say(language)
-        self.errors: list[str] = []
-        self.elsewhere: list[str] = []
-        self.page.set_default_timeout(WAIT)
-        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", self.seen)
-        self.url = url if language == "en" else f"{url}ar"
-        self.page.goto(self.url)
-        self.page.wait_for_selector(".draw-words textarea")
-
-    def seen(self, request: Any) -> None:
-        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
-            self.elsewhere.append(request.url)
-
-    def find(self, selector: str) -> Any:
-        return self.page.locator(selector)
-
-    def send(self, box: str, words: str | None = None) -> None:
-        """Write into a text field and press its button."""
-        if words is not None:
-            self.find(f"{box} textarea").fill(words)
-        self.find(f"{box} button").click()
-
-    def take_example(self, number: int = 0) -> None:
-        self.find(".example-images img").nth(number).click()
-
-    def leave(self) -> None:
-        self.context.close()
-        assert not self.elsewhere, "something was asked of another machine"
-        assert not self.errors
 
 
 @pytest.fixture(params=[("en", "desktop"), ("en", "phone"), ("ar", "desktop"), ("ar", "phone")], ids="-".join)
@@ -101,10 +54,6 @@ def reader(browser: Any, url: str) -> Iterator[Visitor]:
     visitor = Visitor(browser, url)
     yield visitor
     visitor.leave()
-
-
-def expect(locator: Any) -> Any:
-    return sync_api.expect(locator)
 
 
 def test_four_drawings_appear_and_fit_on_the_screen(visitor: Visitor):

@@ -13,7 +13,8 @@ from safetensors.numpy import load, save
 from attempts import Child, answer, train
 from cm3.files import sha256
 from damage import flipped, images, judged, no_file, outcomes, strangers
-from train.documents.shards import META, Shards, read_meta
+from train.documents.shard_files import META, read_meta
+from train.documents.shards import Shards
 from train.language.config import LMConfig
 from train.language.objective import Objective
 from train.language.packing import PackedSequences, Steps

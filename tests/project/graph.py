@@ -1,9 +1,8 @@
-"""How the house is built, in figures: files, lines and floors of each folder, arrows between folders.
+"""Print sizes and dependencies: files, lines and levels of each folder, and imports between folders.
 
 python -m tests.project.graph [FOLDER]
 
-A module's floor is the longest way down its imports; an arrow is one folder of train/ (or one package) that imports
-another.
+The level of a module is the longest chain of imports from it. Each folder of train/ counts as a package.
 """
 
 import ast
@@ -46,20 +45,22 @@ def main(root: Path) -> None:
     edges = {module: set(imports(path)) & known.keys() - {module} for module, path in known.items()}
 
     @cache
-    def floor(module: str) -> int:
-        below = [floor(other) for other in edges[module] if folder(other) == folder(module)]
+    def level(module: str) -> int:
+        below = [level(other) for other in edges[module] if folder(other) == folder(module)]
         return 1 + max(below, default=0)
 
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in known.items()}
-    print(f"{'folder':22} files  floors  lines  longest")
+    print(f"{'folder':22} files  levels  lines  longest")
     for name in sorted({folder(module) for module in known}):
         here = [module for module in known if folder(module) == name]
         sizes = [lines[module] for module in here]
-        print(f"{name:22} {len(here):5} {max(map(floor, here)):7} {sum(sizes):6} {max(sizes):8}")
-    arrows = Counter((folder(a), folder(b)) for a, others in edges.items() for b in others if folder(a) != folder(b))
-    both = [(a, b) for a, b in arrows if (b, a) in arrows and a < b]
-    print(f"\n{len(arrows)} arrows between folders, {len(both)} of them both ways {both or ''}")
-    for (a, b), count in sorted(arrows.items()):
+        print(f"{name:22} {len(here):5} {max(map(level, here)):7} {sum(sizes):6} {max(sizes):8}")
+    dependencies = Counter(
+        (folder(a), folder(b)) for a, others in edges.items() for b in others if folder(a) != folder(b)
+    )
+    both = [(a, b) for a, b in dependencies if (b, a) in dependencies and a < b]
+    print(f"\n{len(dependencies)} imports between folders, {len(both)} of them both ways {both or ''}")
+    for (a, b), count in sorted(dependencies.items()):
         print(f"  {a} -> {b} {count}")
 
 

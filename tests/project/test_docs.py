@@ -21,9 +21,9 @@ from tokenizer_image import convert
 from train import evaluate
 from train.build_instructions import InstructionsConfig
 from train.build_scenes import ScenesConfig
+from train.contrastive.config import ScorerTrainingConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
-from train.scorer import ScorerTrainingConfig
 from train.tokenize_emoji import TokenizeConfig
 from train.vq.config import ImageTokenizerConfig
 

@@ -118,7 +118,7 @@ def test_missing_unknown_and_misshapen_weights_are_named(weights: dict[str, torc
     torch.save(weights, tmp_path / "a.ckpt")
     message = (
         "missing: decoder.mid.attn_1.k.bias; unknown: quantize.proj.weight; "
-        "of another shape than the rest tells: decoder.conv_in.bias"
+        "of a shape that does not fit the others: decoder.conv_in.bias"
     )
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "a.ckpt", tmp_path / "out")
@@ -150,7 +150,7 @@ def test_a_resolution_that_does_not_fit_is_refused(weights: dict[str, torch.Tens
         ({"block_out_channels": [32, 48]}, "block_out_channels"),
         ({"_class_name": "AutoencoderKL"}, "_class_name = AutoencoderKL"),
         ({"block_out_channels": 3}, "missing or damaged"),
-        ({"num_vq_embeddings": 17}, "another shape than the rest tells: quantize.embedding.weight"),
+        ({"num_vq_embeddings": 17}, "a shape that does not fit the others: quantize.embedding.weight"),
     ],
 )
 def test_a_diffusers_model_of_another_make_is_refused(tmp_path: Path, change: dict[str, Any], message: str):

@@ -278,9 +278,9 @@ def test_what_diffusers_cannot_express_is_refused_by_name(preset: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_cannot_be_exported_is_told_which_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tokenizer_that_cannot_be_exported_gets_the_presets_that_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["convert", "emoji", str(tmp_path / "out"), "--to", "diffusers"])
-    with pytest.raises(SystemExit, match="convert: .*cell_width = 384.* so have the presets (.*)$") as error:
+    with pytest.raises(SystemExit, match="convert: .*cell_width = 384.* those of the presets (.*)$") as error:
         main()
     named = str(error.value).rpartition("presets ")[2].split(", ")
     assert {"taming-f16-1024", "chameleon-512"} <= set(named) <= PRESETS.keys()

@@ -15,7 +15,7 @@ def test_nearest_is_the_argmin_of_the_distances_in_any_chunk() -> None:
     torch.nn.init.normal_(quantizer.embedding.weight)
     flat = latents().movedim(1, -1).reshape(-1, 4)
     expected = torch.cdist(flat, quantizer.embedding.weight).argmin(1)
-    assert torch.equal(quantizer.nearest(flat, room=7 * 16), expected)
+    assert torch.equal(quantizer.nearest(flat, distances=7 * 16), expected)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -23,7 +23,7 @@ def test_the_search_never_holds_all_distances_at_once(normalize: bool) -> None:
     quantizer = VectorQuantizer(16384, 8, normalize).requires_grad_(False)
     flat = torch.randn(1024, 8)
     with Largest() as largest:
-        codes = quantizer.nearest(flat, room=2**18)
+        codes = quantizer.nearest(flat, distances=2**18)
     assert largest.elements == 2**18  # 1024 x 16384 distances are 2**24
     with Largest() as largest:
         quantizer.nearest(flat)

@@ -112,21 +112,21 @@ def test_missing_and_damaged_files_are_named(tokenizer: ImageTokenizer, tmp_path
         ImageTokenizer.from_pretrained(tmp_path)
 
 
-def test_codes_are_laid_tile_by_tile_and_the_image_is_the_same() -> None:
+def test_codes_are_ordered_tile_by_tile_and_the_image_is_the_same() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VQModel(PRESETS["tiny"])
         pixels = torch.rand(2, 3, 16, 24) * 2 - 1
     rows = ImageTokenizer(model)
-    laid = ImageTokenizer(VQModel(replace(PRESETS["tiny"], tile=2)))
-    laid.model.load_state_dict(model.state_dict())
-    plain, codes = rows.encode_pixels(pixels), laid.encode_pixels(pixels)  # [2, 4, 6]
+    tiled = ImageTokenizer(VQModel(replace(PRESETS["tiny"], tile=2)))
+    tiled.model.load_state_dict(model.state_dict())
+    plain, codes = rows.encode_pixels(pixels), tiled.encode_pixels(pixels)  # [2, 4, 6]
     for at, (top, left) in enumerate((top, left) for top in (0, 2) for left in (0, 2, 4)):
         tile = plain[:, top : top + 2, left : left + 2].flatten(1)
         assert torch.equal(codes.flatten(1)[:, 4 * at : 4 * at + 4], tile)
     for one, other in zip(codes, plain, strict=True):
-        drawn = [laid.decode(one), rows.decode(other)]
+        drawn = [tiled.decode(one), rows.decode(other)]
         assert isinstance(drawn[0], Image.Image) and drawn[0] == drawn[1]
-    assert torch.equal(laid.spread(codes), plain) and torch.equal(laid.laid(plain), codes)
-    assert torch.equal(laid.laid(plain[:, :3]), plain[:, :3])  # no whole tiles: row by row
-    assert laid.fingerprint() != rows.fingerprint()  # shards of one are not for the other
+    assert torch.equal(tiled.from_tile_order(codes), plain) and torch.equal(tiled.to_tile_order(plain), codes)
+    assert torch.equal(tiled.to_tile_order(plain[:, :3]), plain[:, :3])  # no whole tiles: row by row
+    assert tiled.fingerprint() != rows.fingerprint()  # shards of one are not for the other

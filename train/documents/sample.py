@@ -1,7 +1,7 @@
-"""One sample of a person's own data: text and images in order, or the reason why it cannot be used.
+"""A sample of your own data: text and images in order, or the reason why it is skipped.
 
-A reason begins with its kind and goes on behind one of `:;(`, so that skipped samples can be counted by kind:
-"not UTF-8: byte 3 is 0xff". Images stay where they lie until they are asked for.
+A reason begins with its kind, up to one of `:;(`, so that skipped samples are counted by kind: "not UTF-8: byte 3 is
+0xff". Images are not read before they are needed.
 """
 
 import json
@@ -32,7 +32,12 @@ TEXT_COLUMNS = ("title", "caption", "text", "captions", "description", "txt")
 
 
 class Bytes(NamedTuple):
-    """An image inside a table."""
+    """An image that is stored in a table. It has the interface of Entry.
+
+    Attributes:
+        name: for messages.
+        data: the bytes of an image file.
+    """
 
     name: str
     data: bytes
@@ -46,7 +51,7 @@ class Bytes(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """Where a sample comes from; "" where nobody says."""
+    """Where a sample comes from; "" = unknown."""
 
     source: str = ""
     licence: str = ""
@@ -58,10 +63,10 @@ class Sample(NamedTuple):
     """A sample.
 
     Attributes:
-        name: within its source, such as `cats/1.jpg`, `shard.tar:0001` or `table.csv:17` (line or row, from 1).
-        pieces: text and images, in order; a caption and its image where not `interleaved`.
+        name: in its source, such as `cats/1.jpg`, `shard.tar:0001` or `table.csv:17` (line or row, from 1).
+        pieces: texts and images, in order; if not interleaved, a caption and its image.
         facts: where it comes from.
-        interleaved: to be learnt as it reads, not as a caption.
+        interleaved: whether it is one document of texts and images, rather than an image with a caption.
     """
 
     name: str
@@ -71,24 +76,43 @@ class Sample(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """A sample that cannot be used, and why."""
+    """A sample that is skipped.
+
+    Attributes:
+        name: as in Sample.
+        reason: why it is skipped.
+    """
 
     name: str
     reason: str
 
     @property
     def kind(self) -> str:
+        """The reason without details."""
         return re.split("[:;(]", self.reason)[0].strip()
 
 
 class Columns(NamedTuple):
-    """The columns of a table that hold the image and the text; "" = the first of the usual names."""
+    """Columns of a table.
+
+    Attributes:
+        image: with the image; "" = the first of IMAGE_COLUMNS that the table has.
+        text: with the caption; "" = the first of TEXT_COLUMNS that the table has.
+    """
 
     image: str = ""
     text: str = ""
 
     def among(self, names: Iterable[str], table: Path) -> "Columns":
-        """The columns that the table has. Raises ValueError where it lacks one."""
+        """Find the columns in a table.
+
+        Args:
+            names: the table's columns.
+            table: its path, for messages.
+
+        Raises:
+            ValueError: the table lacks one.
+        """
         names = list(names)
         return Columns(
             _pick(self.image, IMAGE_COLUMNS, names, table, "image"),
@@ -111,11 +135,11 @@ USUAL = Columns()
 
 
 class Unusable(Exception):
-    """Why a sample is skipped; never leaves the readers."""
+    """A sample is skipped for this reason. The readers catch it."""
 
 
 def facts_of(row: Mapping[str, Any]) -> Provenance:
-    """What a row says under the usual names."""
+    """Read where a sample comes from, from the usual columns of its row."""
 
     def first(*names: str) -> str:
         return next((str(row[name])[:1000] for name in names if row.get(name)), "")
@@ -132,14 +156,14 @@ def facts_of(row: Mapping[str, Any]) -> Provenance:
 
 
 def from_row(name: str, row: Mapping[str, Any], folder: Path, columns: Columns = USUAL) -> Sample | Skip:
-    """The sample that a row of a table spells.
+    """Read a sample from a row of a table.
 
     Args:
         name: of the sample.
-        row: with `items` ([{"text": ...}, {"image": ...}]); or with lists `images` and `texts` of one length, one of
-            them null at each place (OBELICS); or with an image, or several, and a caption.
-        folder: of the table, to which paths are relative.
-        columns: which hold image and caption.
+        row: with `items` ([{"text": ...}, {"image": ...}]); or with lists `images` and `texts` of the same length, of
+            which exactly one is null at each index (OBELICS); or with a caption and one or several images.
+        folder: of the table; paths are relative to it.
+        columns: with the image and the caption.
     """
     try:
         pieces, interleaved = _pieces(name, row, folder, columns)
@@ -154,11 +178,11 @@ def _pieces(name: str, row: Mapping[str, Any], folder: Path, columns: Columns) -
     elif isinstance(row.get("texts"), list):
         images, texts = _a_list(row.get("images"), "images"), row["texts"]
         if len(images) != len(texts):
-            raise Unusable(f"broken row: {len(images)} images and {len(texts)} texts, want as many")
+            raise Unusable(f"broken row: {len(images)} images and {len(texts)} texts, want equal numbers")
         pairs = list(zip(texts, images, strict=True))
         for i, (text, image) in enumerate(pairs):
             if (text is None) == (image is None):
-                raise Unusable(f"broken row: place {i} has {'neither' if text is None else 'both'} text and image")
+                raise Unusable(f"broken row: index {i} has {'neither' if text is None else 'both'} text and image")
     else:
         return _captioned(name, row, folder, columns)
     pieces = [
@@ -177,8 +201,8 @@ def _a_list(value: Any, what: str) -> list:
     return value
 
 
-def _item(place: int, item: Any) -> tuple[Any, Any]:
-    """(text, None) or (None, image)."""
+def _item(index: int, item: Any) -> tuple[Any, Any]:
+    """Return (text, None) or (None, image)."""
     if isinstance(item, dict):  # arrow gives every field to every item
         item = {key: value for key, value in item.items() if value is not None}
     match item:
@@ -186,7 +210,7 @@ def _item(place: int, item: Any) -> tuple[Any, Any]:
             return text, None
         case {"image": image, **rest} if not rest:
             return None, image
-    raise Unusable(f'broken row: item {place} is {item!r:.60}, want {{"text": ...}} or {{"image": ...}}')
+    raise Unusable(f'broken row: item {index} is {item!r:.60}, want {{"text": ...}} or {{"image": ...}}')
 
 
 def _captioned(name: str, row: Mapping[str, Any], folder: Path, columns: Columns) -> tuple[tuple, bool]:
@@ -201,20 +225,28 @@ def _captioned(name: str, row: Mapping[str, Any], folder: Path, columns: Columns
         raise Unusable("neither text nor image")
     if image is None:
         raise Unusable("no image: only text")
-    words = caption(text, "caption")
+    text = caption(text, "caption")
     images = image if isinstance(image, list) else [image]
-    return (words, *(image_entry(one, folder, name) for one in images)), len(images) > 1
+    return (text, *(image_entry(one, folder, name) for one in images)), len(images) > 1
 
 
 def caption(text: Any, what: str) -> str:
-    """The text itself. Raises Unusable for none, or one that is no text."""
+    """Return a text without characters that nobody sees.
+
+    Args:
+        text: any value of a table.
+        what: "caption", which must not be blank, or "text".
+
+    Raises:
+        Unusable: it is not a text, is too long, or is not valid Unicode.
+    """
     if text is None or (isinstance(text, str) and what == "caption" and not text.strip()):
         raise Unusable(f"no {what}: it is empty")
     if not isinstance(text, str):
         raise Unusable(f"broken row: the {what} is {text!r:.40}, want text")
     try:
         size = len(text.encode())
-    except UnicodeEncodeError as error:  # surrogates, which stand for bytes that a table could not decode
+    except UnicodeEncodeError as error:  # surrogates: bytes of the table that are not UTF-8
         raise Unusable(f"not UTF-8: {text[error.start : error.start + 20]!a}") from error
     if size > MAX_TEXT:
         raise Unusable(f"text too long: {size:,} bytes, the limit is {MAX_TEXT:,}")
@@ -223,13 +255,22 @@ def caption(text: Any, what: str) -> str:
 
 
 def cleaned(text: str) -> str:
-    """Without NULs and byte order marks, which files carry and no reader sees."""
+    """Remove NULs and byte order marks."""
     return text.translate({0: None, 0xFEFF: None})
 
 
 def image_entry(value: Any, folder: Path, name: str) -> Entry | Bytes:
-    """Where an image's bytes are. Raises Unusable where they are not on this machine, or too many."""
-    if isinstance(value, dict):  # the Image column of `datasets`
+    """Return an image of a row: its bytes, or its file.
+
+    Args:
+        value: bytes, a path, or a dict with either (the Image column of `datasets`).
+        folder: of the table; paths are relative to it.
+        name: for messages.
+
+    Raises:
+        Unusable: it is not on this machine, or too large.
+    """
+    if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         check_size(len(value))
@@ -250,12 +291,17 @@ def image_entry(value: Any, folder: Path, name: str) -> Entry | Bytes:
 
 
 def check_size(size: int) -> None:
+    """Raise Unusable if an image file has too many bytes."""
     if size > MAX_IMAGE:
         raise Unusable(f"too many bytes: {size:,}, the limit is {MAX_IMAGE:,}")
 
 
 def decoded(data: bytes, what: str) -> str:
-    """A text file's words. Raises Unusable where they are not UTF-8."""
+    """Decode a text file.
+
+    Raises:
+        Unusable: it is not UTF-8, or too long.
+    """
     if len(data) > MAX_TEXT:
         raise Unusable(f"text too long: {what} has {len(data):,} bytes, the limit is {MAX_TEXT:,}")
     try:
@@ -265,7 +311,11 @@ def decoded(data: bytes, what: str) -> str:
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Raises Unusable for what is no JSON object."""
+    """Parse a JSON object.
+
+    Raises:
+        Unusable: it is not one.
+    """
     try:
         row = json.loads(text)
     except UnicodeDecodeError as error:

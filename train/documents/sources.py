@@ -1,14 +1,14 @@
-"""A person's own data in the layouts that people have, one sample at a time, in chunks that are read independently.
+"""Readers of your own data in the usual layouts, in chunks that are read independently.
 
     cat.jpg + cat.txt or cat.json      a folder of images with captions beside them
     *.tar                              webdataset (img2dataset): KEY.jpg + KEY.txt or KEY.json
     *.jsonl                            {"image": PATH, "caption": ...}, or {"items": [{"text": ...}, {"image": PATH}]}
     *.csv, *.tsv                       a column of paths, a column of captions (open_clip)
-    *.parquet                          images inside or by path; or images and texts in turn (OBELICS)
+    *.parquet                          images as bytes or paths, with captions; or interleaved (OBELICS)
     datasets.save_to_disk              the folder
 
-Captions lie in .txt, or in .json under "caption" or "text"; .json and tables may name source, licence and owner.
-Nothing is fetched from the network. tables.py reads the last four.
+Captions are in .txt, or in .json under "caption" or "text". .json files and tables may also name source, licence and
+owner. Nothing is downloaded. tables.py reads the last four layouts.
 """
 
 import errno
@@ -36,16 +36,16 @@ from train.documents.tables import Jsonl, Parquet, SavedDataset, Spreadsheet
 from train.images.files import IMAGE_SUFFIXES, Entry, members, walk
 
 FORMATS = ("auto", "folder", "tar", "jsonl", "csv", "parquet", "datasets")
-TAR_PART = 64_000_000  # bytes of a tar that are one chunk: its table is not read before
+TAR_PART = 64_000_000  # bytes of a tar that are one chunk; so its index need not be read first
 
 
 class Source(Protocol):
-    """Samples in chunks. The same chunk always gives the same samples, in every process.
+    """Samples in chunks. A chunk always has the same samples, in every process.
 
     Attributes:
         kind: one of FORMATS.
         listing: twelve hex digits that change with the files and their order.
-        skipped: what is skipped before any chunk is read.
+        skipped: samples that are skipped before any chunk is read.
     """
 
     kind: str
@@ -53,23 +53,25 @@ class Source(Protocol):
     skipped: list[Skip]
 
     def __len__(self) -> int:
-        """Chunks."""
+        """Return the number of chunks."""
         ...
 
-    def read(self, number: int) -> Iterator[Sample | Skip]: ...
+    def read(self, number: int) -> Iterator[Sample | Skip]:
+        """Read the samples of a chunk."""
+        ...
 
 
 def open_source(path: str | Path, columns: Columns = USUAL, format: str = "auto", samples: int = 2048) -> Source:
-    """Find out what lies at `path`, and list it.
+    """Find the layout of the data, and list the files.
 
     Args:
         path: a file or a folder.
-        columns: of tables; the usual names are found.
+        columns: of tables.
         format: one of FORMATS, for a folder that holds several.
-        samples: a chunk, at most; a chunk of a tar is TAR_PART bytes instead.
+        samples: largest number of samples in a chunk. A chunk of a tar has TAR_PART bytes instead.
 
     Raises:
-        ValueError: nothing there that can be read, or several layouts at once.
+        ValueError: there is nothing that can be read, or the folder holds several layouts.
     """
     path, passed_over = Path(path), dict[str, str]()
     if format not in FORMATS:
@@ -122,8 +124,14 @@ def _kind(path: Path) -> str:
 
 
 def _kinds(folder: Path, passed_over: dict[str, str]) -> dict[str, list[Path]]:
-    """Format -> files. Images without captions are a table's, and a table beside tars is img2dataset's account.
-    passed_over: as for train.images.files.walk."""
+    """Return the files of each format in a folder.
+
+    Images without captions beside them belong to a table. Tables beside tars are the reports of img2dataset.
+
+    Args:
+        folder: of the files.
+        passed_over: as for train.images.files.walk.
+    """
     found: dict[str, list[Path]] = {}
     for path in walk(folder, passed_over):
         if kind := _kind(path):
@@ -154,7 +162,7 @@ def _which(path: Path, format: str, kinds: dict[str, list[Path]]) -> str:
 
 
 def listing_of(root: Path, files: Iterable[Path], *more: str) -> str:
-    """Twelve hex digits of the files' names and sizes."""
+    """Return twelve hex digits of the names and sizes of files."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
@@ -163,29 +171,35 @@ def listing_of(root: Path, files: Iterable[Path], *more: str) -> str:
 
 
 class NamedSample(NamedTuple):
-    """What lies under one name, in a folder or a tar; `words`: suffix -> where."""
+    """The files of a sample, in a folder or a tar.
+
+    Attributes:
+        name: of the sample.
+        image: the image file, if there is one.
+        captions: caption files, by suffix.
+    """
 
     name: str
     image: Entry | None
-    words: dict[str, Entry]
+    captions: dict[str, Entry]
 
 
 def record_of(sample: NamedSample) -> Sample | Skip:
-    """Read the captions of a sample."""
+    """Read the caption of a sample."""
     name = sample.name
     try:
         if sample.image is None:
             raise Unusable("caption without an image")
         check_size(sample.image.size)
-        words, row = "", {}
-        if ".txt" in sample.words:
-            words = decoded(_read(sample.words[".txt"]), ".txt")
-        if ".json" in sample.words:
-            row = json_object(decoded(_read(sample.words[".json"]), ".json"), ".json")
-            words = words or next((row[key] for key in TEXT_COLUMNS if row.get(key)), "")
-        if not isinstance(words, str) or not words.strip():
-            raise Unusable("no caption: " + ("it is empty" if sample.words else "neither .txt nor .json lies beside"))
-        return Sample(name, (cleaned(words).strip(), sample.image), facts_of(row))
+        text, row = "", {}
+        if ".txt" in sample.captions:
+            text = decoded(_read(sample.captions[".txt"]), ".txt")
+        if ".json" in sample.captions:
+            row = json_object(decoded(_read(sample.captions[".json"]), ".json"), ".json")
+            text = text or next((row[key] for key in TEXT_COLUMNS if row.get(key)), "")
+        if not isinstance(text, str) or not text.strip():
+            raise Unusable("no caption: " + ("it is empty" if sample.captions else "there is no .txt or .json file"))
+        return Sample(name, (cleaned(text).strip(), sample.image), facts_of(row))
     except Unusable as error:
         return Skip(name, str(error))
     except OSError as error:
@@ -209,7 +223,7 @@ class ImageFolder:
     def __init__(self, root: Path, files: Sequence[Path], samples: int):
         self.root, self.samples = root, samples
         self.skipped: list[Skip] = []
-        self.names: list[tuple[str, tuple[str, ...]]] = []  # path without suffix, suffixes: the image's first
+        self.names: list[tuple[str, tuple[str, ...]]] = []  # path without suffix; suffixes, first that of the image
         by_stem: dict[str, list[str]] = {}
         for path in files:
             stem = path.relative_to(root).with_suffix("")
@@ -217,13 +231,13 @@ class ImageFolder:
         captions = images = 0
         for stem, suffixes in by_stem.items():
             first, *others = [suffix for suffix in suffixes if suffix.lower() in IMAGE_SUFFIXES] or [""]
-            words = [suffix for suffix in suffixes if suffix.lower() in (".txt", ".json")]
+            texts = [suffix for suffix in suffixes if suffix.lower() in (".txt", ".json")]
             self.skipped += [
                 Skip(stem + other, f"second image of one name: {stem + first} is taken") for other in others
             ]
-            self.names.append((stem, (first, *words)))
+            self.names.append((stem, (first, *texts)))
             images += bool(first)
-            captions += bool(first and words)
+            captions += bool(first and texts)
         if not captions:
             raise ValueError(
                 f"{root} has {images} images and no caption: put cat.txt beside cat.jpg, or cat.json "
@@ -235,11 +249,11 @@ class ImageFolder:
         return -(-len(self.names) // self.samples)
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
-        for stem, (image, *words) in self.names[number * self.samples : (number + 1) * self.samples]:
-            name = stem + (image or words[0])
+        for stem, (image, *texts) in self.names[number * self.samples : (number + 1) * self.samples]:
+            name = stem + (image or texts[0])
             try:
                 found = self._entry(stem + image) if image else None
-                beside = {suffix.lower(): self._entry(stem + suffix) for suffix in words}
+                beside = {suffix.lower(): self._entry(stem + suffix) for suffix in texts}
             except PermissionError as error:
                 yield Skip(name, f"caption elsewhere: {error.strerror}")
                 continue
@@ -249,8 +263,12 @@ class ImageFolder:
             yield record_of(NamedSample(name, found, beside))
 
     def _entry(self, name: str) -> Entry:
-        """Raises OSError for a file that is missing; PermissionError for a caption that is a link to a file elsewhere,
-        whose words nobody meant to publish with the images."""
+        """Return a file of a sample.
+
+        Raises:
+            OSError: the file is missing.
+            PermissionError: a caption is a link to a file elsewhere, which is hardly meant to become training data.
+        """
         path = self.root / name
         if path.is_symlink() and path.suffix.lower() not in IMAGE_SUFFIXES:
             real, homes = path.resolve(), (self.root.resolve(), path.parent.resolve())
@@ -260,7 +278,7 @@ class ImageFolder:
 
 
 class Tars:
-    """Webdataset tars: members of one key are a sample, wherever in the tar they lie."""
+    """Webdataset tars. All members with the same key are a sample, wherever they are in the tar."""
 
     kind = "tar"
 
@@ -273,7 +291,7 @@ class Tars:
         return len(self.parts)
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
-        """The samples whose first member begins in this part of the tar."""
+        """Read the samples whose first member begins in a part of a tar."""
         path, part = self.parts[number]
         tar = str(path.relative_to(self.root))
         picked: dict[str, dict[str, Any]] = {}
@@ -286,17 +304,17 @@ class Tars:
                     continue
                 entry = Entry(f"{tar}:{member.name}", str(path), member.offset_data, member.size)
                 sample = picked.setdefault(match[1], {"part": member.offset // TAR_PART})
-                place = "image" if suffix in IMAGE_SUFFIXES else suffix
-                if place not in sample:
-                    sample[place] = entry
+                role = "image" if suffix in IMAGE_SUFFIXES else suffix
+                if role not in sample:
+                    sample[role] = entry
                 elif sample["part"] == part:
-                    what = "an image" if place == "image" else f"a {place.strip('.')}"
+                    what = "an image" if role == "image" else f"a {role.strip('.')}"
                     skipped.append(Skip(entry.name, f"duplicate key: {match[1]!r} has {what} already"))
         except ValueError as error:
             if part == 0:
                 skipped.append(Skip(tar, str(error)))
         for key, sample in picked.items():
             if sample["part"] == part:
-                words = {suffix: sample[suffix] for suffix in (".txt", ".json") if suffix in sample}
-                yield record_of(NamedSample(f"{tar}:{key}", sample.get("image"), words))
+                captions = {suffix: sample[suffix] for suffix in (".txt", ".json") if suffix in sample}
+                yield record_of(NamedSample(f"{tar}:{key}", sample.get("image"), captions))
         yield from skipped

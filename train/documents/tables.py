@@ -1,6 +1,6 @@
-"""Readers of tables: JSONL, CSV and TSV, parquet, and folders of datasets.save_to_disk. records.py opens them.
+"""Readers of tables: JSONL, CSV and TSV, parquet, and folders of datasets.save_to_disk. sources.py opens them.
 
-A reader notes where its chunks begin, so that each can be read without those before it.
+A reader first finds where its chunks begin, so that each can be read without those before it.
 """
 
 import csv
@@ -17,16 +17,33 @@ FACTS = ("source", "url", "licence", "license", "owner", "author", "creator", "l
 
 
 class Chunk(NamedTuple):
-    """`count` rows of a file from `row` (from 0), which begins at `place`: a byte, or a row group."""
+    """Rows of a file.
+
+    Attributes:
+        path: of the file.
+        start: byte or row group where the first row is.
+        row: number of the first row in the file (CSV, JSONL) or the row group (parquet), from 0.
+        count: number of rows.
+    """
 
     path: Path
-    place: int
+    start: int
     row: int
     count: int
 
 
 class Table:
-    """Files of rows, cut into chunks."""
+    """Files of rows, in chunks.
+
+    Args:
+        root: folder to which the names of the samples are relative.
+        files: the tables.
+        columns: with the image and the caption.
+        samples: largest number of rows in a chunk.
+
+    Raises:
+        ValueError: the files have no rows, or lack a column.
+    """
 
     kind = ""
 
@@ -46,37 +63,37 @@ class Table:
         return len(self.chunks)
 
     def cut(self, path: Path, digest: Any) -> list[Chunk]:
-        """The chunks of a file; what it holds goes into `digest`."""
+        """Find the chunks of a file, and update the digest with its content."""
         raise NotImplementedError
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
         raise NotImplementedError
 
     def name(self, path: Path, row: int) -> str:
-        """`row` counts from 0."""
+        """Return the name of a sample, in which rows count from 1; `row` counts from 0."""
         return f"{path.relative_to(self.root) if path != self.root else path.name}:{row + 1}"
 
 
 class Jsonl(Table):
-    """One object a line; names count lines. Blank lines are no samples."""
+    """JSONL: a JSON object in each line. Blank lines are left out."""
 
     kind = "jsonl"
 
     def cut(self, path: Path, digest: Any) -> list[Chunk]:
         chunks: list[Chunk] = []
-        place = 0
+        start = 0
         with path.open("rb") as file:
             for number, line in enumerate(_lines(file)):
                 digest.update(line)
                 if number % self.samples == 0:
-                    chunks.append(Chunk(path, place, number, self.samples))
-                place = file.tell()
+                    chunks.append(Chunk(path, start, number, self.samples))
+                start = file.tell()
         return chunks
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
-        path, place, first, count = self.chunks[number]
+        path, start, first, count = self.chunks[number]
         with path.open("rb") as file:
-            file.seek(place)
+            file.seek(start)
             for row, line in zip(range(first, first + count), _lines(file), strict=False):
                 name = self.name(path, row)
                 if len(line) >= MAX_LINE:
@@ -90,7 +107,7 @@ class Jsonl(Table):
 
 
 def _lines(file: Any) -> Iterator[bytes]:
-    """Lines, of an overlong one its beginning."""
+    """Yield the lines of a file. Only the beginning of an overlong line is returned."""
     while line := file.readline(MAX_LINE):
         rest = line
         while len(rest) == MAX_LINE and not rest.endswith(b"\n"):
@@ -99,7 +116,7 @@ def _lines(file: Any) -> Iterator[bytes]:
 
 
 class Spreadsheet(Table):
-    """CSV, or TSV where the suffix says so; the first line names the columns."""
+    """CSV, or TSV according to the suffix. The first line names the columns."""
 
     kind = "csv"
 
@@ -111,19 +128,19 @@ class Spreadsheet(Table):
             if isinstance(header, str) or not header:
                 raise ValueError(f"{path} has no line that names the columns")
             self.columns.among(header, path)
-            place = lines.place
+            start = lines.offset
             for number, _ in enumerate(_rows(path, lines)):
                 if number % self.samples == 0:
-                    chunks.append(Chunk(path, place, number, self.samples))
-                place = lines.place
+                    chunks.append(Chunk(path, start, number, self.samples))
+                start = lines.offset
         return chunks
 
     def read(self, number: int) -> Iterator[Sample | Skip]:
-        path, place, first, count = self.chunks[number]
+        path, start, first, count = self.chunks[number]
         with path.open("rb") as file:
             header = next(_rows(path, Lines(file)))
             columns = self.columns.among(header, path)
-            file.seek(place)
+            file.seek(start)
             for row, cells in zip(range(first, first + count), _rows(path, Lines(file)), strict=False):
                 name = self.name(path, row)
                 if isinstance(cells, str):
@@ -137,10 +154,14 @@ class Spreadsheet(Table):
 
 
 class Lines:
-    """A file's lines as text, and how far it has been read; bytes that are not UTF-8 become surrogates."""
+    """The lines of a file as text. Bytes that are not UTF-8 become surrogates.
+
+    Attributes:
+        offset: number of bytes that have been read.
+    """
 
     def __init__(self, file: Any, digest: Any = None):
-        self.file, self.digest, self.place = file, digest, file.tell()
+        self.file, self.digest, self.offset = file, digest, file.tell()
 
     def __iter__(self) -> "Lines":
         return self
@@ -151,13 +172,13 @@ class Lines:
             raise StopIteration
         if self.digest is not None:
             self.digest.update(line)
-        text = (line.removeprefix(b"\xef\xbb\xbf") if self.place == 0 else line).decode("utf-8", "surrogateescape")
-        self.place += len(line)
+        text = (line.removeprefix(b"\xef\xbb\xbf") if self.offset == 0 else line).decode("utf-8", "surrogateescape")
+        self.offset += len(line)
         return text
 
 
 def _rows(path: Path, lines: Lines) -> Iterator[list[str] | str]:
-    """The cells of each row, or what is wrong with it; rows without any are left out."""
+    """Yield the cells of each row, or the error in it. Empty rows are left out."""
     reader = csv.reader(lines, "excel-tab" if path.suffix.lower() == ".tsv" else "excel")
     while True:
         try:
@@ -172,7 +193,7 @@ def _rows(path: Path, lines: Lines) -> Iterator[list[str] | str]:
 
 
 class Parquet(Table):
-    """Row groups; a large one is cut, small ones join."""
+    """Parquet: large row groups are split into chunks, small ones are joined."""
 
     kind = "parquet"
 
@@ -223,7 +244,7 @@ class Parquet(Table):
             yield Skip(self.name(path, before + max(row, start)), f"damaged parquet: rows up to {last} ({why})")
 
     def row(self, path: Path, row: int, batch: Any) -> Sample | Skip:
-        """`batch`: the row alone."""
+        """Read a sample from a batch with a single row."""
         try:
             values = batch.to_pylist()[0]
         except UnicodeDecodeError as error:
@@ -254,7 +275,11 @@ class SavedDataset(Parquet):
 
 
 def _needed(names: Sequence[str], path: Path, columns: Columns) -> list[str]:
-    """The columns that a sample is read from. Raises ValueError where the table lacks them."""
+    """Return the columns from which samples are read.
+
+    Raises:
+        ValueError: the table lacks them.
+    """
     if "items" in names:
         used = ["items"]
     elif {"images", "texts"} <= set(names) and not any(columns):
@@ -265,7 +290,11 @@ def _needed(names: Sequence[str], path: Path, columns: Columns) -> list[str]:
 
 
 def _library(name: str) -> Any:
-    """An optional library. Raises ValueError where it is missing."""
+    """Import an optional library.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -277,9 +306,9 @@ def _parquet(path: Path) -> Any:
 
 
 def _saved(path: Path, columns: Columns) -> Any:
-    """Rows as arrow tables, images as their bytes."""
+    """Open a saved data set, as arrow tables with the bytes of the images."""
     try:
         rows = _library("datasets").load_from_disk(str(path))
     except (OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no whole data set ({error}): save it anew with save_to_disk") from error
+        raise ValueError(f"{path} is not a whole data set ({error}): save it anew with save_to_disk") from error
     return rows.select_columns(_needed(rows.column_names, path, columns)).with_format("arrow")

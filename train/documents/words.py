@@ -5,16 +5,20 @@ from itertools import groupby
 
 from train.documents.shards import Shards
 
-MOST_READ = 100_000  # documents: they hold nearly all words of more
+MAX_DOCUMENTS = 100_000  # of larger data sets a part is read, which has nearly all words
 
 
-def texts_of(shards: Shards, most: int = MOST_READ) -> Iterator[str]:
-    """Each text of the documents once, an answer with its question; of more documents than `most` every so manieth is
-    read."""
+def texts_of(shards: Shards, most: int = MAX_DOCUMENTS) -> Iterator[str]:
+    """Yield each distinct text of the documents, an answer together with its question.
+
+    Args:
+        shards: with the documents.
+        most: about how many documents are read, evenly spread over all.
+    """
     vocab, tokenizer = shards.vocab(), shards.text_tokenizer()
     seen = set[tuple[int, ...]]()
     for number in range(0, len(shards), -(-len(shards) // most)):
-        if not shards.lengths[number]:  # it lies in a bad shard
+        if not shards.lengths[number]:  # in a damaged shard
             continue
         for is_text, ids in groupby(shards.document(number).ids, vocab.is_text):
             if is_text and (span := tuple(ids)) not in seen:

@@ -1,7 +1,7 @@
-"""What writes one shard of a person's own data: images to codes, texts to ids, samples to documents.
+"""Write one shard of your own data: images to codes, texts to ids, samples to documents.
 
-A caption with its image gives two documents, for drawing and for captioning; an interleaved sample is one as it
-reads, cut where it is too long.
+An image with a caption gives two documents, for generation and for captioning. An interleaved sample gives one
+document, or several if it is too long.
 """
 
 import hashlib
@@ -24,33 +24,39 @@ from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image
 from train.documents.sample import Sample, Skip
-from train.documents.shards import SPLITS, ShardWriter, Target, questions
+from train.documents.shard_files import SPLITS
+from train.documents.shards import ShardWriter, Target, questions
 from train.documents.sources import Source
-from train.images.codes import load_ahead
+from train.images.codes import encode_sizes, load_ahead
 
 SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What goes into the shards.
+    """The options of train.prepare.
 
     Attributes:
-        image_tokenizer: folder or name; "" = "emoji", or the model's.
-        model: folder or name of a CM3 model whose tokenizers and vocabulary to keep; "" = train a text tokenizer.
-        text_vocab: ids of the text tokenizer, at most.
-        text_sample: texts it is trained on, at most.
-        language: of the captions' prompt ("en" or "ar"), where a sample does not say.
-        held_out: share of the samples that are kept for evaluation; the same content always falls on the same side.
-        max_tokens: of a document; longer interleaved samples are cut. 0 = 4096, or the model's context if that is less.
-        samples: of the source a shard; a shard of a tar takes 64 MB instead.
-        batch: images that go through the image tokenizer together.
-        workers: threads a process that read and decode images.
-        grids: of images that are not square, such as "6x10 10x6", besides the image tokenizer's own: rows and columns
-            of codes. An image takes the nearest. A model brings its own.
-        source, licence, owner: noted for samples that do not say.
+        image_tokenizer: folder or name; "" = "emoji", or the one of `model`.
+        model: folder or name of a CM3 model to fine-tune: its tokenizers and vocabulary are used; "" = train a text
+            tokenizer.
+        text_vocab: largest number of ids of the text tokenizer.
+        text_sample: largest number of texts on which it is trained.
+        language: "en" or "ar": language of the caption prompt for samples that do not name one.
+        held_out: share of the samples in the held-out split. The same content is always in the same split.
+        max_tokens: largest number of tokens in a document; longer interleaved samples are split. 0 = 4096, or the
+            model's context if that is smaller.
+        samples: samples in a shard; a shard of a tar has 64 MB instead.
+        batch: samples that are encoded together.
+        workers: threads of each process that read and decode images.
+        grids: further grids for images that are not square, such as "6x10 10x6", rows x columns. Each image has the
+            nearest grid. Not with `model`, which has its own.
+        source: recorded for samples that do not name one.
+        licence: recorded for samples that do not name one.
+        owner: recorded for samples that do not name one.
         format: as for train.documents.sources.open_source.
-        image_column, text_column: of tables; "" = one of the usual names.
+        image_column: column of a table with the images; "" = one of the usual names.
+        text_column: column of a table with the captions; "" = one of the usual names.
     """
 
     image_tokenizer: str = ""
@@ -73,7 +79,12 @@ class PrepareOptions:
 
 
 class DecodedSample(NamedTuple):
-    """A sample whose images have been decoded, [3, H, W] each; `digest`: SHA-256 of all it holds."""
+    """A sample whose images have been decoded.
+
+    Attributes:
+        digest: SHA-256 of its texts and images.
+        pixels: of each image, [3, H, W].
+    """
 
     digest: str
     pixels: list[torch.Tensor]
@@ -81,7 +92,16 @@ class DecodedSample(NamedTuple):
 
 @dataclass
 class ShardBuilder:
-    """What writes shards, in this process or another one."""
+    """Writes shards, in this process or another one.
+
+    Attributes:
+        source: samples in chunks; a chunk is a shard.
+        out: folder of the shards.
+        options: of train.prepare.
+        vocab: layout of the ids.
+        image_name: folder or name of the image tokenizer.
+        marks: fingerprints of both tokenizers.
+    """
 
     source: Source
     out: Path
@@ -91,7 +111,11 @@ class ShardBuilder:
     marks: dict[str, str]
 
     def start(self, device: str) -> None:
-        """Load the tokenizers."""
+        """Load the tokenizers.
+
+        Raises:
+            ValueError: they are not the ones of `marks`.
+        """
         self.image = ImageTokenizer.from_pretrained(self.image_name).to(device)
         self.text = TextTokenizer.load(self.out)
         found = {"image_tokenizer": self.image.fingerprint(), "text_tokenizer": self.text.fingerprint()}
@@ -99,27 +123,32 @@ class ShardBuilder:
             raise ValueError(f"the tokenizers changed while {self.out} was prepared: {found}, want {self.marks}")
 
     def write(self, number: int, tick: Callable[[int], None]) -> None:
-        """Write the shard of one chunk; what marks that it is done comes last. `tick` hears of samples."""
+        """Write the shard of a chunk. Its training file is written last, as the mark that the shard is complete.
+
+        Args:
+            number: of the chunk.
+            tick: is called with the number of samples that are done.
+        """
         writers = {split: ShardWriter(self.text, self.vocab) for split in SPLITS}
         skipped: list[Skip] = []
         seen: dict[str, str] = {}
         images = 0
         for batch in load_ahead(self.source.read(number), self.load, self.options.batch, self.options.workers):
-            skipped += [what for _, what in batch if isinstance(what, Skip)]
+            skipped += [loaded for _, loaded in batch if isinstance(loaded, Skip)]
             good = [
-                (record, what)
-                for record, what in batch
-                if isinstance(record, Sample) and isinstance(what, DecodedSample)
+                (record, loaded)
+                for record, loaded in batch
+                if isinstance(record, Sample) and isinstance(loaded, DecodedSample)
             ]
-            grids = iter(self.encode([part for _, what in good for part in what.pixels]))
-            for record, what in good:
-                codes = [next(grids) for _ in what.pixels]
-                if what.digest in seen:
-                    skipped.append(Skip(record.name, f"duplicate: of {seen[what.digest]}"))
+            encoded = iter(encode_sizes([image for _, loaded in good for image in loaded.pixels], self.image))
+            for record, loaded in good:
+                codes = [next(encoded) for _ in loaded.pixels]
+                if loaded.digest in seen:
+                    skipped.append(Skip(record.name, f"duplicate: of {seen[loaded.digest]}"))
                     continue
-                seen[what.digest] = record.name
-                held_out = int(what.digest[:13], 16) / 16**13 < self.options.held_out
-                problem = self.add(writers["held_out" if held_out else "train"], record, what.digest, codes)
+                seen[loaded.digest] = record.name
+                held_out = int(loaded.digest[:13], 16) / 16**13 < self.options.held_out
+                problem = self.add(writers["held_out" if held_out else "train"], record, loaded.digest, codes)
                 skipped += [problem] if problem else []
                 images += 0 if problem else len(codes)
             tick(len(batch))
@@ -130,17 +159,8 @@ class ShardBuilder:
         counts = dict(Counter(skip.kind for skip in skipped))
         writers["train"].save(self.out, "train", number, images=images, skipped=counts, **self.marks)
 
-    def encode(self, pixels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """[3, H, W] each -> [h, w] each: images of one size together."""
-        codes: dict[int, torch.Tensor] = {}
-        for size in dict.fromkeys(part.shape for part in pixels):
-            places = [i for i, part in enumerate(pixels) if part.shape == size]
-            found = self.image.encode_pixels(torch.stack([pixels[i] for i in places]))
-            codes |= dict(zip(places, found, strict=True))
-        return [codes[i] for i in range(len(pixels))]
-
     def pixels(self, data: bytes) -> torch.Tensor:  # -> [3, H, W]
-        """What the tokenizer sees of an image: its middle, in the shape of the nearest grid."""
+        """Decode an image, and crop its centre to the shape of the nearest grid."""
         if not self.vocab.grids:
             return self.image.pixels(data)
         opened = open_image(data)
@@ -148,6 +168,7 @@ class ShardBuilder:
         return self.image.pixels(opened, self.image.size_of(grid))
 
     def load(self, record: Sample | Skip) -> DecodedSample | Skip:
+        """Read the images of a sample."""
         if isinstance(record, Skip):
             return record
         digest, pixels = hashlib.sha256(), []
@@ -164,9 +185,15 @@ class ShardBuilder:
         return DecodedSample(digest.hexdigest(), pixels)
 
     def add(self, writer: ShardWriter, record: Sample, digest: str, grids: list[torch.Tensor]) -> Skip | None:
-        """Write the documents of a sample; or why there are none."""
-        limit, facts = self.options.max_tokens, record.facts
-        defaults = self.options
+        """Add the documents of a sample to a shard, or return why there are none.
+
+        Args:
+            writer: of the shard.
+            record: the sample.
+            digest: of its content.
+            grids: codes of its images, [h, w] each.
+        """
+        defaults, limit, facts = self.options, self.options.max_tokens, record.facts
         row = {
             "name": record.name,
             "source": facts.source or defaults.source,
@@ -182,25 +209,25 @@ class ShardBuilder:
             for ids in pieces:
                 writer.add_ids(ids)
             return None
-        words, image = str(record.pieces[0]), Image(grids[0])
+        text, image = str(record.pieces[0]), Image(grids[0])
         prompts = WORDS[self.vocab.form]["caption"]
         prompt = prompts.get(facts.language) or prompts[defaults.language]
-        asked = encode(questions([Target("caption", prompt, words)], image), self.vocab, self.text)
+        asked = encode(questions([Target("caption", prompt, text)], image), self.vocab, self.text)
         if len(asked.ids) > limit:
             return Skip(record.name, f"too long: {len(asked.ids)} tokens, the limit is {limit}")
         writer.sample(**row, documents=2)
-        writer.add(Document((Text(words), image)))
+        writer.add(Document((Text(text), image)))
         writer.add_ids(*asked)
         return None
 
 
 def cut(ids: list[int], limit: int, vocab: Vocab) -> list[list[int]]:
-    """A finished document in documents of at most `limit` ids each.
+    """Split an encoded document into documents of at most `limit` ids.
 
-    Cuts lie where text and image meet; a text that is longer than a document is cut between its tokens.
+    It is split between texts and images. Only a text that is longer than a document is split between its tokens.
     """
     documents: list[list[int]] = []
-    here: list[list[int]] = []  # the parts of one
+    here: list[list[int]] = []  # the parts of the current document
     room = limit - len(join([], vocab).ids)
     for part in parts(ids, vocab):
         piece = ids[part.start : part.end]
@@ -215,4 +242,5 @@ def cut(ids: list[int], limit: int, vocab: Vocab) -> list[list[int]]:
 
 
 def rows_of(skips: list[Skip]) -> str:
+    """Return skipped samples as lines of JSON."""
     return "".join(json.dumps(skip._asdict(), ensure_ascii=False) + "\n" for skip in skips)

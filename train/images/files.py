@@ -1,6 +1,6 @@
-"""Where images lie, in folders and in webdataset tars, and how one is read.
+"""Find and read image files in folders and in webdataset tars.
 
-A tar's table is read once, and its members are then reached in place: nothing is unpacked.
+The index of a tar is read once. Its members are then read in place; nothing is unpacked.
 """
 
 import os
@@ -20,7 +20,14 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b
 
 
 class Entry(NamedTuple):
-    """Where an image's bytes lie: a file, or a member of a tar."""
+    """The bytes of an image: a file, or a member of a tar.
+
+    Attributes:
+        name: for messages.
+        file: path of the file or the tar.
+        offset: first byte of the image in it.
+        size: number of bytes.
+    """
 
     name: str
     file: str
@@ -28,7 +35,11 @@ class Entry(NamedTuple):
     size: int
 
     def read(self) -> bytes:
-        """Raises ValueError where the file ends before."""
+        """Read the bytes.
+
+        Raises:
+            ValueError: the file is shorter.
+        """
         with open(self.file, "rb") as file:
             there = max(0, os.fstat(file.fileno()).st_size - self.offset)  # a damaged tar may promise terabytes
             if there < self.size:
@@ -38,7 +49,13 @@ class Entry(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Images to train on and images to evaluate on; `bad`: file -> reason, for what index passes over."""
+    """Images of a data set.
+
+    Attributes:
+        train: for training.
+        held_out: for evaluation.
+        bad: files that are left out, each with the reason.
+    """
 
     train: list[Entry]
     held_out: list[Entry]
@@ -46,10 +63,17 @@ class Split(NamedTuple):
 
 
 def walk(folder: Path, passed_over: dict[str, str] | None = None) -> Iterator[Path]:
-    """The files in a folder and below, in order; none that is hidden, and no folder twice where links go round.
+    """Find the files in a folder and its subfolders, in order.
 
-    passed_over: takes up, by path, why what has an image's name and is no file is left out: pipes, links that lead
-    nowhere. Raises ValueError where there is no such folder.
+    Hidden files are left out. A folder that links lead to twice is read once.
+
+    Args:
+        folder: of the files.
+        passed_over: is filled with the paths that have an image's suffix but are not files, such as pipes and broken
+            links, each with the reason.
+
+    Raises:
+        ValueError: there is no such folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -71,17 +95,18 @@ def walk(folder: Path, passed_over: dict[str, str] | None = None) -> Iterator[Pa
 
 
 def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files in a tar, in order.
+    """Find the regular files in a tar, in order.
 
     Raises:
-        ValueError: the tar is cut off, or no tar, or has more than MAX_MEMBERS; what came before is whole.
+        ValueError: the file is truncated, is no tar, or has more than MAX_MEMBERS members. Members up to there are
+            yielded before.
     """
     try:
-        with tarfile.open(path, "r:") as tar:  # "r:": members of a compressed tar cannot be reached at once
+        with tarfile.open(path, "r:") as tar:  # "r:": not compressed, since its members are read in place
             for count, member in enumerate(tar):
                 if count >= MAX_MEMBERS:
                     raise ValueError(f"more than {MAX_MEMBERS:,} members: split the tar")
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it would keep all
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps all of them
                 if member.isfile() and not member.issparse():
                     yield member
     except (OSError, tarfile.TarError, OverflowError) as error:
@@ -93,7 +118,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def compressed(path: Path) -> str:
-    """The program that unpacks a compressed file, by its first bytes; none for others."""
+    """Return the program that decompresses a file, by its first bytes; "" if it is not compressed."""
     try:
         with path.open("rb") as file:
             head = file.read(6)
@@ -103,8 +128,11 @@ def compressed(path: Path) -> str:
 
 
 def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The images in a folder and below and in its tars, by name; file -> reason for tars that are cut off, and for
-    what has an image's name and is no file."""
+    """Find the images in a folder, its subfolders and its tars.
+
+    Returns:
+        The images, by name; and truncated tars and paths that are not files, each with the reason.
+    """
     entries: list[Entry] = []
     tars: list[Path] = []
     bad: dict[str, str] = {}
@@ -125,15 +153,15 @@ def index(folder: Path) -> tuple[list[Entry], dict[str, str]]:
 
 
 def split(path: str | Path, evaluate_on: str = "", every: int = 20) -> Split:
-    """The images to train on and those to evaluate on.
+    """Find the images of a data set, for training and for evaluation.
 
     Args:
-        path: a folder of images or tars; or of a data set, with train/.
-        evaluate_on: the folder beside train/ to evaluate on; used where there is a train/.
+        path: a folder of images or tars, or of a data set with train/.
+        evaluate_on: folder beside train/ with the held-out images.
         every: without train/ or evaluate_on, the first of so many images is held out.
 
     Raises:
-        ValueError: no such folder, or no images in it.
+        ValueError: there is no such folder, or it has no images.
     """
     folder = Path(path)
     whole = folder / "train" if (folder / "train").is_dir() else folder
@@ -153,14 +181,14 @@ def split(path: str | Path, evaluate_on: str = "", every: int = 20) -> Split:
 
 
 def decode(data: bytes, least: int) -> Image.Image:
-    """A drawing with transparency as RGBa, any other image as RGB, upright.
+    """Decode an image, upright: RGBa if parts are transparent, else RGB.
 
     Args:
-        data: a file's bytes.
-        least: an image whose shorter side is at least twice as many pixels is shrunk by a whole factor, down to these.
+        data: the bytes of a file.
+        least: the shorter side may be reduced by a whole factor, but not below this many pixels.
 
     Raises:
-        ValueError: a file that is no image, or damaged, or too large (tokenizer_image.pixels).
+        ValueError: the file is no image, is damaged, or is too large (tokenizer_image.pixels).
     """
     image = open_image(data, ground=None, least=least)
     if image.mode == "RGBA":

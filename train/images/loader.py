@@ -1,13 +1,13 @@
-"""Images to train on, from a folder or from webdataset tars: any step's batch at once, in the same order every time.
+"""Training images from a folder or from webdataset tars, with random access to the batch of any step.
 
-    source = Images("photos", size=256, multiple=16)
+    source = ImageLoader("photos", size=256, multiple=16)
     for step, pixels in source.batches(first_step=1000, batch_size=32):  # [B, 3, H, W] in [-1, 1]
 
-A batch depends on the seed and the step alone, so a run resumes exactly from its step. Threads decode, not the worker
-processes of torch's DataLoader: they share the memory of decoded images and the account of bad files; webdataset
-reads shards as a stream and cannot start at a step.
+A batch depends on the seed and the step only, so a run resumes exactly. Images are decoded in threads, which share the
+cache of decoded images and the list of bad files; the worker processes of torch's DataLoader could not. webdataset
+reads shards as a stream, and cannot start at a step.
 
-A drawing on a transparent ground is placed as train/images/views.py has it; any other image is cropped.
+Images with transparency are placed as train/images/views.py describes; opaque ones are cropped.
 """
 
 import itertools
@@ -43,23 +43,39 @@ class Shape(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Images whose batches have one shape; `members` are places in the list of all images."""
+    """Images whose batches have the same shape.
+
+    Attributes:
+        shape: of the batches.
+        members: indices in the list of all images.
+    """
 
     shape: Shape
     members: np.ndarray
 
 
 class Turn(NamedTuple):
-    """Whose turn a step is, and how many steps that bucket had before."""
+    """The bucket of a step.
+
+    Attributes:
+        bucket: its number.
+        before: number of earlier steps of the same bucket.
+    """
 
     bucket: int
     before: int
 
 
 def shape_of(aspect: str, size: int, multiple: int) -> Shape:
-    """Sides whose ratio is about `aspect` ("3:2", width to height) and whose area is about size^2.
+    """Return a shape of about a given aspect ratio, and an area of about size x size.
 
-    Raises ValueError for an aspect that cannot be read, or a size that the tokenizer cannot cut into codes.
+    Args:
+        aspect: width to height, such as "3:2".
+        size: side of a square, in pixels.
+        multiple: of which both sides are multiples.
+
+    Raises:
+        ValueError: the aspect cannot be read, or the size is no multiple.
     """
     width, _, height = aspect.partition(":")
     try:
@@ -76,7 +92,7 @@ def shape_of(aspect: str, size: int, multiple: int) -> Shape:
 
 
 def put(drawing: Image.Image, view: View, shape: Shape) -> np.ndarray:
-    """A drawing in RGBa as `view` has it, whole where the view does not shift it out: [H, W, 3] uint8."""
+    """Draw a view of an RGBa drawing of any shape, uncropped unless the view shifts it out: [H, W, 3] uint8."""
     longest = max(shape)
     side = max(math.ceil(drawing.width * longest / shape.width), math.ceil(drawing.height * longest / shape.height))
     square = drawing
@@ -88,13 +104,14 @@ def put(drawing: Image.Image, view: View, shape: Shape) -> np.ndarray:
 
 
 def crop(image: Image.Image, area: float, right: float, down: float, mirror: bool, shape: Shape) -> np.ndarray:
-    """A part of an RGB image, scaled to `shape`: [H, W, 3] uint8.
+    """Crop an RGB image and scale the crop: [H, W, 3] uint8.
 
     Args:
         image: of any size.
-        area: of the part, as a share of the largest that has the right aspect.
-        right, down: where the part lies in what is left free, 0..1; 0.5 is the middle.
-        mirror: left to right.
+        area: of the crop, as a share of the largest one with the right aspect ratio.
+        right: position of the crop, 0 (left) to 1 (right).
+        down: position of the crop, 0 (top) to 1 (bottom).
+        mirror: whether left and right are exchanged.
         shape: of the result.
     """
     scale = math.sqrt(area) * min(image.width / shape.width, image.height / shape.height)
@@ -106,24 +123,27 @@ def crop(image: Image.Image, area: float, right: float, down: float, mirror: boo
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
-    """Images [H, W, 3] uint8 -> [B, 3, H, W] float in [-1, 1], channels last.
+    """Stack images [H, W, 3] uint8 to [B, 3, H, W] floats in [-1, 1], in channels-last memory.
 
-    numpy does the sums: torch would start a team of threads in every thread that decodes.
+    This uses numpy, since torch would start its own threads in every thread that decodes.
     """
     return torch.from_numpy(np.stack(images).astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)
 def permutation(seed: int, bucket: int, epoch: int, count: int) -> np.ndarray:
-    """The order of a bucket's images in an epoch, [count]."""
+    """Return the order of a bucket's images in an epoch, [count]."""
     return np.random.default_rng((seed, 0, bucket, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
 @lru_cache(maxsize=2)
 def schedule(counts: tuple[int, ...], seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each step's bucket, in proportion to its number of images, and that bucket's steps before: [steps] each.
+    """Assign steps to buckets in proportion to their numbers of images.
 
-    Multiples of the golden ratio fill [0, 1) evenly: a bucket is never more than a few steps behind its share.
+    Multiples of the golden ratio fill [0, 1) evenly, so a bucket is never more than a few steps behind its share.
+
+    Returns:
+        The bucket of each step, and the number of earlier steps of that bucket, [steps] each.
     """
     points = (np.random.default_rng((seed, 1)).random() + np.arange(steps) * GOLDEN) % 1
     edges = np.cumsum(counts)[:-1] / sum(counts)
@@ -139,24 +159,24 @@ class ImageLoader:
     """Training images with random access by step.
 
     Args:
-        path: a folder of images or tars; or of a data set, with train/.
-        size: side of a square image; of another aspect, the square root of its area about.
-        multiple: of which every side is one (the tokenizer's downsampling).
-        aspects: width:height; each image goes to the nearest, and a batch has one.
-        crop: smallest and largest part of an opaque image, as a share of the largest part of the right aspect.
-        views: of drawings; its share of mirrored images holds for opaque ones too.
+        path: a folder of images or tars, or of a data set with train/.
+        size: side of a square image; other shapes have about the same area.
+        multiple: of which all sides are multiples: the downsampling of the image tokenizer.
+        aspects: aspect ratios, width:height. Each image has the nearest one; all images of a batch have the same.
+        crop: smallest and largest area of a crop of an opaque image, as a share of the largest possible one.
+        views: of images with transparency; opaque ones are mirrored as often.
         evaluate_on: as in `split`.
         every: as in `split`.
         seed: of order, crops and views.
         max_bad: largest share of bad files.
-        cache: bytes of decoded images that are kept in memory: the first that come, until it is full.
+        cache: bytes of memory for decoded images; the first ones are kept until it is full.
 
     Attributes:
-        skipped: bad file -> reason, so far.
-        buckets: the images of each aspect.
+        skipped: bad files so far, each with the reason.
+        buckets: the images of each aspect ratio.
 
     Raises:
-        ValueError: no images; options that make no sense; too many bad files (from any method).
+        ValueError: there are no images, or options do not fit together. From any method: too many files are bad.
     """
 
     def __init__(
@@ -188,13 +208,14 @@ class ImageLoader:
         self.buckets = self._sort(shapes)
 
     def __len__(self) -> int:
-        """How many images there are to train on, bad ones too."""
+        """Return the number of training images, including bad ones."""
         return len(self.entries)
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Tensor:
-        """[B, 3, H, W] in [-1, 1], channels last: the same for the same seed, step, batch size, rank and world.
+        """Return the images of a step, [B, 3, H, W] in [-1, 1], in channels-last memory.
 
-        The ranks' batches in order are the batch of one rank that is as large as all of them.
+        They depend on the arguments and the seed only. The batches of all ranks together are the batch of a single
+        rank with a batch size `world` times as large.
         """
         assert step >= 0 and batch_size > 0 and 0 <= rank < world, f"{step=} {batch_size=} {rank=} {world=}"
         turn = self._turn(step)
@@ -204,7 +225,16 @@ class ImageLoader:
     def batches(
         self, first_step: int, batch_size: int, rank: int = 0, world: int = 1, workers: int = 2, prefetch: int = 4
     ) -> Generator[tuple[int, Tensor], None, None]:
-        """(step, batch) from first_step on without end, with `prefetch` steps made ahead by `workers` threads."""
+        """Yield (step, images) for ever, from a step on.
+
+        Args:
+            first_step: the step to start with.
+            batch_size: images of this rank in a step.
+            rank: of this process.
+            world: number of ranks.
+            workers: threads.
+            prefetch: steps that are loaded ahead.
+        """
         pool = ThreadPoolExecutor(workers)
         try:
             steps = range(first_step, first_step + prefetch)
@@ -216,7 +246,11 @@ class ImageLoader:
             pool.shutdown(cancel_futures=True)
 
     def held_out_images(self, limit: int | None = None) -> Tensor:
-        """[N, 3, size, size]: up to `limit` of the images to evaluate on, evenly taken, uncropped as far as goes."""
+        """Return up to `limit` held-out images, spread over all, [N, 3, size, size], cropped to a square if necessary.
+
+        Raises:
+            ValueError: none can be read.
+        """
         count = min(len(self.held_out), limit or len(self.held_out))
         shape, images = Shape(self.size, self.size), []
         for i in range(count):
@@ -225,7 +259,7 @@ class ImageLoader:
                     put(image, PLAIN, shape) if image.mode == "RGBa" else crop(image, 1, 0.5, 0.5, False, shape)
                 )
         if not images:
-            raise ValueError(f"{self.path}: none of the images to evaluate on can be read{self._examples()}")
+            raise ValueError(f"{self.path}: none of the held-out images can be read{self._examples()}")
         return to_pixels(images)
 
     def _turn(self, step: int) -> Turn:
@@ -236,7 +270,7 @@ class ImageLoader:
         return Turn(int(buckets[step]), int(before[step]))
 
     def _sample(self, bucket: int, position: int) -> np.ndarray:
-        """[H, W, 3] uint8: what stands at a position in a bucket's endless row of epochs."""
+        """Return the image at a position of a bucket, counted over all epochs: [H, W, 3] uint8."""
         shape, members = self.buckets[bucket]
         epoch, place_ = divmod(position, len(members))
         image = self._good(int(members[permutation(self.seed, bucket, epoch, len(members))[place_]]))
@@ -247,14 +281,14 @@ class ImageLoader:
         return crop(image, area, rng.random(), rng.random(), mirror, shape)
 
     def _good(self, number: int) -> Image.Image:
-        """The image, or the next one in the list that can be read."""
+        """Return an image, or the next one that can be read."""
         for i in range(len(self.entries)):
             if image := self._load(self.entries[(number + i) % len(self.entries)]):
                 return image
         raise ValueError(f"{self.path}: none of the {len(self.entries)} images can be read{self._examples()}")
 
     def _load(self, entry: Entry) -> Image.Image | None:
-        """The decoded image, from memory where it is kept; None for a bad one."""
+        """Return a decoded image, from the cache if it is there; None for a bad one."""
         if (image := self._cache.get(entry)) is not None:
             return image
         if (image := self._read(entry, self.least)) is not None:
@@ -265,7 +299,7 @@ class ImageLoader:
         return image
 
     def _read(self, entry: Entry, least: int) -> Image.Image | None:
-        """The decoded image, shrunk as far as `least` allows; None for a bad one."""
+        """Decode an image, reduced as far as `least` allows; None for a bad one."""
         if entry.name in self.skipped:
             return None
         try:
@@ -288,7 +322,7 @@ class ImageLoader:
             return "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:3])
 
     def _sort(self, shapes: list[Shape]) -> list[Bucket]:
-        """Each image in the bucket of the nearest aspect; with one aspect no file is opened."""
+        """Put each image into the bucket of the nearest aspect ratio. With a single one, no file is opened."""
         if len(shapes) == 1:
             return [Bucket(shapes[0], np.arange(len(self.entries)))]
         aspects = np.log([shape.width / shape.height for shape in shapes])
@@ -306,12 +340,12 @@ class ImageLoader:
         return buckets
 
     def _upright_aspect(self, entry: Entry) -> float | None:
-        """Width to height; None for a bad file. Only the file's header is read."""
+        """Return width to height of an image, from the header of its file; None for a bad file."""
         try:
             with open(entry.file, "rb") as file:
                 part = cast(IO[bytes], ContainerIO.ContainerIO(file, entry.offset, entry.size))
                 with Image.open(part, formats=FORMATS) as image:
-                    turned = image.getexif().get(0x0112, 1) >= 5  # Orientation: 5 to 8 lie on their side
+                    turned = image.getexif().get(0x0112, 1) >= 5  # Orientation: 5 to 8 are rotated by 90 degrees
                     return image.height / image.width if turned else image.width / image.height
-        except Exception:  # broken bytes make PIL raise almost anything; _load says what is wrong
+        except Exception:  # PIL raises many kinds of errors for broken files; _load gives the reason
             return loaded.width / loaded.height if (loaded := self._load(entry)) else None

@@ -1,4 +1,4 @@
-"""How far images are from one another."""
+"""Distances between images."""
 
 import math
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB. Args: [B, 3, H, W] in [-1, 1]. Returns: [B]."""
+    """Compute the peak signal-to-noise ratio in dB, [B], of images [B, 3, H, W] in [-1, 1]."""
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)).clamp_min(1e-10))
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between the Gaussians with the means and covariances of two sets of features [N, F], [M, F].
+    """Compute the Frechet distance of two sets of features, [N, F] and [M, F], as Gaussians.
 
-    tr sqrt(A B) of the covariances is the nuclear norm of the product of the centred sets, which needs N x M alone.
+    tr sqrt(A B) of the covariances is the nuclear norm of the product of the centred sets, an N x M matrix.
     """
     a, b = a.double(), b.double()
     x, y = ((s - s.mean(0)) / math.sqrt(len(s) - 1) for s in (a, b))

@@ -1,14 +1,20 @@
-"""Contact sheets: rows of small images, each row with its words beside it."""
+"""Contact sheets: rows of images, each with a label."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-LABEL = 220  # pixels for the words
+LABEL = 220  # width of the labels in pixels
 
 
 def contact_sheet(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]], scale: int = 1) -> Image.Image:
-    """One row a label; images of one size, enlarged `scale` times."""
+    """Draw a contact sheet.
+
+    Args:
+        labels: one for each row.
+        rows: images, all of the same size.
+        scale: whole factor by which they are enlarged.
+    """
     assert len(labels) == len(rows) and rows, f"{len(labels)} labels for {len(rows)} rows"
     width, height = (side * scale for side in rows[0][0].size)
     font = ImageFont.load_default(size=13)

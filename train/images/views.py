@@ -1,8 +1,7 @@
-"""Views: a drawing on a transparent ground -> a training image, shifted, scaled, mirrored, on a coloured ground.
+"""Augmentation of drawings with transparency: shift, scale, mirroring, a background, and distortion.
 
-The same few drawings give other codes each time, which keeps a model from learning them by heart. A distorted one has
-another form and other colours too, as another hand would have drawn it: who is asked what it shows must know the thing
-and not the drawing.
+Each view of a drawing has other codes, which reduces memorisation. Distortion also changes shape and colours, so that
+the answers to questions about an image do not depend on one drawing of the object.
 """
 
 from dataclasses import dataclass
@@ -27,14 +26,14 @@ GROUNDS: dict[str, tuple[str, str, tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class View:
-    """How a drawing is placed.
+    """How a drawing is placed on an image.
 
     Attributes:
-        ground: key of GROUNDS.
-        scale: of the drawing's side to the image's.
+        ground: background, a key of GROUNDS.
+        scale: side of the drawing, relative to that of the image.
         shift: right and down, in pixels.
-        mirror: left to right.
-        distortion: seed of how it is distorted; None = not at all.
+        mirror: whether left and right are exchanged.
+        distortion: seed of the distortion; None = none.
     """
 
     ground: str = "white"
@@ -49,13 +48,13 @@ PLAIN = View()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What views are drawn from.
+    """The distribution of views.
 
     Attributes:
-        white: share of white grounds; the other colours share the rest.
+        white: share of white backgrounds. The other colours are equally frequent.
         scale: smallest scale; the largest is 1.
         shift: largest shift beyond the free border, in pixels of a 64-pixel image.
-        mirror: share of mirrored images (0 where images hold text).
+        mirror: share of mirrored images; 0 where images contain text.
     """
 
     white: float = 0.6
@@ -64,6 +63,7 @@ class Augmentation:
     mirror: float = 0.5
 
     def sample(self, rng: np.random.Generator, size: int) -> View:
+        """Draw a random view for images of size x size pixels."""
         white = rng.random() < self.white
         ground = "white" if white else list(GROUNDS)[1:][rng.integers(len(GROUNDS) - 1)]
         scale = rng.uniform(self.scale, 1.0)
@@ -73,11 +73,11 @@ class Augmentation:
 
 
 def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
-    """The drawing as `view` has it, [size, size, 3] uint8.
+    """Draw a view, [size, size, 3] uint8.
 
     Args:
-        drawing: square, mode RGBa (premultiplied alpha, so that scaling does not bleed).
-        view: where and on what.
+        drawing: square, of mode RGBa (premultiplied alpha, so that scaling leaves no fringes).
+        view: of the drawing.
         size: side of the image, in pixels.
     """
     if view.distortion is not None:
@@ -95,11 +95,11 @@ def place(drawing: Image.Image, view: View, size: int) -> np.ndarray:
 
 
 def distort(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The drawing turned, stretched and bent, now and then blurred, outlined, or in other colours.
+    """Rotate, stretch and bend a drawing, and sometimes blur, outline or recolour it.
 
     Args:
-        drawing: square, mode RGBa; what comes back is as large.
-        rng: chooses.
+        drawing: square, of mode RGBa; the result has the same size.
+        rng: of the random choices.
     """
     bent = bend(drawing.convert("RGBA"), rng)
     alpha, colours = bent.getchannel("A"), recolour(bent.convert("RGB"), rng)
@@ -113,7 +113,7 @@ def distort(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def bend(image: Image.Image, rng: np.random.Generator, cells: int = 4) -> Image.Image:
-    """An affine map about the centre, and every corner of a mesh of cells x cells moved by itself."""
+    """Apply an affine map about the centre, and move each corner of a cells x cells mesh at random."""
     size = image.width
     turn = np.deg2rad(rng.normal(0, 8))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -131,7 +131,7 @@ def bend(image: Image.Image, rng: np.random.Generator, cells: int = 4) -> Image.
 
 
 def recolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """RGB: half of them in nearly the same colours, others in any, in greys or in fewer."""
+    """Change the colours of an RGB image: half of the images a little, the others in hue, to grey or to few colours."""
     kind = rng.random()
     if kind < 0.65:
         hue = rng.normal(0, 0.05) if kind < 0.5 else rng.random()

@@ -51,6 +51,7 @@ class LMOptimConfig(OptimConfig):
         embedding_lr: AdamW's peak learning rate for the embeddings; 0 = lr.
         head_lr: AdamW's peak learning rate for the output layer; 0 = lr.
         weight_decay: of the matrices inside the blocks.
+        ema_decay: decay of the exponential moving average of the weights; 0 = no average.
         schedule: "wsd" (warmup, constant, linear decay) or "cosine".
         decay_fraction: share of the run in which "wsd" decays.
         final_lr_fraction: learning rate of the last step, as a fraction of the peak.
@@ -64,6 +65,7 @@ class LMOptimConfig(OptimConfig):
     muon_lr: float = 0.02
     embedding_lr: float = 0.0
     head_lr: float = 0.0
+    ema_decay: float = 0.0
     schedule: str = "wsd"
     decay_fraction: float = 0.5
     final_lr_fraction: float = 0.0

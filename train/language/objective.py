@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cm3.tokens.document import Span
-from cm3.tokens.encoding import before_last, hidden, image_spans, in_turns, join, last_grid, parts
+from cm3.tokens.encoding import before_last, image_spans, in_turns, join, last_grid, masked_image, parts
 from cm3.tokens.masking import all_segments, rotate, sample_holes, sample_spans, span_count, text_segments
 from cm3.tokens.vocab import MAX_MASKS, Vocab
 
@@ -311,7 +311,7 @@ def _with_masked_image(
     """
     (start, end), *_ = image_spans(ids, vocab)
     image, inside = ids[start:end], iter(holes)
-    source = hidden(image, holes, vocab)
+    source = masked_image(image, holes, vocab)
     copied = [place for place, id in enumerate(image, start + len(source)) if vocab.is_code(id) and not next(inside)]
     return (
         [*ids[:start], *source, *ids[start:]],

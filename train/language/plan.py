@@ -17,7 +17,8 @@ from torch import nn
 from cm3.model.config import PRESETS, CM3Config
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.vocab import Vocab
-from train.documents.shards import Shards, read_meta
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards
 from train.language.config import LMConfig
 from train.language.lora import add_lora
 from train.language.loss import LMLearner
@@ -146,7 +147,7 @@ def plan_run(config: LMConfig, find: bool) -> dict[str, Any]:
             )
             return figures
     shards = Shards(config.data.folder, verify=False, max_bad=config.data.max_bad_fraction)
-    image_tokenizer = image_tokenizer_of(config, meta)
+    image_tokenizer = image_tokenizer_of(config, shards)
     learner = learner_of(config, meta, image_tokenizer, device).learner
     model = learner.model
     sequences = PackedSequences(

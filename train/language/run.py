@@ -25,12 +25,11 @@ from train.language.progress import Counters, StepResult
 from train.language.setup import ModelExtras, image_tokenizer_of, learner_of, model_extras, optimizers_of, rebuilt
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers, RandomState
-from train.runtime.checkpoints import Checkpoints
 from train.runtime.distributed import collecting, gathered, parallelized, summed, together, until_signalled, whole_state
 from train.runtime.flops import step_flops, utilisation
 from train.runtime.optim import EMA, StepSkipper, lr_factor
 from train.runtime.precision import autocast, uses_bf16
-from train.runtime.run import open_run
+from train.runtime.run import checkpoints_of, open_run
 from train.runtime.runlog import RunLog
 
 
@@ -127,7 +126,7 @@ class LMRun:
     def _open_data(self) -> None:
         config, data = self.config, self.config.data
         self.shards = Shards(data.folder, verify=data.verify_hashes, max_bad=data.max_bad_fraction)
-        self.image_tokenizer = image_tokenizer_of(config, self.shards.meta)
+        self.image_tokenizer = image_tokenizer_of(config, self.shards)
         self.text_tokenizer = self.shards.text_tokenizer()
         self.vocab: Vocab = self.shards.vocab()
         self.sequences = PackedSequences(
@@ -170,10 +169,7 @@ class LMRun:
         }
         if self.average:
             self.parts["average"] = self.average.values
-        saving = config.checkpoint
-        self.checkpoints = Checkpoints(
-            self.out / "checkpoints", saving.keep, saving.async_save, saving.ignore_save_errors
-        )
+        self.checkpoints = checkpoints_of(self.out, config.checkpoint)
         wanted = [
             [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             for optimizer in self.optimizers

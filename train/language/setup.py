@@ -16,7 +16,8 @@ from cm3.pipeline import CM3
 from cm3.tasks.known_words import KnownWords
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import Shards, layout
+from train.documents.shard_files import layout
+from train.documents.shards import Shards
 from train.documents.words import texts_of
 from train.language.config import LMConfig
 from train.language.lora import add_lora
@@ -36,29 +37,18 @@ def attention_of(config: LMConfig, device: torch.device, head_size: int) -> str:
     return "flex_attention" if head_size >= 16 and head_size & (head_size - 1) == 0 else "sdpa"
 
 
-def image_tokenizer_of(config: LMConfig, meta: dict[str, Any]) -> ImageTokenizer:
+def image_tokenizer_of(config: LMConfig, shards: Shards) -> ImageTokenizer:
     """Load the image tokenizer of a run.
-
-    Args:
-        config: of the run.
-        meta: content of the shards' meta.json.
 
     Raises:
         ValueError: it is not the one that made the shards.
     """
     if config.start and not config.image_tokenizer:
-        folder, named = find_model(config.start), config.start
+        folder = find_model(config.start)
         found = load_image_tokenizer(folder, read_config(folder))
-    else:
-        named = config.image_tokenizer or meta.get("image_tokenizer_name", "")
-        if not named:
-            raise ValueError(f"{config.data.folder} does not say which image tokenizer made it: set image_tokenizer")
-        found = ImageTokenizer.from_pretrained(named)
-    if (mark := found.fingerprint()) != meta["image_tokenizer"]:
-        raise ValueError(
-            f"{config.data.folder} was made by image tokenizer {meta['image_tokenizer']}, not by {named} ({mark})"
-        )
-    return found
+        shards.check_image_tokenizer(found)
+        return found
+    return shards.image_tokenizer(config.image_tokenizer)
 
 
 def starting_model(config: LMConfig, meta: dict[str, Any], image_tokenizer: ImageTokenizer) -> CM3ForCausalLM:

@@ -1,4 +1,4 @@
-"""Open a training run: start its processes and lock its folder."""
+"""Open a training run: start its processes, lock its folder, open its checkpoints."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from train.runtime.checkpoints import Checkpoints
 from train.runtime.distributed import launched, left
 from train.runtime.lock import one_run
+from train.runtime.settings import CheckpointConfig
 
 
 @contextmanager
@@ -26,3 +28,8 @@ def open_run(out: Path, processes: int = 0, trackers: tuple[str, ...] = ()) -> G
     with one_run(out, accelerator):
         yield accelerator
     left(accelerator)
+
+
+def checkpoints_of(out: Path, config: CheckpointConfig) -> Checkpoints:
+    """Return the checkpoints in the folder of a run."""
+    return Checkpoints(out / "checkpoints", config.keep, config.async_save, config.ignore_save_errors)

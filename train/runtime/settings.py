@@ -1,6 +1,4 @@
-"""Groups of settings that the trainers share. Each is a field of a run's configuration, and a table in
-its TOML file.
-"""
+"""Groups of settings that the trainers share: fields of a run's configuration, and tables in its TOML file."""
 
 from dataclasses import dataclass
 
@@ -15,7 +13,6 @@ class OptimConfig:
         betas: of AdamW.
         weight_decay: of AdamW, or of the matrices that decay.
         grad_clip: largest norm of the gradient.
-        ema_decay: decay of the exponential moving average of the weights; 0 = no average.
     """
 
     lr: float = 1e-3
@@ -23,7 +20,6 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     grad_clip: float = 1.0
-    ema_decay: float = 0.0
 
 
 @dataclass(frozen=True)

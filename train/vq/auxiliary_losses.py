@@ -1,8 +1,9 @@
-"""Two auxiliary losses that make codes carry what an image shows, not only how it looks.
+"""Two auxiliary losses for codes that carry meaning, not only appearance.
 
-Alignment asks that a frozen network's features can be read off the codes (VA-VAE, Yao and Wang 2025, section 3.2;
-SEED, Ge et al. 2023). The JEPA objective needs no pretrained network: from the codes of the visible part of an image,
-a small predictor guesses what an averaged copy of the encoder makes of the hidden part (I-JEPA, Assran et al. 2023).
+Alignment: a linear map of the codes predicts the features of a frozen network (VA-VAE, Yao and Wang 2025, section 3.2;
+SEED, Ge et al. 2023). JEPA needs no pretrained network: from the codes of an image with masked blocks, a small
+predictor predicts the latents that an averaged copy of the encoder computes for the masked blocks (I-JEPA, Assran et
+al. 2023).
 
 Shapes: B images, Z dimensions of a code, h x w grid, N = h * w, F features, D width of the predictor.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 def standardise(maps: Tensor) -> Tensor:
-    """[B, F, h, w] with mean 0 and deviation 1 of each feature over the batch, in fp32."""
+    """Scale features [B, F, h, w] to mean 0 and standard deviation 1 over the batch, in fp32."""
     maps = maps.float()
     return (maps - maps.mean((0, 2, 3), keepdim=True)) / (maps.std((0, 2, 3), keepdim=True) + 1e-5)
 
@@ -24,7 +25,7 @@ def standardise(maps: Tensor) -> Tensor:
 class Alignment(nn.Module):
     """How badly a small head reads the frozen features off the quantised latents.
 
-    Cosine distance place by place, plus the mean difference of the similarities between all places of an image.
+    The cosine distance at each grid position, plus the mean difference of the similarities of all pairs of positions.
 
     Args:
         dim: Z.
@@ -37,7 +38,12 @@ class Alignment(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(dim, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, sum(channels), 1))
 
     def forward(self, quantized: Tensor, maps: list[Tensor]) -> Tensor:
-        """quantized [B, Z, h, w]; maps [B, F_i, H_i, W_i], each brought to h x w. Returns a scalar."""
+        """Compute the loss, a scalar.
+
+        Args:
+            quantized: [B, Z, h, w].
+            maps: features of the images, [B, F_i, H_i, W_i] each; they are scaled to h x w.
+        """
         size = quantized.shape[-2:]
         target = torch.cat([standardise(F.interpolate(m.float(), size, mode="area")) for m in maps], 1)  # [B, F, h, w]
         a = F.normalize(self.head(quantized).float().flatten(2), dim=1)  # [B, F, N]
@@ -47,29 +53,29 @@ class Alignment(nn.Module):
 
 
 class Masked(NamedTuple):
-    """An image with blocks hidden.
+    """Images with masked blocks.
 
     Attributes:
-        pixels: [B, 3, H, W], 0 (grey) where hidden.
-        hidden: [B, h, w] bool.
+        pixels: [B, 3, H, W], 0 (grey) where masked.
+        mask: [B, h, w], True where masked.
     """
 
     pixels: Tensor
-    hidden: Tensor
+    mask: Tensor
 
 
-def hide_blocks(pixels: Tensor, grid: tuple[int, int], generator: torch.Generator, share: float = 0.5) -> Masked:
-    """Hide rectangles of codes until at least `share` of each image is hidden (I-JEPA, section 3: several blocks).
+def mask_blocks(pixels: Tensor, grid: tuple[int, int], generator: torch.Generator, share: float = 0.5) -> Masked:
+    """Mask random rectangles of the grid (I-JEPA, section 3: several blocks).
 
     Args:
         pixels: [B, 3, H, W].
-        grid: (h, w) codes.
-        generator: on the CPU.
-        share: of the codes.
+        grid: rows and columns of codes.
+        generator: of the random numbers, on the CPU.
+        share: of each grid that is masked, at least.
     """
     h, w = grid
-    hidden = torch.zeros(len(pixels), h, w, dtype=torch.bool)
-    for mask in hidden:
+    masks = torch.zeros(len(pixels), h, w, dtype=torch.bool)
+    for mask in masks:
         while mask.float().mean() < share:
             area = torch.empty(2).uniform_(0.0, 1.0, generator=generator)
             size = (0.15 + 0.1 * area[0].item()) * h * w
@@ -79,13 +85,13 @@ def hide_blocks(pixels: Tensor, grid: tuple[int, int], generator: torch.Generato
             top = int(torch.randint(h - rows + 1, (), generator=generator))
             left = int(torch.randint(w - columns + 1, (), generator=generator))
             mask[top : top + rows, left : left + columns] = True
-    hidden = hidden.to(pixels.device)
-    scaled = F.interpolate(hidden[:, None].float(), pixels.shape[-2:], mode="nearest")
-    return Masked(pixels * (1 - scaled), hidden)
+    masks = masks.to(pixels.device)
+    scaled = F.interpolate(masks[:, None].float(), pixels.shape[-2:], mode="nearest")
+    return Masked(pixels * (1 - scaled), masks)
 
 
 def positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of rows and columns, [N, D]; any grid, so that images of any size are predicted."""
+    """Return sinusoidal position embeddings of the rows and columns of any grid, [N, D]."""
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     rates = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], 1)  # [N, D / 2]
@@ -93,7 +99,7 @@ def positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 class Predictor(nn.Module):
-    """Guesses the teacher's latents of hidden places from the quantised latents of the visible ones.
+    """Predicts the teacher's latents at masked grid positions from the quantised latents at the others.
 
     Args:
         dim: Z.
@@ -113,13 +119,18 @@ class Predictor(nn.Module):
         self.leave = nn.Linear(width, target)
         self.width = width
 
-    def forward(self, quantized: Tensor, hidden: Tensor, teacher: Tensor) -> Tensor:
-        """quantized [B, Z, h, w]; hidden [B, h, w]; teacher [B, C, h, w]. Returns the smooth L1 distance to the
-        teacher's standardised latents at the hidden places, a scalar."""
-        places = positions((quantized.shape[2], quantized.shape[3]), self.width).to(quantized.device)
+    def forward(self, quantized: Tensor, mask: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the smooth L1 distance to the teacher's standardised latents at masked positions, a scalar.
+
+        Args:
+            quantized: of the masked images, [B, Z, h, w].
+            mask: [B, h, w], True where masked.
+            teacher: its latents of the whole images, [B, C, h, w].
+        """
+        embeddings = positions((quantized.shape[2], quantized.shape[3]), self.width).to(quantized.device)
         x = self.enter(quantized.flatten(2).mT)  # [B, N, D]
-        covered = hidden.flatten(1)  # [B, N]
-        x = torch.where(covered[..., None], self.mask.to(x.dtype), x) + places
-        guess = self.leave(self.layers(x))  # [B, N, C]
+        masked = mask.flatten(1)  # [B, N]
+        x = torch.where(masked[..., None], self.mask.to(x.dtype), x) + embeddings
+        predicted = self.leave(self.layers(x))  # [B, N, C]
         target = standardise(teacher).flatten(2).mT
-        return F.smooth_l1_loss(guess.float()[covered], target[covered])
+        return F.smooth_l1_loss(predicted.float()[masked], target[masked])

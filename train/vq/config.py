@@ -129,12 +129,10 @@ class AlignConfig:
     Attributes:
         weight: in units of the reconstruction's gradient; 0 = no alignment.
         features: "lite0" or "timm:NAME".
-        image_size: images are scaled up to this shorter side before the features are computed.
     """
 
     weight: float = 0.0
     features: str = "lite0"
-    image_size: int = 96
 
 
 @dataclass(frozen=True)
@@ -143,12 +141,10 @@ class JEPAConfig:
 
     Attributes:
         weight: in units of the reconstruction's gradient; 0 = none.
-        batch_fraction: share of each batch on which it is computed.
         mask_fraction: share of each image that is masked.
     """
 
     weight: float = 0.0
-    batch_fraction: float = 0.5
     mask_fraction: float = 0.5
 
 

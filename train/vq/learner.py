@@ -96,5 +96,5 @@ class VQLearner(nn.Module):
             align = self.alignment(quantized, maps)
         if self.predictor is not None and masked is not None and taught is not None:
             seen = self.vq.quantize(self.vq.latents(masked.pixels)).quantized
-            jepa = self.predictor(seen, masked.hidden, taught)
+            jepa = self.predictor(seen, masked.mask, taught)
         return VQLosses(out, latents, codes, loss, align, jepa)

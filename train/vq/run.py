@@ -18,19 +18,21 @@ from train.images.metrics import psnr
 from train.images.views import Augmentation
 from train.runtime import config as configs
 from train.runtime.checkpoint_state import ModelAndOptimizers
-from train.runtime.checkpoints import Checkpoints
 from train.runtime.curves import draw_curves
 from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
-from train.runtime.run import open_run
+from train.runtime.run import checkpoints_of, open_run
 from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.adversarial import Adversary, adversarial_share
-from train.vq.auxiliary_losses import hide_blocks
+from train.vq.auxiliary_losses import mask_blocks
 from train.vq.codebook import baked, entropy_loss, freeze_codes, use_simvq
 from train.vq.config import ImageTokenizerConfig
 from train.vq.discriminator import balance
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
+
+ALIGN_SIZE = 96  # pixels: smaller images are scaled up before the features for alignment are computed
+JEPA_FRACTION = 0.5  # share of a batch on which the JEPA loss is computed
 
 
 def train(config: ImageTokenizerConfig, out: Path) -> ImageTokenizer:
@@ -109,7 +111,7 @@ class ImageTokenizerRun:
         config = self.config
         self.features = None
         if config.align.weight:
-            self.features = Features(config.align.features, config.align.image_size, last=2).to(self.device)
+            self.features = Features(config.align.features, ALIGN_SIZE, last=2).to(self.device)
         self.distance = perceptual(config.loss.perceptual_features) if config.loss.perceptual else None
         if isinstance(self.distance, nn.Module):
             self.distance.to(self.device)
@@ -142,7 +144,7 @@ class ImageTokenizerRun:
         self.adversary = Adversary(config.gan, self.device)
 
     def _restore(self) -> None:
-        config, saving = self.config, self.config.checkpoint
+        config = self.config
         state: dict[str, Any] = {"balances": {}, "seconds": 0.0, "best": 0.0, "usage": self.vq.quantize.usage}
         self.parts: dict[str, Any] = {
             "learner": ModelAndOptimizers(self.learner, [self.optimizer]),
@@ -150,9 +152,7 @@ class ImageTokenizerRun:
             "run": state,
             **self.adversary.parts(),
         }
-        self.checkpoints = Checkpoints(
-            self.out / "checkpoints", saving.keep, saving.async_save, saving.ignore_save_errors
-        )
+        self.checkpoints = checkpoints_of(self.out, config.checkpoint)
         self.first = self.checkpoints.load(self.parts) or 0
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -222,10 +222,10 @@ class ImageTokenizerRun:
             if self.features is not None:
                 maps = self.features(pixels)
             if config.jepa.weight:
-                some = pixels[: max(1, round(config.jepa.batch_fraction * len(pixels)))]
+                some = pixels[: max(1, round(JEPA_FRACTION * len(pixels)))]
                 downsampling = self.vq.config.downsampling
                 grid = (some.shape[2] // downsampling, some.shape[3] // downsampling)
-                masked = hide_blocks(some, grid, generator(config.seed, step, self.rank), config.jepa.mask_fraction)
+                masked = mask_blocks(some, grid, generator(config.seed, step, self.rank), config.jepa.mask_fraction)
                 taught = self.teacher.encoder(some)
         with autocast(config.precision, self.device):
             result: VQLosses = self.called(pixels, maps, masked, taught)

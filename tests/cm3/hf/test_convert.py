@@ -21,7 +21,7 @@ from cm3.engine.options import AnswerOptions
 from cm3.hf.chameleon import Order, code_of, order_of, weights
 from cm3.hf.convert import SOURCE, Stored, convert, convert_back, write_shards
 from cm3.tokens.document import Document, Image, Mask, Text
-from cm3.tokens.encoding import draw_ids, from_ids, image_ids, text_ids, to_ids
+from cm3.tokens.encoding import from_ids, image_ids, image_prompt_ids, text_ids, to_ids
 from cm3.tokens.tokenizer_json import load_text
 from cm3.tokens.vocab import Vocab
 from tests.helpers.chameleons import CODES, build_tokenizer, vocabulary, write_chameleon, write_meta
@@ -156,7 +156,7 @@ def test_every_task_runs(ours: CM3):
 def test_prompts_are_laid_as_chameleon_was_taught(ours: CM3):
     vocab = ours.vocab
     image = Image(torch.arange(1024).view(32, 32) % CODES)
-    drawn = ours.prompts.ids(Document((Text("a"),)), draw_ids)
+    drawn = ours.prompts.ids(Document((Text("a"),)), image_prompt_ids)
     assert [vocab.name(id) for id in drawn if vocab.is_special(id)] == ["<bos>", "<end_turn>", "<image>"]
     asked = ours.prompts.text("What?", image, ours.jobs.generate("a").requests[0].sampling, 0).prompt
     shape = [vocab.name(id) if vocab.is_special(id) else "text" if vocab.is_text(id) else "code" for id in asked]

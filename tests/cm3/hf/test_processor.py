@@ -14,7 +14,7 @@ from cm3.hf.modeling import CM3ForConditionalGeneration, GrammarLogitsProcessor
 from cm3.hf.processing import CM3Processor
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tokens.document import Document, Text
-from cm3.tokens.encoding import draw_ids
+from cm3.tokens.encoding import image_prompt_ids
 
 
 def codes_of(ids: torch.Tensor, model: CM3) -> list[int]:
@@ -135,7 +135,7 @@ def test_the_multimodal_model_saves_what_others_read(multimodal: Any, tmp_path: 
 
 def test_the_grammar_goes_on_from_rows_that_it_has_not_seen(emoji: CM3):
     vocab = emoji.vocab
-    prompt = emoji.prompts.ids(Document((Text("a cat"),)), draw_ids)
+    prompt = emoji.prompts.ids(Document((Text("a cat"),)), image_prompt_ids)
     rows = torch.tensor([prompt + [vocab.code_to_id(5)] * 64])
     grammar = GrammarLogitsProcessor(vocab, "image", 64, 70)
     scores = torch.zeros(1, len(vocab))

@@ -20,7 +20,7 @@ from cm3.model.config import CM3Config
 from cm3.model.transformer import CM3ForCausalLM
 from cm3.tasks.images import nearest_grid
 from cm3.tokens.document import HOLE, Document, Image, Text
-from cm3.tokens.encoding import draw_ids, from_ids, last_grid, open_ids, to_ids
+from cm3.tokens.encoding import from_ids, image_prompt_ids, last_grid, open_ids, to_ids
 from cm3.tokens.grammar import Grammar
 from cm3.tokens.vocab import Vocab
 
@@ -172,7 +172,7 @@ def test_a_configuration_with_odd_grids_is_refused(grids: Any):
 def test_a_negative_prompt_takes_the_place_of_nothing(tiny: CM3):
     [request] = tiny.jobs.generate("a cat", GenerateOptions(negative_prompt="a dog")).requests
     words = Document((Text("a dog"),))
-    assert request.extra_prompts == [tiny.prompts.ids(words, draw_ids)]
+    assert request.extra_prompts == [tiny.prompts.ids(words, image_prompt_ids)]
     [plain] = tiny.jobs.generate("a cat").requests
     assert request.prompt == plain.prompt and request.extra_prompts != plain.extra_prompts
     [empty] = tiny.jobs.generate("a cat", GenerateOptions(negative_prompt=" ")).requests
@@ -197,7 +197,7 @@ def test_a_negative_prompt_brings_its_guidance_where_guidance_is_off(tiny: CM3):
 def test_references_stand_between_the_words_and_the_drawing(tiny: CM3, images: list[PIL_Image.Image]):
     [request] = tiny.jobs.generate("a cat", GenerateOptions(references=images[:2], guidance=1.0)).requests
     shown = [tiny.processor.encode(image) for image in images[:2]]
-    assert request.prompt == tiny.prompts.ids(Document((Text("a cat"), *shown)), draw_ids)
+    assert request.prompt == tiny.prompts.ids(Document((Text("a cat"), *shown)), image_prompt_ids)
     drawn = [tiny.generate("a cat", references=some, seed=1, guidance=1.0)[0] for some in (images[:1], images[1:2])]
     assert drawn[0] != drawn[1]
 

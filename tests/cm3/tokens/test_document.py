@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cm3.model.config import CM3Config
 from cm3.tokens.document import HOLE, Document, Image, Mask, Text, without_text
-from cm3.tokens.encoding import draw_ids, from_ids, open_ids, prompt_ids, to_ids
+from cm3.tokens.encoding import from_ids, image_prompt_ids, open_ids, prompt_ids, to_ids
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 
@@ -60,10 +60,10 @@ def test_a_caption_prompt_ends_with_the_infill():
 
 def test_a_prompt_without_masks_stays_open():
     assert names(prompt_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T"
-    assert names(draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T <break> <image>"
-    assert names(draw_ids(Document(), VOCAB, TOKENIZER)) == "<eos> <image>"
-    assert names(draw_ids(Document((image(),)), VOCAB, TOKENIZER)) == "<eos> <image> C </image> <image>"
-    assert names(draw_ids(Document((Mask(),)), VOCAB, TOKENIZER)) == "<eos> <mask:0> <break> <image>"
+    assert names(image_prompt_ids(Document((Text("a"),)), VOCAB, TOKENIZER)) == "<eos> T <break> <image>"
+    assert names(image_prompt_ids(Document(), VOCAB, TOKENIZER)) == "<eos> <image>"
+    assert names(image_prompt_ids(Document((image(),)), VOCAB, TOKENIZER)) == "<eos> <image> C </image> <image>"
+    assert names(image_prompt_ids(Document((Mask(),)), VOCAB, TOKENIZER)) == "<eos> <mask:0> <break> <image>"
     document = Document((Text("a"), image()))
     assert names(open_ids(document, VOCAB, TOKENIZER)) == "<eos> T <break> <image> C </image>"
 
@@ -83,9 +83,9 @@ def test_documents_come_back_from_json(document: Document):
 
 def test_a_hole_is_a_mask_among_the_codes():
     document = Document((Text("a"), image(1, HOLE, HOLE, 4)))
-    ids = draw_ids(document, VOCAB, TOKENIZER)
+    ids = image_prompt_ids(document, VOCAB, TOKENIZER)
     assert names(ids) == "<eos> T <break> <image> C <mask:0> <mask:0> C </image> <image>"
-    assert names(draw_ids(Document((image(*[HOLE] * 4),)), VOCAB, TOKENIZER)).count("<mask:0>") == 4
+    assert names(image_prompt_ids(Document((image(*[HOLE] * 4),)), VOCAB, TOKENIZER)).count("<mask:0>") == 4
     assert document[1].holes and not image().holes
 
 

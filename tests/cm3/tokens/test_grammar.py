@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cm3.model.config import CM3Config
 from cm3.tokens.document import Document, Image, Mask, Text
 from cm3.tokens.document_state import DocumentState, Section
-from cm3.tokens.encoding import draw_ids, from_ids, prompt_ids
+from cm3.tokens.encoding import from_ids, image_prompt_ids, prompt_ids
 from cm3.tokens.grammar import Grammar, Legal, allowed
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
@@ -41,7 +41,7 @@ def play(state: Grammar, seed: int, special: float = 0.3) -> list[int]:
     return new
 
 
-@pytest.mark.parametrize("prompt", [draw_ids(Document((Text("a"),)), VOCAB, TOKENIZER), [1, 5, 2, 3], [1, 3]])
+@pytest.mark.parametrize("prompt", [image_prompt_ids(Document((Text("a"),)), VOCAB, TOKENIZER), [1, 5, 2, 3], [1, 3]])
 def test_an_image_has_exactly_its_codes_then_closes(prompt: list[int]):
     new = play(Grammar(VOCAB, prompt, "image", CODES), 0)
     assert len(new) == CODES + 1

@@ -19,8 +19,9 @@ from cm3.pipeline import CM3
 from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
 from train import merge
-from train.documents.shards import Shards, read_meta
-from train.merge import average, greedy_soup, held_out_loss
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards
+from train.merge import average, greedy_soup, next_token_loss
 
 Make = Callable[..., Path]
 
@@ -149,7 +150,7 @@ def test_models_that_do_not_fit_are_refused(make: Make, tmp_path: Path):
 def test_bad_weights_are_refused(tiny_folder: Path, tmp_path: Path, shares: tuple[float, ...], message: str):
     with pytest.raises(ValueError, match=message):
         average([tiny_folder] * 2, tmp_path / "out", shares)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists: give another"):
         average([tiny_folder] * 2, tmp_path)
 
 
@@ -191,7 +192,7 @@ def models(token_shards: Path, vq_folder: Path, tmp_path: Path) -> list[Path]:
     return [tmp_path / f"model{i}" for i in range(3)]
 
 
-def test_the_held_out_loss_is_the_mean_over_all_tokens(
+def test_the_next_token_loss_is_the_mean_over_all_tokens(
     models: list[Path], token_shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shards = Shards(token_shards, "held_out")
@@ -203,8 +204,8 @@ def test_the_held_out_loss_is_the_mean_over_all_tokens(
             total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
     for batch in (1, 100, 10**6):
-        monkeypatch.setattr(merge, "BATCH", batch)
-        assert held_out_loss(models[2], shards) == pytest.approx(total / count, rel=1e-5)
+        monkeypatch.setattr(merge, "BATCH_TOKENS", batch)
+        assert next_token_loss(models[2], shards) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_the_command_makes_a_soup_and_an_average(
@@ -238,4 +239,4 @@ def test_mistakes_on_the_command_line_are_one_line(tiny_folder: Path, tmp_path: 
 
 def test_a_model_of_another_vocabulary_than_the_shards_is_refused(tiny_folder: Path, token_shards: Path):
     with pytest.raises(ValueError, match="another vocabulary"):
-        held_out_loss(tiny_folder, Shards(token_shards, "held_out"))
+        next_token_loss(tiny_folder, Shards(token_shards, "held_out"))

@@ -23,13 +23,25 @@ from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tokenizer_image import ImageTokenizer
 from train import scorer
-from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish, read_meta
+from train.contrastive import run
+from train.contrastive.config import ScorerTrainingConfig
+from train.contrastive.loss import (
+    contrastive_loss,
+    encode_by_length,
+    retrieval,
+    with_code_noise,
+    with_patch_dropout,
+)
+from train.contrastive.pairs import Names, batch_indices, names_of, pairs_of
+from train.contrastive.run import train
+from train.documents.shard_files import read_meta
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, finish
 from train.evaluation.suites import reranking as evaluate_reranking
 from train.images.sheet import LABEL
 from train.language.config import LMConfig
-from train.language.contrastive import Names, by_length, contrast, names_of, pairs_of, retrieval, spoiled, thinned
 from train.language.setup import starting_model
-from train.scorer import ScorerTrainingConfig, picks
+from train.runtime import config as configs
+from train.runtime.config import override
 
 TINY = {
     "embedding_size": 8,
@@ -45,16 +57,27 @@ TINY = {
 @pytest.fixture(scope="module")
 def config(token_shards: Path, vq_folder: Path) -> ScorerTrainingConfig:
     """Six steps of a tiny scorer."""
-    return ScorerTrainingConfig(
-        str(token_shards), str(vq_folder), TINY, steps=6, batch=16, warmup=2, log_every=1, evaluate_every=2
+    return configs.fill(
+        ScorerTrainingConfig,
+        {
+            "image_tokenizer": str(vq_folder),
+            "model": TINY,
+            "steps": 6,
+            "batch_size": 16,
+            "data": {"folder": str(token_shards)},
+            "optim": {"warmup_steps": 2},
+            "checkpoint": {"every": 2},
+            "eval": {"every": 2},
+            "log": {"every": 1},
+        },
     )
 
 
 @pytest.fixture(scope="module")
-def run(config: ScorerTrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(config: ScorerTrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("run")
-    scorer.train(config, out)
+    train(config, out)
     return out
 
 
@@ -66,12 +89,12 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def dies(step: int, *settings: Any) -> list[int]:
             if step == last:
                 raise KeyboardInterrupt
-            return picks(step, *settings)
+            return batch_indices(step, *settings)
 
         with monkeypatch.context() as patch:
-            patch.setattr(scorer, "picks", dies)
+            patch.setattr(run, "batch_indices", dies)
             with pytest.raises(KeyboardInterrupt):
-                scorer.train(config, out)
+                train(config, out)
 
     return kill
 
@@ -86,30 +109,32 @@ def units(*rows: list[float]) -> torch.Tensor:
 
 
 def test_a_run_logs_retrieval_in_both_languages_and_leaves_a_scorer(
-    config: ScorerTrainingConfig, run: Path, token_shards: Path
+    config: ScorerTrainingConfig, finished: Path, token_shards: Path
 ):
-    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
-    assert [row["step"] for row in logged(run, "loss")] == [1, 2, 3, 4, 5, 6]
-    found = logged(run, "held_out_retrieval")
+    assert {path.name for path in finished.iterdir()} == {"config.json", "log.jsonl", "checkpoints", "model"}
+    assert [row["step"] for row in logged(finished, "loss")] == [1, 2, 3, 4, 5, 6]
+    found = logged(finished, "held_out_retrieval")
     assert [row["step"] for row in found] == [2, 4, 6]
     assert found[0]["held_out_retrieval"].keys() == {"en", "ar"} and found[0]["held_out_retrieval"]["en"].keys() == {
         "top1",
         "top5",
     }
-    trained, meta = Scorer.from_pretrained(run / "model"), read_meta(token_shards)
+    trained, meta = Scorer.from_pretrained(finished / "model"), read_meta(token_shards)
     trained.check(meta["text_tokenizer"], meta["image_tokenizer"])
     assert trained.config.image_grid == (4, 4) and trained.config.hidden_size == 16
 
 
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    config: ScorerTrainingConfig, run: Path, killed_at: Callable, step: int, tmp_path: Path
+    config: ScorerTrainingConfig, finished: Path, killed_at: Callable, step: int, tmp_path: Path
 ):
     killed_at(step, config, tmp_path)
-    scorer.train(config, tmp_path)
-    assert same_tensors(run, tmp_path)
-    assert (run / "model" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
-    assert [row["loss"] for row in logged(run, "loss")] == [row["loss"] for row in logged(tmp_path, "loss")]
+    train(config, tmp_path)
+    assert same_tensors(finished, tmp_path)
+    assert (finished / "model" / "model.safetensors").read_bytes() == (
+        tmp_path / "model" / "model.safetensors"
+    ).read_bytes()
+    assert [row["loss"] for row in logged(finished, "loss")] == [row["loss"] for row in logged(tmp_path, "loss")]
 
 
 def test_it_learns_which_text_belongs_to_which_image(vq_folder: Path, tmp_path: Path):
@@ -123,10 +148,11 @@ def test_it_learns_which_text_belongs_to_which_image(vq_folder: Path, tmp_path: 
             writer.add(Document((Text(name), Image(torch.tensor([codes])))))
     writer.save(tmp_path)
     finish(tmp_path, text, vocab, image, image_tokenizer_name=str(vq_folder))
-    config = ScorerTrainingConfig(
-        str(tmp_path), "", TINY, steps=60, batch=6, lr=1e-2, warmup=5, wrong=0.1, log_every=60
+    config = override(
+        ScorerTrainingConfig(model=TINY, steps=60, batch_size=6),
+        {"data.folder": str(tmp_path), "optim.lr": 1e-2, "optim.warmup_steps": 5, "augment.code_noise": 0.1},
     )
-    trained = Scorer.from_pretrained(scorer.train(config, tmp_path / "run"))
+    trained = Scorer.from_pretrained(train(config, tmp_path / "run"))
     pairs = pairs_of(Shards(tmp_path))
     scores = torch.stack([trained.score([words], pairs.codes[::2].long()) for words in pairs.texts])  # [6, 3]
     assert scores.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
@@ -153,61 +179,56 @@ def test_documents_of_another_form_are_no_pairs(vq_folder: Path, tmp_path: Path)
         pairs_of(Shards(tmp_path, "held_out"))
 
 
-def test_pairs_of_one_concept_do_not_repel():
+def test_pairs_of_one_concept_are_no_negatives():
     texts, images = units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0]), units([1.0, 0.0], [1.0, 0.1], [0.0, 1.0])
     scale = torch.tensor(10.0)
-    losses = {same: contrast(texts, images, scale, ["a", "a", "b"], same) for same in scorer.SAME}
-    assert losses["mask"] < 1e-3 < losses["repel"]
-    apart, pulls = units([1.0, 0.0], [0.6, 0.8]), []
-    for same in scorer.SAME:
-        text = apart.clone().requires_grad_()
-        loss = contrast(text, apart, scale, ["a", "a"], same)
-        pulls.append((-torch.autograd.grad(loss, text)[0][0] @ apart[1]).item())  # of image 1 on text 0, and its own
-        assert (loss.item() < 1e-6) == (same == "mask")
-    mask, share, repel = pulls
-    assert repel < -0.01 < mask < 0.01 < share
+    assert contrastive_loss(texts, images, scale, ["a", "a", "b"]) < 1e-3
+    assert contrastive_loss(texts, images, scale, ["a", "c", "b"]) > 0.1
+    apart = units([1.0, 0.0], [0.6, 0.8])
+    text = apart.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(contrastive_loss(text, apart, scale, ["a", "a"]), text)
+    assert gradient.abs().max() < 1e-6
 
 
-def test_without_equals_the_loss_is_clips():
+def test_the_loss_of_different_concepts_is_that_of_clip():
     generator = torch.Generator().manual_seed(0)
     texts, images = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in "ab")
     logits, own = 7 * texts @ images.T, torch.arange(5)
     cross = torch.nn.functional.cross_entropy
     expected = (cross(logits, own) + cross(logits.T, own)) / 2
-    for same in scorer.SAME:
-        assert torch.allclose(contrast(texts, images, torch.tensor(7.0), list("abcde"), same), expected)
+    assert torch.allclose(contrastive_loss(texts, images, torch.tensor(7.0), list("abcde")), expected)
 
 
 def test_an_epoch_sees_every_pair_once():
     for epoch in range(2):
-        seen = sum((picks(epoch * 5 + i, 20, 4, seed=1) for i in range(5)), [])
+        seen = sum((batch_indices(epoch * 5 + i, 20, 4, seed=1) for i in range(5)), [])
         assert sorted(seen) == list(range(20)) != seen
-    assert sorted(picks(3, 5, 8, seed=0)) == [0, 1, 2, 3, 4]
-    assert picks(0, 20, 4, 1) != picks(5, 20, 4, 1)
+    assert sorted(batch_indices(3, 5, 8, seed=0)) == [0, 1, 2, 3, 4]
+    assert batch_indices(0, 20, 4, 1) != batch_indices(5, 20, 4, 1)
 
 
-def test_spoiled_codes_are_those_of_other_images_at_their_place():
+def test_replaced_codes_are_those_of_another_image_at_the_same_position():
     codes = torch.arange(5)[:, None, None] * 100 + torch.arange(16).view(4, 4)
-    out = spoiled(codes, 0.6, torch.Generator().manual_seed(0))
+    out = with_code_noise(codes, 0.6, torch.Generator().manual_seed(0))
     assert torch.equal(out % 100, codes % 100)
     assert 0 < (out != codes).float().mean() < 0.6
-    assert torch.equal(spoiled(codes, 0.0, torch.Generator()), codes)
+    assert torch.equal(with_code_noise(codes, 0.0, torch.Generator()), codes)
 
 
-def test_thinned_images_keep_some_cells_each():
-    cells = torch.arange(3 * 8.0).view(3, 8, 1)
-    out = thinned(cells, 0.5, torch.Generator().manual_seed(0))
+def test_some_patches_of_each_image_stay():
+    patches = torch.arange(3 * 8.0).view(3, 8, 1)
+    out = with_patch_dropout(patches, 0.5, torch.Generator().manual_seed(0))
     assert out.shape == (3, 4, 1)
-    for kept, whole in zip(out, cells, strict=True):
+    for kept, whole in zip(out, patches, strict=True):
         assert set(kept.flatten().tolist()) < set(whole.flatten().tolist()) and kept.unique().numel() == 4
-    assert thinned(cells, 0.99, torch.Generator()).shape == (3, 1, 1)
+    assert with_patch_dropout(patches, 0.99, torch.Generator()).shape == (3, 1, 1)
 
 
-def test_texts_in_order_of_length_are_encoded_as_they_are(run: Path):
-    trained = Scorer.from_pretrained(run / "model")
+def test_texts_in_order_of_length_are_encoded_as_they_are(finished: Path):
+    trained = Scorer.from_pretrained(finished / "model")
     texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2], [3]]
-    assert torch.allclose(by_length(trained, texts), trained.encode_texts(texts), atol=1e-6)
-    assert by_length(trained, texts[:2]).shape == (2, 16)
+    assert torch.allclose(encode_by_length(trained, texts), trained.encode_texts(texts), atol=1e-6)
+    assert encode_by_length(trained, texts[:2]).shape == (2, 16)
 
 
 def test_retrieval_counts_the_right_name_among_all():
@@ -223,28 +244,28 @@ def test_retrieval_counts_the_right_name_among_all():
     assert found == {"top1": 0.5, "top5": 0.75}
 
 
-def test_bad_settings_are_refused(config: ScorerTrainingConfig, token_shards: Path, run: Path, tmp_path: Path):
+def test_bad_settings_are_refused(config: ScorerTrainingConfig, token_shards: Path, finished: Path, tmp_path: Path):
     for fields, message in (
-        ({"same": "other"}, "choose mask, share, repel"),
-        ({"drop": 1.0}, "drop is 1.0"),
-        ({"batch": 1}, "at least 2"),
+        ({"augment.patch_dropout": 1.0}, "augment.patch_dropout is 1.0"),
+        ({"batch_size": 1}, "at least 2"),
+        ({"eval.every": 0}, "eval.every is 0, but must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            replace(config, **fields)
+            override(config, fields)
     with pytest.raises(ValueError, match="model.image_grid comes from the shards"):
-        scorer.train(replace(config, model={"image_grid": [2, 2]}), tmp_path)
+        train(replace(config, model={"image_grid": [2, 2]}), tmp_path)
     with pytest.raises(ValueError, match="unknown config keys: width"):
-        scorer.train(replace(config, model={"width": 2}), tmp_path)
-    with pytest.raises(ValueError, match="holds another run: batch was 16, now 8"):
-        scorer.train(replace(config, batch=8), run)
+        train(replace(config, model={"width": 2}), tmp_path)
+    with pytest.raises(ValueError, match="holds another run: batch_size was 16, now 8"):
+        train(replace(config, batch_size=8), finished)
     with pytest.raises(ValueError, match="meta.json is missing"):
-        scorer.train(replace(config, data=str(tmp_path)), tmp_path)
+        train(override(config, {"data.folder": str(tmp_path)}), tmp_path)
     with pytest.raises(SystemExit, match="scorer: "):
         scorer.main(tmp_path, data=str(tmp_path / "none"))
 
 
 def test_the_best_of_several_drawings_is_measured(
-    sample: Path, token_shards: Path, vq_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample: Path, token_shards: Path, vq_folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class FakeJudge:
         def features(self, images: list) -> torch.Tensor:
@@ -254,19 +275,19 @@ def test_the_best_of_several_drawings_is_measured(
     image = ImageTokenizer.from_pretrained(vq_folder)
     model = CM3(starting_model(settings, read_meta(token_shards), image), TextTokenizer.load(token_shards), image)
     monkeypatch.setattr(evaluate_reranking, "Judge", FakeJudge)
-    trained = Scorer.from_pretrained(run / "model")
+    trained = Scorer.from_pretrained(finished / "model")
     measure = partial(evaluate_reranking.measure, model, trained, sample, token_shards, tmp_path, count=4)
     result = measure(GenerateOptions(n=3))
     assert result["prompts"] == 4
     for name, rows in result["picked"].items():
-        assert list(rows) == ([1] if name.startswith("nobody") else [2, 3])
+        assert list(rows) == ([1] if name in ("first image", "mean of all images") else [2, 3])
     sheet = PIL_Image.open(tmp_path / "contact_sheet.png")  # real, three as they come, the best
     assert sheet.size == (LABEL + 5 * 18, 4 * 18)
     assert (tmp_path / "rerank.md").read_text() == evaluate_reranking.reranking_table(result)
     monkeypatch.setattr(CM3, "run", lambda *_: pytest.fail("drawn again"))
     again = measure(GenerateOptions(n=3))
     assert again["picked"] == result["picked"]
-    with pytest.raises(ValueError, match="at least 2 drawings"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         measure(GenerateOptions(n=1))
 
 

@@ -55,7 +55,7 @@ def test_what_is_wrong_in_a_folder_is_named(root: Path, monkeypatch: pytest.Monk
     reasons = bad(found)
     assert reasons["p0.png"] == "second image of one name: p0.jpg is taken"
     assert reasons["p1.png"].startswith("not UTF-8: byte 3 of .txt is 0xe9")
-    assert reasons["p2.png"].startswith("no caption: neither .txt nor .json")
+    assert reasons["p2.png"].startswith("no caption: there is no .txt or .json")
     assert reasons["alone.txt"] == "caption without an image"
     assert reasons["big.png"].startswith("text too long: 1,000,001 bytes, the limit is 1,000,000")
     assert reasons["broken.png"].startswith("broken JSON") and reasons["deep.png"].startswith("broken JSON")

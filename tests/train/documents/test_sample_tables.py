@@ -186,7 +186,7 @@ def test_interleaved_parquet_reads_in_order(root: Path, arrow: Any):
     starts = (
         "not downloaded: https://x/y.jpg",
         "broken row: 1 images and 2 texts",
-        "broken row: place 0 has both",
+        "broken row: index 0 has both",
         "neither text nor image",
     )
     assert all(reason.startswith(start) for reason, start in zip(bad(source).values(), starts, strict=True))

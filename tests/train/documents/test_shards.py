@@ -17,20 +17,8 @@ from cm3.tokens.templates import TEMPLATES
 from cm3.tokens.text_tokenizer import TextTokenizer
 from cm3.tokens.vocab import Vocab
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import (
-    MAX_TARGETS,
-    META,
-    NUM_SPECIAL,
-    Shards,
-    ShardWriter,
-    Target,
-    clear,
-    finish,
-    layout,
-    questions,
-    read_meta,
-    shard_facts,
-)
+from train.documents.shard_files import MAX_TARGETS, META, layout, read_meta, shard_facts
+from train.documents.shards import NUM_SPECIAL, Shards, ShardWriter, Target, clear, finish, questions
 
 CODES = torch.arange(16).view(4, 4)
 
@@ -192,7 +180,7 @@ DAMAGE = [
     (no_shard, "not a whole shard"),
     (without("spans"), "not a whole shard .*spans"),
     (changed(ids=lambda ids: ids.astype(np.int64)), "ids are I64 of shape"),
-    (changed(ids=lambda ids: ids[None]), "not a row of uint16"),
+    (changed(ids=lambda ids: ids[None]), "not a vector of uint16"),
     (changed(ids=lambda ids: ids[:-1]), "its index does not fit"),
     (changed(offsets=shifted), "its index does not fit"),
     (changed(offsets=lambda offsets: offsets + 1), "its index does not fit"),
@@ -202,8 +190,8 @@ DAMAGE = [
     (changed(texts=lambda texts: texts[1:]), "its index is of"),
     (changed(pictures=lambda images: images[1:]), "its index is of"),
     (changed(pictures=lambda images: images.astype(np.float64)), "holds float64"),
-    (changed(texts=lambda texts: texts.astype(np.int64) - 2), "counts less than no text"),
-    (changed(pictures=lambda images: -images), "counts less than no text or image"),
+    (changed(texts=lambda texts: texts.astype(np.int64) - 2), "a number of texts or images is negative"),
+    (changed(pictures=lambda images: -images), "a number of texts or images is negative"),
     (without("pictures"), "not a whole shard .*pictures"),
 ]
 
@@ -215,14 +203,14 @@ def test_a_damaged_shard_is_named_and_the_others_keep_their_numbers(
 ):
     whole = Shards(four)
     damage(four / "train-00001.safetensors")
-    with pytest.raises(ValueError, match="1 of 4 shards with 10 of 40 documents are bad, more than max_bad = 10%"):
+    with pytest.raises(ValueError, match="1 of 4 shards with 10 of 40 documents are damaged, more than max_bad = 10%"):
         Shards(four, verify=verify)
     shards = Shards(four, verify=verify, max_bad=0.3)
     assert list(shards.bad) == ["train-00001.safetensors"]
     damaged = "damaged: .* hash" if verify and reason != "missing" else reason
     assert re.search(damaged, shards.bad["train-00001.safetensors"])
     assert shards.document(25) == whole.document(25) and (shards.lengths == 0).sum() == 10
-    with pytest.raises(ValueError, match="document 12 lies in a bad shard"):
+    with pytest.raises(ValueError, match="document 12 is in a damaged shard"):
         shards.document(12)
 
 
@@ -248,7 +236,7 @@ def test_other_tokenizers_are_refused(four: Path, image: ImageTokenizer, tmp_pat
     with pytest.raises(ValueError, match="made with another image tokenizer"):
         shards.check_image_tokenizer(ImageTokenizer.from_pretrained("emoji"))
     TextTokenizer.train(["other words"], 260).save(four)
-    with pytest.raises(ValueError, match="is not the text tokenizer that the shards were made with"):
+    with pytest.raises(ValueError, match="is not the text tokenizer that made the shards"):
         shards.text_tokenizer()
 
 

@@ -1,4 +1,4 @@
-"""The yardsticks: bytes are kept to, more of them never look worse, and headers are counted as documented."""
+"""WebP and JPEG as baselines: they keep to the bytes, more bytes never look worse, and headers are counted right."""
 
 import io
 

@@ -279,7 +279,7 @@ def test_a_folder_of_bad_files_says_so(tmp_path: Path, aspects: tuple[str, ...])
         (tmp_path / f"{i}.jpg").write_bytes(b"words")
     with pytest.raises(ValueError, match=r"none of the 2 images can be read; .*1\.jpg: not an image"):
         ImageLoader(tmp_path, 16, multiple=4, aspects=aspects, max_bad=1.0).batch(0, 1)
-    with pytest.raises(ValueError, match="none of the images to evaluate on can be read"):
+    with pytest.raises(ValueError, match="none of the held-out images can be read"):
         ImageLoader(tmp_path, 16).held_out_images()
 
 

@@ -16,7 +16,8 @@ from cm3.tokens.vocab import Vocab
 from documents import write_shards
 from tests.helpers.models import build
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import finish, layout, read_meta
+from train.documents.shard_files import layout, read_meta
+from train.documents.shards import finish
 from train.language.config import LMConfig
 from train.language.lora import Lora, add_lora, merged, save_adapter
 from train.language.packing import Batch

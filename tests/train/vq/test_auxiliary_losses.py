@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.vq.auxiliary_losses import Alignment, Predictor, hide_blocks, positions, standardise
+from train.vq.auxiliary_losses import Alignment, Predictor, mask_blocks, positions, standardise
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -49,17 +49,17 @@ def test_the_alignment_pulls_at_the_codes():
 @pytest.mark.parametrize("share", [0.3, 0.5])
 def test_hidden_blocks_are_grey_and_enough(grid: tuple[int, int], share: float):
     pixels = torch.ones(5, 3, grid[0] * 4, grid[1] * 4)
-    masked = hide_blocks(pixels, grid, seeded(), share)
-    assert masked.hidden.shape == (5, *grid)
-    assert (masked.hidden.float().mean((1, 2)) >= share).all()
+    masked = mask_blocks(pixels, grid, seeded(), share)
+    assert masked.mask.shape == (5, *grid)
+    assert (masked.mask.float().mean((1, 2)) >= share).all()
     shown = masked.pixels[:, 0].unfold(1, 4, 4).unfold(2, 4, 4)  # [B, h, w, 4, 4]
-    assert ((shown == 0).all(-1).all(-1) == masked.hidden).all()
-    assert ((shown == 1).all(-1).all(-1) == ~masked.hidden).all()
+    assert ((shown == 0).all(-1).all(-1) == masked.mask).all()
+    assert ((shown == 1).all(-1).all(-1) == ~masked.mask).all()
 
 
 def test_hiding_is_the_generators_choice():
     pixels = torch.ones(5, 3, 32, 32)
-    first, again, other = (hide_blocks(pixels, (8, 8), seeded(seed)).hidden for seed in (1, 1, 2))
+    first, again, other = (mask_blocks(pixels, (8, 8), seeded(seed)).mask for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

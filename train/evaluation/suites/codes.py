@@ -2,9 +2,10 @@
 
     python -m train.evaluate codes FOLDER... --data data/emoji --out runs/compare --seed 0
 
-Each tokenizer gives one line of OUT/rows.jsonl as soon as it is measured; what is there already is not measured again.
-Of the everyday concepts (train.tokenize_emoji.EVERYDAY) the language model sees the training split less one design of
-each concept that has four or more, and captions those images ("held-out design") and the held-out pairs.
+Each tokenizer adds a line to OUT/rows.jsonl; tokenizers that have one are not measured again. The language model is
+trained on the everyday concepts (train.tokenize_emoji.EVERYDAY) of the training split, without one design of each
+concept that has four or more. It is evaluated on captions of those images ("held-out design") and of the held-out
+pairs.
 """
 
 import json
@@ -29,6 +30,7 @@ from train.emoji.dataset import EVERYDAY, read_split
 from train.emoji.packages import STYLES
 from train.emoji.phrases import Facts
 from train.evaluation.concepts import SPLIT_FOLDERS
+from train.evaluation.options import DATA, Data, Out
 from train.evaluation.probe import across_groups, bag_of_codes, code_vectors
 from train.images.codes import encode_views
 from train.images.loader import to_pixels
@@ -48,13 +50,13 @@ MODEL = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=4, interm
 
 @dataclass(frozen=True)
 class CodesConfig:
-    """One comparison.
+    """The settings of a comparison.
 
     Attributes:
-        seed: of the language model; the views and the held cells are the same for all.
-        steps: of the language model; 0 = none.
-        batch_tokens: tokens a step, in packed rows.
-        views: views of each image; the first is plain.
+        seed: of the language model. The views and the held-out images do not depend on it.
+        steps: of the language model; 0 = no language model.
+        batch_tokens: tokens in a step.
+        views: number of views of each image, of which the first is not augmented.
         model: fields of CM3Config that replace the preset's.
     """
 
@@ -67,34 +69,43 @@ class CodesConfig:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Drawings in RGBa, each with its facts."""
+    """Drawings with their facts.
+
+    Attributes:
+        drawings: in RGBa.
+        rows: facts of each drawing.
+    """
 
     drawings: list[Image.Image]
     rows: list[Facts]
 
     def where(self, keep: list[bool]) -> "Drawings":
+        """Return some of the drawings."""
         pairs = [pair for pair, kept in zip(zip(self.drawings, self.rows, strict=True), keep, strict=True) if kept]
         return Drawings([drawing for drawing, _ in pairs], [row for _, row in pairs])
 
     def designs(self) -> list[str]:
+        """Return the design of each drawing."""
         return [DESIGNS[row["style"]] for row in self.rows]
 
     def plain(self, size: int) -> list[Image.Image]:
+        """Return images of the drawings without augmentation."""
         return [Image.fromarray(place(drawing, PLAIN, size)) for drawing in self.drawings]
 
 
 def read(folder: Path) -> Drawings:
-    """All images of a split."""
+    """Read all drawings of a split."""
     samples = [(drawing, row) for _, drawing, row in read_split(folder)]
     return Drawings([drawing for drawing, _ in samples], [row for _, row in samples])
 
 
 def everyday(images: Drawings) -> Drawings:
+    """Return the drawings of everyday concepts."""
     return images.where([row["subgroup"] in EVERYDAY for row in images.rows])
 
 
 def designs_of(images: Drawings) -> dict[str, set[str]]:
-    """Concept -> designs that draw it."""
+    """Return the designs of each concept."""
     out: dict[str, set[str]] = defaultdict(set)
     for row, design in zip(images.rows, images.designs(), strict=True):
         out[row["code"]].add(design)
@@ -102,20 +113,23 @@ def designs_of(images: Drawings) -> dict[str, set[str]]:
 
 
 def held_out_designs(images: Drawings) -> set[tuple[str, str]]:
-    """(concept, design): one design of each concept that has four or more; always the same."""
+    """Return (concept, design): one design of each concept that has four or more. They are the same each time."""
     rng = np.random.default_rng(0)
     many = {code: sorted(designs) for code, designs in sorted(designs_of(images).items()) if len(designs) >= 4}
     return {(code, designs[rng.integers(len(designs))]) for code, designs in many.items()}
 
 
 def reconstruction(tokenizer: ImageTokenizer, images: Drawings) -> dict[str, float]:
-    """PSNR in dB and the share of codes in use."""
+    """Measure PSNR in dB and codebook usage."""
     figures, _ = evaluate(tokenizer.model, to_pixels([np.asarray(p) for p in images.plain(tokenizer.size[0])]))
     return {"images": len(images.rows), **figures}
 
 
 def probes(tokenizer: ImageTokenizer, images: Drawings) -> dict[str, Any]:
-    """Concept and category of the concepts with three designs or more, read from their codes in a design left out."""
+    """Measure linear probes that predict concept and category from codes, with cross-validation over designs.
+
+    Only concepts with three or more designs are used.
+    """
     designs = designs_of(images)
     images = images.where([len(designs[row["code"]]) >= 3 for row in images.rows])
     codes = encode_views(images.drawings, [[PLAIN]] * len(images.rows), tokenizer)[:, 0]
@@ -131,7 +145,7 @@ def probes(tokenizer: ImageTokenizer, images: Drawings) -> dict[str, Any]:
 
 
 def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, images: Drawings, views: int, out: Path) -> None:
-    """For each view of each image a document that asks for its English name."""
+    """Write token shards: for each view of each image a document with a question for its English name."""
     rng, augmentation, size = np.random.default_rng(0), Augmentation(), tokenizer.size[0]
     placed: list[list[View]] = [
         [PLAIN, *(augmentation.sample(rng, size) for _ in range(views - 1))] for _ in images.rows
@@ -149,13 +163,13 @@ def write_documents(tokenizer: ImageTokenizer, text: TextTokenizer, images: Draw
 
 
 def row_length(tokenizer: ImageTokenizer) -> int:
-    """Of a packed row: a few documents."""
+    """Return a sequence length for a few documents."""
     rows, columns = tokenizer.grid
     return max(256, 2 * (rows * columns + 64))
 
 
 def answer_loss(model: CM3, folder: Path) -> float:
-    """Mean negative log-likelihood of the names' tokens in a folder of documents, in nats."""
+    """Compute the mean cross-entropy of the answers in a folder of token shards, in nats."""
     rows = PackedSequences(Shards(folder), model.vocab, Objective().plain(), row_length(model.image_tokenizer), 0)
     learner = LMLearner(model.model)
     losses = held_out_loss(learner, rows, len(rows.shards), 16, "fp32", model.model.device)
@@ -166,15 +180,18 @@ def answer_loss(model: CM3, folder: Path) -> float:
 def captioning(
     name: str, tokenizer: ImageTokenizer, train: Drawings, unseen: Drawings, out: Path, config: CodesConfig
 ) -> dict[str, Any]:
-    """Train a small captioner on the codes. Share of names given exactly (but for case), and the names' loss in nats.
+    """Train a small captioning model on the codes, and evaluate it.
 
     Args:
         name: folder or name of the tokenizer.
         tokenizer: the same, loaded.
         train: everyday images of the training split.
-        unseen: those of the held-out pairs, of concepts that `train` has.
-        out: folder of the documents and of the language model's run.
-        config: the comparison's.
+        unseen: everyday images of the held-out pairs.
+        out: folder of the token shards and of the language model's run.
+        config: of the comparison.
+
+    Returns:
+        The share of captions that are the name, and the loss of the names in nats.
     """
     held = held_out_designs(train)
     is_held = [(row["code"], design) in held for row, design in zip(train.rows, train.designs(), strict=True)]
@@ -216,14 +233,14 @@ def captioning(
 
 
 def exact_match(model: CM3, images: Drawings) -> float:
-    """Share of greedy captions that are the English name, but for case."""
+    """Return the share of greedy captions that are the English name, ignoring case."""
     said = model.caption(images.plain(model.image_tokenizer.size[0]))
     names = [row["name"]["en"] for row in images.rows]
     return float(np.mean([a.strip().casefold() == b.casefold() for a, b in zip(said, names, strict=True)]))
 
 
 def compare(names: list[str], data: Path, out: Path, config: CodesConfig) -> list[dict[str, Any]]:
-    """The rows of the named tokenizers, measured where OUT/rows.jsonl lacks them."""
+    """Measure the tokenizers that OUT/rows.jsonl lacks. Returns the rows of all."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
     train, all_unseen = read(data / "train"), read(data / SPLIT_FOLDERS["held_out_pairs"])
@@ -249,13 +266,14 @@ def compare(names: list[str], data: Path, out: Path, config: CodesConfig) -> lis
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read the rows that exist."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def codes_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = [
-        "| tokenizer | PSNR | code use | concept, bag | concept, vectors | category, bag | category, vectors "
+        "| tokenizer | PSNR | codebook usage | concept, bag | concept, vectors | category, bag | category, vectors "
         "| caption, held-out design | nats | caption, held-out pair | nats |",
         "|---" * 11 + "|",
     ]
@@ -276,14 +294,11 @@ def codes_table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     tokenizers: Annotated[list[str], typer.Argument(help="folders or names")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/compare"),
-    seed: Annotated[int, typer.Option(help="of the language model")] = 0,
-    steps: Annotated[int, typer.Option(help="of the language model; 0 = none")] = CodesConfig.steps,
-    views: Annotated[int, typer.Option(help="views of each image")] = CodesConfig.views,
+    data: Data = DATA,
+    out: Out = Path("runs/compare"),
+    seed: Annotated[int, typer.Option(help="seed of the language model")] = 0,
+    steps: Annotated[int, typer.Option(help="steps of the language model; 0 = no language model")] = CodesConfig.steps,
+    views: Annotated[int, typer.Option(help="number of views of each image")] = CodesConfig.views,
 ) -> None:
-    try:
-        rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate codes: {error}") from None
+    rows = compare(tokenizers, data, out, CodesConfig(seed, steps, views=views))
     print(codes_table(rows))

@@ -23,13 +23,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from cm3.engine.options import GenerateOptions
 from cm3.pipeline import CM3
 from cm3.tokens.templates import LANGUAGES
-from train.documents.shards import Shards, Target, read_meta
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards, Target
 from train.emoji.dataset import others_of
 from train.emoji.phrases import KINDS as GROUPS
 from train.emoji.phrases import Facts, ask_colour, ask_ground, ask_is, ask_kind, ask_style, ask_what
 from train.evaluation.concepts import SPLIT_FOLDERS, SplitImage, load_split, plain
 from train.evaluation.drawings import drawings
 from train.evaluation.judge import JUDGES, Judge
+from train.evaluation.options import DATA, TOKENS, Data, Guidance, Model, Out, Sample, Temperature, Tokens, TopP
 from train.evaluation.report import concept_table
 from train.images.loader import to_pixels
 from train.images.metrics import psnr
@@ -128,14 +130,14 @@ def answers(
 
 
 def pooled(prompt: str) -> str:
-    """Yes-or-no questions name a thing each; to someone who sees no image they are one question."""
+    """Return a prompt without the object that a yes-or-no question names, so that all of these count as one."""
     return re.sub(r"(Is it |هل هذه صورة ).*[?؟]", r"\1...", prompt.strip())
 
 
 def majority_concept_answers(tokens: Path) -> dict[str, str]:
     """Return the most frequent answer in the training documents to each pooled prompt."""
     shards = Shards(tokens)
-    vocab, text = shards.vocab(), shards.text_tokenizer()  # not the model's: it may have been trained on other shards
+    vocab, text = shards.vocab(), shards.text_tokenizer()  # the model's may be another one
     seen: dict[str, Counter] = defaultdict(Counter)
     for number in np.flatnonzero(shards.spans[:, 0, 1]).tolist():
         document, start = shards.document(number), 1
@@ -191,22 +193,19 @@ def evaluate(
 
 
 def main(
-    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/evaluation"),
-    sample: Annotated[int, typer.Option(help="images of each split, at most")] = 200,
-    guidance: Annotated[float, typer.Option(help="scale of the drawings")] = DRAWN.guidance,
-    temperature: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.temperature,
-    top_p: Annotated[float, typer.Option(help="of the drawings")] = DRAWN.top_p,
-    each: Annotated[int, typer.Option(help="drawings of each prompt")] = DRAWN.n,
-    best_of: Annotated[int, typer.Option(help="candidates of each drawing")] = DRAWN.best_of,
+    model: Model = "emoji",
+    data: Data = DATA,
+    tokens: Tokens = TOKENS,
+    out: Out = Path("runs/evaluation"),
+    sample: Sample = 200,
+    guidance: Guidance = DRAWN.guidance,
+    temperature: Temperature = DRAWN.temperature,
+    top_p: TopP = DRAWN.top_p,
+    each: Annotated[int, typer.Option(help="images of each prompt")] = DRAWN.n,
+    best_of: Annotated[int, typer.Option(help="candidates of each image")] = DRAWN.best_of,
     bf16: Annotated[bool, typer.Option(help="the language model in bfloat16")] = False,
 ) -> None:
-    try:
-        options = replace(DRAWN, n=each, best_of=best_of, guidance=guidance, temperature=temperature, top_p=top_p)
-        loaded = CM3.from_pretrained(model, dtype=torch.bfloat16 if bf16 else "auto")
-        result = evaluate(loaded, data, tokens, out, sample, options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate concepts: {error}") from None
+    options = replace(DRAWN, n=each, best_of=best_of, guidance=guidance, temperature=temperature, top_p=top_p)
+    loaded = CM3.from_pretrained(model, dtype=torch.bfloat16 if bf16 else "auto")
+    result = evaluate(loaded, data, tokens, out, sample, options)
     print(concept_table(result))

@@ -1,37 +1,37 @@
-"""Evaluate decoding: guidance, temperature and contrastive decoding. "reranking" evaluates the best of several.
+"""Evaluate decoding: guidance, temperature and contrastive decoding.
 
     python -m train.evaluate decoding --model emoji --out runs/sweep
 
-Each way draws two images of every prompt, by the concepts, prompts and judge of the suite "concepts": top-1 and top-5
-say whether the images show what was asked for, diversity how far the two lie apart: 1 - cosine of the judge's features,
-which is also given for real images of one concept in two styles. OUT receives sweep.json, sweep.md and sweep.png;
-ways that are in sweep.json already, of the same model, are not drawn again.
+Two images of every prompt are generated with each setting. Concepts, prompts and judge are those of the suite
+"concepts". top-1 and top-5 measure whether the images show what the prompt says. Diversity is 1 - cosine of the judge's
+features of both images; for comparison, it is also measured on real images of the same concept in two styles. OUT
+receives sweep.json, sweep.md and sweep.png. Settings that are in sweep.json for the same model are not repeated.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import matplotlib
 import torch
-import typer
 from PIL import Image
 from rich.progress import track
 
 from cm3.pipeline import CM3
 from train.evaluation.concepts import JudgedPrompts, asked_of, identity, load_split, reference_of, shares
 from train.evaluation.judge import Judge, Reference, ranks
+from train.evaluation.options import DATA, TOKENS, Data, Model, Out, Prompts, Tokens
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-PAIR = 2  # drawings of each prompt
+PAIR = 2  # images of each prompt
 USUAL = {"guidance": 1.0, "temperature": 0.8, "top_p": 0.9}
 
 
-def ways() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return curve -> name of a point -> arguments of CM3.generate."""
+def settings() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the arguments of CM3.generate, by curve and by point on the curve."""
     return {
         "temperature, top-p 0.9": {f"{t:g}": USUAL | {"temperature": t} for t in (0.3, 0.5, 1.0)},
         "guidance, temperature 0.8, top-p 0.9": {f"{s:g}": USUAL | {"guidance": s} for s in (1, 1.5, 2, 3, 4, 6, 8)},
@@ -46,14 +46,15 @@ def ways() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def contrastive(k: int, alpha: float) -> dict[str, Any]:
+    """Return the arguments of contrastive decoding."""
     return {"decoding": "cd-k", "contrast": (k, alpha), "temperature": 1.0}
 
 
-def apart(features: torch.Tensor) -> float:
-    """Return the mean of 1 - cosine over pairs of neighbours.
+def diversity(features: torch.Tensor) -> float:
+    """Return the mean of 1 - cosine of pairs.
 
     Args:
-        features: [2 N, F], of length 1.
+        features: unit vectors, [2 N, F]; each pair follows the other.
     """
     pairs = features.view(-1, PAIR, features.shape[-1])
     return (1 - (pairs[:, 0] * pairs[:, 1]).sum(-1)).mean().item()
@@ -69,13 +70,13 @@ def measure(
     rank = ranks(features, concepts, styles, reference).view(-1, PAIR)
     found = shares(rank)
     spread = (rank < 5).float().mean(1).std().item() / len(rank) ** 0.5
-    return {**found, "top5 error": spread, "diversity": apart(features)}
+    return {**found, "top5 error": spread, "diversity": diversity(features)}
 
 
 def decoding_table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = ["| way | | top-1 | top-5 | diversity |", "|---|---|---|---|---|"]
-    for curve, points in result["ways"].items():
+    """Return the result as Markdown."""
+    lines = ["| setting | | top-1 | top-5 | diversity |", "|---|---|---|---|---|"]
+    for curve, points in result["settings"].items():
         lines += [
             f"| {curve} | {name} | {row['top1']:.1%} | {row['top5']:.1%} ± {row['top5 error']:.1%} | "
             f"{row['diversity']:.3f} |"
@@ -90,14 +91,14 @@ def decoding_table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Top-5 over diversity, a curve for each family of ways."""
+    """Plot top-5 over diversity, with a curve for each group of settings."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
-    for curve, points in result["ways"].items():
+    for curve, points in result["settings"].items():
         x, y = ([row[key] for row in points.values()] for key in ("diversity", "top5"))
         axes.plot(x, [100 * value for value in y], "o-", label=curve, markersize=4, linewidth=1)
         for (name, _), at, value in zip(points.items(), x, y, strict=True):
             axes.annotate(name, (at, 100 * value), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xlabel("diversity: 1 - cosine of two drawings of one prompt")
+    axes.set_xlabel("diversity: 1 - cosine of two images of a prompt")
     axes.set_ylabel("judge's top-5, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
@@ -107,14 +108,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[str, Any]:
-    """Everything above. Returns what sweep.json holds."""
+    """Measure all settings, and write the results to OUT. Returns the content of sweep.json."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "sweep.json"
     concepts = set(json.loads((tokens / "concepts.json").read_text(encoding="utf-8")))
     train = load_split(data / "train", model.image_tokenizer.size[0], concepts)
     asked, real = asked_of(train, "en", count)
     mark = identity(model, asked.prompts)
-    result: dict[str, Any] = {"model": mark, "prompts": len(asked.prompts), "ways": {}}
+    result: dict[str, Any] = {"model": mark, "prompts": len(asked.prompts), "settings": {}}
     if path.is_file() and (old := json.loads(path.read_text()))["model"] == mark:
         result = old
     judge = Judge()
@@ -134,12 +135,12 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
     through = shares(ranks(judge.features(decoded), asked.concepts, asked.styles, reference))
     result["real images"] = {
         **shares(ranks(pairs[::PAIR], asked.concepts, asked.styles, reference)),
-        "diversity": apart(pairs),
+        "diversity": diversity(pairs),
         **{f"through {key}": value for key, value in through.items()},
     }
-    todo = [(curve, name, options) for curve, points in ways().items() for name, options in points.items()]
-    for curve, name, options in track(todo, "ways"):
-        points = result["ways"].setdefault(curve, {})
+    todo = [(curve, name, options) for curve, points in settings().items() for name, options in points.items()]
+    for curve, name, options in track(todo, "settings"):
+        points = result["settings"].setdefault(curve, {})
         if name not in points:
             points[name] = measure(model, asked, judge, reference, options)
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -149,14 +150,11 @@ def sweep(model: CM3, data: Path, tokens: Path, out: Path, count: int) -> dict[s
 
 
 def main(
-    model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    tokens: Annotated[Path, typer.Option(help="folder of the token shards")] = Path("data/emoji-tokens"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/sweep"),
-    count: Annotated[int, typer.Option(help="prompts, at most")] = 120,
+    model: Model = "emoji",
+    data: Data = DATA,
+    tokens: Tokens = TOKENS,
+    out: Out = Path("runs/sweep"),
+    count: Prompts = 120,
 ) -> None:
-    try:
-        result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate decoding: {error}") from None
+    result = sweep(CM3.from_pretrained(model), data, tokens, out, count)
     print(decoding_table(result))

@@ -2,13 +2,14 @@
 
     python -m train.evaluate objective runs/objective/mixed-800-0 runs/objective/CM3-800-0 --out figures.json
 
-The runs' seed and shards (of train.tokenize_emoji) must be the same: measured on views that none of them saw, of things
-they saw ("view"), and of known things in a style unseen for them ("cell"). Holes are filled with the words before the
-image, in each way that a run has learnt:
+The runs must have the same seed and the same shards (of train.tokenize_emoji). They are compared on views on which none
+of them was trained, of concepts on which they were ("view"), and on held-out concept-style pairs ("pair"). Images are
+inpainted after the text, in each way that a run was trained on:
 
-    left    words <break> <image> codes, those of the hole generated without the codes that follow
-    cm3     words <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes: a span for each run
-    holes   words <break> <image> codes and <mask:0> </image> <image> codes, those of the hole drawn
+    left    text <break> <image> codes; those of the hole are generated without the codes after them
+    cm3     text <break> <image> codes and <mask:k> </image> <infill:0> codes <infill:1> codes, a span for each row of
+            the hole
+    holes   text <break> <image> codes and <mask:0> </image> <image> codes
 """
 
 import json
@@ -26,7 +27,7 @@ from cm3.engine.options import GREEDY, SamplingConfig
 from cm3.engine.request import Request
 from cm3.pipeline import CM3
 from cm3.tokens.document import HOLE, Document, Image, Mask, Span, Text
-from cm3.tokens.encoding import encode, from_ids, image_spans, last_ids, open_ids, prompt_ids
+from cm3.tokens.encoding import completion_ids, encode, from_ids, image_spans, open_ids, prompt_ids
 from cm3.tokens.masking import rotate
 from cm3.tokens.templates import TEMPLATES
 from tokenizer_image.pixels import to_pil
@@ -40,14 +41,22 @@ from train.language.packing import PackedSequences
 from train.runtime import config as configs
 
 KINDS = {"3 of 8 rows": (slice(2, 5), slice(0, 8)), "4 x 4 square": (slice(2, 6), slice(2, 6))}  # of holes
-PER_VIEW = 4  # documents of a view in a row: two captions, two with questions
+PER_VIEW = 4  # consecutive documents of a view: two captions, two with questions
 SAMPLING = SamplingConfig(temperature=0.8, top_p=0.9)
-LONGEST = 16  # ids of a caption
+MAX_CAPTION = 16  # ids of a caption
 BATCH = 64
 
 
 class CaptionedView(NamedTuple):
-    """A held-out image behind its words, and what it shows."""
+    """A held-out image with its caption.
+
+    Attributes:
+        words: the caption.
+        image: the codes.
+        name: of the concept, by language.
+        concept: that the image shows.
+        style: of the image.
+    """
 
     words: Text
     image: Image
@@ -57,14 +66,19 @@ class CaptionedView(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """ids, and the places among them that the model has to give."""
+    """A document of which some ids are predicted.
+
+    Attributes:
+        ids: of the document.
+        places: indices of the ids that are predicted.
+    """
 
     ids: list[int]
     places: list[int]
 
 
 def view_of(shards: Shards, number: int, names: dict[str, Any]) -> CaptionedView:
-    """The view whose first document, a caption, has this number."""
+    """Return the view whose first document, a caption, has this number."""
     facts, (rows, columns) = shards.sample(number), shards.meta["vocab"]["image_grid"]
     ids = shards.document(number).ids
     words, image = from_ids(ids, shards.vocab(), shards.text_tokenizer(), (rows, columns))
@@ -75,11 +89,21 @@ def view_of(shards: Shards, number: int, names: dict[str, Any]) -> CaptionedView
 def held_out(
     config: LMConfig, documents: int, count: int
 ) -> tuple[dict[str, list[CaptionedView]], list[CaptionedView]]:
-    """Views to measure on, and plain views of the same things in all their styles, to judge drawings by.
+    """Choose the views on which runs are compared.
 
-    config: of one of the runs. documents: that the longest of them saw; views in their windows are no candidates.
-    count: of things. Raises ValueError for shards whose views have other documents than PER_VIEW tells."""
-    shards, cells = Shards(config.data.folder), Shards(config.data.folder, "held_out")
+    Args:
+        config: of one of the runs.
+        documents: number of documents on which the longest run was trained; views in their packing windows are left
+            out.
+        count: number of concepts.
+
+    Returns:
+        The views, by group; and views without augmentation of the same concepts in all styles, for the judge.
+
+    Raises:
+        ValueError: the shards do not have PER_VIEW documents of each view.
+    """
+    shards, pairs = Shards(config.data.folder), Shards(config.data.folder, "held_out")
     names = json.loads((shards.folder / "concepts.json").read_text(encoding="utf-8"))
     made = shards.meta["config"]
     asked = {"draw": 2, "ask": 2, "plain": 0, "grounds": 0, "distorted": 0, "extra": 0, "draw_moved": True}
@@ -101,11 +125,11 @@ def held_out(
         if unseen and len(views) < count:
             views.append(view_of(shards, unseen[rng.integers(len(unseen))], names))
             reference += [view_of(shards, found[0], names) for found in images[concept]]
-    return {"view": views, "cell": [view_of(cells, i, names) for i in range(0, len(cells), PER_VIEW)]}, reference
+    return {"view": views, "pair": [view_of(pairs, i, names) for i in range(0, len(pairs), PER_VIEW)]}, reference
 
 
 def with_hole(view: CaptionedView, hole: Tensor, way: str, model: CM3) -> Gaps:
-    """The document with a hole [h, w], to be filled in one of the ways."""
+    """Return the document in which a hole [h, w] is inpainted in one of the ways."""
     v, text, inside = model.vocab, model.text_tokenizer, hole.flatten().tolist()
     source = [holed(view, hole)] if way == "holes" else []
     ids = encode(Document((view.words, *source, view.image)), v, text).ids
@@ -122,13 +146,14 @@ def with_hole(view: CaptionedView, hole: Tensor, way: str, model: CM3) -> Gaps:
 
 
 def holed(view: CaptionedView, hole: Tensor) -> Image:
+    """Return the image with the codes in the hole masked."""
     return Image(view.image.codes.masked_fill(hole.bool(), HOLE))
 
 
 def filled(
     model: CM3, views: list[CaptionedView], hole: Tensor, way: str, sampling: SamplingConfig = SAMPLING
 ) -> Tensor:  # -> [N, h, w]
-    """The images with their holes [h, w] drawn anew in one of the ways; seed i for the i-th."""
+    """Inpaint a hole [h, w] of each image in one of the ways, with seed i for the i-th image."""
     requests = []
     for i, view in enumerate(views):
         again = model.prompts.hole(Document((view.words, holed(view, hole))), 1.0, sampling, i)
@@ -148,17 +173,23 @@ def filled(
     return out
 
 
-def caption_prompt(view: CaptionedView, language: str, told: bool, model: CM3) -> list[int]:
-    """What a caption is written behind: the image and then the prompt, or a mask that is filled in."""
+def caption_prompt(view: CaptionedView, language: str, left_to_right: bool, model: CM3) -> list[int]:
+    """Return the prompt of a caption: image and question, or the question with a masked answer and the image."""
     words, v, text = Text(TEMPLATES["caption"][language]), model.vocab, model.text_tokenizer
-    if told:
+    if left_to_right:
         return open_ids(Document((view.image, words)), v, text)
     return prompt_ids(Document((words, Mask(), view.image)), v, text)
 
 
 @torch.inference_mode()
 def mean_loss(model: CM3, rows: list[Gaps], codes: bool) -> float:
-    """Nats an id in the gaps; codes: among image codes alone, as they are drawn."""
+    """Compute the mean cross-entropy of the predicted ids, in nats.
+
+    Args:
+        model: the model.
+        rows: documents.
+        codes: whether the softmax is over image codes only, as in generation.
+    """
     out, first = [], model.vocab.first_code if codes else 0
     for i in range(0, len(rows), BATCH):
         part = rows[i : i + BATCH]
@@ -177,7 +208,13 @@ def decoded(model: CM3, codes: Tensor) -> Tensor:  # [N, h, w] -> [N, 3, H, W] i
 
 
 class Judged:
-    """The judge's top-5 of images of `views` among the things of `reference`, in other styles than their own."""
+    """The judge's top-5 accuracy on images of views, by real images of other styles.
+
+    Args:
+        model: to decode codes.
+        views: what the images show.
+        reference: views for comparison.
+    """
 
     def __init__(self, model: CM3, views: list[CaptionedView], reference: list[CaptionedView]):
         self.judge, self.model, self.views = Judge(), model, views
@@ -193,34 +230,37 @@ class Judged:
 
 
 def codes_of(views: list[CaptionedView]) -> Tensor:  # -> [N, h, w]
+    """Return the codes of the views."""
     return torch.stack([view.image.codes for view in views])
 
 
-def drawings(model: CM3, views: list[CaptionedView], told: bool, guidance: float) -> Tensor:  # -> [N, h, w]
-    """One drawing of each thing by name and style."""
-    nothing = Document(()) if told else model.prompts.nothing  # without words: as the model has seen images alone
+def drawings(model: CM3, views: list[CaptionedView], left_to_right: bool, guidance: float) -> Tensor:  # -> [N, h, w]
+    """Generate an image of each view's concept and style."""
+    unconditional = Document(()) if left_to_right else model.prompts.nothing  # in the form of training
     prompts = [Document((Text(f"{view.name['en']} in the {view.style} style"),)) for view in views]
     guide = ClassifierFree(image=guidance)
-    requests = [model.prompts.image(one, [nothing], guide, SAMPLING, i) for i, one in enumerate(prompts)]
+    requests = [model.prompts.image(one, [unconditional], guide, SAMPLING, i) for i, one in enumerate(prompts)]
     return torch.stack(model.draw_codes(requests))
 
 
-def captions(model: CM3, views: list[CaptionedView], told: bool) -> dict[str, float]:
-    """Share of captions that are the name, in English and Arabic, and nats of the names' ids and their end."""
+def captions(model: CM3, views: list[CaptionedView], left_to_right: bool) -> dict[str, float]:
+    """Return the share of captions that are the name, in English and Arabic, and the loss of the names in nats."""
     right, rows = [], []
     for language in TEMPLATES["caption"]:
-        prompts = [caption_prompt(view, language, told, model) for view in views]
-        said = model.run_requests([Request(prompt, "text", LONGEST, GREEDY) for prompt in prompts])
+        prompts = [caption_prompt(view, language, left_to_right, model) for view in views]
+        said = model.run_requests([Request(prompt, "text", MAX_CAPTION, GREEDY) for prompt in prompts])
         for view, prompt, ids in zip(views, prompts, said, strict=True):
             right.append(plain(model.processor.text(ids)) == plain(view.name[language]))
-            whole = [*prompt, *last_ids(view.name[language], model.vocab, model.text_tokenizer)]
+            whole = [*prompt, *completion_ids(view.name[language], model.vocab, model.text_tokenizer)]
             rows.append(Gaps(whole, list(range(len(prompt), len(whole)))))
     return {"captions, nats a token": mean_loss(model, rows, False), "captions, exact": float(np.mean(right))}
 
 
 def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) -> dict[str, float]:
-    """Nats a code of the hole [h, w], and of one filling each the PSNR in the hole, in dB against the image as its
-    codes decode."""
+    """Return the loss of the codes in a hole [h, w] in nats, and the PSNR of inpainted images in the hole in dB.
+
+    The PSNR is relative to the decoded images.
+    """
     rows = [with_hole(view, hole, way, model) for view in views]
     pixels = [decoded(model, codes) for codes in (codes_of(views), filled(model, views, hole, way))]  # [N, 3, H, W]
     scale = pixels[0].shape[-1] // hole.shape[1]
@@ -230,13 +270,19 @@ def infilling(model: CM3, views: list[CaptionedView], hole: Tensor, way: str) ->
 
 
 def measure(model: CM3, objective: Objective, groups: dict[str, list[CaptionedView]]) -> dict[str, float]:
-    """All figures of one run without the judge's. objective: says what it has learnt."""
+    """Measure a run, without the judge.
+
+    Args:
+        model: of the run.
+        objective: of the run; it determines the ways of inpainting.
+        groups: views, by group.
+    """
     ways = ["left", *(["cm3"] if objective.cm3_spans else []), *(["holes"] if objective.inpainting else [])]
     out: dict[str, float] = {}
     for group, views in groups.items():
         rows = [with_hole(view, torch.ones(model.grid), "left", model) for view in views]
         found = {"codes after words, nats": mean_loss(model, rows, True)}
-        found |= captions(model, views, told=not objective.answers_masked)
+        found |= captions(model, views, left_to_right=not objective.answers_masked)
         for kind, place in KINDS.items():
             hole = torch.zeros(model.grid, dtype=torch.bool)
             hole[place] = True
@@ -248,7 +294,11 @@ def measure(model: CM3, objective: Objective, groups: dict[str, list[CaptionedVi
 
 
 def read_run(folder: Path) -> tuple[LMConfig, int]:
-    """A run's settings, and how many documents it saw. Raises ValueError for a folder without a finished run."""
+    """Return the settings of a run, and the number of documents on which it was trained.
+
+    Raises:
+        ValueError: the folder has no finished run.
+    """
     if not (folder / "model" / "config.json").is_file():
         raise ValueError(f"{folder} holds no finished run of train.lm")
     settings = configs.fill(LMConfig, json.loads((folder / "config.json").read_text()))
@@ -258,26 +308,23 @@ def read_run(folder: Path) -> tuple[LMConfig, int]:
 
 def main(
     runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")],
-    out: Annotated[Path, typer.Option(help="JSON file of the figures, by the runs' folders")] = Path("figures.json"),
-    things: Annotated[int, typer.Option(help="a held-out view of each is measured")] = 120,
+    out: Annotated[Path, typer.Option(help="JSON file with the results, by the runs' folders")] = Path("figures.json"),
+    things: Annotated[int, typer.Option(help="number of concepts; a held-out view of each is measured")] = 120,
 ) -> None:
-    try:
-        found = [read_run(folder) for folder in runs]
-        if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
-            raise ValueError("the runs differ in data, seed or window: no view would be unseen by all")
-        groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
-        models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
-        figures: dict[str, Any] = {}
-        for folder, model, (config, documents) in zip(runs, models, found, strict=True):
-            figures[str(folder)] = {"documents": documents, **measure(model, config.objective, groups)}
-            print(folder, json.dumps(figures[str(folder)]), flush=True)
-        judged = Judged(models[0], groups["view"], reference)
-        ceiling = judged(codes_of(groups["view"]))
-        for folder, model, (config, _) in zip(runs, models, found, strict=True):
-            figures[str(folder)]["view, the images themselves, top-5"] = ceiling
-            for guidance in (1, 6):
-                drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
-                figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
-        out.write_text(json.dumps(figures, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate objective: {error}") from None
+    found = [read_run(folder) for folder in runs]
+    if len({(config.data.folder, config.seed, config.data.packing_window) for config, _ in found}) > 1:
+        raise ValueError("the runs differ in data, seed or packing window: no view would be held out from all")
+    groups, reference = held_out(found[0][0], max(documents for _, documents in found), things)
+    models = [CM3.from_pretrained(folder / "model", device="cpu") for folder in runs]
+    figures: dict[str, Any] = {}
+    for folder, model, (config, documents) in zip(runs, models, found, strict=True):
+        figures[str(folder)] = {"documents": documents, **measure(model, config.objective, groups)}
+        print(folder, json.dumps(figures[str(folder)]), flush=True)
+    judged = Judged(models[0], groups["view"], reference)
+    ceiling = judged(codes_of(groups["view"]))
+    for folder, model, (config, _) in zip(runs, models, found, strict=True):
+        figures[str(folder)]["view, the images themselves, top-5"] = ceiling
+        for guidance in (1, 6):
+            drawn = drawings(model, groups["view"], not config.objective.answers_masked, guidance)
+            figures[str(folder)][f"view, drawings, guidance {guidance}, top-5"] = judged(drawn)
+    out.write_text(json.dumps(figures, indent=1) + "\n")

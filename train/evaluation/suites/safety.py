@@ -1,11 +1,11 @@
-"""Evaluate a block list of prompts against tricks of spelling.
+"""Evaluate a block list of prompts against disguised spellings.
 
     python -m train.evaluate safety [BLOCK_LIST] [--translations FILE] [--out FILE.json]
 
-Without a list, half of the objects in the embedded model's scenes stand for forbidden terms. Each term is put into
-plain sentences in every disguise; "past" is the share of prompts that are not refused. The other objects are innocent
-prompts: the share of them that is refused is the false-positive rate. A translation is a line "term = term in another
-language" that the list itself does not have.
+Without a list, half of the objects in the embedded model's scenes are the blocked terms. Each term is inserted into
+sentences in every disguise. "past" is the share of prompts that are not refused. The other objects are harmless
+prompts; the share of them that is refused is the false-positive rate. A translation is a line "term = term in another
+language"; the list itself has no translations.
 """
 
 import json
@@ -27,11 +27,13 @@ Disguise = Callable[[str, random.Random], str]
 
 
 def split(term: str, mark: str, rng: random.Random) -> str:
+    """Insert a mark at a random position."""
     place = rng.randrange(1, max(2, len(term)))
     return term[:place] + mark + term[place:]
 
 
 def swapped(term: str, rng: random.Random) -> str:
+    """Exchange two adjacent letters."""
     place = rng.randrange(max(1, len(term) - 1))
     return term[:place] + term[place : place + 2][::-1] + term[place + 2 :]
 

@@ -1,10 +1,10 @@
-"""Evaluate image tokenizers beside WebP and JPEG at equal bytes, on the emoji splits and on photographs.
+"""Evaluate image tokenizers, and WebP and JPEG with the same number of bytes, on emoji and on photographs.
 
     python -m train.evaluate tokenizer emoji FOLDER... --data data/emoji --out runs/tokenizers
 
-OUT receives tokenizers.json, tokenizers.md (the tables) and images.png. The photographs are those that scikit-image
-and scikit-learn carry inside their packages; nothing is fetched. Every image is compared at the tokenizer's own
-resolution, in 8 bits, drawings placed plainly on white.
+OUT receives tokenizers.json, tokenizers.md (the tables) and images.png. The photographs are part of the packages of
+scikit-image and scikit-learn; nothing is downloaded. Images are compared at the tokenizer's own resolution, in 8 bits;
+drawings have a white background.
 """
 
 import json
@@ -28,6 +28,7 @@ from tokenizer_image.pixels import open_image, to_tensor
 from train.emoji.dataset import read_split
 from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.judge import Judge
+from train.evaluation.options import DATA, Data, Out, Sample
 from train.images.codecs import compress
 from train.images.codes import decode
 from train.images.metrics import frechet, psnr
@@ -53,16 +54,16 @@ SHOWN = {"held_out_pairs": 4, "held_out_concepts": 4, PHOTOGRAPHS: 6}  # images 
 
 @dataclass(frozen=True)
 class Figures:
-    """One coder on one set of images.
+    """Results of a tokenizer or codec on a set of images.
 
     Attributes:
-        images: how many.
-        psnr: dB, mean over the images.
+        images: number of images.
+        psnr: in dB, mean over the images.
         ssim: mean over the images.
         lite0: mean cosine distance between the EfficientNet-lite0 features of image and reconstruction.
         frechet: lite0 Frechet distance between the two sets; depends on the number of images. It is not FID.
-        bits_per_pixel: as stored, each code at full length.
-        entropy_bits_per_pixel: codes at the length that their frequencies in the training sample call for.
+        bits_per_pixel: of the codes, each with log2(K) bits, or of the file.
+        entropy_bits_per_pixel: of the codes with an entropy code for their frequencies in the training sample.
         codebook_usage: share of the codes that occur.
     """
 
@@ -77,14 +78,14 @@ class Figures:
 
 
 def read_drawings(folder: Path, sample: int) -> list[Image.Image]:
-    """At most `sample` drawings of a split in RGBa, always the same ones."""
+    """Return at most `sample` drawings of a split, in RGBa. The same ones are chosen each time."""
     drawings = [drawing for _, drawing, _ in read_split(folder)]
     picks = np.random.default_rng(0).permutation(len(drawings))[:sample]
     return [drawings[i] for i in sorted(picks)]
 
 
 def photographs(size: int) -> list[Image.Image]:
-    """Of each photograph the middle, and nine squares of half its height or width, scaled to size x size.
+    """Return crops of each photograph, scaled to size x size: its centre, and nine squares of half its shorter side.
 
     Raises:
         ValueError: scikit-image or scikit-learn is not installed.
@@ -95,7 +96,7 @@ def photographs(size: int) -> list[Image.Image]:
             folder = resources.files(package)
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"the photographs are scikit-image's and scikit-learn's own ({error}): "
+                f"the photographs are part of scikit-image and scikit-learn ({error}): "
                 "pip install scikit-image scikit-learn"
             ) from error
         for name in names:
@@ -113,7 +114,17 @@ def photographs(size: int) -> list[Image.Image]:
 
 
 def compare(images: list[Image.Image], back: list[Image.Image], judge: Judge, features: Tensor) -> dict[str, float]:
-    """PSNR, SSIM and lite0 distances of images that came back; `features` [N, F] are the judge's of the images."""
+    """Compare images with their reconstructions.
+
+    Args:
+        images: the originals.
+        back: the reconstructions.
+        judge: with lite0.
+        features: lite0 features of the originals, [N, F].
+
+    Returns:
+        PSNR, SSIM, and the lite0 distances.
+    """
     size = (images[0].height, images[0].width)
     x, y = (torch.stack([to_tensor(image, size) for image in some]) for some in (images, back))
     ssim = structural_similarity_index_measure(y, x, data_range=2.0)
@@ -128,13 +139,13 @@ def compare(images: list[Image.Image], back: list[Image.Image], judge: Judge, fe
 
 
 def code_lengths(codes: Tensor, num_codes: int) -> Tensor:
-    """Bits of each code [K] under its frequency in `codes`, each counted once more so that none is infinite."""
+    """Return the bits of each code, [K], with an entropy code for its frequency in `codes` plus one."""
     counts = torch.bincount(codes.flatten(), minlength=num_codes) + 1.0
     return -torch.log2(counts / counts.sum())
 
 
 class TokenizerBench:
-    """The sets of images in every resolution asked for, with their features, and what the codecs make of them."""
+    """Sets of images with their features at each resolution, and the results of the codecs, which are kept."""
 
     def __init__(self, data: Path, sample: int):
         self.drawings = {split: read_drawings(data / folder, sample) for split, folder in SPLIT_FOLDERS.items()}
@@ -144,6 +155,7 @@ class TokenizerBench:
         self._squeezed: dict[tuple[int, float], dict[str, dict[str, Figures]]] = {}
 
     def sets(self, size: int) -> dict[str, list[Image.Image]]:
+        """Return the sets of images at size x size pixels."""
         if size not in self._sets:
             placed = {
                 split: [Image.fromarray(place(drawing, PLAIN, size)) for drawing in drawings]
@@ -154,7 +166,7 @@ class TokenizerBench:
         return self._sets[size]
 
     def tokenizer(self, tokenizer: ImageTokenizer) -> dict[str, Figures]:
-        """Figures of each set."""
+        """Measure a tokenizer on each set."""
         size, tokens = tokenizer.size[0], math.prod(tokenizer.grid)
         sets = self.sets(size)
         codes = {name: tokenizer.encode(images) for name, images in sets.items()}
@@ -171,8 +183,8 @@ class TokenizerBench:
             )
         return out
 
-    def yardsticks(self, size: int, budget: float) -> dict[str, dict[str, Figures]]:
-        """Codec -> figures of each set, at `budget` bytes an image."""
+    def codecs(self, size: int, budget: float) -> dict[str, dict[str, Figures]]:
+        """Measure each codec on each set, with `budget` bytes for each image."""
         if (size, budget) not in self._squeezed:
             found: dict[str, dict[str, Figures]] = {codec: {} for codec in CODECS}
             for codec in CODECS:
@@ -186,12 +198,12 @@ class TokenizerBench:
 
 
 def budget(tokenizer: ImageTokenizer) -> float:
-    """Bytes of an image's codes, each at full length."""
+    """Return the bytes of an image's codes, each with log2(K) bits."""
     return math.prod(tokenizer.grid) * math.log2(tokenizer.num_codes) / 8
 
 
 def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image.Image:
-    """Rows: the original, each tokenizer, WebP at the bytes of each; the same images in each row."""
+    """Draw a contact sheet: originals, reconstructions of each tokenizer, and WebP with as many bytes as each."""
     sides = sorted({tokenizer.size[0] for tokenizer in tokenizers.values()}, reverse=True)
     shown = {
         side: [image for name, count in SHOWN.items() for image in spread(bench.sets(side)[name], count)]
@@ -208,11 +220,12 @@ def sheet(bench: TokenizerBench, tokenizers: dict[str, ImageTokenizer]) -> Image
 
 
 def spread(images: list[Image.Image], count: int) -> list[Image.Image]:
+    """Return `count` images, spread over all."""
     return images[:: max(1, len(images) // count)][:count]
 
 
 def tokenizer_table(result: dict[str, Any]) -> str:
-    """The result as Markdown, one table a set."""
+    """Return the result as Markdown, with a table for each set."""
     lines = []
     for name in next(iter(result["rows"]))["sets"]:
         count = result["rows"][0]["sets"][name]["images"]
@@ -235,7 +248,7 @@ def tokenizer_table(result: dict[str, Any]) -> str:
 
 
 def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict[str, Any]:
-    """Everything above. Returns what tokenizers.json holds."""
+    """Measure all tokenizers and codecs, and write the results to OUT. Returns the content of tokenizers.json."""
     started = time.perf_counter()
     tokenizers = {name: ImageTokenizer.from_pretrained(name) for name in names}
     bench, rows = TokenizerBench(data, sample), []
@@ -243,7 +256,7 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
     for name, tokenizer in tokenizers.items():
         rows.append({"coder": name, "sets": bench.tokenizer(tokenizer)})
     for side, size in sorted({(tokenizer.size[0], budget(tokenizer)) for tokenizer in tokenizers.values()}):
-        for codec, sets in bench.yardsticks(side, size).items():
+        for codec, sets in bench.codecs(side, size).items():
             rows.append({"coder": f"{codec}, {side} px, {size:.0f} bytes", "sets": sets})
     plain = [{"coder": row["coder"], "sets": {k: asdict(v) for k, v in row["sets"].items()}} for row in rows]
     result = {"sample": sample, "rows": plain, "seconds": round(time.perf_counter() - started, 1)}
@@ -255,11 +268,8 @@ def evaluate(names: list[str], data: Path, out: Path, sample: int = 500) -> dict
 
 def main(
     names: Annotated[list[str], typer.Argument(help="folders or names of image tokenizers")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")] = Path("data/emoji"),
-    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("runs/tokenizers"),
-    sample: Annotated[int, typer.Option(help="images of each split, at most")] = 500,
+    data: Data = DATA,
+    out: Out = Path("runs/tokenizers"),
+    sample: Sample = 500,
 ) -> None:
-    try:
-        print(tokenizer_table(evaluate(names, data, out, sample)))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"evaluate tokenizer: {error}") from None
+    print(tokenizer_table(evaluate(names, data, out, sample)))

@@ -1,6 +1,7 @@
 """The comparison of codes: what is held out, what counts as a caption, and a whole run on the data sample."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from cm3 import CM3
+from train import evaluate
 from train.emoji.dataset import EVERYDAY
 from train.evaluation.suites import codes as evaluate_codes
 from train.evaluation.suites.codes import (
@@ -90,10 +92,12 @@ def test_without_steps_no_language_model_is_trained(sample: Path, vq_folder: Pat
     ],
 )
 def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
-    name: str, data: str, match: str, sample: Path, vq_folder: Path, tmp_path: Path
+    name: str, data: str, match: str, sample: Path, vq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     named = str(vq_folder) if name == "tiny" else name
     folder = sample if data == "sample" else tmp_path
+    options = ["--data", str(folder), "--out", str(tmp_path / "out"), "--steps", "0", "--views", "1"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "codes", named, *options])
     with pytest.raises(SystemExit, match=f"evaluate codes: .*{match}") as error:
-        evaluate_codes.main([named], folder, tmp_path / "out", 0, 0, 1)
+        evaluate.main()
     assert "\n" not in str(error.value.code)

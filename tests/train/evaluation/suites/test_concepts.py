@@ -1,6 +1,7 @@
 """Evaluation: what counts as right, the majority baseline, and the whole run on the data sample."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from PIL import Image
 from cm3 import CM3
 from cm3.tokens.text_tokenizer import TextTokenizer
 from tokenizer_image import ImageTokenizer
-from train.documents.shards import Shards, read_meta
+from train import evaluate as train_evaluate
+from train.documents.shard_files import read_meta
+from train.documents.shards import Shards
 from train.emoji.dataset import others_of
 from train.emoji.phrases import ask_is
 from train.evaluation.concepts import SplitImage, load_split, plain
@@ -154,10 +157,14 @@ def test_a_split_is_shown_plainly_and_may_be_narrowed_to_concepts(sample: Path):
     assert all(s.image.size == (16, 16) and s.image.getpixel((0, 0)) == (255, 255, 255) for s in apples)
 
 
-def test_a_missing_model_or_data_set_ends_the_script_with_one_line(tmp_path: Path, tiny_folder: Path):
+def test_a_missing_model_or_data_set_ends_the_script_with_one_line(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     for model, match in (("no-such-model", "there is no model"), (str(tiny_folder), "meta.json")):
+        folders = [f"--{name}={tmp_path}" for name in ("data", "tokens", "out")]
+        monkeypatch.setattr(sys, "argv", ["evaluate", "concepts", "--model", model, *folders])
         with pytest.raises(SystemExit, match=f"evaluate concepts: .*{match}") as error:
-            module.main(model, tmp_path, tmp_path, tmp_path / "out")
+            train_evaluate.main()
         assert "\n" not in str(error.value.code)
 
 

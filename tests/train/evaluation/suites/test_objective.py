@@ -85,8 +85,8 @@ def test_rows_are_those_of_training(model: CM3, view: CaptionedView):
     asked, answer = (v.text_to_ids(model.text_tokenizer.encode(text)) for text in ("Caption: ", "cat"))
     stored = [v.eos, *asked, *answer, v.break_, v.image, *codes_of(view, model), v.end_image, v.eos]
     spans = [(1 + len(asked), 1 + len(asked) + len(answer))]
-    for told, form in ((True, Form.IMAGE_FIRST), (False, Form.ANSWERS_MASKED)):
-        prompt = caption_prompt(view, "en", told, model)
+    for left_to_right, form in ((True, Form.IMAGE_FIRST), (False, Form.ANSWERS_MASKED)):
+        prompt = caption_prompt(view, "en", left_to_right, model)
         assert [*prompt, *answer, v.eos] == trained(stored, spans, form)
 
 

@@ -1,6 +1,7 @@
 """The evaluation of image tokenizers: its measures, its photographs, and a whole run on the data sample."""
 
 import json
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_image import ImageTokenizer
+from train import evaluate as train_evaluate
 from train.evaluation.suites import tokenizer as module
 from train.evaluation.suites.tokenizer import (
     FILES,
@@ -123,7 +125,11 @@ def test_each_tokenizer_stands_beside_both_codecs_on_every_set(
 
 
 @pytest.mark.parametrize(("name", "match"), [("no-such-tokenizer", "no-such-tokenizer"), ("emoji", "no shards")])
-def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(name: str, match: str, tmp_path: Path):
+def test_a_missing_tokenizer_or_data_set_ends_the_script_with_one_line(
+    name: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--sample", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "tokenizer", name, *options])
     with pytest.raises(SystemExit, match=f"evaluate tokenizer: .*{match}") as error:
-        module.main([name], tmp_path, tmp_path / "out", 2)
+        train_evaluate.main()
     assert "\n" not in str(error.value.code)
