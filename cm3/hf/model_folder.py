@@ -27,6 +27,7 @@ from cm3.files import sha256
 from cm3.model.config import CM3Config
 from cm3.tasks.confidence import CALIBRATION
 from cm3.tasks.known_words import KNOWN_NAMES, KNOWN_WORDS
+from cm3.tasks.lexicon import LEXICON
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import SafetensorsWeights, make_readable, shards_of
 from tokenizer_image.tokenizer import embedded as embedded_tokenizers
@@ -52,6 +53,7 @@ OURS = (
     KNOWN_WORDS,
     KNOWN_NAMES,
     CALIBRATION,
+    LEXICON,
 )
 UNFINISHED, OLD = ".unfinished", ".old"
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # kernels that fetch no code

@@ -1,10 +1,11 @@
 """Normalisation of prompts to the words and names of a model's training data. A prompt that names something unknown
 draws something else, and a known thing in another spelling is drawn less often.
 
-Two files in the model folder hold the words. Without them, prompts are only stripped and brought to Unicode's NFKC:
+Files in the model folder hold the words. Without them, prompts are only stripped and brought to Unicode's NFKC:
 
     known_words.txt    a word a line, spelt as it was read; and marks that ended texts
     known_names.txt    a name a line, in English, as prompts say it: "a cat", "bread"
+    lexicon.tsv        names in other languages, with their English names (lexicon.py)
 """
 
 import re
@@ -12,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from cm3.tasks.lexicon import Lexicon
 from cm3.tasks.wording import ARABIC, ARTICLE, Names
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -38,14 +40,16 @@ class KnownWords:
     Args:
         words: words as they are spelt, or texts; of a text also the punctuation at its end.
         names: names of things in English, as prompts say them: "a cat", "bread".
+        lexicon: English names for names in languages that the model does not read.
     """
 
-    def __init__(self, words: Iterable[str] = (), names: Iterable[str] = ()) -> None:
+    def __init__(self, words: Iterable[str] = (), names: Iterable[str] = (), lexicon: Lexicon | None = None) -> None:
         texts = [VOWEL_SIGNS.sub("", text) for text in words]
         self.spellings = frozenset(word for text in texts for word in WORD.findall(text))
         self.words = frozenset(word for text in texts for word in words_of(text))
         self.marks = frozenset(mark for text in texts if (found := MARKS.search(text)) for mark in found[0])
         self.names = Names(names)
+        self.lexicon = lexicon or Lexicon()
 
     @classmethod
     def read(cls, texts: Iterable[str], names: Iterable[str] = ()) -> "KnownWords":
@@ -66,25 +70,28 @@ class KnownWords:
         texts = list(texts)
         new = KnownWords.read(texts)
         words = (*self.spellings, *self.marks, *new.spellings, *new.marks)
-        return KnownWords(words, self.names.without(text.lower() for text in texts).names)
+        return KnownWords(words, self.names.without(text.lower() for text in texts).names, self.lexicon)
 
     @classmethod
     def load(cls, folder: Path) -> "KnownWords":
         """Load the words of a model folder; none where it has no files of them."""
         files = (folder / KNOWN_WORDS, folder / KNOWN_NAMES)
         words, names = (file.read_text("utf-8").splitlines() if file.is_file() else [] for file in files)
-        return cls(words, [name for name in names if name.strip()])
+        return cls(words, [name for name in names if name.strip()], Lexicon.load(folder))
 
     def save(self, folder: Path) -> None:
         """Write the words into a model folder."""
         for file, lines in ((KNOWN_WORDS, sorted(self.spellings | self.marks)), (KNOWN_NAMES, self.names.names)):
             if lines:
                 (folder / file).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        self.lexicon.save(folder)
 
     def normal(self, prompt: str) -> str:
         """Normalise a prompt: "A CAT!" -> "a cat". Words in quotes stay, and so do spellings and final punctuation of
-        the training data."""
+        the training data. Names in languages that the model does not read become English ones."""
         text = plain(prompt)
+        if not QUOTED.search(text):
+            text = self.lexicon.translated(text)
         if self.spellings:
             parts = QUOTED.split(" ".join(text.split()))
             parts[::2] = (WORD.sub(self._spelt, part) for part in parts[::2])

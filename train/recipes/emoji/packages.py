@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,14 +174,19 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 class Tarball:
-    """Read access to a package's files, held in memory once read."""
+    """Read access to a package's files, held in memory once read.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the tarball.
+        languages: of the annotations that are read; None for all of the over a hundred.
+    """
+
+    def __init__(self, path: Path, languages: Collection[str] | None = LANGUAGES):
         with tarfile.open(path) as tar:
             self._files = {
                 member.name.removeprefix("package/"): source.read()
                 for member in tar
-                if member.isfile() and (source := tar.extractfile(member)) and _wanted(member.name)
+                if member.isfile() and (source := tar.extractfile(member)) and _wanted(member.name, languages)
             }
 
         self._parsed: dict[str, Any] = {}
@@ -198,8 +204,7 @@ class Tarball:
         return frozenset(self._files)
 
 
-def _wanted(name: str) -> bool:
-    """The annotation packages hold over a hundred languages: read those of LANGUAGES."""
-    if "/annotations" in name:
-        return any(f"/{language}/" in name for language in LANGUAGES)
+def _wanted(name: str, languages: Collection[str] | None) -> bool:
+    if "/annotations" in name and languages is not None:
+        return any(f"/{language}/" in name for language in languages)
     return name.endswith((".webp", ".json"))
