@@ -9,7 +9,7 @@ different things in different languages, and names with a word that the model re
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ WORD = re.compile(r"[^\W\d_]+")
 
 
 def lexicon(
-    names: Mapping[str, Mapping[str, str]], english: Mapping[str, str], read: Collection[str]
+    names: Mapping[str, Mapping[str, str]], english: Mapping[str, str], read: Set[str]
 ) -> tuple[dict[str, str], list[str]]:
     """Join the names of several languages.
 

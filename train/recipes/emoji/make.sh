@@ -6,8 +6,7 @@ python=${PYTHON:-.venv/bin/python}
 recipe=train.recipes.emoji
 
 # 9,700 drawings at 256 pixels, 5,349 of them of the 1,011 concepts that the model draws, with names in 24 languages; a
-# lexicon of 97 others; canvases for the
-# image tokenizer.
+# lexicon of 97 other languages; canvases for the image tokenizer.
 [ -f data/emoji/data.json ] || $python -m $recipe.build_dataset --out data/emoji
 [ -f data/emoji/lexicon.tsv ] || $python -m $recipe.build_lexicon --data data/emoji
 [ -f data/emoji-canvases/data.json ] || $python -m $recipe.build_canvases --data data/emoji --out data/emoji-canvases
