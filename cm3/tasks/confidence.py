@@ -13,14 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from cm3.checks import is_number
 from cm3.engine.request import Request
-from cm3.model.transformer import CM3ForCausalLM
 from cm3.tasks.job import Piece
 from cm3.tasks.rated_text import RatedText
+
+if TYPE_CHECKING:  # the model's code takes seconds to import, and who reads a model folder needs no model
+    from cm3.model.transformer import CM3ForCausalLM
 
 CALIBRATION = "calibration.json"  # in a model folder
 
@@ -127,7 +130,7 @@ def marks(texts: Sequence[str]) -> list[Piece]:
 
 
 @torch.inference_mode()
-def mean_log_prob(model: CM3ForCausalLM, request: Request, new: Sequence[int]) -> float:
+def mean_log_prob(model: "CM3ForCausalLM", request: Request, new: Sequence[int]) -> float:
     """The mean log-probability, in nats, of a request's new ids; minus infinity for none."""
     if not new:
         return -math.inf

@@ -13,7 +13,8 @@ from cm3 import CM3
 from cm3.tasks.confidence import Calibration
 from cm3.tasks.rated_text import RatedText
 from planner import CAT, DOG, images
-from train.calibrate import calibrate, fit, main, rated, same
+from train.calibrate import calibrate, main, same
+from train.evaluation.calibration import fit, rated
 
 
 def test_the_fit_finds_the_probability_that_the_data_have():

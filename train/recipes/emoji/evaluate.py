@@ -4,11 +4,13 @@
     python -m train.recipes.emoji.evaluate drawings --model runs/lm/model --out runs/evaluation --count 200
 
 ceiling     real drawings through the image tokenizer, at both sizes: PSNR and what the judges recognise
-drawings    single drawings by plan (name and style), and by bare name in English and Arabic
+drawings    single drawings by plan (name and style), by bare name in English and Arabic, of held-out pairs, on
+            backgrounds, and in held-out colours
 scenes      scenes drawn from plans and from requests: every tile compared with the codes of the thing asked for
 edits       scenes and single drawings changed by instructions, and with both plans given: the whole result compared
 plans       requests in every form and language, and instructions, to plans, as text
 readings    plans, captions and answers of held-out scenes and drawings
+confidence  captions' probability of being right: its calibration, and what the model is not sure of
 
 A judge compares with real drawings of other styles (train/evaluation/judge.py). A tile is right where the nearest
 drawing by codes, among all drawings of all styles, is one of the thing that was asked for. Combinations in scenes,
@@ -34,6 +36,7 @@ SUITES: dict[str, Suite] = {
     "edits": scenes.edits,
     "plans": readings.plans,
     "readings": readings.readings,
+    "confidence": readings.confidence,
 }
 
 

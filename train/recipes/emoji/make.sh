@@ -20,6 +20,7 @@ $python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
 $python -m $recipe.build_documents --image-tokenizer runs/image_tokenizer/model --out data/emoji-documents
 "$(dirname "$python")"/torchrun --nproc_per_node 2 -m train.lm --config lm_canvas --data data/emoji-documents \
     --out runs/lm image_tokenizer=runs/decoder/model
-for suite in drawings scenes edits plans readings; do
+for suite in drawings scenes edits plans readings confidence; do
     $python -m $recipe.evaluate $suite --model runs/lm/model
 done
+$python -m $recipe.package

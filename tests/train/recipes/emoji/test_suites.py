@@ -14,6 +14,7 @@ from cm3.model.transformer import CM3ForCausalLM
 from cm3.tasks import planning
 from cm3.tokens.plan import Plan
 from cm3.tokens.text_tokenizer import TextTokenizer
+from train.evaluation import calibration
 from train.recipes.emoji.requests import FORMS
 from train.recipes.emoji.shelf import Codes
 from train.recipes.emoji.suites import readings, scenes
@@ -85,6 +86,7 @@ def test_cases_of_edits_have_their_truth(truth: Truth):
         (scenes.edits, {"with both plans", "plan of the source right", "plan of the result right", "by instruction"}),
         (readings.plans, {*FORMS, "bare name, en", "bare name, sw", "edit remove"}),
         (readings.readings, {"plan of a scene", "things of a scene", "answers", "captions of held-out pairs"}),
+        (readings.confidence, {"calibration", "not sure, known concepts", "right where not sure"}),
     ],
 )
 def test_a_suite_gives_its_figures(
@@ -98,6 +100,7 @@ def test_a_suite_gives_its_figures(
     monkeypatch.setattr(planning, "TRIES", 1)  # the model would write nonsense several times, in many languages
     monkeypatch.setattr(planning, "MAX_PLAN", 8)
     monkeypatch.setattr(readings, "LANGUAGES", ("en", "ar", "sw"))
+    monkeypatch.setattr(calibration, "LEAST", 0)
     assert figures <= suite(model, data, tmp_path, 1).keys()
 
 

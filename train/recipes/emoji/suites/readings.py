@@ -1,6 +1,7 @@
 """Texts: plans of requests and instructions; plans, captions and answers of images."""
 
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cm3.tasks.job import Job
 from cm3.tasks.plan_words import caption
 from cm3.tasks.planning import parsed
 from cm3.tokens.plan import Plan
+from train.evaluation.calibration import fit, rated
 from train.recipes.emoji.art import CANVAS, single
 from train.recipes.emoji.documents import Builder, DocumentsConfig
 from train.recipes.emoji.packages import LANGUAGES
@@ -103,4 +105,32 @@ def captions(asked: Asked, truth: Truth, data: Path, count: int) -> dict[str, fl
         names = [{one.a: one.names[language].split(", ")[0]} for one, _ in some]
         wanted = [caption(Plan.parse(one.a), language, own) for (one, _), own in zip(some, names, strict=True)]
         figures[language] = percent([a == b for a, b in zip(told, wanted, strict=True)])
+    return figures
+
+
+def confidence(model: CM3, data: Path, out: Path, count: int) -> dict[str, Any]:
+    """Calibrate captions on every second held-out drawing, and try the calibration on the others: pairs of a known
+    concept with a new style, and concepts that training never showed. Writes calibration.json."""
+    world = World.read(data)
+    known = [one for one in Shelf.read(data, "held_out_pairs").drawings.values() if one.code in world.concepts]
+    unknown = [one for one in Shelf.read(data, "held_out_concepts").drawings.values() if one.code in world.held_out]
+    order = np.random.default_rng(16)
+    ones = [pool[i] for pool in (known, unknown) for i in order.permutation(len(pool))[: 2 * count]]
+    texts = rated(model, [single(one, CANVAS) for one in ones])
+    right = [
+        one.code in world.concepts and text == world.concepts[one.code].a for text, one in zip(texts, ones, strict=True)
+    ]
+    half = range(0, len(ones), 2)
+    calibration = fit([texts[i].log_prob for i in half], [right[i] for i in half])
+    calibration.save(out)
+    figures: dict[str, Any] = {"calibration": asdict(calibration)}
+    rest = range(1, len(ones), 2)
+    for name, pool in (("known concepts", world.concepts), ("unknown concepts", world.held_out)):
+        sure = [
+            calibration.probability(texts[i].log_prob) >= calibration.threshold for i in rest if ones[i].code in pool
+        ]
+        figures[f"not sure, {name}"] = percent([not one for one in sure])
+    for what in (True, False):
+        chosen = [i for i in rest if (calibration.probability(texts[i].log_prob) >= calibration.threshold) == what]
+        figures[f"right where {'sure' if what else 'not sure'}"] = percent([right[i] for i in chosen])
     return figures

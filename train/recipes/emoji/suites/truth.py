@@ -58,7 +58,7 @@ class Asked:
         """The answer to each query about its image."""
         out: list[str] = []
         for i in range(0, len(pairs), BATCH):
-            out += self.model.run(self.model.jobs.tell(pairs[i : i + BATCH], AnswerOptions()))
+            out += self.model.run(self.model.jobs.tell(pairs[i : i + BATCH], AnswerOptions(threshold=0.0)))
         return out
 
 
