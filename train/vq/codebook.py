@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tokenizer_image import VQModel
+from tokenizer_image import VQConfig, VQModel
 from tokenizer_image.quantizer import VectorQuantizer
 from tokenizer_image.tokenizer import CODE_PARTS
 
@@ -35,6 +35,22 @@ def freeze_codes(model: VQModel) -> None:
     """Freeze all but the decoder, so that codes keep their meaning."""
     for name in CODE_PARTS:
         model.get_submodule(name).requires_grad_(False)
+
+
+def with_codes_of(model: VQModel, shape: VQConfig) -> VQModel:
+    """Return a model of another shape with the same codes and a new decoder.
+
+    Raises:
+        ValueError: the encoders or codebooks have different shapes.
+    """
+    out = VQModel(shape)
+    for name in CODE_PARTS:
+        old, new = model.get_submodule(name).state_dict(), out.get_submodule(name).state_dict()
+        for key in old.keys() | new.keys():
+            if key not in old or key not in new or old[key].shape != new[key].shape:
+                raise ValueError(f"the preset's {name} is not that of start: {key} differs, so codes would too")
+        out.get_submodule(name).load_state_dict(old)
+    return out
 
 
 def baked(model: VQModel, frozen: VQModel | None = None) -> VQModel:

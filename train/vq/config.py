@@ -172,6 +172,7 @@ class ImageTokenizerConfig:
         model: fields of VQConfig that replace the preset's.
         start: folder or name of a tokenizer to start from; empty = train from scratch.
         decoder_only: freeze encoder and codebook, so that shards and models keep their codes.
+        new_decoder: with decoder_only, train a new decoder, of the preset's shape, for the codes of `start`.
         steps: optimizer steps.
         batch_size: images in a step on each device.
         precision: "fp32", "bf16" or "auto": bf16 where the device computes it fast.
@@ -194,6 +195,7 @@ class ImageTokenizerConfig:
     model: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     decoder_only: bool = False
+    new_decoder: bool = False
     steps: int = 6000
     batch_size: int = 32
     precision: str = "auto"
@@ -226,3 +228,5 @@ class ImageTokenizerConfig:
             )
         if self.decoder_only and not self.start:
             raise ValueError("decoder_only needs a tokenizer to start from: set start")
+        if self.new_decoder and not self.decoder_only:
+            raise ValueError("new_decoder keeps the codes of start: set decoder_only")

@@ -26,7 +26,7 @@ from train.runtime.runlog import RunLog
 from train.runtime.seeds import generator
 from train.vq.adversarial import Adversary, adversarial_share
 from train.vq.auxiliary_losses import mask_blocks
-from train.vq.codebook import baked, entropy_loss, freeze_codes, use_simvq
+from train.vq.codebook import baked, entropy_loss, freeze_codes, use_simvq, with_codes_of
 from train.vq.config import ImageTokenizerConfig
 from train.vq.discriminator import balance
 from train.vq.learner import VQLearner, VQLosses, evaluate, sample_sheet
@@ -70,6 +70,8 @@ def starting_model(config: ImageTokenizerConfig) -> VQModel:
     """Return the model before the first step. The parameters that are trained require gradients."""
     shape = VQConfig.from_dict({**vars(PRESETS[config.preset]), **config.model})
     model = ImageTokenizer.from_pretrained(config.start).model if config.start else VQModel(shape)
+    if config.new_decoder:
+        model = with_codes_of(model, shape)
     model.train().requires_grad_(True)
     rotation = config.codebook.gradient_estimator == "rotation"
     model.quantize.estimator = rotation_trick if rotation else straight_through

@@ -293,6 +293,7 @@ def test_a_sheet_shows_each_image_above_its_reconstruction():
             ["decoder_only=true", "start=emoji", "align.weight=1.0"],
             "align.weight, jepa.weight and loss.entropy change the codes",
         ),
+        (["new_decoder=true"], "new_decoder keeps the codes of start: set decoder_only"),
         (["model.chh=3", "preset=tiny"], "unknown VQConfig keys: chh"),
         (["preset=tiny", "align.weight=1.0", "align.features=vgg"], "features 'vgg': give lite0 or timm:NAME"),
     ],
@@ -321,3 +322,12 @@ def test_the_decoder_alone_learns_on_and_the_codes_stay(config: ImageTokenizerCo
     assert torch.equal(second.model.encode(pixels), codes)
     assert second.fingerprint() == first.fingerprint()
     assert not torch.equal(second.model.decode(codes), first.model.decode(codes))
+
+
+def test_a_new_decoder_of_another_shape_keeps_the_codes(config: ImageTokenizerConfig, run: Path, tmp_path: Path):
+    first = ImageTokenizer.from_pretrained(run / "model")
+    changes = {"start": str(run / "model"), "decoder_only": True, "new_decoder": True, "model": {"decoder_ch": 16}}
+    second = train(override(config, changes), tmp_path / "second")
+    assert second.model.config.decoder_ch == 16 and second.fingerprint() == first.fingerprint()
+    with pytest.raises(ValueError, match=r"the preset's encoder is not that of start: .* differs"):
+        vq_run.starting_model(override(config, {**changes, "model": {"ch": 16}}))

@@ -60,14 +60,17 @@ class Drawing:
 
 @lru_cache(maxsize=512)
 def painted(drawing: Drawing, paint: str) -> Image.Image:
-    """The drawing in shades of one colour: its dark parts darker, its light parts lighter. RGBA."""
+    """The drawing in shades of one colour: its dark parts darker, its light parts lighter. RGBA.
+
+    A pixel's new colour depends on its lightness alone, so that a model can learn which code becomes which.
+    """
     if not paint:
         return drawing.image
     red, green, blue = PAINTS[paint]
-    grey = ImageOps.autocontrast(drawing.image.convert("RGB").convert("L"), cutoff=2)
+    grey = drawing.image.convert("RGB").convert("L")
     dark = (red * 2 // 5, green * 2 // 5, blue * 2 // 5)
     light = ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2)
-    out = ImageOps.colorize(grey, dark, light, (red, green, blue)).convert("RGBA")
+    out = ImageOps.colorize(grey, dark, light, (red, green, blue), blackpoint=20, midpoint=180)
     out.putalpha(drawing.image.getchannel("A"))
     return out
 

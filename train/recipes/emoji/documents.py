@@ -36,25 +36,26 @@ class DocumentsConfig:
         unstyled: share of the drawings whose plan names no style.
         white: share of white grounds where images are read.
         paint: share of painted things where images are read or changed.
+        other_styles: share of single drawings to be read that are of styles which the model does not draw.
         distorted: share of single drawings that are read in another form and other colours.
         seed: of everything random.
     """
 
     documents: dict[str, int] = field(
         default_factory=lambda: {
-            "draw large": 90_000,
-            "draw small": 75_000,
-            "draw scene": 30_000,
-            "read small": 35_000,
-            "read large": 15_000,
-            "read scene": 15_000,
-            "change small": 35_000,
+            "draw large": 60_000,
+            "draw small": 45_000,
+            "draw scene": 24_000,
+            "read small": 25_000,
+            "read large": 10_000,
+            "read scene": 14_000,
+            "change small": 18_000,
             "change large": 8_000,
             "change scene": 10_000,
-            "recall": 12_000,
-            "request": 250_000,
-            "instruct": 90_000,
-            "translate": 60_000,
+            "recall": 6_000,
+            "request": 200_000,
+            "instruct": 70_000,
+            "translate": 40_000,
         }
     )
     held_out: int = 32
@@ -63,6 +64,7 @@ class DocumentsConfig:
     unstyled: float = 0.1
     white: float = 0.6
     paint: float = 0.15
+    other_styles: float = 0.3
     distorted: float = 0.35
     seed: int = 0
 
@@ -81,6 +83,7 @@ class Builder:
     def __init__(self, world: World, shelf: Shelf, codes: Codes | None, config: DocumentsConfig, novel: bool = False):
         self.world, self.shelf, self.codes, self.config = world, shelf, codes, config
         self.everything = list(shelf.drawings.values())
+        self.readable = [*shelf.others.values(), *shelf.extra]  # of styles that are only read
         self.planner = Planner(world, shelf.styles, novel=novel)
         self.editor = Editor(self.planner)
         self.makers: dict[str, Callable[[np.random.Generator, int], Document | list[Document]]] = {
@@ -181,7 +184,7 @@ class Builder:
 
     def read(self, rng: np.random.Generator, i: int, side: int) -> Document:
         """A single drawing as it is, elsewhere and smaller, or in another form; of further styles too."""
-        pool = self.shelf.extra if self.shelf.extra and rng.random() < 0.15 else self.everything
+        pool = self.readable if self.readable and rng.random() < self.config.other_styles else self.everything
         drawing = pool[i % len(pool)]
         on = "white" if rng.random() < self.config.white else one_of(rng, *GROUNDS)
         paint, kind = "", rng.random()
@@ -266,7 +269,7 @@ class Builder:
         """One or two documents of unknown images, then one of them again: what it shows stands only before it."""
         side = TILE if rng.random() < 0.85 else CANVAS
         count = 1 + int(side == TILE and rng.random() < 0.6)
-        documents, pool = list[Document](), self.shelf.extra or self.everything
+        documents, pool = list[Document](), self.readable or self.everything
         for i in rng.permutation(len(pool))[:count]:
             view = replace(Augmentation(1.0, 0.75, 2, 0.5).sample(rng, side))
             shown = pool[i].image.convert("RGBa")

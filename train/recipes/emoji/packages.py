@@ -51,6 +51,7 @@ class Style:
         licence_file: the file that states it.
         author: who drew it.
         design: styles of one design share their geometry, so a split holds them out together.
+        drawn: the model draws in this style; images of the others it only reads.
     """
 
     word: str
@@ -59,6 +60,7 @@ class Style:
     licence_file: str
     author: str
     design: str
+    drawn: bool = True
 
 
 NOTO = Package(
@@ -124,11 +126,19 @@ EMOJIBASE = Package(
 
 STYLES = (
     Style("noto", NOTO, "Apache-2.0", "info.json", "Google Inc", "noto"),
-    Style("blob", BLOB, "Apache-2.0", "info.json", "Google Inc", "blob"),
+    Style("blob", BLOB, "Apache-2.0", "info.json", "Google Inc", "blob", drawn=False),
     Style("twemoji", TWEMOJI, "CC-BY-4.0", "info.json", "Twitter, Inc and other contributors", "twemoji"),
     Style("fluent flat", FLUENT_FLAT, "MIT", "info.json", "Microsoft Corporation", "fluent"),
-    Style("emojione", EMOJIONE, "CC-BY-4.0", "info.json", "Emoji One", "emojione"),
-    Style("fluent 3d", FLUENT_3D, "MIT", "package.json", "Microsoft Corporation (packed by LobeHub)", "fluent"),
+    Style("emojione", EMOJIONE, "CC-BY-4.0", "info.json", "Emoji One", "emojione", drawn=False),
+    Style(
+        "fluent 3d",
+        FLUENT_3D,
+        "MIT",
+        "package.json",
+        "Microsoft Corporation (packed by LobeHub)",
+        "fluent",
+        drawn=False,
+    ),
 )
 # Art of fewer things, without code points: it is shown and asked about, never asked for by its style.
 EXTRA_STYLES = (

@@ -12,8 +12,10 @@ from tokenizer_image import ImageTokenizer
 from train.images.loader import to_pixels
 from train.recipes.emoji.art import CANVAS, TILE, Drawing, ground, sign, single
 from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples
+from train.recipes.emoji.packages import STYLES
 
 SIDES = (TILE, CANVAS)  # in pixels
+DRAWN_STYLES = {style.word for style in STYLES if style.drawn}
 
 
 def read_drawings(data: Path, split: str) -> list[tuple[Drawing, bool]]:
@@ -71,20 +73,29 @@ def laid(tiles: list[np.ndarray]) -> np.ndarray:
 
 
 class Shelf(NamedTuple):
-    """The drawings of a split: of drawn concepts by (code, style); and further ones, of other styles, to be read."""
+    """The drawings of a split whose concepts the model draws.
+
+    Attributes:
+        drawings: in the styles that the model draws, by (code, style).
+        others: in the styles that it only reads.
+        extra: of the extra styles, to be read.
+    """
 
     drawings: dict[tuple[str, str], Drawing]
+    others: dict[tuple[str, str], Drawing]
     extra: list[Drawing]
 
     @classmethod
     def read(cls, data: Path, split: str) -> "Shelf":
-        drawn = {(one.code, one.style): one for one, is_drawn in read_drawings(data, split) if is_drawn}
+        known = {(one.code, one.style): one for one, is_drawn in read_drawings(data, split) if is_drawn}
+        drawings = {key: one for key, one in known.items() if key[1] in DRAWN_STYLES}
+        others = {key: one for key, one in known.items() if key[1] not in DRAWN_STYLES}
         extra = [one for one, is_drawn in read_drawings(data, EXTRA) if is_drawn] if split == "train" else []
-        return cls(drawn, extra)
+        return cls(drawings, others, extra)
 
     @property
     def styles(self) -> dict[str, list[str]]:
-        """Code -> styles that have drawn it."""
+        """Code -> styles that the model draws it in."""
         out: dict[str, list[str]] = {}
         for code, style in self.drawings:
             out.setdefault(code, []).append(style)

@@ -1,5 +1,6 @@
 """What the suites compare with, and how they ask a model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ class Truth:
 
     def __init__(self, data: Path, codes: Codes, count: int = 250):
         self.world, self.shelf, self.codes = World.read(data), Shelf.read(data, "train"), codes
-        styles = self.shelf.styles
-        able = [code for code in self.world.concepts if len(styles.get(code, ())) >= 3]
+        self.known = self.shelf.drawings | self.shelf.others
+        styles = Counter(code for code, _ in self.known)
+        able = [code for code in self.world.concepts if styles[code] >= 3 and code in self.shelf.styles]
         order = np.random.default_rng(0).permutation(len(able))
         self.concepts = sorted(able[i] for i in order[:count])
         self.builder = Builder(self.world, self.shelf, codes, DocumentsConfig(), novel=True)
@@ -85,8 +87,8 @@ class Truth:
         return [self.shelf.drawings[code, styles[code][rng.integers(len(styles[code]))]] for code in self.concepts]
 
     def reference(self, judge: Judge) -> Reference:
-        """All real drawings of the judged concepts, on white."""
-        ones = [one for (code, _), one in self.shelf.drawings.items() if code in set(self.concepts)]
+        """All real drawings of the judged concepts in all styles, on white."""
+        ones = [one for (code, _), one in self.known.items() if code in set(self.concepts)]
         images = [single(one, TILE) for one in ones]
         return Reference(judge.features(images), [one.code for one in ones], [one.style for one in ones])
 
