@@ -254,13 +254,12 @@ _CM3LEON = dict(
 # The paper does not state heads, tying and the activation of cm3leon-*. These are OPT's.
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=704),
-    # Images of 16 x 16 codes; deeper than "emoji", and its embeddings are tied.
+    # Images of 16 x 16 codes.
     "emoji-256": dict(
         hidden_size=256,
-        num_hidden_layers=8,
+        num_hidden_layers=6,
         num_attention_heads=4,
-        intermediate_size=704,
-        tie_word_embeddings=True,
+        intermediate_size=640,
         max_position_embeddings=1280,
         image_grid=(16, 16),
     ),
