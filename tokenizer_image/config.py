@@ -183,7 +183,7 @@ PRESETS: dict[str, VQConfig] = {
         num_res_blocks=2,
         n_embed=16384,
         cell_width=384,
-        decoder_cell_blocks=2,
+        decoder_cell_blocks=1,
         tile=8,
     ),
     "tiny": VQConfig(

@@ -75,9 +75,9 @@ TOKENIZER_CARD = """# {name}: the image tokenizer of the embedded model
 parameters. Tiles of 128 x 128 pixels are encoded and decoded by themselves, so that a thing has the same codes alone
 and in a scene. Weights are stored in 16-bit floats and computed in 32-bit.
 
-Trained on {images} emoji of six styles at 128 and 256 pixels (no people, no flags; licences: see ATTRIBUTION.md):
-{steps} steps of {batch} images, {hours:.1f} hours; then the decoder alone, {decoder_steps} steps, {decoder_hours:.1f}
-hours. Device: {device}.
+Trained on emoji of six styles (no people, no flags; licences: see ATTRIBUTION.md): {steps} steps of {batch} images of
+128 pixels, {hours:.1f} hours; then a new decoder alone, on canvases of {side} pixels, {decoder_steps} steps,
+{decoder_hours:.1f} hours. Device: {device}.
 
 Held-out concept-style pairs after encoding and decoding at {side} pixels: {psnr:.1f} dB PSNR. docs/results.md in the
 repository has more figures.
