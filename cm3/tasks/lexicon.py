@@ -3,11 +3,17 @@
 lexicon.tsv in the model folder has a line "name<TAB>English name with its article" for each name, in lower case.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 LEXICON = "lexicon.tsv"
 MOST_WORDS = 6  # of a name that is found inside a text
+# At the beginning of a German, French, Spanish, Italian, Portuguese or Dutch name; names are read without them.
+ARTICLE = re.compile(
+    r"\A\s*(?:(?:ein|eine|der|die|das|un|une|una|le|la|les|el|los|las|il|lo|um|uma|een|het)\s+|l['’])(?=\S)",
+    re.IGNORECASE,
+)
 MARKS = ".,;:!?\"'()،؛؟。、！？"
 
 
@@ -50,10 +56,11 @@ class Lexicon:
 
         Returns:
             The English name for a text that is a name; the English names before a text that has names among other
-            words; any other text unchanged.
+            words; any other text unchanged, but for an article at its beginning.
         """
         if not self.names:
             return text
+        text = ARTICLE.sub("", text)
         whole = " ".join(text.casefold().split()).strip(MARKS)
         if whole in self.names:
             return self.names[whole]

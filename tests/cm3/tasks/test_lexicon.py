@@ -24,6 +24,11 @@ NAMES = {"kissa": "a cat", "koira": "a dog", "punainen omena": "a red apple", "o
         ("syö punainen omena", "a red apple, syö punainen omena"),
         ("a cat", "a cat"),
         ("kissat", "kissat"),
+        ("ein Haus", "Haus"),
+        ("L’éléphant", "éléphant"),
+        ("une kissa", "a cat"),
+        ("la", "la"),
+        ("undone", "undone"),
         ("", ""),
     ],
 )

@@ -7,10 +7,12 @@ Writes cm3/pretrained/emoji and tokenizer_image/pretrained/emoji. Nothing is wri
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save_file
@@ -18,16 +20,21 @@ from safetensors.torch import load_file, save_file
 from cm3.hf.model_folder import read_config, write_checksums
 from cm3.hf.remote_code import write_processor
 from cm3.tasks.confidence import CALIBRATION
+from cm3.tasks.known_words import KnownWords, words_of
 from cm3.tasks.lexicon import LEXICON
+from cm3.tokens.document import Text
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.checkpoint import make_readable
 from train.recipes.emoji.dataset import EXTRA, attribution, read_manifest
+from train.recipes.emoji.documents import Builder, DocumentsConfig
 from train.recipes.emoji.evaluate import SUITES
 from train.recipes.emoji.packages import LANGUAGES
+from train.recipes.emoji.shelf import Shelf
 from train.recipes.emoji.world import World
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 48_000_000  # bytes of embedded weights
+REQUESTS = 4000  # and as many instructions, whose words the model knows
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 CARD = """# {name}: the embedded model of cm3
@@ -152,6 +159,24 @@ def embedded(root: Path) -> int:
     return size
 
 
+def known_words(data: Path) -> KnownWords:
+    """The words that prompts and instructions were trained with, without the typing mistakes: those of all names, and
+    those that many requests have.
+
+    Args:
+        data: of build_dataset.
+    """
+    world, shelf = World.read(data), Shelf.read(data, "train")
+    builder, rng = Builder(world, shelf, None, DocumentsConfig()), np.random.default_rng(0)
+    counts = Counter[str]()
+    for _ in range(REQUESTS):
+        for made in (builder.request(rng), builder.instruct(rng)):
+            counts.update(word for item in made if isinstance(item, Text) for word in set(words_of(item.text)))
+    often = [word for word, count in counts.items() if count >= max(2, REQUESTS // 1000)]
+    names = [name for one in world.concepts.values() for name in (*one.names.values(), *one.others)]
+    return KnownWords([*often, *names])
+
+
 def facts_of(sources: Sources) -> dict[str, Any]:
     """What both cards say."""
     vq, decoder, lm = (read_json(run / "config.json") for run in (sources.image_tokenizer, sources.decoder, sources.lm))
@@ -209,6 +234,7 @@ def package(name: str, sources: Sources, device: str, note: str, root: Path = RO
     facts: dict[str, Any] = facts_of(sources) | {"name": name, "device": device, "note": note}
     rows = [row for row in read_manifest(sources.data) if row["split"] in ("train", EXTRA)]
     credits = attribution(rows)
+    known = known_words(sources.data)
     calibration = (sources.evaluation / CALIBRATION).read_text(encoding="utf-8")
 
     tokenizer = root / "tokenizer_image" / "pretrained" / name
@@ -233,6 +259,7 @@ def package(name: str, sources: Sources, device: str, note: str, root: Path = RO
     write_processor(folder, read_config(folder), facts["side"])
     for file in COPIED:
         shutil.copy(trained / file, folder / file)
+    known.save(folder)
     shutil.copy(sources.data / LEXICON, folder / LEXICON)
     (folder / CALIBRATION).write_text(calibration, encoding="utf-8")
     (folder / "README.md").write_text(CARD.format(**facts), encoding="utf-8")

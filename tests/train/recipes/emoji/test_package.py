@@ -53,8 +53,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @pytest.fixture
-def sources(planning: CM3, sample: Path, tmp_path: Path) -> Sources:
+def sources(planning: CM3, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
     """Folders of runs, as far as packaging reads them."""
+    monkeypatch.setattr(module, "REQUESTS", 100)
     at = Sources(*(tmp_path / name for name in ("lm", "image_tokenizer", "decoder", "evaluation", "documents", "data")))
     for run, size in (
         (at.lm, {"batch_tokens": 36}),
@@ -96,13 +97,17 @@ def test_both_folders_load_again_with_their_cards(sources: Sources, planning: CM
         "It was a test.",
     ):
         assert words in card
-    assert "new decoder alone, on canvases of 16 pixels, 30 steps,\n0.5 hours. Device: a toaster" in (tokenizer / "README.md").read_text()
+    assert (
+        "new decoder alone, on canvases of 16 pixels, 30 steps,\n0.5 hours. Device: a toaster"
+        in (tokenizer / "README.md").read_text()
+    )
     credits = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
     assert "extra: 1 images" in credits and "held_out" not in credits
     config = json.loads((folder / "config.json").read_text())
     assert config["image_tokenizer_fingerprint"] == planning.image_tokenizer.fingerprint()
     model = CM3.from_pretrained(folder, image_tokenizer=str(tokenizer))
     assert model.jobs.planning is not None
+    assert not model.unknown_words("please draw A CAT FACE on a blue background") and model.unknown_words("a zorblax")
     weight = planning.model.lm_head.weight
     assert torch.equal(model.model.lm_head.weight, weight.half().float()) and not torch.equal(weight, weight.half())
     assert json.loads((folder / "evaluation.json").read_text()).keys() == {"ceiling", *SUITES}
