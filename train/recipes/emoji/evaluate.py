@@ -11,6 +11,7 @@ edits       scenes and single drawings changed by instructions, and with both pl
 plans       requests in every form and language, and instructions, to plans, as text
 readings    plans, captions and answers of held-out scenes and drawings
 confidence  captions' probability of being right: its calibration, and what the model is not sure of
+sweep       single drawings with other temperatures, top-p and guidance scales, and plans with other temperatures
 
 A judge compares with real drawings of other styles (train/evaluation/judge.py). A tile is right where the nearest
 drawing by codes, among all drawings of all styles, is one of the thing that was asked for. Combinations in scenes,
@@ -27,7 +28,7 @@ import typer
 
 from cm3.pipeline import CM3
 from tokenizer_image import ImageTokenizer
-from train.recipes.emoji.suites import drawings, readings, scenes
+from train.recipes.emoji.suites import drawings, readings, scenes, sweep
 
 Suite = Callable[[CM3, Path, Path, int], dict[str, Any]]
 SUITES: dict[str, Suite] = {
@@ -37,6 +38,7 @@ SUITES: dict[str, Suite] = {
     "plans": readings.plans,
     "readings": readings.readings,
     "confidence": readings.confidence,
+    "sweep": sweep.sweep,
 }
 
 

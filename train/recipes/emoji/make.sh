@@ -21,7 +21,8 @@ $python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
 $python -m $recipe.build_documents --image-tokenizer runs/decoder/model --out data/emoji-documents
 "$(dirname "$python")"/torchrun --nproc_per_node 2 -m train.lm --config lm_canvas --data data/emoji-documents \
     --out runs/lm
-for suite in drawings scenes edits plans readings confidence; do
+for suite in drawings scenes edits plans readings confidence sweep; do
     $python -m $recipe.evaluate $suite --model runs/lm/model
 done
 $python -m $recipe.package
+$python -m $recipe.sheet --out docs/contact_sheet.png

@@ -15,9 +15,10 @@ from cm3.tasks import planning
 from cm3.tokens.plan import Plan
 from cm3.tokens.text_tokenizer import TextTokenizer
 from train.evaluation import calibration
+from train.recipes.emoji import sheet
 from train.recipes.emoji.requests import FORMS
 from train.recipes.emoji.shelf import Codes
-from train.recipes.emoji.suites import readings, scenes
+from train.recipes.emoji.suites import readings, scenes, sweep
 from train.recipes.emoji.suites.truth import Asked, Truth
 from worlds import small_tokenizer, small_world
 
@@ -86,6 +87,7 @@ def test_cases_of_edits_have_their_truth(truth: Truth):
         (scenes.edits, {"with both plans", "plan of the source right", "plan of the result right", "by instruction"}),
         (readings.plans, {*FORMS, "bare name, en", "bare name, sw", "edit remove"}),
         (readings.readings, {"plan of a scene", "things of a scene", "answers", "captions of held-out pairs"}),
+        (sweep.sweep, {"guidance 3", "variety 1"}),
         (readings.confidence, {"calibration", "not sure, known concepts", "right where not sure"}),
     ],
 )
@@ -101,9 +103,18 @@ def test_a_suite_gives_its_figures(
     monkeypatch.setattr(planning, "MAX_PLAN", 8)
     monkeypatch.setattr(readings, "LANGUAGES", ("en", "ar", "sw"))
     monkeypatch.setattr(calibration, "LEAST", 0)
+    monkeypatch.setattr(sweep, "DRAWN", {"guidance": sweep.DRAWN["guidance"][-1:]})
+    monkeypatch.setattr(sweep, "VARIETY", (1.0,))
     assert figures <= suite(model, data, tmp_path, 1).keys()
 
 
 def test_a_model_that_does_not_plan_is_refused(tiny: CM3):
     with pytest.raises(ValueError, match="a model that plans"):
         Asked(tiny)
+
+
+def test_the_sheet_has_an_image_for_each_prompt(planning: CM3):
+    drawn = np.asarray(sheet.sheet(planning, ("a cat", "a dog")))
+    assert drawn.shape == (sheet.SIDE + sheet.LINE + 8, 5 * (sheet.SIDE + 8), 3)
+    first, second, third = (drawn[4 : 4 + sheet.SIDE, i * (sheet.SIDE + 8) :][:, 4 : 4 + sheet.SIDE] for i in range(3))
+    assert first.std() > 0 and second.std() > 0 and (third == 255).all()
