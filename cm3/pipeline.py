@@ -375,8 +375,11 @@ class CM3:
 
     @torch.inference_mode()
     def score_ids(self, document: Sequence[int]) -> Score:
-        """How likely the model finds each id of a document after its opening <eos>. Raises a ValueError for more ids
-        than the model's context."""
+        """How likely the model finds each id of a document after its opening <eos>.
+
+        Raises:
+            ValueError: the document has more ids than the model's context.
+        """
         ids = torch.tensor(document)  # [T]
         if len(ids) > self.context:
             raise ValueError(f"a document of {len(ids)} tokens is too long: the model holds {self.context}")

@@ -76,7 +76,11 @@ class Boxes(gr.HTML):
         return "html"  # the browser shows it as gradio's own component
 
     def preprocess(self, payload: Any) -> list[tuple[str, Box]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Names and boxes. Raises a gr.Error for a value that is not of the form above, or has too many boxes."""
+        """Names and boxes.
+
+        Raises:
+            gr.Error: a value is not of the form above, or there are too many boxes.
+        """
         if not payload:
             return []
         try:

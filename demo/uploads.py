@@ -61,7 +61,11 @@ class Page(gr.Blocks):
     sent."""
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The inputs of the page's functions. Raises a gr.Error for every mistake in a request."""
+        """The inputs of the page's functions.
+
+        Raises:
+            gr.Error: a mistake in a request.
+        """
         try:
             return await super().preprocess_data(*args, **kwargs)
         except gr.Error as error:

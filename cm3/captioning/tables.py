@@ -105,8 +105,11 @@ class Table:
             yield dict(zip(header, cells, strict=True))
 
     def name(self, path: Path) -> str:
-        """The path of an image from the table's folder, as ImageFolder expects it. Raises a ValueError if it is not
-        UTF-8."""
+        """The path of an image from the table's folder, as ImageFolder expects it.
+
+        Raises:
+            ValueError: it is not UTF-8.
+        """
         name = Path(os.path.relpath(path, self.path.parent)).as_posix()
         if not is_text(name):
             raise ValueError(
@@ -224,7 +227,11 @@ class ParquetTable:
 def open_table(
     path: Path, columns: Sequence[str], existing: Existing, reads: frozenset[Path] = frozenset()
 ) -> Table | ParquetTable:
-    """Open a table of the kind that the file's ending names. Raises a ValueError for other endings."""
+    """Open a table of the kind that the file's ending names.
+
+    Raises:
+        ValueError: the ending is another one.
+    """
     kind = path.suffix.lower()
     if kind not in TABLES:
         raise ValueError(f"{path}: the name of a table must end with one of {', '.join(TABLES)}")
@@ -263,7 +270,11 @@ def append(file: FileIO, data: bytes) -> None:
 
 
 def parquet() -> Any:
-    """The module pyarrow.parquet. Raises a ValueError if pyarrow, an optional dependency, is missing."""
+    """The module pyarrow.parquet.
+
+    Raises:
+        ValueError: pyarrow, an optional dependency, is missing.
+    """
     try:
         return import_module("pyarrow.parquet")
     except ImportError as error:

@@ -44,7 +44,11 @@ def fit_for(path: Path, image: Image.Image) -> Image.Image:
 
 
 def check_images(*paths: str) -> None:
-    """Find out before the model is loaded that an image's file cannot be read. Raises a ValueError then."""
+    """Find out before the model is loaded that an image's file cannot be read.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     for path in paths:
         try:
             if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for its writer
@@ -55,7 +59,11 @@ def check_images(*paths: str) -> None:
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:
-    """Find out before the work that the image cannot be saved. Raises a ValueError then."""
+    """Find out before the work that the image cannot be saved.
+
+    Raises:
+        ValueError: it cannot be saved.
+    """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name of an image must end with one of {', '.join(FORMATS)}")
     check_writable(path, overwrite)

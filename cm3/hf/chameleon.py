@@ -143,7 +143,11 @@ def code_of(name: str) -> int | None:
 
 
 def config_from(values: Mapping[str, Any], order: Order, grid: tuple[int, int]) -> CM3Config:
-    """The configuration from transformers' ChameleonConfig. Raises a ValueError for values that CM3Config lacks."""
+    """The configuration from transformers' ChameleonConfig.
+
+    Raises:
+        ValueError: values that CM3Config lacks.
+    """
     for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if values.get(name, wanted) != wanted:
             raise ValueError(f"{name} is {values[name]!r}, but only {wanted!r} can be converted")

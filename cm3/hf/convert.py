@@ -60,7 +60,11 @@ class SourceModel:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises a ValueError if it is missing or damaged."""
+    """Read a JSON object.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -172,7 +176,11 @@ def halves(values: Tensor, size: int, dim: int = 0) -> Tensor:
 
 
 def text_tokenizer(path: Path, order: Order) -> TextTokenizer:
-    """The text tokenizer, with ids from 0. Raises a ValueError if the file is no tokenizer of this model."""
+    """The text tokenizer, with ids from 0.
+
+    Raises:
+        ValueError: the file is no tokenizer of this model.
+    """
     content = read_json(path)
     words: dict[str, int] | None = content.get("model", {}).get("vocab")
     if not isinstance(words, dict):
@@ -248,7 +256,10 @@ def convert(source: Path, out: Path, image_tokenizer: str | Path | None = None) 
 
 def ready_image_tokenizer(given: str | Path, side: int | None, out: Path) -> ImageTokenizer:
     """Write the image tokenizer to `out`. `side` is that of its images in pixels, if a checkpoint does not have it.
-    Raises a ValueError as tokenizer_image does."""
+
+    Raises:
+        ValueError: as tokenizer_image does.
+    """
     config = Path(given) / "config.json"
     if str(given) not in embedded_tokenizers() and not (config.is_file() and "n_embed" in read_json(config)):
         return convert_image_tokenizer(given, out, resolution=side)

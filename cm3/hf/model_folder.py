@@ -63,7 +63,11 @@ MAX_INTEGER = 2**31  # in other fields
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name; "auto" is a GPU if there is one. Raises a ValueError for a device that cannot be used."""
+    """The device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: a device that cannot be used.
+    """
     if not isinstance(name, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"device must be a string or a torch.device, but is {name!r:.60}")
     found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -134,7 +138,11 @@ def left_by_killed_run(folder: Path) -> Path | None:
 @contextmanager
 def write_folder(folder: Path) -> Generator[Path, None, None]:
     """A new folder to write a model into, which replaces this one at the end. A run that is killed leaves the old model
-    or the new one. Files that are not the model's are kept. Raises a ValueError for the current folder."""
+    or the new one. Files that are not the model's are kept.
+
+    Raises:
+        ValueError: the current folder.
+    """
     folder = Path(os.path.realpath(folder))
     if Path.cwd() == folder or folder in Path.cwd().parents:
         raise ValueError(f"{folder} is the current folder, or holds it: save into a folder of its own")
@@ -176,8 +184,11 @@ def check_files(folder: Path) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file name; {} if the folder has no checksums. Raises a ValueError for another content, or for
-    a name outside the folder."""
+    """The SHA-256 of each file name; {} if the folder has no checksums.
+
+    Raises:
+        ValueError: a file has other content, or a name lies outside the folder.
+    """
     path = folder / CHECKSUMS
     try:
         values = json_dict(path) if path.is_file() else {}
@@ -248,7 +259,11 @@ def read_config(folder: Path, attention: bool = False) -> CM3Config:
 
 
 def json_dict(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises an AssertionError for other JSON."""
+    """Read a JSON object.
+
+    Raises:
+        AssertionError: other JSON.
+    """
     values = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(values, dict), f"it holds {type(values).__name__}"
     return cast(dict[str, Any], values)
@@ -260,13 +275,21 @@ def first_line(error: Exception) -> str:
 
 
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """The shape of every tensor, from the headers of the files. Raises a ValueError for damaged files."""
+    """The shape of every tensor, from the headers of the files.
+
+    Raises:
+        ValueError: damaged files.
+    """
     index = folder / INDEX
     return SafetensorsWeights(shards_of(index) if index.is_file() else [folder / WEIGHTS]).shapes()
 
 
 def load_transformer(folder: Path, options: dict[str, Any]) -> "CM3ForCausalLM":
-    """Load the language model of a folder. Raises a ValueError if weights are missing, do not fit or are not finite."""
+    """Load the language model of a folder.
+
+    Raises:
+        ValueError: weights are missing, do not fit or are not finite.
+    """
     from cm3.model.transformer import CM3ForCausalLM  # takes seconds, and `cm3 info` needs the files only
 
     config = read_config(folder, "attn_implementation" in options)
@@ -322,8 +345,11 @@ def image_tokenizer_name(folder: Path, config: CM3Config, given: str | Path | No
 
 
 def load_image_tokenizer(folder: Path, config: CM3Config, given: str | Path | None = None) -> ImageTokenizer:
-    """Load the model's image tokenizer (image_tokenizer_name). Raises a ValueError if the model was trained with
-    another one."""
+    """Load the model's image tokenizer (image_tokenizer_name).
+
+    Raises:
+        ValueError: the model was trained with another one.
+    """
     name = image_tokenizer_name(folder, config, given)
     tokenizer = ImageTokenizer.from_pretrained(name)
     if getattr(config, "image_tokenizer_fingerprint", None) not in (None, tokenizer.fingerprint()):

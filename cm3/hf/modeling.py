@@ -104,7 +104,11 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises a ValueError for a folder without an image tokenizer."""
+        """As in transformers.
+
+        Raises:
+            ValueError: a folder without an image tokenizer.
+        """
         loaded = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         name = str(pretrained_model_name_or_path)
@@ -129,7 +133,11 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
 
     @property
     def tokenizer(self) -> ImageTokenizer:
-        """The image tokenizer. Raises a ValueError if there is none."""
+        """The image tokenizer.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self.vqmodel is None:
             raise ValueError("this model was made without an image tokenizer: use from_pretrained")
         return ImageTokenizer(self.vqmodel)
@@ -140,8 +148,11 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         return self.vocab.code_to_id(codes.flatten(1)).to(self.device)
 
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:  # [B, T] -> [B, 3, H, W] in [-1, 1]
-        """Decode the last image of each sequence. Other ids, such as the prompt's, are ignored. Raises a ValueError for
-        a sequence without a complete image."""
+        """Decode the last image of each sequence. Other ids, such as the prompt's, are ignored.
+
+        Raises:
+            ValueError: a sequence without a complete image.
+        """
         rows, columns = self.config.grid
         grids: list[list[int]] = []
         for row in to_rows(image_tokens):
@@ -159,7 +170,11 @@ class CM3ForConditionalGeneration(CM3ForCausalLM):
         return self.tokenizer.model.decode(codes.to(self.device))
 
     def with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:  # [B, T], [N, 3, H, W] -> [B, T]
-        """Replace <placeholder> by the images' codes. Raises a ValueError if their numbers differ."""
+        """Replace <placeholder> by the images' codes.
+
+        Raises:
+            ValueError: their numbers differ.
+        """
         is_placeholder = input_ids == self.vocab.placeholder
         if pixel_values is None:
             if is_placeholder.any():

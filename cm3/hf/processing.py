@@ -279,7 +279,11 @@ class CM3Processor(ProcessorMixin):
 
 
 def grouped(images: Any, rows: int) -> list[list[Any]]:
-    """The images of each text. Raises a ValueError if their numbers differ."""
+    """The images of each text.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
     if images is None:
         return [[] for _ in range(rows)]
     groups = as_list(images)
@@ -296,8 +300,11 @@ def as_list(value: Any) -> list[Any]:
 
 
 def read_messages(messages: Sequence[Any]) -> tuple[str, list[Any], str]:
-    """Text and images of the user's message, and the beginning of the assistant's. Raises a ValueError for other
-    messages."""
+    """Text and images of the user's message, and the beginning of the assistant's.
+
+    Raises:
+        ValueError: other messages.
+    """
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["user", "assistant"]):
         raise ValueError(f"a conversation of {', '.join(roles)}: the models were trained on one message of a user")
@@ -309,7 +316,11 @@ def read_messages(messages: Sequence[Any]) -> tuple[str, list[Any], str]:
 
 
 def read_content(content: Any) -> tuple[str, list[Any]]:
-    """Text and images of a message. Raises a ValueError for other content."""
+    """Text and images of a message.
+
+    Raises:
+        ValueError: other content.
+    """
     if isinstance(content, str):
         return content, []
     words: list[str] = []

@@ -220,7 +220,11 @@ class CM3Config(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "CM3Config":
-        """A preset with some fields replaced. Raises a ValueError for an unknown name or field."""
+        """A preset with some fields replaced.
+
+        Raises:
+            ValueError: an unknown name or field.
+        """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))

@@ -88,7 +88,11 @@ class Texts(NamedTuple):
 
 
 def padded(texts: Sequence[Sequence[int]], longest: int) -> Texts:
-    """A batch of texts, each cut off after `longest` ids. Raises a ValueError for an empty text."""
+    """A batch of texts, each cut off after `longest` ids.
+
+    Raises:
+        ValueError: an empty text.
+    """
     if not all(texts):
         raise ValueError("a text to score is empty: say what the image should show")
     rows = [torch.tensor(text[:longest]) for text in texts]
@@ -159,7 +163,11 @@ class Scorer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a scorer. Raises a ValueError if the folder has none, or if it is damaged."""
+        """Load a scorer.
+
+        Raises:
+            ValueError: the folder has none, or it is damaged.
+        """
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():

@@ -224,7 +224,11 @@ def check_data_url(url: str) -> None:
 
 
 def data_url_content(url: str) -> bytes:
-    """The file in a data URL. Raises a ValueError if it is not valid base64."""
+    """The file in a data URL.
+
+    Raises:
+        ValueError: it is not valid base64.
+    """
     try:
         return base64.b64decode(url.partition(",")[2], validate=True)
     except ValueError as error:  # binascii.Error, or letters outside ASCII
@@ -264,7 +268,11 @@ def text_of(content: str | list[TextPart | ImagePart]) -> str:
 
 
 def urls_of(message: Message) -> list[str]:
-    """The URLs of a message's images. Raises a ValueError for a URL that is no data URL."""
+    """The URLs of a message's images.
+
+    Raises:
+        ValueError: a URL that is no data URL.
+    """
     parts = [] if isinstance(message.content, str) else message.content
     urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     for url in urls:

@@ -52,7 +52,11 @@ def listed(value: Any) -> list[Any]:
 
 
 def texts_of(name: str, value: Any) -> list[str]:
-    """The texts of a string or a list of strings. Raises a TypeError for anything else."""
+    """The texts of a string or a list of strings.
+
+    Raises:
+        TypeError: anything else.
+    """
     for text in listed(value):
         if not isinstance(text, str):
             has = "holds" if is_many(value) else "is"
@@ -61,7 +65,11 @@ def texts_of(name: str, value: Any) -> list[str]:
 
 
 def images_of(value: Any) -> list[ImageLike]:
-    """The images of one image or a list. Raises a TypeError for a list in the list."""
+    """The images of one image or a list.
+
+    Raises:
+        TypeError: a list in the list.
+    """
     images = listed(value)
     for image in images:
         check_single("each of the images" if len(images) > 1 else "the image", image)
@@ -359,7 +367,11 @@ class Jobs:
         return Planning(self.processor, self.prompts, self.best, self.rater) if self.form == "plan" else None
 
     def _words(self, query: Query) -> str:
-        """The prompt of a query. Raises a ValueError for a language that the model does not write."""
+        """The prompt of a query.
+
+        Raises:
+            ValueError: a language that the model does not write.
+        """
         if query.question:
             return worded("answer", query.question, self.form)
         words = WORDS[self.form]["describe" if query.long else "caption"]

@@ -308,7 +308,11 @@ class Planning:
 
 
 def found(about: Sequence[str], plans: Sequence[Plan | None]) -> list[Plan]:
-    """The plans. Raises NoPlan for the first that is missing."""
+    """The plans.
+
+    Raises:
+        NoPlan: a plan is missing; it is the first such.
+    """
     for words, plan in zip(about, plans, strict=True):
         if plan is None:
             raise NoPlan(words)

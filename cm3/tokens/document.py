@@ -23,7 +23,11 @@ Span = tuple[int, int]  # start and end of a range of ids, end excluded
 
 @dataclass(frozen=True)
 class Text:
-    """A text. Raises a TypeError unless it is a string."""
+    """A text.
+
+    Raises:
+        TypeError: it is not a string.
+    """
 
     text: str
 
@@ -123,7 +127,11 @@ class Document(Sequence[Item]):
 
     @classmethod
     def from_json(cls, data: list[dict[str, Any]]) -> "Document":
-        """The document that to_json wrote. Raises a ValueError that names the item that is wrong."""
+        """The document that to_json wrote.
+
+        Raises:
+            ValueError: an item is wrong; the message names it.
+        """
         if not isinstance(data, list):  # pyright: ignore[reportUnnecessaryIsInstance]  # read from a file
             raise ValueError(f"a document is a list of items, but got {type(data).__name__}")
         return cls(tuple(item_from_json(item) for item in data))
@@ -139,7 +147,11 @@ def item_to_json(item: Item) -> dict[str, Any]:
 
 
 def item_from_json(item: Any) -> Item:
-    """The item that item_to_json wrote. Raises a ValueError for anything else."""
+    """The item that item_to_json wrote.
+
+    Raises:
+        ValueError: anything else.
+    """
     match item:
         case {"text": str(text), **rest} if not rest:
             return Text(text)

@@ -168,7 +168,11 @@ class DocumentState:
         return self.section is Section.SPAN and self.spans.is_codes
 
     def read(self, id: int) -> None:
-        """Read the next id. Raises a ValueError for an id that cannot stand here."""
+        """Read the next id.
+
+        Raises:
+            ValueError: an id that cannot stand here.
+        """
         v = self.vocab
         if self.section is Section.SPAN and not v.is_special(id):
             self._expect(not v.is_code(id) or self.spans.missing > 0, id)

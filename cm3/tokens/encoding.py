@@ -94,8 +94,11 @@ def text_ids(text: str, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
 
 
 def image_ids(image: Image, vocab: Vocab) -> list[int]:
-    """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code. Raises a ValueError for a code that
-    the vocabulary does not have."""
+    """`<image> c_1 .. c_hw </image>`, with <mask:0> in place of each missing code.
+
+    Raises:
+        ValueError: a code that the vocabulary does not have.
+    """
     inside = (vocab.mask(0) if code == HOLE else vocab.code_to_id(code) for code in to_ints(image.codes))
     return [*opening_ids(vocab, image.grid), *inside, vocab.end_image]
 
@@ -124,8 +127,11 @@ def last_grid(ids: Sequence[int], vocab: Vocab) -> Grid | None:
 
 
 def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
-    """Encode a document for training: `<eos> items <eos>`, and the spans of its answers. Raises a ValueError for a Mask
-    (use prompt_ids), or for a code that the vocabulary does not have."""
+    """Encode a document for training: `<eos> items <eos>`, and the spans of its answers.
+
+    Raises:
+        ValueError: a Mask (use prompt_ids), or a code that the vocabulary does not have.
+    """
     if has_mask(document):
         raise ValueError("a document with a Mask is not finished: use prompt_ids")
     ids, spans = _body(document, vocab, tokenizer)
@@ -133,8 +139,11 @@ def encode(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> Encoded:
 
 
 def to_ids(document: Document, vocab: Vocab, tokenizer: Tokenizer) -> list[int]:
-    """Encode a finished document: `<eos> items <eos>`. Raises a ValueError for a Mask (use prompt_ids), an image with
-    holes, or a code that the vocabulary does not have."""
+    """Encode a finished document: `<eos> items <eos>`.
+
+    Raises:
+        ValueError: a Mask (use prompt_ids), an image with holes, or a code that the vocabulary does not have.
+    """
     ids = encode(document, vocab, tokenizer).ids
     if any(isinstance(item, Image) and item.holes for item in document):
         raise ValueError("a document with holes in an image is not finished")
@@ -226,8 +235,11 @@ def split(ids: list[int], vocab: Vocab) -> list[tuple[list[int], bool]]:
 
 
 def image_spans(ids: list[int], vocab: Vocab) -> list[Span]:
-    """The ranges of the images, from <image> to </image>, in a document that may be rotated. Raises a ValueError for an
-    image without its end."""
+    """The ranges of the images, from <image> to </image>, in a document that may be rotated.
+
+    Raises:
+        ValueError: an image without its end.
+    """
     spans: list[Span] = []
     for _ in range(ids.count(vocab.image)):
         start = ids.index(vocab.image, spans[-1][1] if spans else 0)

@@ -57,7 +57,11 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextTokenizer":
-        """Read tokenizer.json. Raises a ValueError if it is missing or not readable."""
+        """Read tokenizer.json.
+
+        Raises:
+            ValueError: it is missing or not readable.
+        """
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"no {FILE} in {folder}: a model folder must hold the text tokenizer")

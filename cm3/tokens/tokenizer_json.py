@@ -40,7 +40,11 @@ def names(vocab: Vocab, taken: set[str]) -> dict[str, int]:
 
 
 def whole_vocabulary(text: TextTokenizer, vocab: Vocab) -> Tokenizer:
-    """The tokenizer of the whole vocabulary. Raises a ValueError if the tokenizer's model has no table of tokens."""
+    """The tokenizer of the whole vocabulary.
+
+    Raises:
+        ValueError: the tokenizer's model has no table of tokens.
+    """
     content: dict[str, Any] = json.loads(text.tokenizer.to_str())
     model = content["model"]
     if model.get("type") not in TABLES:
@@ -90,7 +94,11 @@ def save_flat(text: TextTokenizer, vocab: Vocab, context: int, folder: Path) -> 
 
 
 def load_text(folder: str | Path, vocab: Vocab) -> TextTokenizer:
-    """The text tokenizer of a model folder. Raises a ValueError if its file is missing or not readable."""
+    """The text tokenizer of a model folder.
+
+    Raises:
+        ValueError: its file is missing or not readable.
+    """
     text = TextTokenizer.load(folder)
     first = text.tokenizer.id_to_token(vocab.first_code)
     return text_only(text.tokenizer, vocab) if first is not None and first.strip("<>") == "code:0" else text

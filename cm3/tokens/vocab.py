@@ -93,11 +93,19 @@ class Vocab:
         return self.num_special + self.num_text
 
     def mask(self, k: int) -> int:
-        """Id of <mask:k>. Raises a ValueError for k outside 0..15."""
+        """Id of <mask:k>.
+
+        Raises:
+            ValueError: k outside 0..15.
+        """
         return self.first_mask + _within(k, MAX_MASKS, "mask number")
 
     def infill(self, k: int) -> int:
-        """Id of <infill:k>. Raises a ValueError for k outside 0..15."""
+        """Id of <infill:k>.
+
+        Raises:
+            ValueError: k outside 0..15.
+        """
         return self.first_infill + _within(k, MAX_MASKS, "infill number")
 
     def text_to_ids(self, text_ids: Ids) -> Ids:

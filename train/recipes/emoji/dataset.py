@@ -18,7 +18,11 @@ Facts = dict[str, Any]
 
 
 def read_samples(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """(key, PNG, facts) of every sample in a split's shards, in order. Raises ValueError where there are no shards."""
+    """(key, PNG, facts) of every sample in a split's shards, in order.
+
+    Raises:
+        ValueError: there are no shards.
+    """
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     if not shards:
         raise ValueError(f"no shards in {folder}: run python -m train.build_emoji first")
@@ -58,7 +62,11 @@ def write_shards(folder: Path, samples: Iterable[tuple[str, bytes, dict]]) -> in
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """Its rows. Raises FileNotFoundError where the data set has none."""
+    """Its rows.
+
+    Raises:
+        FileNotFoundError: the data set has none.
+    """
     return [json.loads(line) for line in (folder / MANIFEST).open(encoding="utf-8")]
 
 
