@@ -72,13 +72,10 @@ def vq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def token_shards(sample: Path, vq_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data sample in tokens: for each image in two views, a caption and a few questions."""
-    from train import tokenize_emoji
+    """The data sample in tokens (tests/helpers/sample_shards.py)."""
+    from sample_shards import sample_shards  # it imports what only a checkout has
 
-    out = tmp_path_factory.mktemp("tokens")
-    config = tokenize_emoji.TokenizeConfig(subgroups=(), views=2, draw=1, ask=1, text_vocab=600)
-    tokenize_emoji.build(sample, ImageTokenizer.from_pretrained(vq_folder), out, config)
-    return out
+    return sample_shards(sample, vq_folder, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture

@@ -14,12 +14,7 @@ from typing import Any
 import typer
 
 SUITES = {
-    "concepts": "reconstruction, captions, VQA and generated images of a model, on the splits of the data set",
-    "decoding": "guidance, temperature and contrastive decoding of a model",
-    "reranking": "best of several generated images, by scorer and language model",
-    "objective": "runs of train.lm with other shares of the objective's forms",
     "tokenizer": "image tokenizers beside WebP and JPEG at equal bytes",
-    "codes": "codes of image tokenizers: linear probes and a small language model",
     "safety": "block lists against tricks of spelling",
 }
 

@@ -1,6 +1,6 @@
 """Train the language model on token shards: generation, captioning and VQA with one set of weights.
 
-    python -m train.lm --config train/configs/lm_emoji.toml --out runs/lm
+    python -m train.lm --config train/configs/lm_canvas.toml --out runs/lm
     python -m train.lm --data data/mine --out runs/mine --dry-run                 # memory, speed and hours
     python -m train.lm --data data/mine --out runs/mine start=emoji lora.rank=16  # fine-tune with LoRA adapters
     torchrun --nproc_per_node 8 -m train.lm --data data/mine --out runs/mine distributed.strategy=fsdp

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from train.evaluation.concepts import SplitImage, load_split
+from train.evaluation.suites.concepts import captions
 
 import cm3
 import tokenizer_image
 from cm3 import CM3
-from train.evaluation.concepts import SplitImage, load_split
-from train.evaluation.suites.concepts import captions
 
 FOLDERS = [Path(package.__path__[0]) / "pretrained" / "emoji" for package in (cm3, tokenizer_image)]
 

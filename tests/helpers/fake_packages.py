@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from train import build_emoji
-from train.emoji import concepts
-from train.emoji import packages as sources
-from train.emoji.packages import Package
+from train.recipes.emoji import build_dataset, concepts
+from train.recipes.emoji import packages as sources
+from train.recipes.emoji.packages import Package
 
-# Code -> (English, Arabic); ten fruits make the splits hold out a concept (watermelon) and cells (peach, melon).
+# Code -> (English, Arabic); ten fruits make the splits hold out a concept (watermelon) and pairs (peach, melon).
 FRUITS = {
     "1f34e": ("red apple", "تفاحة حمراء"),
     "1f34a": ("tangerine", "يوسفي"),
@@ -36,6 +35,7 @@ NAMES = FRUITS | ANIMALS
 EXTRA_ICONS = {
     "fxemoji": ("redapple", "banana", "watermelon", "bow"),
     "streamline": ("lemon-1", "lemon-2", "dog-face", "moon"),
+    "icon park": ("banana", "moon"),
 }
 Twins = Mapping[tuple[str, str], tuple[str, str]]
 
@@ -52,9 +52,12 @@ class Fakes:
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let train build from these packages."""
         annotations, derived, emojibase = self.packages[-3:]
-        monkeypatch.setattr(build_emoji, "PACKAGES", self.packages)
-        monkeypatch.setattr(build_emoji, "STYLES", self.styles)
-        monkeypatch.setattr(build_emoji, "EXTRA_STYLES", self.extra)
+        held_out = self.folder / "held_out_concepts.txt"
+        held_out.write_text("# seldom named\n1f349  watermelon\n")
+        monkeypatch.setattr(build_dataset, "HELD_OUT", held_out)
+        monkeypatch.setattr(build_dataset, "PACKAGES", self.packages)
+        monkeypatch.setattr(build_dataset, "STYLES", self.styles)
+        monkeypatch.setattr(build_dataset, "EXTRA_STYLES", self.extra)
         monkeypatch.setattr(concepts, "STYLES", self.styles)
         for name, package in (("ANNOTATIONS", annotations), ("DERIVED", derived), ("EMOJIBASE", emojibase)):
             monkeypatch.setattr(concepts, name, package)
@@ -115,8 +118,9 @@ def make(folder: Path, twins: Twins | None = None) -> Fakes:
         extra.append(replace(style, package=packages[style.package]))
     entries = {
         language: {
-            chr(int(code, 16)): {"tts": [names[i]], "default": [names[i], f"{names[i]} {i}"]}
+            chr(int(code, 16)): {"tts": [name], "default": [name, f"{name} {i}"]}
             for code, names in NAMES.items()
+            for name in (names[i] if i < len(names) else f"{names[0]} {language}",)
         }
         for i, language in enumerate(concepts.LANGUAGES)
     }

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tokenizer_image import ImageTokenizer, VQConfig, VQModel
-from train.emoji.dataset import read_samples
-from train.recipes.emoji.dataset import EXTRA, write_shards
+from train.images.samples import read_samples, write_shards
+from train.recipes.emoji.dataset import EXTRA
 from train.recipes.emoji.packages import LANGUAGES
 
 TOKENIZER = VQConfig(

@@ -19,20 +19,14 @@ from cm3.cli import main as cli
 from pages import ALL, PAGES, blocks, headings, prose
 from tokenizer_image import convert
 from train import evaluate
-from train.build_instructions import InstructionsConfig
-from train.build_scenes import ScenesConfig
 from train.contrastive.config import ScorerTrainingConfig
 from train.language.config import LMConfig
 from train.runtime import config as configs
-from train.tokenize_emoji import TokenizeConfig
 from train.vq.config import ImageTokenizerConfig
 
 CONFIGS = {
     "train.lm": LMConfig,
     "train.image_tokenizer": ImageTokenizerConfig,
-    "train.tokenize_emoji": TokenizeConfig,
-    "train.build_instructions": InstructionsConfig,
-    "train.build_scenes": ScenesConfig,
     "train.scorer": ScorerTrainingConfig,
 }
 COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")

@@ -32,10 +32,7 @@ MAY_IMPORT = {
     "train.vq": "train.runtime train.images tokenizer_image",
     "train.language": "train.runtime train.images train.documents cm3 tokenizer_image",
     "train.contrastive": "train.runtime train.documents cm3 tokenizer_image",
-    "train.emoji": "train.runtime train.images train.documents cm3",
-    "train.scenes": "train.runtime train.images train.documents train.language train.emoji cm3",
-    "train.evaluation": "train.runtime train.images train.documents train.vq train.language train.emoji train.scenes "
-    "cm3 tokenizer_image",
+    "train.evaluation": "train.runtime train.images train.documents train.vq train.language cm3 tokenizer_image",
     "train.recipes": "train.runtime train.images train.documents train.language train.evaluation cm3 tokenizer_image",
     "train": "cm3 tokenizer_image",  # the commands
     "demo": "cm3 tokenizer_image",

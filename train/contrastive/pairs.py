@@ -1,7 +1,6 @@
 """The training data of the scorer: pairs of a text and an image, from token shards."""
 
-import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,24 +72,10 @@ def distinct_images(pairs: Pairs, most: int) -> Pairs:
     return Pairs([pairs.texts[i] for i in chosen], pairs.codes[chosen], [pairs.concepts[i] for i in chosen])
 
 
-def names_of(shards: Shards, held_out: Pairs) -> dict[str, Names]:
-    """Return the names among which the names of the held-out images are searched.
-
-    Returns:
-        By language, the names of all concepts in concepts.json. Where the shards lack that file: under "captions", one
-        caption of each held-out concept.
-    """
-    path = shards.folder / "concepts.json"
-    if not path.is_file():
-        first = dict(zip(reversed(held_out.concepts), reversed(held_out.texts), strict=True))
-        return {"captions": Names(list(first.values()), list(first))}
-    text = shards.text_tokenizer()
-    concepts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    languages = next(iter(concepts.values()))["name"]
-    return {
-        language: Names([text.encode(facts["name"][language]) for facts in concepts.values()], list(concepts))
-        for language in languages
-    }
+def names_of(held_out: Pairs) -> Names:
+    """Return one caption of each held-out concept: those among which the images' own are searched."""
+    first = dict(zip(reversed(held_out.concepts), reversed(held_out.texts), strict=True))
+    return Names(list(first.values()), list(first))
 
 
 def batch_indices(step: int, count: int, batch_size: int, seed: int) -> list[int]:

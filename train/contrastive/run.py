@@ -138,10 +138,10 @@ class ScorerRun:
         self.shards = Shards(folder)
         self.pairs = pairs_of(self.shards)
         self.held_out: Pairs | None = None
-        self.names: dict[str, Names] = {}
+        self.names = Names([], [])
         if self.shards.meta["splits"].get("held_out", {}).get("documents"):
             held_out = pairs_of(Shards(folder, "held_out"))
-            self.names = names_of(self.shards, held_out)
+            self.names = names_of(held_out)
             self.held_out = distinct_images(held_out, self.config.eval.images)
 
     def _restore(self) -> None:
@@ -207,13 +207,9 @@ class ScorerRun:
     def evaluate(self, step: int, log: RunLog) -> None:
         """Measure retrieval on the held-out images, where there are any, and write model/."""
         if held_out := self.held_out:
-            found = {
-                name: retrieval(self.scorer, names, held_out.codes, held_out.concepts)
-                for name, names in self.names.items()
-            }
+            found = retrieval(self.scorer, self.names, held_out.codes, held_out.concepts)
             log.write({"step": step, "held_out_retrieval": found, "images": len(held_out.concepts)})
-            figures = (f"{name} {key} {value:.1%}" for name, row in found.items() for key, value in row.items())
-            log.say(f"step {step}: {', '.join(figures)}")
+            log.say(f"step {step}: {', '.join(f'{key} {value:.1%}' for key, value in found.items())}")
         self.export()
         self.clock = time.perf_counter()
 

@@ -4,6 +4,7 @@ import ast
 
 import pytest
 import torch
+from train.evaluation.suites.objective import CaptionedView, caption_prompt, with_hole
 
 from checkout import ROOT
 from cm3 import CM3
@@ -15,7 +16,6 @@ from cm3.tokens.vocab import Vocab
 from tests.project.graph import modules
 from train.documents.shards import ShardWriter, Target, questions
 from train.documents.worker import cut
-from train.evaluation.suites.objective import CaptionedView, caption_prompt, with_hole
 from train.language.objective import Form, Objective, training_sequence
 
 SPELLS = {"eos", "bos", "end_turn", "break_", "image", "end_image", "mask", "infill", "first_mask", "first_infill"}

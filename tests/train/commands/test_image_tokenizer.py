@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from checkpoint_files import newest, same_tensors, tensors_of, values_of
 from tokenizer_image import PRESETS, ImageTokenizer
 from train import image_tokenizer
-from train.emoji.dataset import read_split, write_shards
 from train.images.metrics import psnr
+from train.images.samples import read_split, write_shards
 from train.runtime.config import override
 from train.runtime.optim import lr_factor
 from train.runtime.precision import autocast
@@ -40,7 +40,7 @@ def config(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageToken
     """A run of four steps on the six images of a concept."""
     data = tmp_path_factory.mktemp("data")
     samples = []
-    for key, drawing, facts in read_split(sample / "unseen_concept"):
+    for key, drawing, facts in read_split(sample / "held_out_concepts"):
         out = io.BytesIO()
         drawing.convert("RGBA").save(out, "PNG")
         samples.append((key, out.getvalue(), facts))

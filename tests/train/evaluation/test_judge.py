@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from train.emoji.dataset import read_split
 from train.evaluation.judge import Judge, Reference, ranks
+from train.images.samples import read_split
 from train.images.views import PLAIN, place
 
 

@@ -113,9 +113,9 @@ def test_a_compressed_tar_is_named_with_the_program_that_unpacks_it(tmp_path: Pa
 
 
 def test_a_data_set_has_its_own_splits(sample: Path):
-    train, held_out, _ = split(sample, evaluate_on="unseen_cell")
+    train, held_out, _ = split(sample, evaluate_on="held_out_pairs")
     assert len(train) == 220 and len(held_out) == 3
-    assert all("unseen_cell" in entry.file for entry in held_out)
+    assert all("held_out_pairs" in entry.file for entry in held_out)
     assert len(split(sample).held_out) == 11  # of train/, where no split is named
 
 
@@ -133,8 +133,8 @@ def test_folders_without_images_say_what_to_give(tmp_path: Path, sample: Path):
     (tmp_path / "one.png").write_bytes(encoded(sample_image()))
     with pytest.raises(ValueError, match="has 1 images"):
         split(tmp_path)
-    with pytest.raises(ValueError, match="unseen_nothing is not a folder"):
-        split(sample, evaluate_on="unseen_nothing")
+    with pytest.raises(ValueError, match="held_out_nothing is not a folder"):
+        split(sample, evaluate_on="held_out_nothing")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "I;16"])

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from tokenizer_image.pixels import to_tensor
-from train.emoji.dataset import read_split
 from train.images.loader import ImageLoader, Shape, crop, put, schedule, shape_of, to_pixels
+from train.images.samples import read_split
 from train.images.views import GROUNDS, PLAIN, Augmentation, View, place
 
 STILL = Augmentation(mirror=0)
@@ -209,8 +209,8 @@ def test_a_drawing_of_any_aspect_is_whole_and_undistorted(size: tuple[int, int],
 
 
 def test_held_out_images_are_plain_and_always_the_same(sample: Path):
-    one, two = (ImageLoader(sample, 16, evaluate_on="unseen_cell", seed=seed).held_out_images() for seed in (0, 1))
-    plain = to_pixels([place(drawing, PLAIN, 16) for _, drawing, _ in read_split(sample / "unseen_cell")])
+    one, two = (ImageLoader(sample, 16, evaluate_on="held_out_pairs", seed=seed).held_out_images() for seed in (0, 1))
+    plain = to_pixels([place(drawing, PLAIN, 16) for _, drawing, _ in read_split(sample / "held_out_pairs")])
     assert len(plain) == 3 and torch.equal(one, plain) and torch.equal(two, plain)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.emoji.dataset import read_split
+from train.images.samples import read_split
 from train.images.views import GROUNDS, PLAIN, Augmentation, View, bend, distort, place, recolour
 
 SIZE = 32
@@ -94,16 +94,16 @@ def test_text_is_never_mirrored_when_nothing_is():
 
 
 def test_a_split_is_read_in_order_with_premultiplied_alpha(sample: Path):
-    rows = list(read_split(sample / "unseen_concept"))
+    rows = list(read_split(sample / "held_out_concepts"))
     assert len(rows) == 6
-    assert [key for key, _, _ in rows] == [key for key, _, _ in read_split(sample / "unseen_concept")]
+    assert [key for key, _, _ in rows] == [key for key, _, _ in read_split(sample / "held_out_concepts")]
     for key, drawing, facts in rows:
         assert drawing.mode == "RGBa" and drawing.size == (128, 128)
         assert key == f"{facts['style'].replace(' ', '-')}_{facts['code']}"
 
 
-def test_a_split_without_shards_says_what_to_run(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no shards in .*: run python -m train\.build_emoji first"):
+def test_a_split_without_shards_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no shards in .*: build the data set first"):
         list(read_split(tmp_path))
 
 

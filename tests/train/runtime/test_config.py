@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train import build_instructions, lm, tokenize_emoji
+from train import lm
 from train.runtime import config as configs
 from train.vq.config import ImageTokenizerConfig
 
@@ -36,7 +36,7 @@ def test_nothing_given_gives_the_defaults():
 
 
 def test_a_bare_name_is_one_of_the_configs_that_are_here():
-    assert configs.load(lm.LMConfig, Path("instruct")).start == "runs/lm/model"
+    assert configs.load(lm.LMConfig, Path("lm_canvas")).preset == "emoji-256"
     with pytest.raises(ValueError, match="config nothing"):
         configs.load(lm.LMConfig, Path("nothing"))
 
@@ -134,10 +134,7 @@ def test_the_resolved_config_is_saved_as_json(tmp_path: Path):
 
 KINDS = {
     "image_tokenizer": ImageTokenizerConfig,
-    "tokenize": tokenize_emoji.TokenizeConfig,
     "lm": lm.LMConfig,
-    "instruct": lm.LMConfig,
-    "build_instructions": build_instructions.InstructionsConfig,
 }
 FILES = sorted(configs.CONFIGS.glob("*.toml"))
 

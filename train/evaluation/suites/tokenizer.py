@@ -25,16 +25,16 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tokenizer_image import ImageTokenizer
 from tokenizer_image.pixels import open_image, to_tensor
-from train.emoji.dataset import read_split
-from train.evaluation.concepts import SPLIT_FOLDERS
 from train.evaluation.judge import Judge
 from train.evaluation.options import DATA, Data, Out, Sample
 from train.images.codecs import compress
 from train.images.codes import decode
 from train.images.metrics import frechet, psnr
+from train.images.samples import read_split
 from train.images.sheet import contact_sheet
 from train.images.views import PLAIN, place
 
+SPLITS = ("train", "held_out_pairs", "held_out_concepts")
 PHOTOGRAPHS = "photographs"
 CODECS = ("WebP", "JPEG")
 FILES = {
@@ -148,7 +148,7 @@ class TokenizerBench:
     """Sets of images with their features at each resolution, and the results of the codecs, which are kept."""
 
     def __init__(self, data: Path, sample: int):
-        self.drawings = {split: read_drawings(data / folder, sample) for split, folder in SPLIT_FOLDERS.items()}
+        self.drawings = {split: read_drawings(data / split, sample) for split in SPLITS}
         self.judge = Judge()
         self._sets: dict[int, dict[str, list[Image.Image]]] = {}
         self._features: dict[int, dict[str, Tensor]] = {}

@@ -24,6 +24,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from train.images.samples import write_shards
 from train.images.views import GROUNDS, Augmentation, distort, place
 from train.recipes.emoji.art import (
     BOARDS,
@@ -39,7 +40,7 @@ from train.recipes.emoji.art import (
     takes,
     tiles,
 )
-from train.recipes.emoji.dataset import EXTRA, write_shards
+from train.recipes.emoji.dataset import EXTRA
 from train.recipes.emoji.shelf import read_drawings
 from train.runtime import config as configs
 

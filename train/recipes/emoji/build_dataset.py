@@ -28,9 +28,10 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from train.images.samples import write_shards
 from train.recipes.emoji.colours import main_colour
 from train.recipes.emoji.concepts import Concept, extra_icons, family_of, icon_keys, read_concepts, svg
-from train.recipes.emoji.dataset import EXTRA, SPLITS, cut_sample, is_drawn, write_manifest, write_shards
+from train.recipes.emoji.dataset import EXTRA, SPLITS, cut_sample, is_drawn, write_manifest
 from train.recipes.emoji.packages import EXTRA_STYLES, LANGUAGES, PACKAGES, STYLES, Package, Style, Tarball, fetch
 
 SIZE = 256  # pixels, both ways
@@ -236,7 +237,7 @@ def main(
     try:
         print(json.dumps(cut_sample(out, sample) if sample else build(out, packages, limit)["counts"]))
     except (ValueError, OSError) as error:
-        raise SystemExit(f"build_emoji: {error}") from None
+        raise SystemExit(f"build_dataset: {error}") from None
 
 
 if __name__ == "__main__":

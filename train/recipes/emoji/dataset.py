@@ -1,64 +1,19 @@
-"""The emoji data set on disk: images in shards, a manifest, and what is told of each image."""
+"""The emoji data set on disk: its splits, its manifest, and which concepts the model draws."""
 
-import io
 import json
-import os
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from webdataset.compat import WebDataset
-from webdataset.writer import TarWriter
+from train.images.samples import read_samples, to_json, write_shards
 
 Facts = dict[str, Any]
 
 
-def read_samples(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """(key, PNG, facts) of every sample in a split's shards, in order.
-
-    Raises:
-        ValueError: there are no shards.
-    """
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
-    if not shards:
-        raise ValueError(f"no shards in {folder}: run python -m train.build_emoji first")
-    for sample in WebDataset(shards, shardshuffle=False, empty_check=False):
-        yield sample["__key__"], sample["png"], json.loads(sample["json"])
-
-
-def read_split(folder: Path) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
-    """(key, drawing in RGBa, facts), otherwise as read_samples."""
-    for key, png, facts in read_samples(folder):
-        with Image.open(io.BytesIO(png)) as image:
-            yield key, image.convert("RGBA").convert("RGBa"), facts
-
-
 MANIFEST = "manifest.jsonl"
-SHARD = 2000  # images a shard
-
-
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
 EXTRA = "extra"  # of no split: further styles, trained on with questions alone
-
-
-def write_shards(folder: Path, samples: Iterable[tuple[str, bytes, dict]]) -> int:
-    """Webdataset shards of (key, PNG, facts), each written whole or not at all. Returns the number of samples."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("shard-*.tar*"):
-        old.unlink()
-    count, rest = 0, iter(samples)
-    while part := list(islice(rest, SHARD)):
-        path = folder / f"shard-{count // SHARD:05d}.tar"
-        with TarWriter(f"{path}.part", encoder=False, mtime=0, user="", group="", mode=0o644) as sink:
-            for key, png, row in part:
-                sink.write({"__key__": key, "json": _json(row).encode(), "png": png})
-        os.rename(f"{path}.part", path)
-        count += len(part)
-    return count
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
@@ -72,12 +27,8 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
 
 def write_manifest(folder: Path, rows: list[dict]) -> None:
     """manifest.jsonl and the ATTRIBUTION.md that follows from it."""
-    (folder / MANIFEST).write_text("".join(_json(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / MANIFEST).write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "ATTRIBUTION.md").write_text(attribution(rows), encoding="utf-8")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def attribution(rows: list[dict]) -> str:
@@ -115,52 +66,6 @@ def is_drawn(facts: Facts) -> bool:
     if facts["subgroup"] == "geometric" and any(word in name for word in ("medium", "small", "button")):
         return False
     return facts["group"] in DRAWN_GROUPS or facts["subgroup"] in DRAWN_SUBGROUPS or facts["subgroup"].startswith(HANDS)
-
-
-def others_of(rows: list[Facts]) -> dict[str, list[Facts]]:
-    """Subgroup -> one row of each of its concepts."""
-    seen: dict[str, dict[str, Facts]] = defaultdict(dict)
-    for row in rows:
-        seen[row["subgroup"]].setdefault(row["code"], row)
-    return {subgroup: list(members.values()) for subgroup, members in seen.items()}
-
-
-@dataclass(frozen=True)
-class EmojiImages:
-    """Drawings in RGBa of one split, each with its key, its facts and the row of the data set's manifest."""
-
-    keys: list[str]
-    drawings: list[Image.Image]
-    rows: list[Facts]
-    origins: list[dict[str, Any]]
-
-
-def read_images(data: Path, split: str, subgroups: Collection[str], concepts: set[str] | None = None) -> EmojiImages:
-    """The images of the given Unicode subgroups (none = all), and of the given concepts (None = all)."""
-    origins = {row["key"]: row for row in (read_manifest(data) if (data / MANIFEST).is_file() else [])}
-    out = EmojiImages([], [], [], [])
-    for key, drawing, row in read_split(data / split):
-        if (not subgroups or row["subgroup"] in subgroups) and (concepts is None or row["code"] in concepts):
-            out.keys.append(key)
-            out.drawings.append(drawing)
-            out.rows.append(row)
-            out.origins.append(origins.get(key, {}))
-    return out
-
-
-def manifest_row(key: str, row: Facts, origin: dict[str, Any], documents: int) -> dict[str, Any]:
-    """Where an image comes from; "" where the data set has no manifest. `sha256` is of the image's pixels."""
-    package = "@".join(filter(None, (origin.get("package"), origin.get("version"))))
-    return {
-        "name": key,
-        "source": package,
-        "licence": origin.get("licence", ""),
-        "owner": origin.get("author", ""),
-        "sha256": origin.get("pixels", ""),
-        "style": row["style"],
-        "code": row["code"],
-        "documents": documents,
-    }
 
 
 # Concepts of the sample that the repository holds, for tests and a quick start.

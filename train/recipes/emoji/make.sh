@@ -12,8 +12,7 @@ recipe=train.recipes.emoji
 [ -f data/emoji-canvases/data.json ] || $python -m $recipe.build_canvases --data data/emoji --out data/emoji-canvases
 
 # Image tokenizer, at 128 pixels (2 h), then a decoder for canvases, which keeps the codes (1 h).
-$python -m train.image_tokenizer --config image_tokenizer_emoji --data data/emoji --out runs/image_tokenizer \
-    data.eval_split=held_out_pairs
+$python -m train.image_tokenizer --config image_tokenizer_emoji --data data/emoji --out runs/image_tokenizer
 $python -m train.image_tokenizer --config image_tokenizer_canvas_decoder --out runs/decoder
 $python -m $recipe.evaluate ceiling --image-tokenizer runs/decoder/model
 

@@ -10,8 +10,9 @@ from PIL import Image as PIL_Image
 
 from tokenizer_image import ImageTokenizer
 from train.images.loader import to_pixels
+from train.images.samples import read_samples
 from train.recipes.emoji.art import CANVAS, TILE, Drawing, ground, sign, single
-from train.recipes.emoji.dataset import EXTRA, is_drawn, read_samples
+from train.recipes.emoji.dataset import EXTRA, is_drawn
 from train.recipes.emoji.packages import STYLES
 
 SIDES = (TILE, CANVAS)  # in pixels

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fake_packages import pack
-from train.emoji import packages as sources
-from train.emoji.packages import EXTRA_STYLES, PACKAGES, STYLES, Package, Tarball, fetch
+from train.recipes.emoji import packages as sources
+from train.recipes.emoji.packages import EXTRA_STYLES, PACKAGES, STYLES, Package, Tarball, fetch
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_an_operating_system_error_of_one_line(a
     assert "\n" not in str(error.value)
 
 
-def test_a_tarball_gives_the_wanted_files_in_two_languages(tmp_path: Path):
+def test_a_tarball_gives_the_wanted_files_in_the_languages_of_the_model(tmp_path: Path):
     package = pack(
         tmp_path,
         "mixed",
@@ -123,7 +123,7 @@ def test_a_tarball_gives_the_wanted_files_in_two_languages(tmp_path: Path):
             "readme.md": b"words",
             "annotations/en/annotations.json": {},
             "annotations/ar/annotations.json": {},
-            "annotations/fr/annotations.json": {},
+            "annotations/fi/annotations.json": {},
         },
     )
     tarball = Tarball(tmp_path / package.tarball)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.emoji.colours import NAMES, PROTOTYPES, SHARE, lab, main_colour
+from train.recipes.emoji.colours import NAMES, PROTOTYPES, SHARE, lab, main_colour
 
 
 def image(*colours: tuple[int, ...]) -> np.ndarray:

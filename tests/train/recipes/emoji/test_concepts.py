@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import fake_packages
-from train.emoji import concepts
-from train.emoji.concepts import (
+from train.recipes.emoji import concepts
+from train.recipes.emoji.concepts import (
     CALLED,
     Concept,
     clean_name,
@@ -18,7 +18,7 @@ from train.emoji.concepts import (
     slug,
     svg,
 )
-from train.emoji.packages import Package, Style, Tarball
+from train.recipes.emoji.packages import LANGUAGES, Package, Style, Tarball
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,12 @@ class TestPackages:
     def style(self, fakes: fake_packages.Fakes, word: str) -> Style:
         return next(style for style in fakes.styles if style.word == word)
 
-    def test_concepts_come_in_unicode_order_with_names_in_both_languages(self, tarballs: dict[Package, Tarball]):
+    def test_concepts_come_in_unicode_order_with_names_in_every_language(self, tarballs: dict[Package, Tarball]):
         found = read_concepts(tarballs)
         assert [concept.code for concept in found] == list(fake_packages.NAMES)
-        names, keywords = {"en": "red apple", "ar": "تفاحة حمراء"}, {"en": ("red apple 0",), "ar": ("تفاحة حمراء 1",)}
+        others = {language: f"red apple {language}" for language in LANGUAGES}
+        names = others | {"en": "red apple", "ar": "تفاحة حمراء"}
+        keywords = {language: (f"{names[language]} {i}",) for i, language in enumerate(LANGUAGES)}
         assert found[0] == Concept("1f34e", "1f34e", names, keywords, "food-drink", "food-fruit")
 
     @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 import fake_packages
-from train import build_emoji
-from train.build_emoji import SIZE, build, chance, drop_leaks, render, split_of
-from train.emoji import dataset
-from train.emoji.concepts import Concept
-from train.emoji.dataset import EXTRA, SPLITS, cut_sample, read_samples, write_shards
-from train.emoji.packages import EXTRA_STYLES, STYLES
+from train.images import samples as image_samples
+from train.images.samples import read_samples, write_shards
+from train.recipes.emoji import build_dataset
+from train.recipes.emoji.build_dataset import SIZE, build, chance, drop_leaks, render, split_of
+from train.recipes.emoji.concepts import Concept
+from train.recipes.emoji.dataset import EXTRA, SPLITS, cut_sample
+from train.recipes.emoji.packages import EXTRA_STYLES, STYLES
 
 WORDS = [style.word for style in STYLES]
 DESIGN = {style.word: style.design for style in STYLES}
@@ -33,9 +34,17 @@ CONCEPTS = [concept(s, f, k) for s in range(SUBGROUPS) for f in range(FAMILIES) 
 EVERYWHERE = {word: {c.code for c in CONCEPTS} for word in WORDS}
 
 
+SELDOM = {"3-7", "12-0"}  # families held out by name
+
+
 @pytest.fixture(scope="module")
-def splits() -> dict[tuple[str, str], str]:
-    return split_of(CONCEPTS, EVERYWHERE)
+def splits(tmp_path_factory: pytest.TempPathFactory):
+    held_out = tmp_path_factory.mktemp("held_out") / "concepts.txt"
+    held_out.write_text("# families\n" + "".join(f"{family}  its name\n" for family in sorted(SELDOM)))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(build_dataset, "HELD_OUT", held_out)
+        monkeypatch.setattr(build_dataset, "family_of", lambda code: code)
+        yield split_of(CONCEPTS, EVERYWHERE)
 
 
 class TestSplits:
@@ -56,48 +65,39 @@ class TestSplits:
         drawn = EVERYWHERE | {"noto": set()}
         assert not any(word == "noto" for _, word in split_of(CONCEPTS, drawn))
 
-    def test_an_unseen_concept_is_in_no_other_split(self, splits):
-        for styles in self.by_family(splits).values():
+    def test_the_listed_concepts_are_held_out_in_every_style(self, splits):
+        for family, styles in self.by_family(splits).items():
             found = set().union(*styles.values())
-            assert found == {"unseen_concept"} or "unseen_concept" not in found
+            assert (found == {"held_out_concepts"}) == (family in SELDOM)
+            assert family in SELDOM or "held_out_concepts" not in found
 
     def test_members_of_a_family_stay_together(self, splits):
         assert all(len(found) == 1 for styles in self.by_family(splits).values() for found in styles.values())
 
-    def test_an_unseen_cell_is_one_design_with_both_fluent_styles_together(self, splits):
+    def test_a_held_out_pair_is_one_design_with_both_fluent_styles_together(self, splits):
         held = set()
         for styles in self.by_family(splits).values():
-            designs = {DESIGN[word] for word, found in styles.items() if found == {"unseen_cell"}}
+            designs = {DESIGN[word] for word, found in styles.items() if found == {"held_out_pairs"}}
             assert len(designs) <= 1
             for design in designs:
-                assert {word for word, found in styles.items() if found == {"unseen_cell"}} == {
+                assert {word for word, found in styles.items() if found == {"held_out_pairs"}} == {
                     word for word in WORDS if DESIGN[word] == design
                 }
             held |= designs
         assert held == set(DESIGN.values())
 
-    def test_the_shares_are_near_ten_and_fifteen_percent(self, splits):
+    def test_fifteen_percent_of_the_families_have_a_held_out_pair(self, splits):
         families = [set().union(*styles.values()) for styles in self.by_family(splits).values()]
-        unseen = sum(found == {"unseen_concept"} for found in families)
-        cells = sum("unseen_cell" in found for found in families)
-        assert unseen / len(families) == pytest.approx(0.10, abs=0.01)
-        assert cells / (len(families) - unseen) == pytest.approx(0.15, abs=0.03)
+        pairs = sum("held_out_pairs" in found for found in families)
+        assert pairs / (len(families) - len(SELDOM)) == pytest.approx(0.15, abs=0.03)
 
-    def test_unseen_concepts_come_from_every_subgroup(self, splits):
-        counts = defaultdict(set)
-        for (code, _), split in splits.items():
-            if split == "unseen_concept":
-                counts[code.split("-")[0]].add(code.split("-")[1])
-        assert len(counts) == SUBGROUPS
-        assert all(abs(len(families) - 0.10 * FAMILIES) < 1 for families in counts.values())
-
-    def test_the_order_of_the_concepts_does_not_matter(self, splits):
+    def test_the_order_of_the_concepts_does_not_matter(self):
         shuffled = random.Random(0).sample(CONCEPTS, len(CONCEPTS))
-        assert split_of(shuffled, EVERYWHERE) == splits
+        assert split_of(shuffled, EVERYWHERE) == split_of(CONCEPTS, EVERYWHERE)
 
     def test_three_designs_are_too_few_to_hold_one_out(self):
         drawn = EVERYWHERE | {"noto": set(), "blob": set()}
-        assert "unseen_cell" not in split_of(CONCEPTS, drawn).values()
+        assert "held_out_pairs" not in split_of(CONCEPTS, drawn).values()
 
     def test_chance_depends_on_the_words_alone_and_is_even(self):
         assert chance("a", "b") == chance("a", "b") != chance("ab")
@@ -116,7 +116,7 @@ class TestShards:
         assert one.read_bytes() == two.read_bytes()
 
     def test_full_shards_are_followed_by_the_rest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(dataset, "SHARD", 2)
+        monkeypatch.setattr(image_samples, "SHARD", 2)
         write_shards(tmp_path, self.samples)
         paths = sorted(tmp_path.iterdir())
         assert [path.name for path in paths] == [f"shard-0000{i}.tar" for i in range(3)]
@@ -140,12 +140,12 @@ def test_svg_and_raster_images_become_square_rgba():
     Image.new("RGB", (256, 128), "red").save(raster, "WEBP", lossless=True)
     left, middle = (Image.open(io.BytesIO(render(source))) for source in (svg, raster.getvalue()))
     assert left.size == middle.size == (SIZE, SIZE) and left.mode == middle.mode == "RGBA"
-    assert left.getpixel((10, 64)) == middle.getpixel((64, 64)) == (255, 0, 0, 255)
-    assert left.getpixel((100, 64))[3] == middle.getpixel((64, 10))[3] == middle.getpixel((64, 117))[3] == 0  # pyright: ignore
+    assert left.getpixel((20, 128)) == middle.getpixel((128, 128)) == (255, 0, 0, 255)
+    assert left.getpixel((200, 128))[3] == middle.getpixel((128, 20))[3] == middle.getpixel((128, 234))[3] == 0  # pyright: ignore
 
 
 def test_near_duplicates_of_held_out_images_leave_training_and_nothing_else_does():
-    splits = ("train", "train", "unseen_cell", "unseen_concept", "train")
+    splits = ("train", "train", "held_out_pairs", "held_out_concepts", "train")
     rows = [{"key": i, "split": split} for i, split in enumerate(splits)]
     thumbnails = np.zeros((5, 768), np.float32)
     thumbnails[0] += 0.005  # nearly row 2
@@ -190,7 +190,7 @@ def manifest(folder: Path) -> list[dict]:
 class TestBuild:
     def test_it_gives_shards_manifest_summary_and_attribution(self, built: Path):
         shards = {f"{split}/shard-00000.tar" for split in (*SPLITS, EXTRA)}
-        names = {"manifest.jsonl", "data.json", "ATTRIBUTION.md", *shards}
+        names = {"manifest.jsonl", "data.json", "names.json", "ATTRIBUTION.md", *shards}
         assert set(content(built)) == names
 
     def test_two_folders_hold_the_same_bytes(self, fakes: fake_packages.Fakes, built: Path, tmp_path: Path):
@@ -200,7 +200,7 @@ class TestBuild:
     def test_an_interrupted_run_goes_on_and_renders_only_what_is_missing(self, fakes: fake_packages.Fakes, built: Path):
         before = content(built)
         renders = sorted((built / "cache").rglob("*.png"))
-        assert len(renders) == len(WORDS) * len(fake_packages.NAMES) + 5
+        assert len(renders) == len(WORDS) * len(fake_packages.NAMES) + 6
         renders[0].unlink()
         (built / "train" / "shard-00000.tar").unlink()
         times = {path: path.stat().st_mtime_ns for path in renders[1:]}
@@ -224,7 +224,7 @@ class TestBuild:
 
     def test_the_watermelon_is_seen_nowhere_in_training_not_even_as_a_lemon(self, built: Path):
         rows = manifest(built)
-        assert {row["split"] for row in rows if row["code"] == "1f349"} == {"unseen_concept"}
+        assert {row["split"] for row in rows if row["code"] == "1f349"} == {"held_out_concepts"}
         lemons = {row["style"] for row in rows if row["code"] == "1f34b" and row["split"] != EXTRA}
         assert lemons == set(WORDS) - {"noto"}
         assert json.loads((built / "data.json").read_text())["near_duplicates_dropped"] == 1
@@ -237,6 +237,7 @@ class TestBuild:
             "streamline_lemon-1": "1f34b",
             "streamline_lemon-2": "1f34b",
             "streamline_dog-face": "1f436",
+            "icon-park_banana": "1f34c",
         }
 
     def test_the_attribution_names_every_style_with_its_author_and_licence(self, built: Path):
@@ -261,8 +262,8 @@ class TestBuild:
         counts = cut_sample(built, tmp_path, ("1f34e", "1f349"))
         rows = manifest(tmp_path)
         found = {(row["code"], row["split"]) for row in rows}
-        assert found == {("1f34e", "train"), ("1f34e", EXTRA), ("1f349", "unseen_concept")}
-        assert counts == {"train": len(WORDS), "unseen_cell": 0, "unseen_concept": len(WORDS), EXTRA: 1}
+        assert found == {("1f34e", "train"), ("1f34e", EXTRA), ("1f349", "held_out_concepts")}
+        assert counts == {"train": len(WORDS), "held_out_pairs": 0, "held_out_concepts": len(WORDS), EXTRA: 1}
         assert all(style.word in (tmp_path / "ATTRIBUTION.md").read_text() for style in STYLES)
 
 
@@ -271,28 +272,28 @@ class TestErrors:
 
     def refused(self, out: Path, packages: Path | None, match: str) -> None:
         with pytest.raises(SystemExit, match=match) as error:
-            build_emoji.main(out, packages)
+            build_dataset.main(out, packages)
         assert "\n" not in str(error.value.code)
 
     def test_npm_missing(self, fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("PATH", str(tmp_path))
-        self.refused(tmp_path / "data", None, "build_emoji: npm was not found")
+        self.refused(tmp_path / "data", None, "build_dataset: npm was not found")
 
     def test_a_damaged_tarball(self, fakes: fake_packages.Fakes, tmp_path: Path):
         (tmp_path / fakes.packages[0].tarball).write_bytes(b"half")
-        self.refused(tmp_path / "data", tmp_path, f"build_emoji: .*{fakes.packages[0].tarball} is not")
+        self.refused(tmp_path / "data", tmp_path, f"build_dataset: .*{fakes.packages[0].tarball} is not")
 
     def test_an_output_folder_that_cannot_be_made(self, fakes: fake_packages.Fakes, tmp_path: Path):
         (tmp_path / "file").touch()
-        self.refused(tmp_path / "file" / "data", fakes.folder, "build_emoji: .*Not a directory")
+        self.refused(tmp_path / "file" / "data", fakes.folder, "build_dataset: .*Not a directory")
 
     def test_a_full_disk(self, fakes: fake_packages.Fakes, built: Path, monkeypatch: pytest.MonkeyPatch):
         def write(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(build_emoji, "write_shards", write)
-        self.refused(built, fakes.folder, "build_emoji: .*No space left on device")
+        monkeypatch.setattr(build_dataset, "write_shards", write)
+        self.refused(built, fakes.folder, "build_dataset: .*No space left on device")
 
     def test_a_sample_of_no_data_set(self, tmp_path: Path):
-        with pytest.raises(SystemExit, match="build_emoji: .*No such file"):
-            build_emoji.main(tmp_path / "nowhere", sample=tmp_path / "out")
+        with pytest.raises(SystemExit, match="build_dataset: .*No such file"):
+            build_dataset.main(tmp_path / "nowhere", sample=tmp_path / "out")
