@@ -115,5 +115,5 @@ bump: newest
 	echo "# The releases that the tests passed with; \`make bump\` writes this file." > constraints.txt
 	sed 's/+[[:alnum:].]*$$//' .venv-newest/frozen.txt >> constraints.txt  # torch's "+cpu" is not everywhere
 
-.PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types docs demo data \
+.PHONY: run test ci test-slow test-browser test-faults test-newest test-oldest format format-check lint types docs demo \
 	screenshots embedded wheel clean .venv newest oldest bump

@@ -4,7 +4,7 @@
 
 OUT receives config.json, log.jsonl, checkpoints/ (to resume: run the same command again) and model/, which
 `cm3.model.scorer.Scorer.from_pretrained` reads. The training data are the captioned documents of the shards. The log
-has the retrieval of held-out images; XX
+has the retrieval of held-out images.
 """
 
 from pathlib import Path
