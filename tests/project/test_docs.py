@@ -29,7 +29,7 @@ CONFIGS = {
     "train.image_tokenizer": ImageTokenizerConfig,
     "train.scorer": ScorerTrainingConfig,
 }
-COMMAND = re.compile(r"-m ((?:train|benchmarks)\.\w+)(.*)")
+COMMAND = re.compile(r"-m ((?:train|benchmarks)(?:\.\w+)+)(.*)")
 
 
 def commands() -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ import ast
 
 import pytest
 import torch
-from train.evaluation.suites.objective import CaptionedView, caption_prompt, with_hole
 
 from checkout import ROOT
 from cm3 import CM3
@@ -55,14 +54,11 @@ def test_a_new_special_token_is_one_edit(tiny: CM3):
     writer.add(Document((Text("a cat"), image)))
     writer.add(questions([Target("caption", "Caption: ", "a cat")], image))
     sampling = SamplingConfig()
-    view = CaptionedView(Text("a cat"), image, {"en": "cat", "ar": "قط"}, "1f431", "noto")
     made = {
         "drawn documents": writer.ids[writer.offsets[0] : writer.offsets[1]].tolist(),
         "asked documents": writer.ids[writer.offsets[1] :].tolist(),
         "captions": tiny.prompts.text("Caption: ", image, sampling, 0).prompt,
         "edits": tiny.prompts.edit("red", image, EditOptions()).prompt,
-        "benchmark": with_hole(view, torch.ones(4, 4), "left", tiny).ids,
-        "benchmark, captions": caption_prompt(view, "en", True, tiny),
     }
     for name, ids in made.items():
         assert 0 < ids.count(ANCHOR) == ids.count(vocab.image) and ids[ids.index(ANCHOR) - 1] == vocab.image, name
