@@ -54,7 +54,7 @@ def damaged_shard(data: bytes, rng: random.Random) -> tuple[str, bytes]:
         name, content = rng.choice(sorted((strangers(rng) | images(1)).items()))
         return f"{way}: {name}", content
     arrays = load(data)
-    name = rng.choice(["ids", "offsets", "spans", "texts", "pictures"])
+    name = rng.choice(["ids", "offsets", "spans", "texts", "images"])
     array = arrays[name].copy()
     some = int(rng.randrange(array.size))
     changes = {

@@ -128,7 +128,7 @@ class ScorerRun:
         self.scorer = starting_scorer(config, self.shards.meta, image_tokenizer).to(self.device).train()
         optim = config.optim
         self.optimizers = optimizers(
-            self.scorer, "adamw", LearningRates(*[optim.lr] * 4), optim.betas, optim.weight_decay
+            self.scorer, "adamw", LearningRates(optim.lr, optim.lr), optim.betas, optim.weight_decay
         )
         self._restore()
         self.clock = time.perf_counter()

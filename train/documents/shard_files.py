@@ -2,7 +2,7 @@
 
 FOLDER/tokenizer.json              the text tokenizer
 FOLDER/train-00000.safetensors     ids [tokens] uint16 or uint32, offsets [N + 1], spans [N, MAX_TARGETS, 2],
-                                   texts and pictures [N]: numbers of texts and images in each document,
+                                   texts and images [N]: numbers of texts and images in each document,
                                    samples [N]: line of the manifest for each document
 FOLDER/train-00000.jsonl           the manifest: one line for each sample, with source, licence, owner and hash
 FOLDER/held_out-00000.*            likewise, for evaluation
@@ -119,7 +119,7 @@ def open_shard(path: Path, facts: dict[str, Any], vocab_size: int, verify: bool)
         raise ValueError(f"damaged: {path.stat().st_size} bytes whose hash is not the one in {META}")
     try:
         with safe_open(path, "np") as file:
-            parts = [file.get_tensor(name) for name in ("offsets", "spans", "texts", "pictures")]
+            parts = [file.get_tensor(name) for name in ("offsets", "spans", "texts", "images")]
         with path.open("rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
             entry = json.loads(raw.read(header))["ids"]

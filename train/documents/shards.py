@@ -120,7 +120,7 @@ class ShardWriter:
             "offsets": torch.tensor(self.offsets),
             "spans": torch.tensor(self.spans, dtype=torch.int32).view(-1, MAX_TARGETS, 2),
             "texts": torch.tensor(self.texts, dtype=torch.int32),
-            "pictures": torch.tensor(self.images, dtype=torch.int32),
+            "images": torch.tensor(self.images, dtype=torch.int32),
             "samples": torch.tensor(self.samples, dtype=torch.int32),
         }
         stem = f"{split}-{number:05}"

@@ -48,8 +48,6 @@ class LMOptimConfig(OptimConfig):
     Attributes:
         matrix_optimizer: "muon", "adamw" or "auto": AdamW with LoRA, else Muon.
         muon_lr: peak learning rate of Muon.
-        embedding_lr: AdamW's peak learning rate for the embeddings; 0 = lr.
-        head_lr: AdamW's peak learning rate for the output layer; 0 = lr.
         weight_decay: of the matrices inside the blocks.
         ema_decay: decay of the exponential moving average of the weights; 0 = no average.
         schedule: "wsd" (warmup, constant, linear decay) or "cosine".
@@ -63,8 +61,6 @@ class LMOptimConfig(OptimConfig):
     lr: float = 3e-3
     matrix_optimizer: str = "auto"
     muon_lr: float = 0.02
-    embedding_lr: float = 0.0
-    head_lr: float = 0.0
     ema_decay: float = 0.0
     schedule: str = "wsd"
     decay_fraction: float = 0.5

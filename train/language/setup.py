@@ -140,12 +140,7 @@ def optimizers_of(model: torch.nn.Module, config: LMConfig, device: torch.device
     optim = config.optim
     automatic = "adamw" if config.lora.rank else "muon"
     matrix_optimizer = automatic if optim.matrix_optimizer == "auto" else optim.matrix_optimizer
-    peaks = LearningRates(
-        optim.muon_lr if matrix_optimizer == "muon" else optim.lr,
-        optim.embedding_lr or optim.lr,
-        optim.head_lr or optim.lr,
-        optim.lr,
-    )
+    peaks = LearningRates(optim.muon_lr if matrix_optimizer == "muon" else optim.lr, optim.lr)
     return optimizers(model, matrix_optimizer, peaks, optim.betas, optim.weight_decay, bf16_is_fast(device))
 
 

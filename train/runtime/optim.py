@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-GROUPS = ("matrices", "embedding", "head", "rest")
+GROUPS = ("matrices", "rest")
 
 
 class LearningRates(NamedTuple):
@@ -16,28 +16,21 @@ class LearningRates(NamedTuple):
 
     Attributes:
         matrices: of the matrices inside the blocks.
-        embedding: of the embeddings.
-        head: of the output layer.
         rest: of all other parameters.
     """
 
     matrices: float
-    embedding: float
-    head: float
     rest: float
 
 
 def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the trained parameters by group. An output layer tied to the embeddings is an embedding."""
+    """Return the trained parameters by group."""
     out: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "layers." in name or "bridge" in name:
-            group = "matrices" if parameter.ndim == 2 and "norm" not in name else "rest"
-        else:
-            group = "embedding" if "embed_" in name else "head" if "lm_head" in name else "rest"
-        out[group].append(parameter)
+        inside = "layers." in name or "bridge" in name
+        out["matrices" if inside and parameter.ndim == 2 and "norm" not in name else "rest"].append(parameter)
     return out
 
 

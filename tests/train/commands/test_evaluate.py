@@ -22,7 +22,7 @@ def test_every_suite_has_options_with_help(suite: str):
 
 def test_a_suite_that_does_not_exist_is_named_with_the_others(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", "nothing"])
-    with pytest.raises(SystemExit, match="evaluate: there is no suite 'nothing': choose concepts, "):
+    with pytest.raises(SystemExit, match="evaluate: there is no suite 'nothing': choose tokenizer, "):
         evaluate.main()
 
 

@@ -188,11 +188,11 @@ DAMAGE = [
     (changed(offsets=lambda offsets: offsets[:-1]), "its index is of"),
     (changed(spans=lambda spans: spans + 1000), "answers lie outside"),
     (changed(texts=lambda texts: texts[1:]), "its index is of"),
-    (changed(pictures=lambda images: images[1:]), "its index is of"),
-    (changed(pictures=lambda images: images.astype(np.float64)), "holds float64"),
+    (changed(images=lambda images: images[1:]), "its index is of"),
+    (changed(images=lambda images: images.astype(np.float64)), "holds float64"),
     (changed(texts=lambda texts: texts.astype(np.int64) - 2), "a number of texts or images is negative"),
-    (changed(pictures=lambda images: -images), "a number of texts or images is negative"),
-    (without("pictures"), "not a whole shard .*pictures"),
+    (changed(images=lambda images: -images), "a number of texts or images is negative"),
+    (without("images"), "not a whole shard .*images"),
 ]
 
 

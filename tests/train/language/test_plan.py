@@ -23,7 +23,7 @@ from train.runtime.config import override
 from train.runtime.flops import flops_per_token, matrix_parameters, muon_flops, step_flops, utilisation
 from train.runtime.optim import LearningRates, optimizers
 
-RATES = LearningRates(1e-3, 1e-3, 1e-3, 1e-3)
+RATES = LearningRates(1e-3, 1e-3)
 FAMILIES = [
     {},
     {"num_key_value_heads": 4, "activation": "relu", "norm": "layernorm"},
