@@ -45,7 +45,8 @@ def sample_shards(sample: Path, vq_folder: Path, out: Path) -> Path:
             writer.sample(name=key, code=facts["code"], documents=4)
             for language, image in zip(LANGUAGES, both, strict=True):
                 name = facts["name"][language]
-                writer.add(Document((Text(f"{name}, {facts['style']}"), Image(image))))
+                article = "a " if language == "en" else ""
+                writer.add(Document((Text(f"{article}{name}, {facts['style']}"), Image(image))))
                 writer.add(questions(targets(name, language), Image(image)))
         writer.save(out, split)
     finish(out, text, vocab, tokenizer)
