@@ -24,9 +24,11 @@ from train.runtime.optim import StepSkipper
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(config: LMConfig, run: Path, tmp_path: Path):
     lm.train(override(config, {"micro_batch_size": 1, "samples.prompts": ()}), tmp_path)
-    for part, whole in zip(logged(tmp_path), logged(run), strict=True):
-        assert part["loss"] == pytest.approx(whole["loss"], abs=2e-4)
-        assert part["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+    parts, wholes = logged(tmp_path), logged(run)
+    assert parts[0]["loss"] == pytest.approx(wholes[0]["loss"], abs=2e-5)
+    for part, whole in zip(parts, wholes, strict=True):  # where Muon computes in bf16, differences grow with each step
+        assert part["loss"] == pytest.approx(whole["loss"], abs=2e-3)
+        assert part["grad_norm"] == pytest.approx(whole["grad_norm"], rel=5e-3)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
