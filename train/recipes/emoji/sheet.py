@@ -69,7 +69,10 @@ def main(
     model: Annotated[str, typer.Option(help="folder or name")] = "emoji",
     out: Annotated[Path, typer.Option(help="the image that is written")] = Path("docs/contact_sheet.png"),
 ) -> None:
-    sheet(CM3.from_pretrained(model)).save(out)
+    try:
+        sheet(CM3.from_pretrained(model)).save(out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"sheet: {error}") from None
 
 
 if __name__ == "__main__":
